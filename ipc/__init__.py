@@ -1,0 +1,1 @@
+"""The ipc layer of occamdb; see ARCHITECTURE.md."""

@@ -1,0 +1,1 @@
+"""occamdb: Optimistic Concurrency Control for Agent Memory."""

@@ -1,0 +1,1 @@
+"""The stress layer of occamdb; see ARCHITECTURE.md."""

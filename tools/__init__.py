@@ -1,0 +1,1 @@
+"""The tools layer of occamdb; see ARCHITECTURE.md."""
