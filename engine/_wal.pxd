@@ -1,0 +1,64 @@
+"""The interface of the log appender and of CRC32C for compiled code. See `_wal.pyx`."""
+
+from occamdb.ipc._atomics cimport i64, u8, u32, u64
+
+# CRC32C (Castagnoli) of `size` bytes, continuing from `crc` (0 to begin). crc32c(b"123456789") is 0xE3069283.
+cdef u32 crc32c(u32 crc, const u8 *data, u64 size) noexcept nogil
+
+cdef class WalAppender:
+    """Every `cdef` method: the commit thread only, no GIL, 0 or an errno. `sync_aside` may run in one other thread."""
+    cdef u8 *buffer                  # entries of the batch being built
+    cdef u64 used
+    cdef u64 capacity
+    cdef u64 transaction_start       # position in `buffer` of the open transaction; NOT_OPEN when there is none
+    cdef u64 session                 # of the open transaction
+    cdef u64 sequence
+    cdef int fd                      # the current segment
+    cdef int directory_fd            # of wal/
+    cdef u64 first_version           # in the name of the current segment
+    cdef u64 next_version            # of the next transaction to be encoded
+    cdef u64 written_version         # last version handed to the kernel
+    cdef u64 seed                    # of the entries' checksums in this segment
+    cdef u64 position                # bytes of the current segment that hold whole transactions
+    cdef u64 allocated               # the segment's file is this long (zeros behind position)
+    cdef u64 synced                  # bytes of the current segment known to be on disk
+    cdef u64 segment_size
+    cdef u64 total_bytes             # written by this appender, all segments
+    cdef u64 flush_count
+    cdef u64 sync_count
+    cdef u64 rotate_count
+    cdef u32 lock                    # guards fd against close while sync_aside duplicates it
+    cdef bint poisoned               # no append until the database is opened again
+    cdef bint uncertain              # a failed batch could not be cut off: it may be there after a recovery
+    cdef int poison_errno
+    cdef u8 database_id[16]
+
+    cdef int begin_transaction(self, u64 session, u64 sequence, const u8 *run_id, i64 timestamp) noexcept nogil
+    cdef int add_write(self, const u8 *key, u32 key_size, const u8 *value, u32 value_size, u64 version,
+                       i64 expires_at) noexcept nogil
+    cdef int add_delete(self, const u8 *key, u32 key_size, u64 version) noexcept nogil
+    # A delete made by the expiry of the record with version `removed` (Record.flags EXPIRY).
+    cdef int add_expiry(self, const u8 *key, u32 key_size, u64 version, u64 removed) noexcept nogil
+    cdef int add_delete_range(self, const u8 *start, u32 start_size, const u8 *end, u32 end_size,
+                              u64 version) noexcept nogil
+    cdef int end_transaction(self, u64 commit_version) noexcept nogil
+    # Position in the buffer (take it between transactions); `discard_to(mark)` drops what came after it.
+    cdef u64 mark(self) noexcept nogil
+    cdef void discard_to(self, u64 mark) noexcept nogil
+    # One write of the buffer, then fdatasync if `sync`. 0, or errno with nothing of this batch left in the log
+    # (`uncertain` says when that could not be made sure). An empty buffer with `sync` is `sync()`.
+    cdef int flush(self, bint sync) noexcept nogil
+    # fdatasync of what was written. A failed one poisons the appender for good.
+    cdef int sync(self) noexcept nogil
+    cdef bint needs_sync(self) noexcept nogil
+    # The same from another thread while the commit thread appends: the timer of durability "standard".
+    cdef int sync_aside(self) noexcept nogil
+
+    cdef int _reserve(self, u64 size) noexcept nogil
+    cdef void _seal(self, u64 start) noexcept nogil
+    cdef int _cut_back(self) noexcept nogil
+    cdef int _grow_file(self, u64 size) noexcept nogil
+    cdef int _rotate(self) noexcept nogil
+    cdef int _create_segment(self, u64 first_version) noexcept nogil
+    cdef void _poison(self, int error) noexcept nogil
+    cdef void _drop_batch(self) noexcept nogil
