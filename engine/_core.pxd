@@ -1,0 +1,108 @@
+"""The commit core's private state, shared by the modules that serve a request: validate, apply, expiry, pins, commit.
+
+1. One `Core` belongs to one commit thread (or, in memory, to whoever holds the handle's mutex): no field but
+   `stop`, `poisoned` and each channel's `state` is touched by two threads.
+2. `next_version` is the last version given out; between a batch's first apply and its publish it runs ahead of the
+   store's `committed_version`, and every record above the latter is unseen by readers.
+3. `undo` lists the batch's installs in order; undoing newest first restores the store exactly.
+4. `recent` is a ring of the last RECENT_COUNT (version, node) writes, newest at `recent_next - 1`.
+"""
+
+from occamdb.engine._expiry cimport ExpiryHeap
+from occamdb.engine._store cimport Store
+from occamdb.ipc._atomics cimport i64, u8, u16, u32, u64
+from occamdb.ipc._ring cimport Inbox, Ring
+
+cdef enum:
+    RECENT_COUNT = 65536            # a power of two
+    HOT_KEYS = 32
+    HOT_KEY_SIZE = 96
+    HISTOGRAM_COUNT = 40            # bucket b: values in [2**(b-1), 2**b)
+
+    # Channel states. FREE -> ACTIVE by the control plane (it fills the slot in first, release);
+    # ACTIVE -> CLOSING by the control plane; CLOSING -> CLOSED by the commit thread once it has served
+    # what was complete; CLOSED -> FREE by the control plane. ACTIVE -> BROKEN by the commit thread on
+    # bad input, then the control plane closes it. So each transition has exactly one writer.
+    CHANNEL_FREE = 0
+    CHANNEL_ACTIVE = 1
+    CHANNEL_CLOSING = 2
+    CHANNEL_CLOSED = 3
+    CHANNEL_BROKEN = 4
+
+    # What became of the request a channel has in the current batch.
+    ANSWER_NONE = 0
+    ANSWER_COMMITTED = 1            # becomes LOG_WRITE_ERROR if the batch cannot be logged
+    ANSWER_REFUSED = 2
+
+cdef struct Channel:
+    u32 state                       # CHANNEL_*, atomic
+    u32 answer                      # ANSWER_*
+    u64 session
+    u64 sequence                    # of the last request taken
+    u64 last_sequence               # of the last commit
+    u64 last_version
+    Ring request
+    Ring reply
+    Inbox inbox
+    void *word                      # the worker's doorbell, in its segment
+    void *sleeping
+    u8 *slots                       # SLOT_COUNT x {u64 value, u64 mark}, in its segment
+    void *slots_high
+    u8 *out                         # the reply under construction
+    u64 out_size
+    u64 out_capacity
+    u64 reply_max                   # largest reply that always fits the reply ring
+    u64 commits
+    u64 conflicts
+
+cdef struct Undo:
+    u32 node
+    u32 record
+
+cdef struct Recent:
+    u64 version
+    u32 node
+
+cdef struct HotKey:
+    u64 hash
+    u64 count
+    u32 size
+    u8 key[HOT_KEY_SIZE]
+
+cdef struct Counters:
+    u64 commits
+    u64 batches
+    u64 conflicts_read              # transactions by the kind of their first conflict
+    u64 conflicts_range
+    u64 conflicts_write
+    u64 conflicts_cas
+    u64 refused                     # everything else that was not a conflict
+    u64 expired
+    u64 revoked
+    u64 log_errors
+    u64 batch_sizes[HISTOGRAM_COUNT]
+    u64 batch_ns[HISTOGRAM_COUNT]
+
+cdef struct Core:
+    Store store
+    u64 next_version
+    i64 now                         # realtime ns, read once a batch
+    Undo *undo
+    u64 undo_count
+    u64 undo_capacity
+    Recent *recent
+    u64 recent_next
+    u64 recent_floor                # versions up to here may be missing from `recent`
+    ExpiryHeap expiry
+    Channel *channels
+    u32 channel_capacity
+    u32 channels_high
+    u64 *pins                       # scratch of the pin scan
+    u64 pins_capacity
+    u64 collected_version           # committed_version at the last collect
+    u32 key_size_max                # of whole keys
+    u32 value_size_max
+    u64 request_size_max
+    u64 ttl_live                    # installs with an expiry time since the heap was last compacted
+    HotKey hot[HOT_KEYS]
+    Counters counters
