@@ -1,6 +1,7 @@
-"""Extensions only: every `.pyx` under `src/` becomes one compiled module.
+"""Extensions only: every `.pyx` under `src/occamdb/` becomes one compiled module.
 
-`OCCAMDB_ONLY=occamdb.engine._store,...` builds just the named modules (handy while working on one).
+`OCCAMDB_ONLY=occamdb.engine._store,...` builds just the named modules (handy while working on one);
+`OCCAMDB_JOBS=n` bounds the parallel compilers (default: one a core).
 """
 
 import os
@@ -9,16 +10,16 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-ROOT = Path(__file__).parent
-PACKAGES = ("ipc", "engine")
+PACKAGES = ("ipc", "engine", "primitives")
+JOBS = int(os.environ.get("OCCAMDB_JOBS", "0")) or os.cpu_count() or 1
 
 
 def extensions() -> list[Extension]:
-    """Name sources through `src/`, so that `cimport occamdb.ipc._atomics` resolves."""
+    """Name sources through `src/`, so that `cimport occamdb.ipc._atomics` resolves; an sdist has no other place."""
     only = set(filter(None, os.environ.get("OCCAMDB_ONLY", "").split(",")))
     found = []
     for package in PACKAGES:
-        for source in sorted((ROOT / package).glob("*.pyx")):
+        for source in sorted((Path(__file__).parent / "src/occamdb" / package).glob("*.pyx")):
             name = f"occamdb.{package}.{source.stem}"
             if not only or name in only:
                 found.append(
@@ -31,17 +32,26 @@ def extensions() -> list[Extension]:
     return found
 
 
-setup(
-    ext_modules=cythonize(
-        extensions(),
-        include_path=["src"],
-        build_dir="build",
-        compiler_directives={
-            "language_level": "3",
-            "boundscheck": False,
-            "wraparound": False,
-            "cdivision": True,
-            "embedsignature": True,
-        },
+def main() -> None:
+    """Translate (one process a module) and hand over to setuptools (one compiler a module)."""
+    modules = extensions()
+    setup(
+        options={"build_ext": {"parallel": JOBS}},
+        ext_modules=cythonize(
+            modules,
+            include_path=["src"],
+            build_dir="build",
+            nthreads=min(JOBS, len(modules)) if len(modules) > 1 else 0,
+            compiler_directives={
+                "language_level": "3",
+                "boundscheck": False,
+                "wraparound": False,
+                "cdivision": True,
+                "embedsignature": True,
+            },
+        ),
     )
-)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+# occamdb: every target sets up all it needs (Python 3.11+ with headers and a C compiler; nothing else).
+#
+#   make demo      index a tree of real files with several processes at once
+#   make test      the test suite, in parallel
+#   make help      the other targets
+#
+# PYTHON=python3.12 chooses the interpreter, VENV=/tmp/venv another place for the virtual environment.
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+             $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+AGENTS ?= 4
+DIR ?=
+ARGS ?=
+
+# DEPS: the environment and the editable install; BUILT: the compiled modules are up to date. Both stamps live in
+# the virtual environment, so that a second environment installs and builds for itself.
+DEPS := $(VENV)/.occamdb-deps
+BUILT := $(VENV)/.occamdb-built
+SOURCES := $(wildcard ipc/*.pyx ipc/*.pxd engine/*.pyx engine/*.pxd primitives/*.pyx primitives/*.pxd)
+COMPILED = $(patsubst %.pyx,occamdb.%,$(subst /,.,$(wildcard ipc/*.pyx engine/*.pyx primitives/*.pyx)))
+
+.DELETE_ON_ERROR:
+.PHONY: help install demo test check lint format types stubs bench bench-smoke coverage dist clean distclean
+
+help:
+	@echo "make demo         [DIR=path] [AGENTS=n]  several processes index the files below DIR together"
+	@echo "make test         [ARGS='-k name']       the test suite (pytest -n auto)"
+	@echo "make check        ruff, mypy strict, stub check of the compiled modules"
+	@echo "make bench        [ARGS='--peers lmdb']  the benchmark table"
+	@echo "make bench-smoke  ratios against the committed baseline, under a minute"
+	@echo "make coverage     line coverage of the Python code"
+	@echo "make dist         sdist and wheel in dist/"
+	@echo "make clean        remove what was built; distclean removes the virtual environment too"
+
+$(DEPS): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "occamdb needs Python 3.11 or later; set PYTHON=/path/to/python3"; exit 1; }
+	@echo "== virtual environment in $(VENV) ($$($(PYTHON) -V)); compiling takes a minute"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install 'setuptools>=77' 'cython>=3.1' wheel
+	@$(PIP) install --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(BUILT): $(DEPS) setup.py $(SOURCES)
+	@echo "== compiled modules"
+	@$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+install: $(BUILT)
+
+demo: $(BUILT)
+	$(BIN)/occamdb demo $(DIR) --agents $(AGENTS)
+
+test: $(BUILT)
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+check: lint types stubs
+
+lint: $(BUILT)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(BUILT)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(BUILT)
+	$(BIN)/python -m mypy
+
+stubs: $(BUILT)
+	MYPYPATH=src $(BIN)/python -m mypy.stubtest --concise --ignore-missing-stub --allowlist tools/stubtest-allow.txt $(COMPILED)
+
+bench: $(BUILT)
+	$(BIN)/occamdb bench $(ARGS)
+
+bench-smoke: $(BUILT)
+	$(BIN)/occamdb bench smoke $(ARGS)
+
+coverage: $(BUILT)
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m pytest -n auto --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)
+
+dist: $(DEPS)
+	@$(PIP) install build
+	$(BIN)/python -m build --no-isolation
+
+clean:
+	rm -rf build dist htmlcov .coverage .coverage.* src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f $(wildcard ipc/*.so engine/*.so primitives/*.so) $(BUILT)
+	find ipc engine primitives stress tools tests -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,85 @@
+"""Shared by every test: hypothesis profiles, and the guard that nothing outlives the test that started it.
+
+The guard runs around each test and once more around the whole session. It looks only at processes and
+segments it can attribute to this test process (see `tests.support.leaks`), so xdist workers do not see each
+other's.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.support import leaks
+
+_MARKER = leaks.mark_this_process()
+leaks.record_segments()
+
+_QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
+settings.register_profile("dev", deadline=None, max_examples=50, suppress_health_check=_QUIET)
+settings.register_profile(
+    "ci", deadline=None, max_examples=50, derandomize=True, print_blob=True, suppress_health_check=_QUIET
+)
+settings.register_profile("deep", deadline=None, max_examples=2000, suppress_health_check=_QUIET)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+@pytest.fixture
+def database_path(tmp_path: Path) -> Iterator[Path]:
+    """A fresh path for a database; a coordinator serving it at the end of the test is stopped cleanly."""
+    path = tmp_path / "db"
+    yield path
+    stop_coordinator(path)
+
+
+def stop_coordinator(path: Path) -> None:
+    """End this test's coordinator of `path` by SIGTERM, if one runs, and wait for it."""
+    with contextlib.suppress(OSError, ValueError, KeyError, psutil.NoSuchProcess):
+        pid = json.loads((path / "coordinator.json").read_bytes())["pid"]
+        if pid in leaks.own_processes(_MARKER):
+            process = psutil.Process(pid)
+            process.terminate()
+            process.wait(timeout=leaks.GRACE_S)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a process or a segment; remove both, so that the next test starts clean.
+
+    Requested first of all, so it ends last: a test's own fixtures have cleaned up by then. What a fixture of
+    wider scope started before the test is not the test's.
+    """
+    directory = Path(request.getfixturevalue("tmp_path")) if "tmp_path" in request.fixturenames else None
+    processes_before = set(leaks.own_processes(_MARKER))
+    segments_before = leaks.own_segments(None)
+    yield
+    pids = leaks.wait_until_gone(
+        lambda: {p: q for p, q in leaks.own_processes(_MARKER).items() if p not in processes_before}
+    )
+    description = leaks.describe(pids)
+    leaks.kill(pids)
+    names = leaks.wait_until_gone(lambda: leaks.own_segments(directory) - segments_before)
+    leaks.unlink(names)
+    if pids:
+        pytest.fail(f"the test left processes behind:\n{description}", pytrace=False)
+    if names:
+        pytest.fail(f"the test left shared memory behind: {names}", pytrace=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_at_the_end(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The same for the whole session of this process, fixtures of wide scope included."""
+    yield
+    pids = leaks.wait_until_gone(lambda: leaks.own_processes(_MARKER))
+    description = leaks.describe(pids)
+    leaks.kill(pids)
+    base = tmp_path_factory.getbasetemp()
+    names = leaks.wait_until_gone(lambda: leaks.own_segments(base))
+    leaks.unlink(names)
+    assert not pids, f"the session left processes behind:\n{description}"
+    assert not names, f"the session left shared memory behind: {names}"

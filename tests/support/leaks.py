@@ -1,0 +1,155 @@
+"""What a test left behind: processes and shared-memory segments, each attributed to the test process that made it.
+
+Several test processes (xdist workers, other checkouts) run on one machine, so "what is new since before" is not
+enough. Invariants:
+
+1. A process is ours if it descends from this test process, or carries this process's marker in the environment
+   it was started with (a daemon that detached itself keeps its environment).
+2. A segment is ours if its name carries the id of a database whose `meta` file lies below the given
+   directory, or if this process created it through `posix_ipc`.
+3. The helpers multiprocessing keeps for a process's whole life (resource tracker, fork server) are no leak.
+"""
+
+import json
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import posix_ipc
+import psutil
+
+MARKER = "OCCAMDB_TEST_PROCESS"
+SHARED_MEMORY = Path("/dev/shm")
+GRACE_S = 10.0  # how long something on its way out may still be seen
+
+_KEPT_BY_MULTIPROCESSING = (
+    "multiprocessing.resource_tracker",
+    "multiprocessing.forkserver",
+    "resource_tracker import",
+)
+_SEGMENT_NAME = re.compile(r"^occam-")
+_created: set[str] = set()
+
+
+def mark_this_process() -> str:
+    """Give this process and everything it starts from here on a marker of its own; returns it."""
+    marker = f"{os.getpid()}-{uuid.uuid4().hex}"
+    os.environ[MARKER] = marker
+    return marker
+
+
+def record_segments() -> None:
+    """Note the name of every segment this process creates, whoever asks for it."""
+    original: Callable[..., Any] = posix_ipc.SharedMemory
+
+    class RecordingSharedMemory(original):  # type: ignore[misc, valid-type]
+        def __init__(self, name: Any, flags: int = 0, *args: Any, **kwargs: Any) -> None:
+            super().__init__(name, flags, *args, **kwargs)
+            if flags & posix_ipc.O_CREAT:
+                _created.add(str(self.name).lstrip("/"))
+
+    posix_ipc.SharedMemory = RecordingSharedMemory
+
+
+def own_processes(marker: str) -> dict[int, psutil.Process]:
+    """Living processes of this test process, by pid; zombies that await their parent do not count."""
+    found = {child.pid: child for child in psutil.Process().children(recursive=True)}
+    needle = f"{MARKER}={marker}".encode()
+    for pid in _all_pids():
+        if pid != os.getpid() and pid not in found and needle in _environment(pid).split(b"\0"):
+            try:
+                found[pid] = psutil.Process(pid)
+            except psutil.NoSuchProcess:
+                continue
+    return {pid: process for pid, process in found.items() if _counts(process)}
+
+
+def own_segments(directory: Path | None) -> set[str]:
+    """Names in /dev/shm of databases below `directory`, and of segments this process created."""
+    names = {entry for entry in os.listdir(SHARED_MEMORY) if _SEGMENT_NAME.match(entry)}
+    if not names:
+        return set()
+    ids = tuple(f"occam-{database_id}" for database_id in _database_ids(directory)) if directory else ()
+    return {name for name in names if name in _created or (ids and name.startswith(ids))}
+
+
+def wait_until_gone(look: Callable[[], dict[int, psutil.Process] | set[str]]) -> list[Any]:
+    """What `look` still finds after the grace period; empty as soon as it finds nothing."""
+    deadline = time.monotonic() + GRACE_S
+    while found := look():
+        if time.monotonic() > deadline:
+            return sorted(found)
+        time.sleep(0.02)
+    return []
+
+
+def describe(pids: list[int]) -> str:
+    """One line a process: pid, state, command."""
+    lines = []
+    for pid in pids:
+        try:
+            process = psutil.Process(pid)
+            lines.append(f"  {pid} {process.status()} {' '.join(process.cmdline())[:200]}")
+        except psutil.Error:
+            continue
+    return "\n".join(lines)
+
+
+def kill(pids: list[int]) -> None:
+    """End leaked processes, so that one test's leak does not become the next one's."""
+    for pid in pids:
+        try:
+            psutil.Process(pid).kill()
+        except psutil.Error:
+            continue
+
+
+def unlink(names: list[str]) -> None:
+    """Remove leaked segments."""
+    for name in names:
+        (SHARED_MEMORY / name).unlink(missing_ok=True)
+
+
+def _all_pids() -> Iterator[int]:
+    return (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def _counts(process: psutil.Process) -> bool:
+    try:
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return False
+        command = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return not any(part in command for part in _KEPT_BY_MULTIPROCESSING)
+
+
+def _database_ids(directory: Path) -> set[str]:
+    """The first 16 hex digits of every database id found below `directory`."""
+    found = set()
+    for meta in directory.rglob("meta"):
+        try:
+            content = meta.read_bytes()
+        except OSError:
+            continue
+        found |= _ids_in(content)
+    return found
+
+
+def _ids_in(content: bytes) -> set[str]:
+    try:
+        database_id = json.loads(content)["database_id"]
+        return {str(database_id).replace("-", "")[:16]}
+    except (ValueError, KeyError, TypeError):
+        return {match.decode()[:16] for match in re.findall(rb"[0-9a-f]{32}", content)}

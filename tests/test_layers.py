@@ -1,0 +1,274 @@
+"""The architecture as a test: arrows only go down, each layer speaks its own language, public names are documented.
+
+Python is read with `ast`, Cython with regular expressions over the text without comments and strings.
+"""
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import occamdb
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {
+    "ipc": {"ipc"},
+    "engine": {"ipc", "engine"},
+    "primitives": {"ipc", "engine", "primitives"},
+    "stress": {"ipc", "engine", "primitives", "stress", "tools"},
+    "tools": {"ipc", "engine", "primitives", "stress", "tools"},
+}
+LAYERS = tuple(MAY_IMPORT)
+BELOW_THE_PUBLIC_FACE = ("ipc", "engine", "primitives")
+
+# Whole words of identifiers that a layer must not know. `version` alone would also forbid `layout_version`
+# and the like, which is about the format of a structure and belongs to ipc.
+FORBIDDEN_WORDS = {
+    "ipc": {"transaction", "transactions", "txn", "commit", "snapshot", "key", "keys", "version", "versions"},
+    "engine": {
+        "kv",
+        "kvstore",
+        "eventlog",
+        "statecell",
+        "tracestore",
+        "runindex",
+        "event",
+        "events",
+        "trace",
+        "traces",
+    },
+}
+ALLOWED_IDENTIFIERS = {
+    "ipc": re.compile(
+        r"(layout|protocol|format|abi|python)_version|(layout|protocol)_?versions?|version_info",
+        re.IGNORECASE,
+    ),
+    # `threading.Event`, selector events and tracebacks are not the primitives'.
+    "engine": re.compile(r"event_(read|write)|traceback|threading|format_exc", re.IGNORECASE),
+}
+STANDARD_NAMES_ALLOWED = {"engine": {"Event", "EVENT_READ", "EVENT_WRITE", "events"}}
+
+
+def files(layer: str, *suffixes: str) -> list[Path]:
+    return sorted(
+        p for p in (ROOT / layer).rglob("*") if p.suffix in suffixes and "__pycache__" not in p.parts
+    )
+
+
+ALL_PYTHON = [path for layer in LAYERS for path in files(layer, ".py", ".pyi")]
+ALL_CYTHON = [path for layer in LAYERS for path in files(layer, ".pyx", ".pxd")]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def module_of(path: Path) -> list[str]:
+    """`engine/wal/reader.py` is occamdb.engine.wal.reader; an `__init__` is its package."""
+    parts = ["occamdb", *path.relative_to(ROOT).with_suffix("").parts]
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def absolute(path: Path, level: int, module: str | None) -> str:
+    """The absolute name of a (relative) import in `path`."""
+    if level == 0:
+        return module or ""
+    package = module_of(path) if path.stem == "__init__" else module_of(path)[:-1]
+    base = package[: len(package) - (level - 1)]
+    return ".".join([*base, module] if module else base)
+
+
+def python_imports(path: Path) -> Iterator[tuple[str, int, int]]:
+    """(absolute name, line, level) of every import, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno, 0
+        elif isinstance(node, ast.ImportFrom):
+            base = absolute(path, node.level, node.module)
+            yield base, node.lineno, node.level
+            for alias in node.names:
+                yield f"{base}.{alias.name}", node.lineno, node.level
+
+
+def cython_imports(path: Path) -> Iterator[tuple[str, int, int]]:
+    """The same for import, cimport and `from … (c)import …` lines of Cython."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if match := re.match(r"\s*from\s+(\.*)([\w.]*)\s+c?import\s+(.*)", line):
+            base = absolute(path, len(match[1]), match[2] or None)
+            yield base, number, len(match[1])
+            for name in re.findall(r"(\w+)(?:\s+as\s+\w+)?", match[3].split("#")[0]):
+                yield f"{base}.{name}", number, len(match[1])
+        elif match := re.match(r"\s*c?import\s+([\w.]+)", line):
+            yield match[1], number, 0
+
+
+def imports(path: Path) -> Iterator[tuple[str, int, int]]:
+    return cython_imports(path) if path.suffix in (".pyx", ".pxd") else python_imports(path)
+
+
+def layer_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "occamdb" and len(parts) > 1 and parts[1] in MAY_IMPORT else None
+
+
+def own_layer(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0]
+
+
+def identifiers(path: Path) -> set[str]:
+    """Every identifier a file uses, without what stands in strings and comments."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix in (".pyx", ".pxd"):
+        text = re.sub(r'(?s)""".*?"""|\'\'\'.*?\'\'\'', " ", text)
+        text = re.sub(r"\"[^\"\n]*\"|'[^'\n]*'|#.*", " ", text)
+        return set(re.findall(r"[A-Za-z_]\w*", text))
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        for field in ("id", "attr", "name", "arg", "asname"):
+            value = getattr(node, field, None)
+            if isinstance(value, str) and not isinstance(node, ast.alias):
+                found.add(value)
+    return found
+
+
+def words(identifier: str) -> set[str]:
+    """`commitVersion`, `commit_version` and `COMMIT_VERSION` are all {commit, version}."""
+    return set(re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", identifier).lower().split("_")) - {""}
+
+
+@pytest.mark.parametrize("path", ALL_PYTHON + ALL_CYTHON, ids=name_of)
+def test_imports_only_go_down(path: Path) -> None:
+    layer = own_layer(path)
+    wrong = [
+        f"line {line}: {module}"
+        for module, line, _ in imports(path)
+        if (target := layer_of(module)) is not None and target not in MAY_IMPORT[layer]
+    ]
+    assert not wrong, f"{layer} must not import from a layer above it: {wrong}"
+
+
+@pytest.mark.parametrize("path", ALL_PYTHON + ALL_CYTHON, ids=name_of)
+def test_nothing_imports_a_bare_layer(path: Path) -> None:
+    wrong = [
+        f"line {line}: {module}"
+        for module, line, level in imports(path)
+        if level == 0 and module.split(".")[0] in LAYERS
+    ]
+    assert not wrong, f"write `occamdb.…` or a relative import: {wrong}"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in ALL_PYTHON + ALL_CYTHON if own_layer(p) in BELOW_THE_PUBLIC_FACE], ids=name_of
+)
+def test_nothing_below_imports_the_public_face(path: Path) -> None:
+    wrong = [
+        f"line {line}: {module}"
+        for module, line, level in imports(path)
+        if module == "occamdb" or (level and not module.startswith("occamdb."))
+    ]
+    assert not wrong, f"import from the module that owns the name: {wrong}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in ALL_PYTHON if own_layer(p) in BELOW_THE_PUBLIC_FACE and p.suffix == ".py"],
+    ids=name_of,
+)
+def test_lower_layers_import_their_own_package_relatively(path: Path) -> None:
+    wrong = [
+        f"line {line}: {module}"
+        for module, line, level in imports(path)
+        if level == 0 and module.startswith("occamdb.")
+    ]
+    assert not wrong, f"relative imports inside ipc, engine and primitives: {wrong}"
+
+
+@pytest.mark.parametrize("layer", sorted(FORBIDDEN_WORDS))
+def test_each_layer_speaks_its_own_language(layer: str) -> None:
+    wrong = []
+    for path in files(layer, ".py", ".pyx", ".pxd"):
+        for identifier in sorted(identifiers(path)):
+            known = ALLOWED_IDENTIFIERS[layer].search(identifier) or identifier in STANDARD_NAMES_ALLOWED.get(
+                layer, ()
+            )
+            if not known and (bad := words(identifier) & FORBIDDEN_WORDS[layer]):
+                wrong.append(f"{name_of(path)}: {identifier} says {sorted(bad)}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_primitives_never_touch_an_offset() -> None:
+    for path in files("primitives", ".py"):
+        wrong = [
+            f"line {line}: {module}"
+            for module, line, _ in imports(path)
+            if module.split(".")[0] in {"mmap", "ctypes", "posix_ipc"}
+            or (
+                re.match(r"occamdb\.ipc(?!\.errors)\b", module)
+                and module not in {"occamdb.ipc", "occamdb.ipc.errors"}
+            )
+            or re.match(r"occamdb\.engine\._(store|reader|commit|wal|layout)\b", module)
+        ]
+        assert not wrong, f"{name_of(path)} reaches below the transaction: {wrong}"
+
+
+def test_memory_orders_have_one_home() -> None:
+    for path in ALL_CYTHON:
+        if path.name != "_atomics.pxd":
+            found = re.findall(
+                r"__atomic_\w+|__ATOMIC_\w+|memory_order_\w+|__sync_\w+", path.read_text(encoding="utf-8")
+            )
+            assert not found, f"{name_of(path)} names memory orders itself: {found}"
+
+
+def test_no_module_is_named_like_the_standard_library() -> None:
+    taken = set(sys.stdlib_module_names)
+    wrong = [name_of(p) for p in ALL_PYTHON + ALL_CYTHON if p.stem in taken and not p.stem.startswith("__")]
+    assert not wrong
+
+
+def test_every_compiled_module_has_a_stub() -> None:
+    missing = [name_of(p) for p in ALL_CYTHON if p.suffix == ".pyx" and not p.with_suffix(".pyi").exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", [p for p in ALL_PYTHON if p.suffix == ".py"], ids=name_of)
+def test_every_module_says_what_it_owns(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), "no module docstring"
+
+
+def test_public_names_exist_and_are_documented() -> None:
+    assert list(occamdb.__all__), "occamdb names its public interface in __all__"
+    undocumented = []
+    for name in occamdb.__all__:
+        value = getattr(occamdb, name)
+        if (inspect.isclass(value) or callable(value)) and not (inspect.getdoc(value) or "").strip():
+            undocumented.append(name)
+    assert not undocumented
+
+
+def test_public_methods_are_documented() -> None:
+    undocumented = []
+    for name in occamdb.__all__:
+        value = getattr(occamdb, name)
+        if not inspect.isclass(value):
+            continue
+        for attribute, member in vars(value).items():
+            plain = inspect.isfunction(member) or isinstance(member, (property, classmethod, staticmethod))
+            if plain and not attribute.startswith("_") and not inspect.getdoc(getattr(value, attribute)):
+                undocumented.append(f"{name}.{attribute}")
+    assert not undocumented
+
+
+def test_the_rules_catch_what_they_forbid() -> None:
+    assert absolute(ROOT / "engine/wal.py", 1, "keys") == "occamdb.engine.keys"
+    assert absolute(ROOT / "engine/wal.py", 2, "ipc.errors") == "occamdb.ipc.errors"
+    assert absolute(ROOT / "engine/__init__.py", 1, None) == "occamdb.engine"
+    assert words("commitVersion") == words("COMMIT_VERSION") == {"commit", "version"}
+    assert not ALLOWED_IDENTIFIERS["ipc"].search("commit_version")
+    assert ALLOWED_IDENTIFIERS["ipc"].search("LAYOUT_VERSION")
