@@ -15,7 +15,7 @@ JOBS = int(os.environ.get("OCCAMDB_JOBS", "0")) or os.cpu_count() or 1
 
 
 def extensions() -> list[Extension]:
-    """Name sources through `src/`, so that `cimport occamdb.ipc._atomics` resolves; an sdist has no other place."""
+    """Name sources through `src/`, so that `cimport occamdb.ipc._atomics` resolves."""
     only = set(filter(None, os.environ.get("OCCAMDB_ONLY", "").split(",")))
     found = []
     for package in PACKAGES:

@@ -1,10 +1,10 @@
-"""What a test left behind: processes and shared-memory segments, each attributed to the test process that made it.
+"""What a test left behind: processes and shared-memory segments, each attributed to the process that made it.
 
-Several test processes (xdist workers, other checkouts) run on one machine, so "what is new since before" is not
-enough. Invariants:
+Several test processes (xdist workers, other checkouts) run on one machine, so "what is new since before" is
+not enough. Invariants:
 
-1. A process is ours if it descends from this test process, or carries this process's marker in the environment
-   it was started with (a daemon that detached itself keeps its environment).
+1. A process is ours if it descends from this test process, or carries this process's marker in the
+   environment it was started with (a daemon that detached itself keeps its environment).
 2. A segment is ours if its name carries the id of a database whose `meta` file lies below the given
    directory, or if this process created it through `posix_ipc`.
 3. The helpers multiprocessing keeps for a process's whole life (resource tracker, fork server) are no leak.
@@ -29,7 +29,6 @@ GRACE_S = 10.0  # how long something on its way out may still be seen
 _KEPT_BY_MULTIPROCESSING = (
     "multiprocessing.resource_tracker",
     "multiprocessing.forkserver",
-    "resource_tracker import",
 )
 _SEGMENT_NAME = re.compile(r"^occam-")
 _created: set[str] = set()
