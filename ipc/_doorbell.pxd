@@ -1,0 +1,32 @@
+"""Sleeping and waking between processes, with spinning that adapts.
+
+Protocol (argued in README.md): the waiter reads `word`, sets `sleeping` = 1, fences, checks `ready` once more and
+FUTEX_WAITs for `word` to change. The ringer publishes, fences, reads `sleeping`, and if it is set increments `word`
+and wakes. Whoever fences first, the other one sees: no wake-up is lost.
+
+Invariants:
+  1. `sleeping` is written only by the one waiter of the doorbell; `word` only ever grows (mod 2**32), by ringers.
+  2. A ringer that dies between any two steps strands nobody but its own request: the next ringer rings again.
+  3. `ready` decides; a wake-up means nothing by itself (spurious ones are harmless).
+Both words can be forged by a worker, so the coordinator never waits without a bound.
+"""
+
+from ._atomics cimport i64, u32, u64
+
+ctypedef bint (*ready_fn)(void *) noexcept nogil
+
+cdef struct Waiter:          # private, adaptive state of one waiting side
+    u32 score               # 0..256: share of recent spins that paid off; spins while >= SCORE_SPIN
+    u32 probe_backoff       # probe only in windows whose index is a multiple of 1 << probe_backoff
+    u64 probe_window        # window in which probes are counted
+    u32 probe_failures      # failed probes in that window
+    u64 spins, spins_paid, sleeps, wakes        # statistics
+
+cdef void waiter_init(Waiter *w) noexcept nogil
+
+# Wait until ready(context) is true. 1: ready; 0: timed out; 2: interrupted by a signal (EINTR), call again.
+# timeout_ns < 0 waits without a bound, 0 only looks. may_spin: the caller's knowledge that a core is free.
+cdef int doorbell_wait(Waiter *w, void *word, void *sleeping, ready_fn ready, void *context,
+                       i64 timeout_ns, bint may_spin) noexcept nogil
+# Call after publishing (with at least release order).
+cdef void doorbell_ring(void *word, void *sleeping) noexcept nogil

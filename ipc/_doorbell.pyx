@@ -1,0 +1,234 @@
+"""Futex doorbells with adaptive spinning; the contract is in `_doorbell.pxd`, the argument in README.md.
+
+Why adapt: on an idle machine a spin of a few microseconds saves two context switches and two wake-ups of an idle
+core (405 K exchanges a second against 15 K); on a busy one it burns the time slice that the peer is waiting for.
+Nobody can tell beforehand which it is, so each waiter keeps score:
+
+- a spin *paid off* when the wait ended within SPIN_NS; one that ran out, or during which the thread was
+  preempted, did not. Three failures running end the spinning; about two in three must pay off to keep it;
+- after that the waiter sleeps at once, except for *probes*: spins of up to PROBE_NS, long enough to outlast the
+  wake-up of a sleeping peer, inside short windows of CLOCK_MONOTONIC. That clock is one for all processes, so the
+  windows of both sides coincide: two sides that both sleep find back to spinning, which neither could alone
+  (its peer's wake-up takes longer than any spin worth its cost). Failed windows thin out up to
+  1 << PROBE_BACKOFF_MAX, so probing costs less than a thousandth of the time where it never pays.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.errno cimport EINTR, ETIMEDOUT
+
+from ._atomics cimport (clock_monotonic_ns, cpu_relax, fence_seq_cst, fetch_add_u32, futex_wait, futex_wake,
+                        load_acquire_u32, load_acquire_u64, load_relaxed_u32, store_relaxed_u32,
+                        store_release_u64, store_seq_cst_u32, u8)
+
+cdef enum:
+    SPIN_NS = 20000             # longest ordinary spin
+    PROBE_NS = 60000            # longest probe: a wake-up of an idle core, and the peer's work
+    CHECKS_PER_CLOCK = 8        # looks at `ready` between two looks at the clock
+    SCORE_MAX = 256
+    SCORE_SPIN = 128
+    SCORE_MIN = 64              # so that a few good probes suffice to come back
+    WINDOW_SHIFT = 24           # a window starts every 2**24 ns (16.8 ms)
+    WINDOW_NS = 262144          # and lasts this long
+    PROBE_FAILURES_MAX = 2      # failed probes that end a window for this waiter
+    PROBE_BACKOFF_MAX = 4
+
+
+cdef void waiter_init(Waiter *w) noexcept nogil:
+    w.score = SCORE_MAX
+    w.probe_backoff = 0
+    w.probe_window = 0
+    w.probe_failures = 0
+    w.spins = w.spins_paid = w.sleeps = w.wakes = 0
+
+
+cdef bint may_probe(Waiter *w, i64 now) noexcept nogil:
+    """Whether `now` lies in a probe window that this waiter has not spoiled yet."""
+    cdef u64 window = <u64>now >> WINDOW_SHIFT
+    if (<u64>now & ((<u64>1 << WINDOW_SHIFT) - 1)) >= WINDOW_NS:
+        return False
+    if window & ((<u64>1 << w.probe_backoff) - 1):
+        return False
+    if window != w.probe_window:
+        w.probe_window = window
+        w.probe_failures = 0
+    return w.probe_failures < PROBE_FAILURES_MAX
+
+
+cdef void judge(Waiter *w, i64 took, bint probe) noexcept nogil:
+    """Keep score of a spin that took `took` ns."""
+    w.spins += 1
+    if took <= SPIN_NS:
+        w.spins_paid += 1
+        w.score += (SCORE_MAX - w.score + 7) >> 3
+        if w.score >= SCORE_SPIN:
+            w.probe_backoff = 0
+    elif probe:
+        # One that ended in time for a probe says no more than that the peer was asleep: no change.
+        if took > PROBE_NS:
+            w.probe_failures += 1
+            if w.probe_failures == PROBE_FAILURES_MAX and w.probe_backoff < PROBE_BACKOFF_MAX:
+                w.probe_backoff += 1
+    else:
+        w.score = max(<u32>SCORE_MIN, w.score - (w.score >> 2))
+
+
+cdef bint spin(Waiter *w, ready_fn ready, void *context, i64 start, i64 budget, bint probe) noexcept nogil:
+    """Look at `ready` for up to `budget` ns; whether it came true."""
+    cdef i64 took
+    cdef int check
+    cdef bint done = False
+    while True:
+        for check in range(CHECKS_PER_CLOCK):
+            cpu_relax()
+            if ready(context):
+                done = True
+                break
+        # Also on success: a thread that was preempted meanwhile spun at the cost of its time slice.
+        took = clock_monotonic_ns() - start
+        if done or took > budget:
+            break
+    judge(w, took, probe)
+    return done
+
+
+cdef int doorbell_wait(Waiter *w, void *word, void *sleeping, ready_fn ready, void *context,
+                       i64 timeout_ns, bint may_spin) noexcept nogil:
+    cdef i64 start, deadline, left
+    cdef u32 seen
+    cdef int outcome
+    cdef bint probe
+    if ready(context):
+        return 1
+    if timeout_ns == 0:
+        return 0
+    start = clock_monotonic_ns()
+    if may_spin:
+        probe = w.score < SCORE_SPIN
+        if not probe or may_probe(w, start):
+            if spin(w, ready, context, start, PROBE_NS if probe else SPIN_NS, probe):
+                return 1
+    deadline = start + timeout_ns
+    while True:
+        # Acquire: taken before `ready` is looked at, so that a ring after that look has changed the word.
+        seen = load_acquire_u32(word)
+        # Seq_cst store and fence: pair with the fence in doorbell_ring. Either the ringer sees sleeping = 1 and
+        # rings, or its publication came before this fence and the next line sees it.
+        store_seq_cst_u32(sleeping, 1)
+        fence_seq_cst()
+        if ready(context):
+            # Relaxed: a ringer that still sees 1 makes a harmless system call.
+            store_relaxed_u32(sleeping, 0)
+            return 1
+        left = -1
+        outcome = 0
+        if timeout_ns > 0:
+            left = deadline - clock_monotonic_ns()
+            if left <= 0:
+                outcome = ETIMEDOUT
+        if outcome == 0:
+            w.sleeps += 1
+            outcome = futex_wait(word, seen, left)
+        store_relaxed_u32(sleeping, 0)
+        if ready(context):
+            w.wakes += 1
+            return 1
+        if outcome == ETIMEDOUT:
+            return 0
+        if outcome == EINTR:
+            return 2
+
+
+cdef void doorbell_ring(void *word, void *sleeping) noexcept nogil:
+    # Seq_cst fence: orders the publication before the load below, against the fence in doorbell_wait.
+    fence_seq_cst()
+    # Relaxed: the fences give the order.
+    if load_relaxed_u32(sleeping):
+        fetch_add_u32(word, 1)
+        futex_wake(word, 1)
+
+
+# ---- tests --------------------------------------------------------------------------------------------------
+
+cdef struct Target:
+    void *value             # u64 in shared memory
+    u64 wanted
+
+
+cdef bint target_reached(void *context) noexcept nogil:
+    cdef Target *target = <Target *>context
+    # Acquire: pairs with the release in Bell.publish.
+    return load_acquire_u64(target.value) >= target.wanted
+
+
+cdef class Bell:
+    """One doorbell with a u64 that counts up, over a writable buffer: word at offset, sleeping flag at +64, value at
+    +128. For tests and measurements: one side waits for a value, the other publishes it.
+    """
+
+    cdef Py_buffer view
+    cdef u8 *base
+    cdef Waiter waiter
+
+    def __cinit__(self, buffer, Py_ssize_t offset=0):
+        PyObject_GetBuffer(buffer, &self.view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        if offset < 0 or offset & 63 or self.view.len < offset + 192:
+            raise ValueError("the buffer must hold 192 bytes from a 64-byte aligned offset")
+        self.base = <u8 *>self.view.buf + offset
+        waiter_init(&self.waiter)
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.view)
+
+    def publish(self, u64 value):
+        """Store `value` and ring."""
+        # Release: as a real publication would.
+        store_release_u64(self.base + 128, value)
+        doorbell_ring(self.base, self.base + 64)
+
+    def wait_for(self, u64 value, i64 timeout_ns, bint may_spin):
+        """`doorbell_wait` until the value is at least `value`: 1, 0 or 2."""
+        cdef Target target
+        cdef int outcome
+        target.value = self.base + 128
+        target.wanted = value
+        with nogil:
+            outcome = doorbell_wait(&self.waiter, self.base, self.base + 64, target_reached, &target, timeout_ns, may_spin)
+        return outcome
+
+    def play(self, Bell other, u64 first, u64 rounds, bint leads, i64 timeout_ns, bint may_spin):
+        """Ping-pong: `rounds` times publish on `other` and wait here (waiting first unless it leads).
+
+        Returns:
+          The rounds completed before a wait timed out; interrupted waits are repeated.
+        """
+        cdef Target target
+        cdef u64 value
+        cdef int outcome = 1
+        target.value = self.base + 128
+        with nogil:
+            for value in range(first, first + rounds):
+                if leads:
+                    store_release_u64(other.base + 128, value)
+                    doorbell_ring(other.base, other.base + 64)
+                target.wanted = value
+                outcome = 2
+                while outcome == 2:
+                    outcome = doorbell_wait(&self.waiter, self.base, self.base + 64, target_reached, &target,
+                                            timeout_ns, may_spin)
+                if outcome == 0:
+                    break
+                if not leads:
+                    store_release_u64(other.base + 128, value)
+                    doorbell_ring(other.base, other.base + 64)
+        return rounds if outcome else value - first
+
+    @property
+    def sleeping(self):
+        """The sleeping flag."""
+        return bool(load_relaxed_u32(self.base + 64))
+
+    @property
+    def statistics(self):
+        """Spins, spins that paid off, sleeps, and the score."""
+        return {"spins": self.waiter.spins, "paid": self.waiter.spins_paid, "sleeps": self.waiter.sleeps,
+                "wakes": self.waiter.wakes, "score": self.waiter.score, "backoff": self.waiter.probe_backoff}
