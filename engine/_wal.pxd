@@ -2,6 +2,63 @@
 
 from occamdb.ipc._atomics cimport i64, u8, u32, u64
 
+cdef enum:
+    WAL_HEADER_SIZE = 80
+    ENTRY_HEADER_SIZE = 8            # u32 length, u32 crc; `length` counts what follows, the type byte first
+    ENTRY_BEGIN = 1
+    ENTRY_WRITE = 2
+    ENTRY_DELETE = 3
+    ENTRY_DELETE_RANGE = 4
+    ENTRY_COMMIT = 5
+    ENTRY_ABORT = 6                  # reserved, never written
+    BEGIN_LENGTH = 49
+    COMMIT_LENGTH = 29
+
+cdef packed struct BeginBody:
+    u64 session
+    u64 sequence
+    u8 run_id[16]
+    i64 timestamp
+    u64 synced                       # bytes of this segment known to be on disk when this was encoded
+
+cdef packed struct WriteBody:
+    u64 version
+    i64 expires_at
+    u32 key_size
+    u32 value_size
+
+cdef packed struct DeleteBody:
+    u64 version
+    u64 removed                      # version of the record whose expiry this is; 0: deleted by a user
+    u32 key_size
+
+cdef packed struct RangeBody:
+    u64 version
+    u32 start_size
+    u32 end_size
+
+cdef packed struct CommitBody:
+    u64 session
+    u64 sequence
+    u64 version
+    u32 count                        # entries between BeginTxn and CommitTxn
+
+cdef packed struct SegmentHeader:
+    u8 magic[8]
+    u32 format_version
+    u32 header_size
+    u8 database_id[16]
+    u64 first_version                # of the first transaction in it
+    u64 previous_version             # the database's version before it: first_version - 1 but after a version jump
+    u64 incarnation
+    i64 created_at
+    u64 reserved
+    u32 zero
+    u32 crc                          # of all before it; also the seed of the entries' checksums
+
+# The checksum of an entry: seeded with its segment and position, so no entry is valid anywhere else.
+cdef u32 entry_crc(u32 seed, u64 position, const u8 *entry, u32 length) noexcept nogil
+
 # CRC32C (Castagnoli) of `size` bytes, continuing from `crc` (0 to begin). crc32c(b"123456789") is 0xE3069283.
 cdef u32 crc32c(u32 crc, const u8 *data, u64 size) noexcept nogil
 
@@ -18,16 +75,19 @@ cdef class WalAppender:
     cdef u64 first_version           # in the name of the current segment
     cdef u64 next_version            # of the next transaction to be encoded
     cdef u64 written_version         # last version handed to the kernel
-    cdef u64 seed                    # of the entries' checksums in this segment
+    cdef u64 incarnation
+    cdef u32 seed                    # of the entries' checksums in this segment
+    cdef u32 entry_count             # of the open transaction
     cdef u64 position                # bytes of the current segment that hold whole transactions
     cdef u64 allocated               # the segment's file is this long (zeros behind position)
     cdef u64 synced                  # bytes of the current segment known to be on disk
-    cdef u64 segment_size
+    cdef u64 segment_size            # rotation is due when a segment has grown to this
+    cdef u64 rotate_at               # position at which the next rotation is tried
     cdef u64 total_bytes             # written by this appender, all segments
     cdef u64 flush_count
     cdef u64 sync_count
     cdef u64 rotate_count
-    cdef u32 lock                    # guards fd against close while sync_aside duplicates it
+    cdef u32 lock                    # held by a rotation or a sync_aside; the other then does without
     cdef bint poisoned               # no append until the database is opened again
     cdef bint uncertain              # a failed batch could not be cut off: it may be there after a recovery
     cdef int poison_errno
@@ -54,11 +114,15 @@ cdef class WalAppender:
     # The same from another thread while the commit thread appends: the timer of durability "standard".
     cdef int sync_aside(self) noexcept nogil
 
-    cdef int _reserve(self, u64 size) noexcept nogil
-    cdef void _seal(self, u64 start) noexcept nogil
+    cdef void _enter_segment(self) noexcept nogil
+    cdef void _shrink_buffer(self) noexcept nogil
+    cdef _raise(self, int error)
+    cdef u8 *_entry(self, u8 type, u64 body_size) noexcept nogil
+    cdef void _seal(self, u8 *body) noexcept nogil
     cdef int _cut_back(self) noexcept nogil
-    cdef int _grow_file(self, u64 size) noexcept nogil
+    cdef void _preallocate(self, u64 size) noexcept nogil
     cdef int _rotate(self) noexcept nogil
-    cdef int _create_segment(self, u64 first_version) noexcept nogil
-    cdef void _poison(self, int error) noexcept nogil
+    cdef int _create_segment(self, u64 previous_version, int *fd, u32 *seed) noexcept nogil
+    cdef int _sync_to(self, u64 position) noexcept nogil
+    cdef int _poison(self, int error) noexcept nogil
     cdef void _drop_batch(self) noexcept nogil

@@ -1,0 +1,39 @@
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from _typeshed import ReadableBuffer
+
+FORMAT_VERSION: int
+MAGIC: bytes
+HEADER_SIZE: int
+
+WriteOperation = tuple[Literal["write"], bytes, bytes, int]
+DeleteOperation = tuple[Literal["delete"], bytes, int]
+RangeOperation = tuple[Literal["delete_range"], bytes, bytes]
+
+def checksum(data: ReadableBuffer, crc: int = 0, by_table: bool = False) -> int: ...
+
+class WalAppender:
+    def __init__(
+        self,
+        directory_fd: int,
+        database_id: bytes,
+        incarnation: int,
+        version: int,
+        previous_version: int,
+        segment_size: int,
+    ) -> None: ...
+    def append_transaction(
+        self,
+        session: int,
+        sequence: int,
+        run_id: bytes,
+        timestamp: int,
+        version: int,
+        operations: Iterable[WriteOperation | DeleteOperation | RangeOperation],
+    ) -> None: ...
+    def flush_batch(self, sync: bool) -> None: ...
+    def sync_in_background(self) -> None: ...
+    def close(self) -> None: ...
+    def abandon(self) -> None: ...
+    def statistics(self) -> dict[str, Any]: ...

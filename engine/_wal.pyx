@@ -1,0 +1,617 @@
+"""CRC32C and the log appender: entries are encoded into a private buffer and written in one piece a batch.
+
+One WalAppender belongs to the commit thread. docs/log-format.md describes the bytes.
+
+Invariants:
+1. `position` is past the last byte of the last batch that was written whole; whatever a failed write left
+   behind it is cut off before anything else is written, or the appender is poisoned.
+2. `synced` <= `position`, and it grows only after fdatasync succeeded. A failed sync poisons the appender for
+   good and is never repeated: the kernel may have dropped the dirty pages it could not write.
+3. A new segment gets its final name only when its header is on disk, and only after everything in the old
+   segment is on disk. So a named segment always has a valid header, and only the last one can have a torn tail.
+4. Entries' checksums are seeded with segment and position: a zeroed, moved or doubled entry never passes.
+5. `poisoned` may be set by `sync_aside` in another thread; everything else is private to the commit thread.
+"""
+
+from libc.errno cimport EEXIST, EINVAL, EIO, ENOMEM
+from libc.stdio cimport snprintf
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memset
+from posix.fcntl cimport O_CREAT, O_RDWR, O_TRUNC
+
+from occamdb.engine._failpoints cimport (
+    FP_WAL_AFTER_ROTATE, FP_WAL_AFTER_SYNC, FP_WAL_AFTER_WRITE, FP_WAL_BEFORE_SYNC, FP_WAL_BEFORE_WRITE,
+    FP_WAL_ROTATE, FP_WAL_ROTATE_RENAME, failpoint_armed, failpoint_hit,
+)
+from occamdb.engine._files cimport (
+    file_allocate, file_close, file_datasync, file_open, file_rename, file_sync, file_sync_directory,
+    file_truncate, file_unlink, file_write,
+)
+from occamdb.ipc._atomics cimport (
+    cas_u32, clock_realtime_ns, i64, load_relaxed_u64, store_relaxed_u64, store_release_u32, u8, u32, u64,
+)
+
+import os as _os
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <string.h>
+    #if defined(__x86_64__) && defined(__GNUC__)
+    /* The processor's own CRC32C instruction, eight bytes a step. */
+    __attribute__((target("sse4.2")))
+    static uint32_t occ_crc32c_hardware(uint32_t crc, const uint8_t *p, uint64_t n) {
+        uint64_t c = ~crc & 0xFFFFFFFFu, w;
+        for (; n >= 8; p += 8, n -= 8) { memcpy(&w, p, 8); c = __builtin_ia32_crc32di(c, w); }
+        for (; n; p++, n--) c = __builtin_ia32_crc32qi((uint32_t)c, *p);
+        return ~(uint32_t)c;
+    }
+    static int occ_crc32c_available(void) { return __builtin_cpu_supports("sse4.2"); }
+    #else
+    static uint32_t occ_crc32c_hardware(uint32_t crc, const uint8_t *p, uint64_t n) { return 0; }
+    static int occ_crc32c_available(void) { return 0; }
+    #endif
+    """
+    u32 occ_crc32c_hardware(u32 crc, const u8 *data, u64 size) nogil
+    int occ_crc32c_available() nogil
+
+cdef enum:
+    BUFFER_SIZE = 1 << 20
+    BUFFER_KEEP = 16 << 20          # a buffer grown beyond this by one huge batch is given back
+    ALLOCATE_STEP = 4 << 20
+    ROTATE_RETRY = 1 << 20          # bytes to append before a rotation that failed is tried again
+
+cdef u64 NOT_OPEN = <u64>-1
+
+FORMAT_VERSION = 1
+MAGIC = b"OCCAMLOG"
+HEADER_SIZE = WAL_HEADER_SIZE
+
+cdef u32 crc_tables[8][256]
+cdef bint crc_in_hardware = occ_crc32c_available() != 0
+
+
+cdef void _build_crc_tables() noexcept nogil:
+    cdef u32 i, j, c
+    for i in range(256):
+        c = i
+        for j in range(8):
+            c = (c >> 1) ^ (<u32>0x82F63B78U * (c & 1))
+        crc_tables[0][i] = c
+    for i in range(256):
+        for j in range(1, 8):
+            c = crc_tables[j - 1][i]
+            crc_tables[j][i] = (c >> 8) ^ crc_tables[0][c & 0xFF]
+
+
+_build_crc_tables()
+
+
+cdef u32 crc32c_by_table(u32 crc, const u8 *data, u64 size) noexcept nogil:
+    """Slicing-by-8 (Kounavis and Berry, Intel 2005), for processors without the instruction."""
+    cdef u64 word
+    crc = ~crc
+    while size >= 8:
+        memcpy(&word, data, 8)
+        word ^= crc
+        crc = (
+            crc_tables[7][word & 0xFF] ^ crc_tables[6][(word >> 8) & 0xFF]
+            ^ crc_tables[5][(word >> 16) & 0xFF] ^ crc_tables[4][(word >> 24) & 0xFF]
+            ^ crc_tables[3][(word >> 32) & 0xFF] ^ crc_tables[2][(word >> 40) & 0xFF]
+            ^ crc_tables[1][(word >> 48) & 0xFF] ^ crc_tables[0][word >> 56]
+        )
+        data += 8
+        size -= 8
+    while size:
+        crc = (crc >> 8) ^ crc_tables[0][(crc ^ data[0]) & 0xFF]
+        data += 1
+        size -= 1
+    return ~crc
+
+
+cdef u32 crc32c(u32 crc, const u8 *data, u64 size) noexcept nogil:
+    if crc_in_hardware:
+        return occ_crc32c_hardware(crc, data, size)
+    return crc32c_by_table(crc, data, size)
+
+
+cdef u32 entry_crc(u32 seed, u64 position, const u8 *entry, u32 length) noexcept nogil:
+    cdef u64 place[2]
+    place[0] = position
+    place[1] = length
+    return crc32c(crc32c(seed, <const u8 *>place, 16), entry + ENTRY_HEADER_SIZE, length)
+
+
+def checksum(const u8[::1] data, u32 crc=0, bint by_table=False) -> int:
+    """CRC32C of a buffer; `by_table` uses the portable way, so that tests can compare the two."""
+    cdef const u8 *start = &data[0] if data.shape[0] else NULL
+    if by_table:
+        return crc32c_by_table(crc, start, data.shape[0])
+    return crc32c(crc, start, data.shape[0])
+
+
+cdef class WalAppender:
+    """Appends batches of whole transactions to the log.
+
+    Made by `wal_writer.open_appender` after recovery; the commit thread is then its only user, but for
+    `sync_in_background`. The methods with Python names serve tests and tools.
+    """
+
+    def __cinit__(self):
+        self.fd = -1
+        self.directory_fd = -1
+        self.transaction_start = NOT_OPEN
+
+    def __init__(self, int directory_fd, bytes database_id, u64 incarnation, u64 version, u64 previous_version,
+                 u64 segment_size):
+        """Start a new segment. Takes over `directory_fd` (of wal/).
+
+        Args:
+          version: the version the database stands at; the next transaction is version + 1.
+          previous_version: the last version in the log so far (`version`, unless versions were skipped).
+
+        Raises:
+          OSError: the segment could not be made; nothing was left under a segment's name.
+        """
+        cdef int error
+        if len(database_id) != 16:
+            raise ValueError("a database id has 16 bytes")
+        self.directory_fd = directory_fd
+        memcpy(self.database_id, <const u8 *>database_id, 16)
+        self.incarnation = incarnation
+        self.next_version = version + 1
+        self.written_version = version
+        self.segment_size = max(segment_size, <u64>4096)
+        self.capacity = BUFFER_SIZE
+        self.buffer = <u8 *>malloc(self.capacity)
+        if self.buffer == NULL:
+            raise MemoryError
+        with nogil:
+            error = self._create_segment(previous_version, &self.fd, &self.seed)
+        if error:
+            raise OSError(error, f"{_os.strerror(error)} while making a log segment")
+        self._enter_segment()
+
+    def __dealloc__(self):
+        free(self.buffer)
+        if self.fd >= 0:
+            file_close(self.fd)
+        if self.directory_fd >= 0:
+            file_close(self.directory_fd)
+
+    cdef void _enter_segment(self) noexcept nogil:
+        self.first_version = self.next_version
+        self.position = WAL_HEADER_SIZE
+        store_relaxed_u64(&self.synced, WAL_HEADER_SIZE)
+        self.allocated = WAL_HEADER_SIZE
+        self.rotate_at = self.segment_size
+
+    # --- encoding -------------------------------------------------------------------------------------------
+
+    cdef u8 *_entry(self, u8 type, u64 body_size) noexcept nogil:
+        """Room for one entry; returns where its body goes, NULL when memory is out."""
+        cdef u64 need = self.used + ENTRY_HEADER_SIZE + 1 + body_size
+        cdef u64 capacity = self.capacity
+        cdef u8 *grown
+        cdef u8 *entry
+        cdef u32 length
+        if body_size > <u64>0xFFFFFFF0U:
+            return NULL
+        if need > capacity:
+            while capacity < need:
+                capacity *= 2
+            grown = <u8 *>realloc(self.buffer, capacity)
+            if grown == NULL:
+                return NULL
+            self.buffer = grown
+            self.capacity = capacity
+        entry = self.buffer + self.used
+        length = <u32>(body_size + 1)
+        memcpy(entry, &length, 4)
+        entry[ENTRY_HEADER_SIZE] = type
+        return entry + ENTRY_HEADER_SIZE + 1
+
+    cdef void _seal(self, u8 *body) noexcept nogil:
+        """Fill in the checksum of the entry at the end of the buffer and take it in."""
+        cdef u8 *entry = body - ENTRY_HEADER_SIZE - 1
+        cdef u32 length, crc
+        memcpy(&length, entry, 4)
+        crc = entry_crc(self.seed, self.position + self.used, entry, length)
+        memcpy(entry + 4, &crc, 4)
+        self.used += ENTRY_HEADER_SIZE + length
+        self.entry_count += 1
+
+    cdef int begin_transaction(self, u64 session, u64 sequence, const u8 *run_id, i64 timestamp) noexcept nogil:
+        cdef BeginBody head
+        cdef u8 *body
+        cdef int error
+        if self.poisoned:
+            return self.poison_errno
+        if self.transaction_start != NOT_OPEN:
+            return EINVAL
+        # Only with an empty buffer: entries know their position, so a batch cannot move to another segment.
+        if self.used == 0 and self.position >= self.rotate_at:
+            error = self._rotate()
+            if error and self.poisoned:
+                return error
+        head.session = session
+        head.sequence = sequence
+        memcpy(head.run_id, run_id, 16)
+        head.timestamp = timestamp
+        # Relaxed: sync_aside may raise it in this moment; an older value only vouches for less.
+        head.synced = load_relaxed_u64(&self.synced)
+        body = self._entry(ENTRY_BEGIN, sizeof(BeginBody))
+        if body == NULL:
+            return ENOMEM
+        memcpy(body, &head, sizeof(BeginBody))
+        self.transaction_start = self.used
+        self.session = session
+        self.sequence = sequence
+        self._seal(body)
+        self.entry_count = 0
+        return 0
+
+    cdef int add_write(self, const u8 *key, u32 key_size, const u8 *value, u32 value_size, u64 version,
+                       i64 expires_at) noexcept nogil:
+        cdef WriteBody head
+        cdef u8 *body = self._entry(ENTRY_WRITE, sizeof(WriteBody) + <u64>key_size + value_size)
+        if body == NULL:
+            return ENOMEM
+        head.version = version
+        head.expires_at = expires_at
+        head.key_size = key_size
+        head.value_size = value_size
+        memcpy(body, &head, sizeof(WriteBody))
+        memcpy(body + sizeof(WriteBody), key, key_size)
+        if value_size:
+            memcpy(body + sizeof(WriteBody) + key_size, value, value_size)
+        self._seal(body)
+        return 0
+
+    cdef int add_expiry(self, const u8 *key, u32 key_size, u64 version, u64 removed) noexcept nogil:
+        cdef DeleteBody head
+        cdef u8 *body = self._entry(ENTRY_DELETE, sizeof(DeleteBody) + <u64>key_size)
+        if body == NULL:
+            return ENOMEM
+        head.version = version
+        head.removed = removed
+        head.key_size = key_size
+        memcpy(body, &head, sizeof(DeleteBody))
+        memcpy(body + sizeof(DeleteBody), key, key_size)
+        self._seal(body)
+        return 0
+
+    cdef int add_delete(self, const u8 *key, u32 key_size, u64 version) noexcept nogil:
+        return self.add_expiry(key, key_size, version, 0)
+
+    cdef int add_delete_range(self, const u8 *start, u32 start_size, const u8 *end, u32 end_size,
+                              u64 version) noexcept nogil:
+        cdef RangeBody head
+        cdef u8 *body = self._entry(ENTRY_DELETE_RANGE, sizeof(RangeBody) + <u64>start_size + end_size)
+        if body == NULL:
+            return ENOMEM
+        head.version = version
+        head.start_size = start_size
+        head.end_size = end_size
+        memcpy(body, &head, sizeof(RangeBody))
+        if start_size:
+            memcpy(body + sizeof(RangeBody), start, start_size)
+        if end_size:
+            memcpy(body + sizeof(RangeBody) + start_size, end, end_size)
+        self._seal(body)
+        return 0
+
+    cdef int end_transaction(self, u64 commit_version) noexcept nogil:
+        cdef CommitBody head
+        cdef u8 *body
+        # The reader refuses any other order; refused here before anything is acknowledged.
+        if self.transaction_start == NOT_OPEN or commit_version != self.next_version:
+            return EINVAL
+        body = self._entry(ENTRY_COMMIT, sizeof(CommitBody))
+        if body == NULL:
+            return ENOMEM
+        head.session = self.session
+        head.sequence = self.sequence
+        head.version = commit_version
+        head.count = self.entry_count
+        memcpy(body, &head, sizeof(CommitBody))
+        self._seal(body)
+        self.transaction_start = NOT_OPEN
+        self.next_version = commit_version + 1
+        return 0
+
+    cdef u64 mark(self) noexcept nogil:
+        return self.used
+
+    cdef void discard_to(self, u64 mark) noexcept nogil:
+        """Drop what came after `mark`: one unfinished transaction, or all of the batch (mark 0)."""
+        self.used = mark
+        self.transaction_start = NOT_OPEN
+        if mark == 0:
+            self.next_version = self.written_version + 1
+
+    cdef void _drop_batch(self) noexcept nogil:
+        self.discard_to(0)
+
+    # --- writing --------------------------------------------------------------------------------------------
+
+    cdef int _poison(self, int error) noexcept nogil:
+        self.poison_errno = error
+        self.poisoned = True
+        return error
+
+    cdef void _preallocate(self, u64 size) noexcept nogil:
+        """Keep the file longer than its content, so that fdatasync has no file size to record.
+
+        A failure costs only speed: the write itself will say when there is no room.
+        """
+        cdef u64 step
+        if self.position + size <= self.allocated:
+            return
+        step = self.segment_size if self.segment_size < ALLOCATE_STEP else ALLOCATE_STEP
+        if file_allocate(self.fd, self.position, size + step) == 0:
+            self.allocated = self.position + size + step
+
+    cdef int _cut_back(self) noexcept nogil:
+        """Cut off what a failed batch may have left behind `position`."""
+        if file_truncate(self.fd, self.position) < 0:
+            # What is there now may be found by a recovery: nobody may say "refused".
+            self.uncertain = True
+            return self._poison(EIO)
+        self.allocated = self.position
+        return 0
+
+    cdef int _sync_to(self, u64 position) noexcept nogil:
+        """fdatasync the current segment, of which `position` bytes are written."""
+        cdef i64 result = 0
+        if failpoint_armed():
+            result = -failpoint_hit(FP_WAL_BEFORE_SYNC)
+        if result == 0:
+            # Commits up to here are acknowledged as surviving a power loss once this returns.
+            result = file_datasync(self.fd)
+        if result < 0:
+            return self._poison(<int>-result)
+        # Relaxed: only the commit thread or sync_aside writes it here, and each vouches for its own bytes.
+        if load_relaxed_u64(&self.synced) < position:
+            store_relaxed_u64(&self.synced, position)
+        self.sync_count += 1
+        if failpoint_armed():
+            failpoint_hit(FP_WAL_AFTER_SYNC)
+        return 0
+
+    cdef int flush(self, bint sync) noexcept nogil:
+        cdef i64 result = 0
+        cdef int error
+        if self.poisoned:
+            self._drop_batch()
+            return self.poison_errno
+        if self.transaction_start != NOT_OPEN:
+            return EINVAL
+        if self.used == 0:
+            return self.sync() if sync else 0
+        if failpoint_armed():
+            result = -failpoint_hit(FP_WAL_BEFORE_WRITE)
+        if result == 0:
+            self._preallocate(self.used)
+            result = file_write(self.fd, self.buffer, self.used, self.position)
+        if result >= 0 and failpoint_armed():
+            result = -failpoint_hit(FP_WAL_AFTER_WRITE)
+        if result >= 0 and sync:
+            error = self._sync_to(self.position + self.used)
+            result = -error
+        if result < 0:
+            self._cut_back()
+            self._drop_batch()
+            return <int>-result
+        # Relaxed: sync_aside reads it to know what its fdatasync covers; an older value only covers less.
+        store_relaxed_u64(&self.position, self.position + self.used)
+        self.total_bytes += self.used
+        self.flush_count += 1
+        self.written_version = self.next_version - 1
+        self.used = 0
+        if self.capacity > BUFFER_KEEP:
+            self._shrink_buffer()
+        return 0
+
+    cdef void _shrink_buffer(self) noexcept nogil:
+        cdef u8 *smaller = <u8 *>realloc(self.buffer, BUFFER_SIZE)
+        if smaller != NULL:
+            self.buffer = smaller
+            self.capacity = BUFFER_SIZE
+
+    cdef bint needs_sync(self) noexcept nogil:
+        return load_relaxed_u64(&self.synced) < self.position
+
+    cdef int sync(self) noexcept nogil:
+        if self.poisoned:
+            return self.poison_errno
+        if not self.needs_sync():
+            return 0
+        return self._sync_to(self.position)
+
+    cdef int sync_aside(self) noexcept nogil:
+        cdef int error
+        cdef u64 covered
+        # A rotation holds the lock: it syncs the old segment itself, and the new one is empty.
+        if not cas_u32(&self.lock, 0, 1):
+            return 0
+        # Relaxed: bytes written after this load may be synced too, but are not vouched for.
+        covered = load_relaxed_u64(&self.position)
+        if self.poisoned:
+            error = self.poison_errno
+        elif load_relaxed_u64(&self.synced) >= covered:
+            error = 0
+        else:
+            error = self._sync_to(covered)
+        # Release: `fd` is no longer used when the commit thread can take the lock.
+        store_release_u32(&self.lock, 0)
+        return error
+
+    # --- segments -------------------------------------------------------------------------------------------
+
+    cdef int _create_segment(self, u64 previous_version, int *fd, u32 *seed) noexcept nogil:
+        """Make the segment for `next_version`: 0, or errno with nothing under its final name."""
+        cdef SegmentHeader header
+        cdef char name[32]
+        cdef char temporary[40]
+        cdef i64 result
+        snprintf(name, sizeof(name), "%020llu.log", <unsigned long long>self.next_version)
+        snprintf(temporary, sizeof(temporary), "%s.new", name)
+        memset(&header, 0, sizeof(header))
+        memcpy(header.magic, b"OCCAMLOG", 8)
+        header.format_version = 1
+        header.header_size = WAL_HEADER_SIZE
+        memcpy(header.database_id, self.database_id, 16)
+        header.first_version = self.next_version
+        header.previous_version = previous_version
+        header.incarnation = self.incarnation
+        header.created_at = clock_realtime_ns()
+        header.crc = crc32c(0, <const u8 *>&header, sizeof(header) - 4)
+        result = file_open(self.directory_fd, temporary, O_RDWR | O_CREAT | O_TRUNC)
+        if result < 0:
+            return <int>-result
+        fd[0] = <int>result
+        result = file_write(fd[0], <const u8 *>&header, sizeof(header), 0)
+        if result >= 0:
+            # The name must never appear before the header is on disk: a named segment is a valid one.
+            result = file_sync(fd[0])
+            if result < 0:
+                self._poison(<int>-result)
+        if result >= 0 and failpoint_armed():
+            result = -failpoint_hit(FP_WAL_ROTATE_RENAME)
+        if result >= 0:
+            result = file_rename(self.directory_fd, temporary, name)
+        if result < 0:
+            file_unlink(self.directory_fd, temporary)
+        else:
+            # Commits synced in this segment are lost with its name if the directory is not on disk too.
+            result = file_sync_directory(self.directory_fd)
+            if result < 0:
+                self._poison(<int>-result)
+        if result < 0:
+            file_close(fd[0])
+            fd[0] = -1
+            return <int>-result
+        seed[0] = header.crc
+        return 0
+
+    cdef int _rotate(self) noexcept nogil:
+        """Go on in a new segment. On an error other than a failed sync, stay in the old one and try later."""
+        cdef int error, fd = -1
+        cdef u32 seed = 0
+        cdef i64 result = 0
+        self.rotate_at = self.position + ROTATE_RETRY
+        if not cas_u32(&self.lock, 0, 1):
+            self.rotate_at = self.position
+            return 0
+        # All of the old segment is on disk before a later one exists: only the last may have a torn tail.
+        error = self.sync()
+        if error == 0 and failpoint_armed():
+            error = failpoint_hit(FP_WAL_ROTATE)
+        if error == 0:
+            error = self._create_segment(self.written_version, &fd, &seed)
+        if error == 0:
+            # Gives back the preallocated space; if it fails, zeros stay behind the entries and are ignored.
+            file_truncate(self.fd, self.position)
+            file_close(self.fd)
+            self.fd = fd
+            self.seed = seed
+            self._enter_segment()
+            self.rotate_count += 1
+            if failpoint_armed():
+                failpoint_hit(FP_WAL_AFTER_ROTATE)
+        # Release: `fd` is settled before sync_aside may use it.
+        store_release_u32(&self.lock, 0)
+        return error
+
+    # --- for Python -----------------------------------------------------------------------------------------
+
+    cdef _raise(self, int error):
+        if error:
+            raise OSError(error, _os.strerror(error))
+
+    def append_transaction(self, u64 session, u64 sequence, bytes run_id, i64 timestamp, u64 version, operations):
+        """Encode one transaction: operations are ("write", key, value, expires_at), ("delete", key, removed) and
+        ("delete_range", start, end)."""
+        cdef u64 mark = self.used
+        cdef bytes key, value
+        if len(run_id) != 16:
+            raise ValueError("a run id has 16 bytes")
+        self._raise(self.begin_transaction(session, sequence, run_id, timestamp))
+        for operation in operations:
+            key = operation[1]
+            if operation[0] == "write":
+                value = operation[2]
+                error = self.add_write(key, len(key), value, len(value), version, operation[3])
+            elif operation[0] == "delete":
+                error = self.add_expiry(key, len(key), version, operation[2])
+            else:
+                value = operation[2]
+                error = self.add_delete_range(key, len(key), value, len(value), version)
+            if error:
+                self.discard_to(mark)
+                self._raise(error)
+        error = self.end_transaction(version)
+        if error:
+            self.discard_to(mark)
+        self._raise(error)
+
+    def flush_batch(self, bint sync):
+        """`flush` for Python; raises OSError with nothing of the batch left in the log."""
+        cdef int error
+        with nogil:
+            error = self.flush(sync)
+        self._raise(error)
+
+    def sync_in_background(self):
+        """fdatasync what is written, without the GIL, while the commit thread appends. Raises OSError."""
+        cdef int error
+        with nogil:
+            error = self.sync_aside()
+        self._raise(error)
+
+    def close(self):
+        """Sync and close the log. Call it after the commit thread has ended.
+
+        Raises:
+          OSError: the last sync failed: commits of durability "standard" may not survive a power loss.
+        """
+        cdef int error
+        if self.fd < 0:
+            return
+        with nogil:
+            error = self.sync()
+            if not self.poisoned:
+                # Gives back the preallocated space; zeros that stay are ignored by recovery.
+                file_truncate(self.fd, self.position)
+            file_close(self.fd)
+            file_close(self.directory_fd)
+        self.fd = -1
+        self.directory_fd = -1
+        self._poison(9)
+        self._raise(error)
+
+    def abandon(self):
+        """Close the files and leave the log as a killed process would."""
+        if self.fd >= 0:
+            file_close(self.fd)
+            file_close(self.directory_fd)
+        self.fd = -1
+        self.directory_fd = -1
+        self._poison(9)
+
+    def statistics(self) -> dict:
+        """Counters for `db.stats()`: bytes and calls since the log was opened. Any thread; not a snapshot."""
+        return {
+            "log_bytes": self.total_bytes,
+            "log_flushes": self.flush_count,
+            "log_syncs": self.sync_count,
+            "log_rotations": self.rotate_count,
+            "log_segment_first_version": self.first_version,
+            "log_segment_bytes": self.position,
+            "log_segment_synced": self.synced,
+            "log_written_version": self.written_version,
+            "log_poisoned": bool(self.poisoned),
+            "log_uncertain": bool(self.uncertain),
+            "log_errno": self.poison_errno,
+        }
