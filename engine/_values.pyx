@@ -1,0 +1,702 @@
+"""Values to msgpack and back, and the records handed out with them.
+
+Called for every put and every read, so the format is written and read here directly (msgpack the library is the
+model in tests: the bytes are the same).
+
+1. Only the exact built-in types of SPEC section 3 are stored; what comes back is equal, of the same types, and fresh.
+2. The encoder trusts nothing to stay as it was: containers are counted while they are written, since a datetime's
+   `tzinfo` can run the user's code in between.
+3. The decoder never reads past `size` bytes, never recurses deeper than DEPTH_MAX, and allocates no more than a
+   small multiple of `size`, whatever the bytes are.
+4. The fast encoder only says that it refuses; `values.explain` then walks the value again to name the path.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.datetime cimport PyDateTime_CheckExact, datetime, import_datetime, timedelta
+from cpython.dict cimport PyDict_Next, PyDict_SetItem
+from cpython.list cimport PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy
+
+from occamdb.ipc._atomics cimport i64, u8, u16, u32, u64
+
+from datetime import timezone
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+    object PyUnicode_DecodeUTF8(const char *data, Py_ssize_t size, const char *errors)
+    i64 PyLong_AsLongLongAndOverflow(object number, int *overflow) except? -1
+    u64 PyLong_AsUnsignedLongLong(object number) except? 0xFFFFFFFFFFFFFFFF
+    int PyErr_ExceptionMatches(object kind)
+    void PyErr_Clear()
+    PyObject *PyDict_GetItemWithError(object mapping, object key) except? NULL
+
+cdef extern from *:
+    """
+    static inline unsigned short occ_be16(unsigned short v) { return __builtin_bswap16(v); }
+    static inline unsigned int occ_be32(unsigned int v) { return __builtin_bswap32(v); }
+    static inline unsigned long long occ_be64(unsigned long long v) { return __builtin_bswap64(v); }
+    """
+    u16 be16 "occ_be16"(u16 v) noexcept nogil
+    u32 be32 "occ_be32"(u32 v) noexcept nogil
+    u64 be64 "occ_be64"(u64 v) noexcept nogil
+
+import_datetime()
+
+cdef int DEPTH_MAX = 128
+cdef enum:
+    INLINE_SIZE = 1024      # most values fit into this much of the C stack
+    REFUSED = -1            # the value cannot be stored; no exception is set
+    TOO_LARGE = -2          # more than size_max bytes; no exception is set
+    FAILED = -3             # an exception is set
+
+# The seconds of years 1 and 9999 in UTC: what a datetime can hold when read back.
+cdef i64 SECONDS_MIN = -62135596800
+cdef i64 SECONDS_MAX = 253402300799
+
+cdef object UTC = timezone.utc
+cdef object EPOCH = datetime(1970, 1, 1, 0, 0, 0, 0, timezone.utc)
+
+
+# --- Encoding ------------------------------------------------------------------------------------
+
+
+cdef struct Writer:
+    u8 *data
+    Py_ssize_t size
+    Py_ssize_t capacity
+    Py_ssize_t size_max
+    u8 *inlined             # the caller's stack; data is either this or malloc'ed
+
+
+cdef int grow(Writer *w, Py_ssize_t more) except FAILED:
+    """Make room for `more` bytes. TOO_LARGE past size_max."""
+    cdef Py_ssize_t capacity
+    cdef u8 *data
+    if more > w.size_max - w.size:
+        w.size += more          # what the error reports
+        return TOO_LARGE
+    capacity = w.capacity
+    while capacity - w.size < more:
+        capacity *= 2
+    if w.data is w.inlined:
+        data = <u8 *>malloc(capacity)
+        if data is not NULL:
+            memcpy(data, w.data, w.size)
+    else:
+        data = <u8 *>realloc(w.data, capacity)
+    if data is NULL:
+        raise MemoryError()
+    w.data = data
+    w.capacity = capacity
+    return 0
+
+
+cdef inline int reserve(Writer *w, Py_ssize_t more) except FAILED:
+    if w.capacity - w.size >= more:
+        return 0
+    return grow(w, more)
+
+
+cdef inline void put8(Writer *w, u8 value) noexcept:
+    w.data[w.size] = value
+    w.size += 1
+
+
+cdef inline void put16(Writer *w, u8 code, u16 value) noexcept:
+    w.data[w.size] = code
+    value = be16(value)
+    memcpy(w.data + w.size + 1, &value, 2)
+    w.size += 3
+
+
+cdef inline void put32(Writer *w, u8 code, u32 value) noexcept:
+    w.data[w.size] = code
+    value = be32(value)
+    memcpy(w.data + w.size + 1, &value, 4)
+    w.size += 5
+
+
+cdef inline void put64(Writer *w, u8 code, u64 value) noexcept:
+    w.data[w.size] = code
+    value = be64(value)
+    memcpy(w.data + w.size + 1, &value, 8)
+    w.size += 9
+
+
+cdef inline int write_text(Writer *w, str text) except FAILED:
+    cdef Py_ssize_t size
+    cdef const char *data
+    try:
+        data = PyUnicode_AsUTF8AndSize(text, &size)
+    except UnicodeEncodeError:  # a lone surrogate
+        return REFUSED
+    if size > <Py_ssize_t>0xFFFFFFFF:
+        w.size += size
+        return TOO_LARGE
+    cdef int rc = reserve(w, size + 5)
+    if rc:
+        return rc
+    if size < 32:
+        put8(w, <u8>(0xA0 | size))
+    elif size < 0x100:
+        put8(w, 0xD9)
+        put8(w, <u8>size)
+    elif size < 0x10000:
+        put16(w, 0xDA, <u16>size)
+    else:
+        put32(w, 0xDB, <u32>size)
+    memcpy(w.data + w.size, data, size)
+    w.size += size
+    return 0
+
+
+cdef int write_bytes(Writer *w, bytes value) except FAILED:
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(value)
+    if size > <Py_ssize_t>0xFFFFFFFF:
+        w.size += size
+        return TOO_LARGE
+    cdef int rc = reserve(w, size + 5)
+    if rc:
+        return rc
+    if size < 0x100:
+        put8(w, 0xC4)
+        put8(w, <u8>size)
+    elif size < 0x10000:
+        put16(w, 0xC5, <u16>size)
+    else:
+        put32(w, 0xC6, <u32>size)
+    memcpy(w.data + w.size, PyBytes_AS_STRING(value), size)
+    w.size += size
+    return 0
+
+
+cdef int write_int(Writer *w, object number) except FAILED:
+    cdef int overflow = 0
+    cdef i64 value = PyLong_AsLongLongAndOverflow(number, &overflow)
+    cdef u64 large
+    cdef int rc = reserve(w, 9)
+    if rc:
+        return rc
+    if overflow:
+        if overflow < 0:
+            return REFUSED
+        try:
+            large = PyLong_AsUnsignedLongLong(number)
+        except OverflowError:
+            return REFUSED
+        put64(w, 0xCF, large)
+    elif value >= 0:
+        if value < 0x80:
+            put8(w, <u8>value)
+        elif value < 0x100:
+            put8(w, 0xCC)
+            put8(w, <u8>value)
+        elif value < 0x10000:
+            put16(w, 0xCD, <u16>value)
+        elif value < 0x100000000:
+            put32(w, 0xCE, <u32>value)
+        else:
+            put64(w, 0xCF, <u64>value)
+    elif value >= -32:
+        put8(w, <u8>value)
+    elif value >= -0x80:
+        put8(w, 0xD0)
+        put8(w, <u8>value)
+    elif value >= -0x8000:
+        put16(w, 0xD1, <u16>value)
+    elif value >= -<i64>0x80000000:
+        put32(w, 0xD2, <u32>value)
+    else:
+        put64(w, 0xD3, <u64>value)
+    return 0
+
+
+cdef int write_datetime(Writer *w, object moment) except FAILED:
+    """The msgpack timestamp extension (type -1). Runs the moment's tzinfo, which may be the user's code."""
+    if moment.tzinfo is None or moment.utcoffset() is None:
+        return REFUSED
+    cdef object delta = moment - EPOCH
+    cdef i64 seconds = <i64>delta.days * 86400 + <i64>delta.seconds
+    cdef u64 nanoseconds = <u64>delta.microseconds * 1000
+    if not SECONDS_MIN <= seconds <= SECONDS_MAX:
+        return REFUSED
+    cdef int rc = reserve(w, 15)
+    if rc:
+        return rc
+    if nanoseconds == 0 and 0 <= seconds < 0x100000000:
+        put8(w, 0xD6)
+        put32(w, 0xFF, <u32>seconds)
+    elif 0 <= seconds < (<i64>1 << 34):
+        put8(w, 0xD7)
+        put64(w, 0xFF, nanoseconds << 34 | <u64>seconds)
+    else:
+        put8(w, 0xC7)
+        put8(w, 12)
+        put32(w, 0xFF, <u32>nanoseconds)
+        seconds = <i64>be64(<u64>seconds)
+        memcpy(w.data + w.size, &seconds, 8)
+        w.size += 8
+    return 0
+
+
+cdef int write_dict(Writer *w, dict mapping, int depth) except FAILED:
+    cdef Py_ssize_t count = len(mapping), written = 0, position = 0
+    cdef PyObject *key
+    cdef PyObject *item
+    cdef int rc
+    if depth >= DEPTH_MAX:
+        return REFUSED
+    rc = reserve(w, 5)
+    if rc:
+        return rc
+    if count < 16:
+        put8(w, <u8>(0x80 | count))
+    elif count < 0x10000:
+        put16(w, 0xDE, <u16>count)
+    elif count <= <Py_ssize_t>0xFFFFFFFF:
+        put32(w, 0xDF, <u32>count)
+    else:
+        return REFUSED
+    while PyDict_Next(mapping, &position, &key, &item):
+        if type(<object>key) is not str or written == count:
+            return REFUSED
+        rc = write_text(w, <str>key)
+        if rc:
+            return rc
+        rc = write(w, <object>item, depth + 1)
+        if rc:
+            return rc
+        written += 1
+    return 0 if written == count else REFUSED
+
+
+cdef int write_list(Writer *w, list items, int depth) except FAILED:
+    cdef Py_ssize_t count = PyList_GET_SIZE(items), index
+    cdef int rc
+    if depth >= DEPTH_MAX:
+        return REFUSED
+    rc = reserve(w, 5)
+    if rc:
+        return rc
+    if count < 16:
+        put8(w, <u8>(0x90 | count))
+    elif count < 0x10000:
+        put16(w, 0xDC, <u16>count)
+    elif count <= <Py_ssize_t>0xFFFFFFFF:
+        put32(w, 0xDD, <u32>count)
+    else:
+        return REFUSED
+    for index in range(count):
+        if index >= PyList_GET_SIZE(items):
+            return REFUSED
+        rc = write(w, items[index], depth + 1)
+        if rc:
+            return rc
+    return 0 if PyList_GET_SIZE(items) == count else REFUSED
+
+
+cdef int write(Writer *w, object value, int depth) except FAILED:
+    """Append one value. 0, REFUSED or TOO_LARGE."""
+    cdef double number
+    cdef u64 bits
+    cdef int rc
+    kind = type(value)
+    if kind is str:
+        return write_text(w, <str>value)
+    if kind is int:
+        return write_int(w, value)
+    if kind is dict:
+        return write_dict(w, <dict>value, depth)
+    rc = reserve(w, 9)
+    if rc:
+        return rc
+    if value is None:
+        put8(w, 0xC0)
+    elif value is True:
+        put8(w, 0xC3)
+    elif value is False:
+        put8(w, 0xC2)
+    elif kind is float:
+        number = <double>value
+        memcpy(&bits, &number, 8)
+        put64(w, 0xCB, bits)
+    elif kind is list:
+        return write_list(w, <list>value, depth)
+    elif kind is bytes:
+        return write_bytes(w, <bytes>value)
+    elif PyDateTime_CheckExact(value):
+        return write_datetime(w, value)
+    else:
+        return REFUSED
+    return 0
+
+
+cdef bytes encode_value(object value, Py_ssize_t size_max):
+    cdef u8 inlined[INLINE_SIZE]
+    cdef Writer w
+    cdef int rc
+    w.data = w.inlined = inlined
+    w.size = 0
+    w.capacity = INLINE_SIZE
+    w.size_max = size_max
+    try:
+        rc = write(&w, value, 0)
+        # `reserve` asks for a few bytes more than are used in the end, so the exact check is here.
+        if rc == 0 and w.size <= size_max:
+            return PyBytes_FromStringAndSize(<char *>w.data, w.size)
+    finally:
+        if w.data is not w.inlined:
+            free(w.data)
+    raise _refusal(value, w.size, size_max, rc == REFUSED)
+
+
+def _refusal(object value, Py_ssize_t size, Py_ssize_t size_max, bint refused):
+    from .values import explain, too_large
+    return explain(value) if refused else too_large(size, size_max)
+
+
+# --- Decoding ------------------------------------------------------------------------------------
+
+
+cdef struct Input:
+    const u8 *at
+    const u8 *end
+    const u8 *start
+
+
+cdef object damaged(Input *r, str expected):
+    from .errors import CorruptionError
+    return CorruptionError(
+        f"a stored value of {r.end - r.start:,} bytes is damaged at {r.at - r.start}: expected {expected}",
+        offset=r.at - r.start,
+        expected=expected,
+    )
+
+
+cdef inline u64 take(Input *r, int size) except? 0xFFFFFFFFFFFFFFFF:
+    """The next 1, 2, 4 or 8 bytes, big-endian."""
+    cdef u16 two
+    cdef u32 four
+    cdef u64 eight
+    if r.end - r.at < size:
+        raise damaged(r, f"{size} more bytes")
+    if size == 1:
+        eight = r.at[0]
+    elif size == 2:
+        memcpy(&two, r.at, 2)
+        eight = be16(two)
+    elif size == 4:
+        memcpy(&four, r.at, 4)
+        eight = be32(four)
+    else:
+        memcpy(&eight, r.at, 8)
+        eight = be64(eight)
+    r.at += size
+    return eight
+
+
+cdef inline object read_text(Input *r, Py_ssize_t size):
+    if r.end - r.at < size:
+        raise damaged(r, f"{size} bytes of text")
+    cdef const char *data = <const char *>r.at
+    try:
+        text = PyUnicode_DecodeUTF8(data, size, NULL)
+    except UnicodeDecodeError:
+        raise damaged(r, "text in UTF-8") from None
+    r.at += size
+    return text
+
+
+cdef object read_bytes(Input *r, Py_ssize_t size):
+    if r.end - r.at < size:
+        raise damaged(r, f"{size} bytes")
+    value = PyBytes_FromStringAndSize(<const char *>r.at, size)
+    r.at += size
+    return value
+
+
+cdef object read_list(Input *r, Py_ssize_t count, int depth):
+    cdef Py_ssize_t index
+    # Each item takes at least a byte, so a count beyond what is left is damage, not a reason to allocate.
+    if r.end - r.at < count:
+        raise damaged(r, f"a list of {count} items")
+    if depth >= DEPTH_MAX:
+        raise damaged(r, f"at most {DEPTH_MAX} levels")
+    cdef list items = []
+    for index in range(count):
+        items.append(read(r, depth + 1))
+    return items
+
+
+cdef object read_dict(Input *r, Py_ssize_t count, int depth):
+    cdef Py_ssize_t index, size
+    cdef u8 code
+    if (r.end - r.at) // 2 < count:
+        raise damaged(r, f"a dict of {count} items")
+    if depth >= DEPTH_MAX:
+        raise damaged(r, f"at most {DEPTH_MAX} levels")
+    cdef dict mapping = {}
+    for index in range(count):
+        if r.at == r.end:
+            raise damaged(r, "a dict key")
+        code = r.at[0]
+        if code >> 5 == 0b101:      # the usual short key
+            r.at += 1
+            key = read_text(r, code & 0x1F)
+        else:
+            key = read(r, depth + 1)
+            if type(key) is not str:
+                raise damaged(r, "a dict key of text")
+        PyDict_SetItem(mapping, key, read(r, depth + 1))
+    return mapping
+
+
+cdef object read_timestamp(Input *r, Py_ssize_t size):
+    """The body of an extension of type -1, after its type byte."""
+    cdef u64 bits
+    cdef u64 nanoseconds = 0
+    cdef i64 seconds
+    if size == 4:
+        seconds = <i64>take(r, 4)
+    elif size == 8:
+        bits = take(r, 8)
+        nanoseconds = bits >> 34
+        seconds = <i64>(bits & ((<u64>1 << 34) - 1))
+    elif size == 12:
+        nanoseconds = take(r, 4)
+        seconds = <i64>take(r, 8)
+    else:
+        raise damaged(r, "a timestamp of 4, 8 or 12 bytes")
+    if nanoseconds >= 1000000000 or not SECONDS_MIN <= seconds <= SECONDS_MAX:
+        raise damaged(r, "a timestamp between the years 1 and 9999")
+    return EPOCH + timedelta(seconds // 86400 - (1 if seconds % 86400 < 0 else 0),
+                             (seconds % 86400 + 86400) % 86400, <int>(nanoseconds // 1000))
+
+
+cdef object read_extension(Input *r, Py_ssize_t size):
+    if take(r, 1) != 0xFF:
+        raise damaged(r, "an extension of type -1, a timestamp")
+    return read_timestamp(r, size)
+
+
+cdef object read_wide(Input *r, u8 code, int depth):
+    """A value whose code takes more than the code's own bits."""
+    cdef u64 bits
+    cdef double number
+    cdef u32 bits32
+    cdef float single
+    if code == 0xCB:
+        bits = take(r, 8)
+        memcpy(&number, &bits, 8)
+        return number
+    if code == 0xC0:
+        return None
+    if code == 0xC2:
+        return False
+    if code == 0xC3:
+        return True
+    if 0xCC <= code <= 0xCF:
+        return take(r, 1 << (code - 0xCC))
+    if code == 0xD0:
+        return <signed char>take(r, 1)
+    if code == 0xD1:
+        return <short>take(r, 2)
+    if code == 0xD2:
+        return <int>take(r, 4)
+    if code == 0xD3:
+        return <i64>take(r, 8)
+    if 0xD9 <= code <= 0xDB:
+        return read_text(r, <Py_ssize_t>take(r, 1 << (code - 0xD9)))
+    if 0xC4 <= code <= 0xC6:
+        return read_bytes(r, <Py_ssize_t>take(r, 1 << (code - 0xC4)))
+    if code == 0xDC or code == 0xDD:
+        return read_list(r, <Py_ssize_t>take(r, 2 if code == 0xDC else 4), depth)
+    if code == 0xDE or code == 0xDF:
+        return read_dict(r, <Py_ssize_t>take(r, 2 if code == 0xDE else 4), depth)
+    if code == 0xD6 or code == 0xD7:
+        return read_extension(r, 4 if code == 0xD6 else 8)
+    if code == 0xC7:
+        return read_extension(r, <Py_ssize_t>take(r, 1))
+    if code == 0xCA:
+        bits32 = <u32>take(r, 4)
+        memcpy(&single, &bits32, 4)
+        return <double>single
+    r.at -= 1
+    raise damaged(r, f"the code of a value, found {code:#04x}")
+
+
+cdef object read(Input *r, int depth):
+    """The next value."""
+    if r.at == r.end:
+        raise damaged(r, "a value")
+    cdef u8 code = r.at[0]
+    r.at += 1
+    if code < 0x80:
+        return code
+    if code < 0x90:
+        return read_dict(r, code & 0x0F, depth)
+    if code < 0xA0:
+        return read_list(r, code & 0x0F, depth)
+    if code < 0xC0:
+        return read_text(r, code & 0x1F)
+    if code >= 0xE0:
+        return <signed char>code
+    return read_wide(r, code, depth)
+
+
+cdef object decode_value(const u8 *data, Py_ssize_t size):
+    cdef Input r
+    r.start = r.at = data
+    r.end = data + size
+    value = read(&r, 0)
+    if r.at != r.end:
+        raise damaged(&r, "the end of the value")
+    return value
+
+
+def encode(object value, Py_ssize_t size_max) -> bytes:
+    """`encode_value` for Python callers; see `values.encode_value`."""
+    return encode_value(value, size_max)
+
+
+def decode(const u8[::1] data not None):
+    """`decode_value` for Python callers; see `values.decode_value`."""
+    return decode_value(&data[0] if data.shape[0] else NULL, data.shape[0])
+
+
+# --- Records -------------------------------------------------------------------------------------
+
+
+cdef object moment_of(i64 ns):
+    """An aware UTC datetime, cut to the microsecond."""
+    cdef i64 us = ns // 1000 - (1 if ns % 1000 < 0 else 0)
+    return EPOCH + timedelta(0, 0, 0) + timedelta(microseconds=us)
+
+
+cdef i64 ns_of(object moment, str name) except? -1:
+    """Nanoseconds of an int (taken as they are), an aware datetime, or None (0)."""
+    if moment is None:
+        return 0
+    if type(moment) is int:
+        return <i64>moment
+    if PyDateTime_CheckExact(moment) and moment.tzinfo is not None:
+        delta = moment - EPOCH
+        return (<i64>delta.days * 86400 + <i64>delta.seconds) * 1000000000 + <i64>delta.microseconds * 1000
+    raise TypeError(f"{name} is nanoseconds since the epoch or an aware datetime, got {moment!r}")
+
+
+@cython.final
+@cython.freelist(64)
+cdef class VersionedValue:
+    """A value with the version that wrote it.
+
+    Attributes:
+      value: a fresh object; changing it changes nothing in the store.
+      version: of the commit that wrote it; 0 for one of the transaction's own writes, not committed yet.
+      timestamp_ns: when it was written, in nanoseconds since the epoch, by the coordinator's clock.
+      expires_at_ns: when it expires, likewise; 0 never.
+    """
+
+    def __init__(self, value, u64 version, timestamp=0, expires_at=None):
+        """Times as nanoseconds since the epoch or aware datetimes."""
+        self.value = value
+        self.version = version
+        self.timestamp_ns = ns_of(timestamp, "timestamp")
+        self.expires_at_ns = ns_of(expires_at, "expires_at")
+
+    @property
+    def timestamp(self):
+        """When it was written: an aware UTC datetime."""
+        return moment_of(self.timestamp_ns)
+
+    @property
+    def expires_at(self):
+        """When it expires: an aware UTC datetime, None for never."""
+        return moment_of(self.expires_at_ns) if self.expires_at_ns else None
+
+    def __eq__(self, other):
+        if type(other) is not VersionedValue:
+            return NotImplemented
+        cdef VersionedValue that = <VersionedValue>other
+        return (self.version == that.version and self.timestamp_ns == that.timestamp_ns
+                and self.expires_at_ns == that.expires_at_ns and self.value == that.value)
+
+    def __hash__(self):
+        # Without the value, which may be a list or dict.
+        return hash((self.version, self.timestamp_ns, self.expires_at_ns))
+
+    def __repr__(self):
+        until = f", expires_at={self.expires_at.isoformat()}" if self.expires_at_ns else ""
+        return (f"VersionedValue({self.value!r}, version={self.version}, "
+                f"timestamp={self.timestamp.isoformat()}{until})")
+
+    def __reduce__(self):
+        return VersionedValue, (self.value, self.version, self.timestamp_ns, self.expires_at_ns)
+
+    __match_args__ = ("value", "version", "timestamp", "expires_at")
+
+
+cdef VersionedValue make_versioned(object value, u64 version, i64 timestamp_ns, i64 expires_at_ns):
+    cdef VersionedValue record = VersionedValue.__new__(VersionedValue)
+    record.value = value
+    record.version = version
+    record.timestamp_ns = timestamp_ns
+    record.expires_at_ns = expires_at_ns
+    return record
+
+
+@cython.final
+@cython.freelist(16)
+cdef class CommitReceipt:
+    """What a commit returned.
+
+    Attributes:
+      version: the version of everything it wrote; for a read-only transaction, the one it read at.
+      committed_at_ns: when, in nanoseconds since the epoch, by the coordinator's clock.
+      durability: "none", "standard" or "always": what the acknowledgement waited for.
+      attempts: how many times the transaction was tried, this one included.
+    """
+
+    def __init__(self, u64 version, committed_at, durability, u64 attempts=1):
+        """The time as nanoseconds since the epoch or an aware datetime."""
+        self.version = version
+        self.committed_at_ns = ns_of(committed_at, "committed_at")
+        self.durability = durability
+        self.attempts = attempts
+
+    @property
+    def committed_at(self):
+        """When it was committed: an aware UTC datetime."""
+        return moment_of(self.committed_at_ns)
+
+    def __eq__(self, other):
+        if type(other) is not CommitReceipt:
+            return NotImplemented
+        cdef CommitReceipt that = <CommitReceipt>other
+        return (self.version == that.version and self.committed_at_ns == that.committed_at_ns
+                and self.attempts == that.attempts and self.durability == that.durability)
+
+    def __hash__(self):
+        return hash((self.version, self.committed_at_ns, self.attempts))
+
+    def __repr__(self):
+        return (f"CommitReceipt(version={self.version}, committed_at={self.committed_at.isoformat()}, "
+                f"durability={str(self.durability)!r}, attempts={self.attempts})")
+
+    def __reduce__(self):
+        return CommitReceipt, (self.version, self.committed_at_ns, self.durability, self.attempts)
+
+    __match_args__ = ("version", "committed_at", "durability", "attempts")
+
+
+cdef CommitReceipt make_receipt(u64 version, i64 committed_at_ns, object durability, u64 attempts):
+    cdef CommitReceipt receipt = CommitReceipt.__new__(CommitReceipt)
+    receipt.version = version
+    receipt.committed_at_ns = committed_at_ns
+    receipt.durability = durability
+    receipt.attempts = attempts
+    return receipt

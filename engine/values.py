@@ -1,0 +1,185 @@
+"""Which values can be stored, and how: msgpack (SPEC section 3).
+
+None, bool, int (-2**63 .. 2**64 - 1), float (NaN and infinities too), str, bytes, list, dict with str keys, datetime:
+exactly these types. Subclasses (IntEnum, namedtuple, OrderedDict, numpy scalars, ...) and tuples, sets, bytearrays are
+refused, since they would come back as something else.
+
+1. What comes back is equal to what was put, of the same types, and a fresh object.
+2. A datetime is an instant: it must be aware, is stored in UTC as the msgpack timestamp extension, and comes back
+   aware in UTC, exact to the microsecond. Naive ones are refused, for nobody could say which instant they mean.
+3. Lists and dicts nest up to DEPTH_MAX levels; what contains itself is refused.
+4. An error names the path to the first thing that cannot be stored, such as `value["a"][3]`.
+
+The work is done in `_values.pyx`; what is here is called by Python code, and when a value is refused.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from ._values import VersionedValue, decode, encode
+from .errors import ValueEncodingError, ValueTooLarge
+from .limits import Limits
+
+__all__ = ["DEPTH_MAX", "VersionedValue", "decode_value", "encode_value", "explain", "too_large"]
+
+DEPTH_MAX = 128
+INT_MIN = -(2**63)
+INT_MAX = 2**64 - 1
+
+_VALUE_SIZE_MAX = Limits().value_size_max
+
+
+def encode_value(value: object, size_max: int = _VALUE_SIZE_MAX) -> bytes:
+    """The msgpack bytes of a value.
+
+    Raises:
+      ValueEncodingError: something in it cannot be stored; names the path to it.
+      ValueTooLarge: it takes more than `size_max` bytes.
+    """
+    return encode(value, size_max)
+
+
+def decode_value(data: bytes | bytearray | memoryview) -> Any:
+    """A fresh object from the bytes `encode_value` made.
+
+    Raises:
+      CorruptionError: the bytes are not exactly one storable value.
+    """
+    return decode(data)
+
+
+def too_large(size: int, size_max: int) -> ValueTooLarge:
+    """The error for a value whose encoding was given up at `size` bytes."""
+    text = f"the encoded value takes at least {size:,} bytes, more than the limit of {size_max:,} (value_size_max)"
+    return ValueTooLarge(text, size=size, limit=size_max)
+
+
+# --- Why a value was refused ---------------------------------------------------------------------
+
+_HINTS: dict[type, str] = {
+    tuple: "use a list",
+    set: "use a list, such as sorted(...)",
+    frozenset: "use a list, such as sorted(...)",
+    bytearray: "use bytes(...)",
+    memoryview: "use bytes(...)",
+    complex: "use a list of two floats",
+}
+
+
+def explain(value: object) -> ValueEncodingError:
+    """The error that names the first thing in `value` that cannot be stored.
+
+    Called when the encoder refused; an explanation is found unless the value was changed meanwhile.
+    """
+    found = _find(value, "value", 0, set())
+    if found is None:
+        return ValueEncodingError(
+            "the value changed while it was encoded",
+            hint="another thread, or a tzinfo, changes it: pass a copy",
+        )
+    path, problem, hint = found
+    return ValueEncodingError(f"{path}: {problem}", path=path, hint=hint)
+
+
+_Found = tuple[str, str, str]
+
+
+def _find(value: object, path: str, depth: int, above: set[int]) -> _Found | None:
+    """Where, what and what to do; None when `value` can be stored."""
+    kind = type(value)
+    if kind in (dict, list):
+        return _find_in_container(value, path, depth, above)
+    if value is None or kind in (bool, float, bytes):
+        return None
+    if kind is int:
+        return _check_int(value, path)
+    if kind is str:
+        return _check_text(value, path)
+    if kind is datetime:
+        return _check_datetime(value, path)
+    return path, f"{_name(kind)} is not storable", _hint(value)
+
+
+def _find_in_container(value: Any, path: str, depth: int, above: set[int]) -> _Found | None:
+    if id(value) in above:
+        return path, f"this {type(value).__name__} contains itself", "store a tree, and refer by keys instead"
+    if depth >= DEPTH_MAX:
+        hint = "store deeper parts under keys of their own"
+        return _short(path), f"nested deeper than {DEPTH_MAX} levels", hint
+    above.add(id(value))
+    items = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
+    for key, item in items:
+        found = _check_key(key, path) if isinstance(value, dict) else None
+        found = found or _find(item, f"{path}[{_shown(key)}]", depth + 1, above)
+        if found:
+            return found
+    above.discard(id(value))
+    return None
+
+
+def _check_key(key: object, path: str) -> _Found | None:
+    if type(key) is not str:
+        place = f"{path}[{_shown(key)}]"
+        return place, f"a dict key must be str, got {_name(type(key))}", "use str(key)"
+    return _check_text(key, f"{path}[{_shown(key)}]")
+
+
+def _check_int(value: Any, path: str) -> _Found | None:
+    if INT_MIN <= value <= INT_MAX:
+        return None
+    return path, f"an int of {value.bit_length()} bits does not fit -2**63 .. 2**64 - 1", "use str or bytes"
+
+
+def _check_text(value: Any, path: str) -> _Found | None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        problem = f"text with a lone surrogate at position {error.start} is not valid Unicode"
+        return path, problem, "use bytes for what is not text"
+    return None
+
+
+def _check_datetime(value: Any, path: str) -> _Found | None:
+    if value.utcoffset() is None:
+        hint = "use an aware one: datetime.now(timezone.utc), or value.astimezone() for local time"
+        return path, "a naive datetime is not storable, since it names no instant", hint
+    try:
+        utc = value - value.utcoffset()
+    except OverflowError:
+        return path, f"{value!r} is outside the years 1 to 9999 in UTC", "use a moment within them"
+    del utc
+    return None
+
+
+def _name(kind: type) -> str:
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _hint(value: object) -> str:
+    if isinstance(value, Enum):
+        return "store its .value or .name"
+    for kind, hint in _HINTS.items():
+        if isinstance(value, kind):
+            return hint
+    for kind in (dict, list, str, bytes, int, float, datetime):
+        if isinstance(value, kind):
+            return f"subclasses are not stored; convert it: {kind.__name__}(...)"
+    for name in ("tolist", "model_dump", "to_dict", "_asdict"):
+        if callable(getattr(value, name, None)):
+            return f"convert it first: .{name}()"
+    return "store None, bool, int, float, str, bytes, list, dict with str keys, or an aware datetime"
+
+
+def _shown(key: object) -> str:
+    if type(key) is str:
+        text = ascii(key).replace('"', '\\"')[1:-1] if "'" not in key else ascii(key)[1:-1]
+        return f'"{text[:40]}..."' if len(text) > 40 else f'"{text}"'
+    text = repr(key)
+    return f"{text[:40]}..." if len(text) > 40 else text
+
+
+def _short(path: str) -> str:
+    return path if len(path) <= 200 else f"{path[:90]} ... {path[-90:]}"
