@@ -2,12 +2,12 @@
 
     tenant 00 app 00 agent 00 | 16 bytes run id | 1 byte tag | user key
 
-1. Byte order is key order, and no encoded prefix of one run is a prefix of another's: the parts end in NUL, which
-   they cannot contain, and the run id and tag have fixed sizes. So one run is the contiguous range
+1. Byte order is key order, and no run's prefix is a prefix of another's: the parts end in NUL, which they cannot
+   contain, and the run id and tag have fixed sizes. So one run is the contiguous range
    [prefix, successor(prefix)), and so is one tag in it.
 2. "default", the usual namespace part, is written as the empty string: short keys for most databases.
-3. User keys are bytes in the store; `str` keys are their UTF-8, so "a" and b"a" are the same key. A key read back
-   (a scan, a conflict) is a `str` when its bytes are valid UTF-8, else `bytes`.
+3. User keys are bytes in the store; `str` keys are their UTF-8, so "a" and b"a" are the same key. A key read
+   back (a scan, a conflict) is a `str` when its bytes are valid UTF-8, else `bytes`.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def encode_key(prefix: bytes, user_key: str | bytes, key_size_max: int = _KEY_SI
 
 
 def _shown(key: str) -> str:
-    return ascii(key) if len(key) <= 60 else f"{ascii(key[:60])}..."
+    return ascii(key) if len(key) <= 60 else f"{key[:60]!a}..."
 
 
 def decode_user_key(raw: bytes) -> str | bytes:
@@ -183,7 +183,8 @@ def decode_key(key: bytes) -> DecodedKey:
 
 
 def _decode_namespace(key: bytes) -> tuple[Namespace, int]:
-    parts, position = [], 0
+    parts: list[str] = []
+    position = 0
     for name in ("tenant", "app", "agent"):
         end = key.find(b"\x00", position, position + PART_SIZE_MAX + 1)
         if end < 0:
@@ -196,7 +197,8 @@ def _decode_namespace(key: bytes) -> tuple[Namespace, int]:
             raise _malformed(key, f'the {name} "default" written as the empty string at {position}')
         parts.append(text or DEFAULT_PART)
         position = end + 1
-    return Namespace(*parts), position
+    tenant, app, agent = parts
+    return Namespace(tenant, app, agent), position
 
 
 def _malformed(key: bytes, expected: str) -> CorruptionError:

@@ -54,7 +54,7 @@ class Limits:
     Attributes:
       key_size_max: of a user key (`KeyTooLarge`).
       value_size_max: of an encoded value (`ValueTooLarge`).
-      transaction_size_max: of a commit request: all keys and values with their headers (`TransactionTooLarge`).
+      transaction_size_max: of a commit request, keys, values and their headers (`TransactionTooLarge`).
     """
 
     key_size_max: int = 8 * KIB
@@ -73,7 +73,7 @@ class Limits:
         return PREFIX_SIZE_MAX + self.key_size_max
 
 
-# A key's size is 16 bits in the store and on the wire, a value's 32; both leave room for what goes around them.
+# A key's size is 16 bits in the store and on the wire, a value's 32; both leave room for what goes around.
 _RANGES = {
     "key_size_max": (64, 60 * KIB),
     "value_size_max": (1 * KIB, 1 * GIB),

@@ -49,7 +49,7 @@ class Settings:
       ring_size: of each of a connection's two rings; larger requests stream through in pieces.
       wal_segment_size: a log file this long is closed and the next begun.
       checkpoint_bytes: a checkpoint is made when the log has grown by this much since the last.
-      checkpoint_interval: ... or when this long has passed since the last and anything was written; 0: never by time.
+      checkpoint_interval: ... or when this long passed since the last and anything was written; 0: never.
       sync_interval: how soon after a commit `fdatasync` follows, with durability "standard".
       snapshot_max_age: an older snapshot may be revoked (`SnapshotExpired`).
       idle_timeout: an auto-started coordinator ends this long after its last worker left.

@@ -1,9 +1,9 @@
 """Small public types shared by the whole engine and the primitives: enums, RunId, and the compiled records.
 
-`VersionedValue` and `CommitReceipt` are compiled (see `_values.pyx`) because one is made for every read or commit.
+`VersionedValue` and `CommitReceipt` are compiled (see `_values.pyx`): one is made for every read or commit.
 Their times are kept as integer nanoseconds since the epoch (`timestamp_ns`, `expires_at_ns`, `committed_at_ns`;
-expiry 0 is never); the plain names (`timestamp`, `expires_at`, `committed_at`) are properties that give aware UTC
-datetimes, to the microsecond, None for never.
+expiry 0 is never); the plain names (`timestamp`, `expires_at`, `committed_at`) are properties that give aware
+UTC datetimes, cut to the microsecond, None for never.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Isolation(StrEnum):
 
 
 class Durability(StrEnum):
-    """What an acknowledged commit survives: NONE a worker, STANDARD every process, ALWAYS the power supply."""
+    """What an acknowledged commit survives: NONE a worker, STANDARD all processes, ALWAYS the power supply."""
 
     NONE = "none"
     STANDARD = "standard"
@@ -83,12 +83,12 @@ class RunId(uuid.UUID):
     def new(cls) -> RunId:
         """Make a run id that sorts after every other one this process made.
 
-        The first 60 bits are the time in units of a 4096th of a millisecond (never less than one more than the
-        last), the rest is random, so ids of several processes sort by time to within their clocks.
+        The first 60 bits are the time in units of a 4096th of a millisecond (at least one more than the last),
+        the rest is random, so ids of several processes sort by time to within their clocks.
         """
         ticks = _next_ticks()
         random_bits = int.from_bytes(os.urandom(8), "big") & ((1 << 62) - 1)
-        # The layout of RFC 9562 version 7: 48 bits of milliseconds, version, 12 bits, variant, 62 random bits.
+        # RFC 9562 version 7: 48 bits of milliseconds, version, 12 bits of fraction, variant, 62 random bits.
         number = (ticks >> 12) << 80 | 0x7 << 76 | (ticks & 0xFFF) << 64 | 0b10 << 62 | random_bits
         return cls(int=number)
 

@@ -1,12 +1,12 @@
 """Which values can be stored, and how: msgpack (SPEC section 3).
 
-None, bool, int (-2**63 .. 2**64 - 1), float (NaN and infinities too), str, bytes, list, dict with str keys, datetime:
-exactly these types. Subclasses (IntEnum, namedtuple, OrderedDict, numpy scalars, ...) and tuples, sets, bytearrays are
-refused, since they would come back as something else.
+None, bool, int (-2**63 .. 2**64 - 1), float (NaN and infinities too), str, bytes, list, dict with str keys and
+datetime: exactly these types. Subclasses (IntEnum, namedtuple, OrderedDict, numpy scalars, ...) and tuples, sets,
+bytearrays are refused, since they would come back as something else.
 
 1. What comes back is equal to what was put, of the same types, and a fresh object.
-2. A datetime is an instant: it must be aware, is stored in UTC as the msgpack timestamp extension, and comes back
-   aware in UTC, exact to the microsecond. Naive ones are refused, for nobody could say which instant they mean.
+2. A datetime is an instant: it must be aware, is stored as the msgpack timestamp extension, and comes back aware
+   in UTC, exact to the microsecond. Naive ones are refused, for nobody could say which instant they mean.
 3. Lists and dicts nest up to DEPTH_MAX levels; what contains itself is refused.
 4. An error names the path to the first thing that cannot be stored, such as `value["a"][3]`.
 
@@ -15,7 +15,7 @@ The work is done in `_values.pyx`; what is here is called by Python code, and wh
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
@@ -53,7 +53,8 @@ def decode_value(data: bytes | bytearray | memoryview) -> Any:
 
 def too_large(size: int, size_max: int) -> ValueTooLarge:
     """The error for a value whose encoding was given up at `size` bytes."""
-    text = f"the encoded value takes at least {size:,} bytes, more than the limit of {size_max:,} (value_size_max)"
+    limit = f"the limit of {size_max:,} (value_size_max)"
+    text = f"the encoded value takes at least {size:,} bytes, more than {limit}"
     return ValueTooLarge(text, size=size, limit=size_max)
 
 
@@ -147,10 +148,9 @@ def _check_datetime(value: Any, path: str) -> _Found | None:
         hint = "use an aware one: datetime.now(timezone.utc), or value.astimezone() for local time"
         return path, "a naive datetime is not storable, since it names no instant", hint
     try:
-        utc = value - value.utcoffset()
+        value.astimezone(UTC)
     except OverflowError:
         return path, f"{value!r} is outside the years 1 to 9999 in UTC", "use a moment within them"
-    del utc
     return None
 
 

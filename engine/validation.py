@@ -1,0 +1,260 @@
+"""What makes a transaction conflict (SPEC section 2, rule 3), as pure functions over newest versions.
+
+Used by workers when a read is already stale before any round trip, by `Transaction.validate()`, and as the
+model the compiled validator of the commit thread is tested against. Nothing here changes anything.
+
+1. A version of 0 means absent: never written, deleted, or expired at the transaction's `read_time`.
+2. Reads and CAS compare what is there (`Newest.version`); writes and scans ask when the key was last written, be
+   it by a delete (`Newest.written_version`), since that changes the key without leaving a version.
+   Expiry is no write: an expired key is absent to reads and CAS, and to writes and scans as if untouched.
+3. A CAS key is checked by its expected version alone, even when it is in the write set too.
+4. Every conflict is counted; the first CONFLICTS_LISTED_MAX are listed: reads, ranges, CAS, then writes.
+
+    check    conflicts when
+    read     version now (expired: 0) != version read
+    range    some key in [start, end) has written_version > start_version
+    cas      version now (expired: 0) != expected version
+    write    written_version > start_version
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from .errors import (
+    CASConflict,
+    Conflict,
+    ConflictError,
+    CorruptionError,
+    ReadConflict,
+    UserKey,
+    WriteConflict,
+)
+from .keys import TypeTag, decode_key, decode_user_key
+from .types import RunId
+
+__all__ = [
+    "CONFLICTS_LISTED_MAX",
+    "CommitSets",
+    "Newest",
+    "Validation",
+    "VersionSource",
+    "cas_conflict",
+    "range_conflict",
+    "read_conflict",
+    "validate_cas_set",
+    "validate_ranges",
+    "validate_read_set",
+    "validate_transaction",
+    "validate_write_set",
+    "version_now",
+    "write_conflict",
+]
+
+CONFLICTS_LISTED_MAX = 16
+
+
+class Newest(NamedTuple):
+    """The newest record of a key.
+
+    For the tombstone the coordinator leaves where it deleted an expired key: version 0, and as written_version that
+    of the record it removed, for nobody else wrote the key.
+
+    Attributes:
+      version: of the value that is there; 0 when the newest record is a delete.
+      written_version: of the commit that wrote the newest record, value or delete.
+      expires_at: when the value expires, in nanoseconds since the epoch; 0 never.
+    """
+
+    version: int
+    written_version: int
+    expires_at: int = 0
+
+
+class VersionSource(Protocol):
+    """The newest committed state, by stored key."""
+
+    def newest(self, key: bytes) -> Newest | tuple[int, int, int] | None:
+        """(version, written_version, expires_at) of a key; None when it was never written."""
+        ...
+
+    def written_in_range(self, start: bytes, end: bytes) -> Iterable[tuple[bytes, int]]:
+        """(key, written_version) of every key in [start, end), deletes included, in key order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CommitSets:
+    """What a transaction brings to its validation; keys are stored keys.
+
+    Attributes:
+      start_version: of its snapshot; None for a blind transaction, whose writes are not checked.
+      read_time: its one clock reading, nanoseconds since the epoch: what expired by then is absent.
+      reads: the version read of each key, 0 for absent.
+      ranges: the [start, end) scanned.
+      cas: the expected version of each key, 0 for absent.
+      writes: the keys put, deleted or added to, without those written by a CAS.
+    """
+
+    start_version: int | None
+    read_time: int
+    reads: Mapping[bytes, int] = field(default_factory=dict)
+    ranges: Iterable[tuple[bytes, bytes]] = ()
+    cas: Mapping[bytes, int] = field(default_factory=dict)
+    writes: AbstractSet[bytes] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The outcome: no conflicts means it may commit.
+
+    Attributes:
+      conflicts: the first of them, at most CONFLICTS_LISTED_MAX.
+      found: how many there are in all.
+    """
+
+    conflicts: tuple[Conflict, ...] = ()
+    found: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing conflicts."""
+        return self.found == 0
+
+    def error(self) -> ConflictError:
+        """The error a commit with these conflicts raises."""
+        return ConflictError(conflicts=self.conflicts, conflicts_found=self.found)
+
+
+def version_now(source: VersionSource, key: bytes, read_time: int) -> int:
+    """The current version of a key as a transaction with this `read_time` sees it; 0 absent."""
+    newest = source.newest(key)
+    if newest is None:
+        return 0
+    version, _, expires_at = newest
+    return 0 if expires_at and expires_at <= read_time else version
+
+
+def validate_read_set(
+    source: VersionSource, reads: Mapping[bytes, int], read_time: int
+) -> Iterator[ReadConflict]:
+    """Every key whose current version is not the one that was read."""
+    for key, read_version in reads.items():
+        found = version_now(source, key, read_time)
+        if found != read_version:
+            yield read_conflict(key, read_version, found)
+
+
+def validate_ranges(
+    source: VersionSource, ranges: Iterable[tuple[bytes, bytes]], start_version: int
+) -> Iterator[ReadConflict]:
+    """Every range in which some key, deleted ones included, was written after `start_version`."""
+    for start, end in ranges:
+        written = (version for _, version in source.written_in_range(start, end) if version > start_version)
+        first = next(iter(written), None)
+        if first is not None:
+            yield range_conflict(start, end, start_version, first)
+
+
+def validate_cas_set(
+    source: VersionSource, cas: Mapping[bytes, int], read_time: int
+) -> Iterator[CASConflict]:
+    """Every key whose current version is not the expected one."""
+    for key, expected in cas.items():
+        found = version_now(source, key, read_time)
+        if found != expected:
+            yield cas_conflict(key, expected, found)
+
+
+def validate_write_set(
+    source: VersionSource, writes: Iterable[bytes], start_version: int
+) -> Iterator[WriteConflict]:
+    """Every key that was written, deletes included, after `start_version`."""
+    for key in writes:
+        newest = source.newest(key)
+        if newest is not None and newest[1] > start_version:
+            yield write_conflict(key, start_version, newest[1])
+
+
+def validate_transaction(source: VersionSource, sets: CommitSets, *, serializable: bool = True) -> Validation:
+    """Every conflict of a transaction.
+
+    Args:
+      source: the newest committed state.
+      sets: what the transaction read and wants to write.
+      serializable: False for isolation "snapshot": reads and ranges are not checked.
+    """
+    return _collect(_conflicts(source, sets, serializable))
+
+
+def _conflicts(source: VersionSource, sets: CommitSets, serializable: bool) -> Iterator[Conflict]:
+    if serializable:
+        yield from validate_read_set(source, sets.reads, sets.read_time)
+        if sets.start_version is not None:
+            yield from validate_ranges(source, sets.ranges, sets.start_version)
+    yield from validate_cas_set(source, sets.cas, sets.read_time)
+    if sets.start_version is not None:
+        yield from validate_write_set(source, sets.writes, sets.start_version)
+
+
+def _collect(conflicts: Iterator[Conflict]) -> Validation:
+    listed: list[Conflict] = []
+    found = 0
+    for conflict in conflicts:
+        found += 1
+        if found <= CONFLICTS_LISTED_MAX:
+            listed.append(conflict)
+    return Validation(tuple(listed), found)
+
+
+# --- Records with the keys users know ------------------------------------------------------------
+
+
+def _user_view(key: bytes) -> tuple[UserKey, RunId | None, TypeTag | int | None]:
+    """The user key, run and tag of a stored key; the bytes alone when it is not one (a bare prefix)."""
+    try:
+        decoded = decode_key(key)
+    except CorruptionError:
+        return decode_user_key(key), None, None
+    return decoded.user_key, decoded.namespace.run_id, decoded.tag
+
+
+def read_conflict(key: bytes, expected: int, found: int) -> ReadConflict:
+    """The record of a stale read of a stored key."""
+    user_key, run_id, tag = _user_view(key)
+    return ReadConflict(user_key, expected, found, None, run_id, tag)
+
+
+def write_conflict(key: bytes, start_version: int, found: int) -> WriteConflict:
+    """The record of a stored key written after the snapshot."""
+    user_key, run_id, tag = _user_view(key)
+    return WriteConflict(user_key, start_version, found, run_id, tag)
+
+
+def cas_conflict(key: bytes, expected: int, found: int) -> CASConflict:
+    """The record of a stored key that has another version than expected."""
+    user_key, run_id, tag = _user_view(key)
+    return CASConflict(user_key, expected, found, run_id, tag)
+
+
+def range_conflict(start: bytes, end: bytes, start_version: int, found: int) -> ReadConflict:
+    """The record of a scanned range in which something was written after the snapshot.
+
+    The start may be the bare prefix of a tag (a scan of everything): its user key is then "".
+    """
+    # A byte more makes a stored key of any prefix that reaches to the tag; it is taken off again.
+    try:
+        decoded = decode_key(start + b"\x00")
+    except CorruptionError:
+        return ReadConflict(
+            decode_user_key(start), start_version, found, (decode_user_key(start), decode_user_key(end))
+        )
+    run_id, tag = decoded.namespace.run_id, decoded.tag
+    prefix_size = len(decoded.namespace.prefix) + 1
+    first = decode_user_key(start[prefix_size:])
+    inside = end[:prefix_size] == start[:prefix_size]
+    last = decode_user_key(end[prefix_size:]) if inside else None
+    return ReadConflict(first, start_version, found, (first, last), run_id, tag)
