@@ -2,14 +2,15 @@
 
 Raised by the engine and the primitives, in any process; control frames and process pools carry them, so:
 
-1. Each class has one dotted `code` that never changes and extends that of the class above it; `retryable` says
-   whether the same call may succeed when simply made again.
+1. Each class has one dotted `code` that never changes and extends that of the class above it; `retryable`
+   says whether the same call may succeed when simply made again.
 2. `details` holds only plain values (numbers, text, bytes, None); named attributes hold the same facts typed.
 3. Every error survives pickling exactly: class, attributes, message and hint.
 
 `except ConflictError` catches everything that means "somebody else was first": a refused commit, a failed
 compare-and-swap and exhausted retries. `CASConflict` is both: the record of a failed CAS in
-`ConflictError.conflicts`, and the exception a single compare-and-swap raises (`.conflicts` is then itself alone).
+`ConflictError.conflicts`, and the exception a single compare-and-swap raises (`.conflicts` is then itself
+alone).
 """
 
 from __future__ import annotations
@@ -157,7 +158,8 @@ class ConflictError(OccamError):
 class CASConflict(ConflictError):
     """A compare-and-swap met another version than the expected one.
 
-    Compares, hashes and matches (`case CASConflict(key, expected, found)`) by its fields, as other records do.
+    Compares, hashes and matches (`case CASConflict(key, expected, found)`) by its fields, as other records
+    do.
     Not retryable as it stands: the same expected version fails again; read the current version first.
 
     Attributes:

@@ -2,9 +2,9 @@
 
     tenant 00 app 00 agent 00 | 16 bytes run id | 1 byte tag | user key
 
-1. Byte order is key order, and no run's prefix is a prefix of another's: the parts end in NUL, which they cannot
-   contain, and the run id and tag have fixed sizes. So one run is the contiguous range
-   [prefix, successor(prefix)), and so is one tag in it.
+1. Byte order is key order, and no run's prefix is a prefix of another's: the parts end in NUL, which they
+   cannot contain, and the run id and tag have fixed sizes. So one run is the contiguous range [prefix,
+   successor(prefix)), and so is one tag in it.
 2. "default", the usual namespace part, is written as the empty string: short keys for most databases.
 3. User keys are bytes in the store; `str` keys are their UTF-8, so "a" and b"a" are the same key. A key read
    back (a scan, a conflict) is a `str` when its bytes are valid UTF-8, else `bytes`.

@@ -1,9 +1,9 @@
 """Small public types shared by the whole engine and the primitives: enums, RunId, and the compiled records.
 
 `VersionedValue` and `CommitReceipt` are compiled (see `_values.pyx`): one is made for every read or commit.
-Their times are kept as integer nanoseconds since the epoch (`timestamp_ns`, `expires_at_ns`, `committed_at_ns`;
-expiry 0 is never); the plain names (`timestamp`, `expires_at`, `committed_at`) are properties that give aware
-UTC datetimes, cut to the microsecond, None for never.
+Their times are kept as integer nanoseconds since the epoch (`timestamp_ns`, `expires_at_ns`,
+`committed_at_ns`; expiry 0 is never); the plain names (`timestamp`, `expires_at`, `committed_at`) are
+properties that give aware UTC datetimes, cut to the microsecond, None for never.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Isolation(StrEnum):
 
 
 class Durability(StrEnum):
-    """What an acknowledged commit survives: NONE a worker, STANDARD all processes, ALWAYS the power supply."""
+    """What an acknowledged commit survives: a worker's death, that of every process, or power loss."""
 
     NONE = "none"
     STANDARD = "standard"
@@ -83,8 +83,8 @@ class RunId(uuid.UUID):
     def new(cls) -> RunId:
         """Make a run id that sorts after every other one this process made.
 
-        The first 60 bits are the time in units of a 4096th of a millisecond (at least one more than the last),
-        the rest is random, so ids of several processes sort by time to within their clocks.
+        The first 60 bits are the time in units of a 4096th of a millisecond (at least one more than the
+        last), the rest is random, so ids of several processes sort by time to within their clocks.
         """
         ticks = _next_ticks()
         random_bits = int.from_bytes(os.urandom(8), "big") & ((1 << 62) - 1)

@@ -4,8 +4,9 @@ Used by workers when a read is already stale before any round trip, by `Transact
 model the compiled validator of the commit thread is tested against. Nothing here changes anything.
 
 1. A version of 0 means absent: never written, deleted, or expired at the transaction's `read_time`.
-2. Reads and CAS compare what is there (`Newest.version`); writes and scans ask when the key was last written, be
-   it by a delete (`Newest.written_version`), since that changes the key without leaving a version.
+2. Reads and CAS compare what is there (`Newest.version`); writes and scans ask when the key was last
+   written, be it by a delete (`Newest.written_version`), since that changes the key without leaving a
+   version.
    Expiry is no write: an expired key is absent to reads and CAS, and to writes and scans as if untouched.
 3. A CAS key is checked by its expected version alone, even when it is in the write set too.
 4. Every conflict is counted; the first CONFLICTS_LISTED_MAX are listed: reads, ranges, CAS, then writes.
@@ -60,8 +61,8 @@ CONFLICTS_LISTED_MAX = 16
 class Newest(NamedTuple):
     """The newest record of a key.
 
-    For the tombstone the coordinator leaves where it deleted an expired key: version 0, and as written_version that
-    of the record it removed, for nobody else wrote the key.
+    For the tombstone the coordinator leaves where it deleted an expired key: version 0, and as
+    written_version that of the record it removed, for nobody else wrote the key.
 
     Attributes:
       version: of the value that is there; 0 when the newest record is a delete.

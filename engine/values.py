@@ -1,12 +1,14 @@
 """Which values can be stored, and how: msgpack (SPEC section 3).
 
-None, bool, int (-2**63 .. 2**64 - 1), float (NaN and infinities too), str, bytes, list, dict with str keys and
-datetime: exactly these types. Subclasses (IntEnum, namedtuple, OrderedDict, numpy scalars, ...) and tuples, sets,
-bytearrays are refused, since they would come back as something else.
+None, bool, int (-2**63 .. 2**64 - 1), float (NaN and infinities too), str, bytes, list, dict with str keys
+and
+datetime: exactly these types. Subclasses (IntEnum, namedtuple, OrderedDict, numpy scalars, ...) and tuples,
+sets, bytearrays are refused, since they would come back as something else.
 
 1. What comes back is equal to what was put, of the same types, and a fresh object.
-2. A datetime is an instant: it must be aware, is stored as the msgpack timestamp extension, and comes back aware
-   in UTC, exact to the microsecond. Naive ones are refused, for nobody could say which instant they mean.
+2. A datetime is an instant: it must be aware, is stored as the msgpack timestamp extension, and comes back
+   aware in UTC, exact to the microsecond. Naive ones are refused, for nobody could say which instant they
+   mean.
 3. Lists and dicts nest up to DEPTH_MAX levels; what contains itself is refused.
 4. An error names the path to the first thing that cannot be stored, such as `value["a"][3]`.
 
