@@ -72,7 +72,7 @@ class FileLock:
                     os.close(fd)
             if holder is not None and is_alive(holder):
                 break
-            # Locked, but no living owner inside: it is just writing its name, or a probe holds it for an instant.
+            # Locked, but no living owner inside: it is writing its name, or a probe holds it for an instant.
             time.sleep(_ATTEMPT_PAUSE)
         pid = holder.pid if holder is not None and is_alive(holder) else 0
         raise LockHeldError(f"{self.path} is held by process {pid or 'unknown'}", pid=pid)

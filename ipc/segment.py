@@ -7,7 +7,9 @@ Invariants:
      refused.
   2. Before a segment is mapped its owner, mode and size are checked on the open descriptor, not by name.
   3. Every page that is written was preallocated: running out of shared memory is `ShmFullError`, never a
-     SIGBUS. Creation preallocates the whole segment unless told otherwise (the store grows by `store_preallocate`).
+     SIGBUS. Creation preallocates the whole segment unless told otherwise (a store grows by
+     `store_preallocate`). What does not fit into the machine's memory is refused before it is tried, for the
+     kernel would not say no: /dev/shm may be larger than the memory, and then some process gets killed.
   4. Descriptors are close-on-exec. An unlinked segment stays usable for all who have it mapped.
 """
 
@@ -17,6 +19,7 @@ import errno
 import mmap
 import os
 import stat
+import sys
 from typing import Final, NoReturn
 
 import posix_ipc
@@ -147,6 +150,12 @@ def store_preallocate(fd: int, offset: int, size: int, *, name: str = "") -> Non
     """
     end = offset + size
     position = offset
+    free = shm_free_bytes()
+    if size > free:
+        raise ShmFullError(
+            f"segment {name}: {SHM_DIRECTORY} and memory have {free} bytes free, {size} are needed",
+            details={"name": name, "errno": errno.ENOSPC, "free": free, "needed": size},
+        )
     while position < end:
         step = min(PREALLOCATE_STEP, end - position)
         try:
@@ -186,9 +195,20 @@ def segment_stat(name: str) -> os.stat_result | None:
 
 
 def shm_free_bytes() -> int:
-    """Bytes of shared memory this user could still allocate."""
+    """Bytes of shared memory that can still be allocated: room in /dev/shm, and memory behind it."""
     state = os.statvfs(SHM_DIRECTORY)
-    return state.f_bavail * state.f_frsize
+    return min(state.f_bavail * state.f_frsize, _memory_available())
+
+
+def _memory_available() -> int:
+    """Bytes the kernel can provide without killing anybody, swap included."""
+    found = {}
+    with open("/proc/meminfo", "rb") as file:
+        for line in file:
+            key, _, rest = line.partition(b":")
+            if key in (b"MemAvailable", b"SwapFree"):
+                found[key] = int(rest.split()[0]) * 1024
+    return found.get(b"MemAvailable", sys.maxsize) + found.get(b"SwapFree", 0)
 
 
 # ---- system calls -----------------------------------------------------------------------------------
