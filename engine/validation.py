@@ -9,13 +9,15 @@ model the compiled validator of the commit thread is tested against. Nothing her
    version.
    Expiry is no write: an expired key is absent to reads and CAS, and to writes and scans as if untouched.
 3. A CAS key is checked by its expected version alone, even when it is in the write set too.
-4. Every conflict is counted; the first CONFLICTS_LISTED_MAX are listed: reads, ranges, CAS, then writes.
+4. Every conflict is counted; the first CONFLICTS_LISTED_MAX are listed: reads, ranges, CAS, then writes and deleted
+   ranges.
 
     check    conflicts when
     read     version now (expired: 0) != version read
     range    some key in [start, end) has written_version > start_version
     cas      version now (expired: 0) != expected version
     write    written_version > start_version
+    delete   of a range: as range
 """
 
 from __future__ import annotations
@@ -97,7 +99,9 @@ class CommitSets:
       reads: the version read of each key, 0 for absent.
       ranges: the [start, end) scanned.
       cas: the expected version of each key, 0 for absent.
-      writes: the keys put, deleted or added to, without those written by a CAS.
+      writes: the keys put or deleted. Not those written by a CAS (its own check is stricter), nor those added to:
+        an increment reads nothing and is resolved when applied, so it conflicts with nobody.
+      deleted_ranges: the [start, end) deleted; checked like writes, under every isolation.
     """
 
     start_version: int | None
@@ -106,6 +110,7 @@ class CommitSets:
     ranges: Iterable[tuple[bytes, bytes]] = ()
     cas: Mapping[bytes, int] = field(default_factory=dict)
     writes: AbstractSet[bytes] = frozenset()
+    deleted_ranges: Iterable[tuple[bytes, bytes]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +204,7 @@ def _conflicts(source: VersionSource, sets: CommitSets, serializable: bool) -> I
     yield from validate_cas_set(source, sets.cas, sets.read_time)
     if sets.start_version is not None:
         yield from validate_write_set(source, sets.writes, sets.start_version)
+        yield from validate_ranges(source, sets.deleted_ranges, sets.start_version)
 
 
 def _collect(conflicts: Iterator[Conflict]) -> Validation:
