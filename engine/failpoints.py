@@ -8,7 +8,8 @@ imported (every process that opens a database imports it); `set` changes them at
     short:N         a write transfers only N bytes   torn:N    a write transfers N bytes, then SIGKILL
 
 followed by `@n` (only the n-th time the place is passed), `*k` (k times), or `@n*k` (k times from the n-th).
-Without them it acts every time. Present in release builds: see `_failpoints.pyx` for what an unused one costs.
+Without them it acts every time. Present in release builds: see `_failpoints.pyx` for what an unused one
+costs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ NAMES = _failpoints.NAMES
 _INDEX = {name: index for index, name in enumerate(NAMES)}
 _ACTIONS = {"off": 0, "kill": 1, "stop": 2, "sleep": 3, "errno": 4, "short": 5, "torn": 6}
 _WITH_NUMBER = frozenset({"sleep", "short", "torn"})
-_SPECIFICATION = re.compile(r"(?P<action>[a-z]+)(?::(?P<argument>\w+))?(?:@(?P<first>\d+))?(?:\*(?P<times>\d+))?")
+_SPECIFICATION = re.compile(
+    r"(?P<action>[a-z]+)(?::(?P<argument>\w+))?(?:@(?P<first>\d+))?(?:\*(?P<times>\d+))?"
+)
 _active: dict[str, str] = {}
 
 
