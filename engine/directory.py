@@ -15,7 +15,7 @@ Invariants:
    and a crash in the middle of the making leaves what the next open simply makes again (F13).
 2. `incarnation` grows at every coordinator start, before anything else of the start is visible.
 3. The fields on the log (`boot_id`, `log_first_version`, `durability`, `clean`) change only after recovery
-   has repaired what the previous incarnation left, so a recovery killed half way is judged like the first one.
+   has repaired what the previous incarnation left, so a recovery killed half way is judged like the first.
 """
 
 from __future__ import annotations
