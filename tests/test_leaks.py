@@ -9,6 +9,7 @@ from pathlib import Path
 import posix_ipc
 import pytest
 
+from occamdb.engine.directory import Meta
 from tests.support import leaks
 
 MARKER = os.environ[leaks.MARKER]
@@ -59,14 +60,14 @@ os.wait()
 
 
 def test_a_segment_is_attributed_by_creation_or_by_the_databases_id(tmp_path: Path) -> None:
-    database_id = uuid.uuid4().hex
+    database_id = uuid.uuid4()
     ours, by_id, foreign = (f"occam-{uuid.uuid4().hex[:16]}-1-store" for _ in range(3))
-    by_id = f"occam-{database_id[:16]}-1-store"
+    by_id = f"occam-{database_id.hex[:16]}-1-store"
     posix_ipc.SharedMemory(f"/{ours}", posix_ipc.O_CREX, size=4096).close_fd()
     for name in (by_id, foreign):
         (leaks.SHARED_MEMORY / name).write_bytes(b"x")
     (tmp_path / "db").mkdir()
-    (tmp_path / "db" / "meta").write_text(f'{{"database_id": "{database_id}"}}')
+    (tmp_path / "db" / "meta").write_bytes(Meta(database_id=database_id.bytes).encode())
     try:
         assert leaks.own_segments(tmp_path) == {ours, by_id}
         assert leaks.own_segments(None) == {ours}
