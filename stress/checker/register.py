@@ -111,7 +111,7 @@ class Register:
                 text = f"{name}: {value} of the refused {self._table.name(writer)} was read"
                 self._note("G1a", text, writer, readers[0])
             elif value in state.intermediate and any(reader != writer for reader in readers):
-                text = f"{name}: {value} was read, then overwritten by its writer with {state.intermediate[value]}"
+                text = f"{name}: {value} was read, which its writer replaced by {state.intermediate[value]}"
                 self._note("G1b", text, writer, *readers[:1])
 
     def _vanished(self, name: Any, state: _Key) -> None:

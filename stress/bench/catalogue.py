@@ -1,0 +1,32 @@
+"""All benchmark rows, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from occamdb.stress.bench.model import Row
+from occamdb.stress.bench.rows_engine import durability_rows, engine_rows
+
+
+def all_rows() -> list[Row]:
+    """Every row, in the order of the report."""
+    return [*engine_rows(), *durability_rows()]
+
+
+def select_rows(names: Sequence[str]) -> list[Row]:
+    """The rows whose name is, or else begins with, one of `names`; all without names.
+
+    Raises:
+      KeyError: a name matches no row.
+    """
+    rows = all_rows()
+    if not names:
+        return rows
+    chosen: set[str] = set()
+    for name in names:
+        exact = {row.name for row in rows if row.name == name}
+        found = exact or {row.name for row in rows if row.name.startswith(name)}
+        if not found:
+            raise KeyError(name)
+        chosen |= found
+    return [row for row in rows if row.name in chosen]
