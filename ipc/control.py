@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import stat
 import struct
@@ -35,6 +36,7 @@ _SOCKET_PATH_MAX: Final = 107
 _RECEIVE_SIZE: Final = 65536
 _BACKLOG: Final = 128
 _CONNECT_PAUSE: Final = 0.005
+_GONE_EVENTS: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 # ---- sockets ----------------------------------------------------------------------------------------
@@ -161,12 +163,13 @@ class ControlClient:
 
     def peer_gone(self) -> bool:
         """Whether the peer has closed or died. Never blocks, takes nothing from the stream."""
-        try:
-            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
+        fd = self._socket.fileno()
+        if fd < 0:
             return True
+        # Not a recv: a socket with a timeout would wait for data in spite of MSG_DONTWAIT.
+        poller = select.poll()
+        poller.register(fd, select.POLLRDHUP)
+        return any(event & _GONE_EVENTS for _, event in poller.poll(0))
 
     def close(self) -> None:
         """Close the connection. Idempotent."""
@@ -340,8 +343,10 @@ class ControlListener:
         return connection
 
     def _refuse_one(self) -> None:
-        """Out of descriptors: take and close one connection by the reserved one, so that its peer is told and the
-        selector does not report it for ever."""
+        """Out of descriptors: take and close one connection by the reserved one.
+
+        So its peer is told, and the selector does not report it for ever.
+        """
         if self._reserve >= 0:
             os.close(self._reserve)
             self._reserve = -1
