@@ -28,8 +28,8 @@ def default_directory() -> Path:
 def text_files(directory: Path) -> list[str]:
     """Paths of the text files below `directory`, relative to it, sorted.
 
-    Skips hidden and generated directories, symbolic links, what cannot be read, and files with a NUL byte near
-    the start (binaries).
+    Skips hidden and generated directories, symbolic links, what cannot be read, and files with a NUL byte
+    near the start (binaries).
 
     Args:
       directory: an existing directory.

@@ -1,0 +1,53 @@
+"""The command line: one `register` for each group of commands, and the one place where errors become exit codes.
+
+Exit codes: 0 done; 1 an error (message and hint on stderr) or a check that failed; 2 wrong usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from occamdb.ipc.errors import OccamError
+from occamdb.tools import console
+
+app = typer.Typer(
+    name="occamdb",
+    help="occamdb: a database many processes on one machine share through memory.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _root() -> None:
+    """occamdb: a database many processes on one machine share through memory."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+      arguments: without the program's name; None: those of this process.
+
+    Returns:
+      The exit code.
+    """
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="occamdb")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except OccamError as error:
+        console.show_error(error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`occamdb scan ... | head`); the interpreter would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0

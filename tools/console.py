@@ -1,0 +1,206 @@
+"""What every command shares: consoles, JSON in and out, opening a database, errors shown as message and hint.
+
+Imports stay inside functions where they are slow, so that `occamdb --help` does not wait for the engine.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from occamdb import Database, OccamError, RunId
+
+PathArgument = Annotated[Path, typer.Argument(metavar="PATH", help="The database directory.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its name in the run index.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="At most so many.")]
+NamespaceOption = Annotated[
+    str | None,
+    typer.Option("--namespace", metavar="TENANT/APP/AGENT", help="Whose data; parts left out are 'default'."),
+]
+
+
+@cache
+def out() -> Console:
+    """The console of results."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+@cache
+def err() -> Console:
+    """The console of errors and progress."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show_error(error: OccamError) -> None:
+    """Message, then what to do about it."""
+    from rich.markup import escape
+
+    err().print(f"[bold red]error[/] {escape(error.message)} [dim]({escape(error.code)})[/]")
+    if error.hint:
+        err().print(f" [bold]hint[/] {escape(error.hint)}")
+
+
+def parse_value(text: str) -> Any:
+    """A value of the command line: JSON.
+
+    Raises:
+      InvalidArgumentError: the text is no JSON, or holds NaN or an infinity.
+    """
+    from occamdb.engine.errors import InvalidArgumentError
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except ValueError as error:
+        raise InvalidArgumentError(
+            f"{text!r} is not a JSON value: {error}",
+            hint='quote text twice, as in \'"hello"\'; numbers, true, null, [1, 2] and {"a": 1} go as they are',
+        ) from None
+
+
+def plain(value: Any) -> Any:
+    """What JSON can carry of a stored value: bytes as {"$bytes": base64}, times as ISO 8601."""
+    if isinstance(value, bytes):
+        return {"$bytes": base64.b64encode(value).decode()}
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """One value as JSON text."""
+    return json.dumps(plain(value), ensure_ascii=False, indent=indent)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON, uncoloured so that programs can read it."""
+    typer.echo(to_json(value, indent=2))
+
+
+def require_database(path: Path) -> Path:
+    """The path, if a database is there.
+
+    Raises:
+      NotFoundError: nothing there, or no database.
+    """
+    from occamdb.engine.errors import NotFoundError
+
+    if not (path / "meta").exists():
+        what = "is not an occamdb database" if path.exists() else "does not exist"
+        raise NotFoundError(f"{path} {what}", hint="occamdb serve PATH and occamdb put PATH ... create one")
+    return path
+
+
+@contextmanager
+def database(path: Path, namespace: str | None = None, *, create: bool = False) -> Iterator[Database]:
+    """Open a database for one command, starting its coordinator if none runs.
+
+    Args:
+      path: its directory.
+      namespace: "tenant/app/agent", trailing parts optional.
+      create: make it if there is none.
+
+    Raises:
+      NotFoundError: there is none, and `create` is false.
+    """
+    import occamdb
+
+    if not create:
+        require_database(path)
+    db = occamdb.open(path)
+    try:
+        yield db.namespace(*namespace.split("/", 2)) if namespace else db
+    finally:
+        db.close()
+
+
+def run_of(db: Database, text: str, *, create: bool = False) -> RunId:
+    """The run a user names: its id, or the name of exactly one run in the run index.
+
+    Args:
+      db: an open database.
+      text: what was typed.
+      create: make a run of that name if there is none.
+
+    Raises:
+      NotFoundError: no run has that name, and `create` is false.
+      InvalidArgumentError: several runs have that name.
+    """
+    import uuid
+
+    from occamdb import RunId
+    from occamdb.engine.errors import InvalidArgumentError, NotFoundError
+
+    try:
+        return RunId.of(uuid.UUID(text))
+    except ValueError:
+        found = [run.run_id for run in db.runs.list_runs() if run.name == text]
+    if len(found) == 1:
+        return found[0]
+    if len(found) > 1:
+        shown = ", ".join(str(run) for run in found[:5])
+        raise InvalidArgumentError(
+            f"{len(found)} runs are named {text!r}: {shown}", hint="give the id of one"
+        )
+    if create:
+        return db.runs.create_run(text).run_id
+    raise NotFoundError(
+        f"no run is named {text!r}",
+        hint="`occamdb runs PATH` lists them, `occamdb put --create-run` makes one; an id (UUID) works too",
+    )
+
+
+def show_key(key: str | bytes) -> str:
+    """A key on one line: text as it is unless it has control characters, bytes as hexadecimal."""
+    if isinstance(key, bytes):
+        return "0x" + key.hex()
+    return key if key.isprintable() else repr(key)
+
+
+def ago(moment: datetime | None) -> str:
+    """How long ago, for people."""
+    from datetime import UTC
+
+    if moment is None:
+        return ""
+    seconds = max(0.0, (datetime.now(UTC) - moment).total_seconds())
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def size(count: float) -> str:
+    """A number of bytes for people: "1.5 MiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024 or unit == "GiB":
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1024
+    raise AssertionError

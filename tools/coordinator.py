@@ -1,0 +1,84 @@
+"""Finding and ending the coordinator of a directory, from outside it. Used by the commands and the demo.
+
+1. Whoever holds the directory's lock is its coordinator; `coordinator.json` is information only.
+2. A signal goes through a pidfd that was checked against the holder's start time: never to a process that merely
+   got the same pid.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from pathlib import Path
+
+from occamdb.engine.errors import CoordinatorUnavailable
+from occamdb.ipc.errors import LockHeldError
+from occamdb.ipc.lock import lock_holder
+from occamdb.ipc.process import ProcessIdentity, is_alive
+
+STOP_TIMEOUT_S = 30.0
+
+
+def coordinator_of(path: Path) -> ProcessIdentity | None:
+    """The process that serves a directory; None if none does.
+
+    Raises:
+      LockHeldError: the directory is locked, but by whom cannot be read.
+    """
+    holder = lock_holder(path / "LOCK")
+    return holder if holder is not None and is_alive(holder) else None
+
+
+def stop_coordinator(path: Path, *, timeout: float = STOP_TIMEOUT_S, kill: bool = False) -> int | None:
+    """End the coordinator of a directory and wait until it is gone.
+
+    By SIGTERM it finishes what it has in hand, makes a checkpoint and leaves nothing behind.
+
+    Args:
+      path: the database directory.
+      timeout: seconds to wait for it.
+      kill: by SIGKILL instead; the next open recovers.
+
+    Returns:
+      Its pid; None if none was running.
+
+    Raises:
+      CoordinatorUnavailable: it was still there at the end of the timeout.
+    """
+    holder = coordinator_of(path)
+    if holder is None:
+        return None
+    try:
+        pidfd = os.pidfd_open(holder.pid)
+    except ProcessLookupError:
+        return holder.pid
+    try:
+        # The identity is checked after the pidfd exists: from here on pid and pidfd mean the same process.
+        if not is_alive(holder):
+            return holder.pid
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL if kill else signal.SIGTERM)
+        if not select.select([pidfd], [], [], timeout)[0]:
+            raise CoordinatorUnavailable(
+                f"the coordinator (pid {holder.pid}) did not end within {timeout:g} s",
+                hint="it may be writing a large checkpoint: wait with --timeout, or `occamdb stop --kill`",
+                details={"pid": holder.pid, "timeout": timeout},
+            )
+    except PermissionError:
+        raise CoordinatorUnavailable(
+            f"the coordinator (pid {holder.pid}) belongs to another user",
+            hint="stop it as that user",
+            details={"pid": holder.pid},
+        ) from None
+    finally:
+        os.close(pidfd)
+    return holder.pid
+
+
+def describe_holder(path: Path) -> str:
+    """Who serves a directory, for people."""
+    try:
+        holder = coordinator_of(path)
+    except LockHeldError as error:
+        return error.message
+    return f"pid {holder.pid}" if holder else "none"

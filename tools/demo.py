@@ -1,0 +1,151 @@
+"""`occamdb demo`: several agent processes index a tree of files through one database, and the result is proved.
+
+This process starts the database, the shared run and the agents, watches, recounts everything by itself and
+compares. Exit code 1 unless the shared result is exactly the plain one and every event chain is whole.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from occamdb.tools import console, corpus
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
+
+    from occamdb import Database
+    from occamdb.tools.demo_agent import Plan
+    from occamdb.tools.demo_report import Report
+
+STOP_TIMEOUT_S = 10.0
+
+
+def register(app: typer.Typer) -> None:
+    """Mount the command."""
+    app.command("demo", rich_help_panel="Trying it out")(demo)
+
+
+def demo(
+    directory: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="What to index; default: Python's standard library."),
+    ] = None,
+    agents: Annotated[int, typer.Option("--agents", "-a", min=1, max=64, help="How many processes.")] = 4,
+    batch: Annotated[int, typer.Option(min=1, help="How many files an agent claims at once.")] = 8,
+    keep: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Put the database there and keep it for a look.")
+    ] = None,
+    durability: Annotated[str, typer.Option(help="none, standard or always.")] = "standard",
+) -> None:
+    """Index a tree of files with several agent processes at once, and check the result against a plain recount."""
+    from occamdb.tools.demo_report import show
+
+    source = (directory or corpus.default_directory()).resolve()
+    files = corpus.text_files(source)
+    if not files:
+        typer.echo(f"no text files below {source}", err=True)
+        raise typer.Exit(1)
+    out = console.out()
+    out.print(f"{len(files):,} text files below {source}, {agents} agents, durability {durability}")
+    with _database(keep, durability) as db:
+        report = run(db, source, files, agents, batch)
+        show(report, out)
+        if keep is not None:
+            out.print(f"\nThe database is in {keep}: try `occamdb runs {keep}`.")
+    if report.faults:
+        raise typer.Exit(1)
+
+
+def run(db: Database, source: Path, files: list[str], agents: int, batch: int) -> Report:
+    """The whole demo on an open database: agents, recount, comparison."""
+    from occamdb.tools import demo_agent
+    from occamdb.tools.demo_report import gather, recounted
+    from occamdb.tools.demo_view import Watcher, watch
+
+    out = console.out()
+    shared = db.runs.create_run(f"index of {source}", tags=["demo", "index"])
+    plan = demo_agent.Plan(shared.run_id, source, files, batch)
+    demo_agent.prepare(db, plan)
+    watcher = Watcher(db, plan)
+    with _agents(db, plan, agents) as processes:
+        watch(watcher, lambda seconds: _any_running(processes, seconds), out)
+        seconds = watcher.seconds
+        failed = [process.name for process in processes if process.exitcode]
+    if failed:
+        typer.echo(f"{', '.join(failed)} failed", err=True)
+        raise typer.Exit(1)
+    out.print("recounting with one plain process ...")
+    started = time.monotonic()
+    recount = recounted(plan)
+    out.print(f"recounted in {time.monotonic() - started:.1f} s")
+    report = gather(db, plan, recount, seconds)
+    db.runs.complete_run(plan.shared)
+    return report
+
+
+@contextmanager
+def _database(keep: Path | None, durability: str) -> Iterator[Database]:
+    """A database for the demo, its coordinator stopped at the end; in a temporary directory unless kept."""
+    import occamdb
+    from occamdb.tools.coordinator import stop_coordinator
+
+    with tempfile.TemporaryDirectory(prefix="occamdb-demo-", ignore_cleanup_errors=True) as scratch:
+        path = keep or Path(scratch, "index.db")
+        db = occamdb.open(path, durability=durability)
+        try:
+            yield db
+        finally:
+            db.close()
+            stop_coordinator(path)
+
+
+@contextmanager
+def _agents(db: Database, plan: Plan, count: int) -> Iterator[list[SpawnProcess]]:
+    """Running agent processes; whoever is left at the end (Ctrl-C) is ended."""
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_agent_main, args=(db, plan, number), name=f"indexer-{number}")
+        for number in range(1, count + 1)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        yield processes
+    finally:
+        for process in processes:
+            if process.pid is not None and process.is_alive():
+                process.terminate()
+        for process in processes:
+            if process.pid is not None:
+                process.join(STOP_TIMEOUT_S)
+
+
+def _any_running(processes: list[SpawnProcess], seconds: float) -> bool:
+    """Whether an agent still works; waits up to `seconds` for one to end."""
+    alive = [process for process in processes if process.is_alive()]
+    if alive:
+        sentinels: list[Any] = [process.sentinel for process in alive]
+        deadline = time.monotonic() + seconds
+        while sentinels and (left := deadline - time.monotonic()) > 0:
+            for done in wait(sentinels, timeout=left):
+                sentinels.remove(done)
+    return any(process.is_alive() for process in processes)
+
+
+def _agent_main(db: Database, plan: Plan, number: int) -> None:
+    from occamdb.tools.demo_agent import run_agent
+
+    # Ctrl-C reaches the whole group; the parent ends the agents in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    run_agent(db, plan, number)
+    db.close()
