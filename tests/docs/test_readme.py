@@ -1,0 +1,100 @@
+"""What README.md shows works as typed: its Python runs, its commands exist and succeed.
+
+Python blocks run in order in one namespace and one directory; a block that begins with a file name is a script of
+its own. Lines of `sh` blocks that call `occamdb` run in order in the same directory.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from occamdb.tools.cli import main
+from tests.conftest import stop_coordinator
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = [(kind, body) for kind, body in re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)]
+SCRIPT_NAME = re.compile(r"# (\w+\.py)\n")
+
+
+def commands() -> list[list[str]]:
+    """Every `occamdb ...` line of the README that ends by itself, without its comment."""
+    lines = [line for kind, body in BLOCKS if kind == "sh" for line in body.splitlines()]
+    found = [shlex.split(line, comments=True) for line in lines if line.startswith("occamdb ")]
+    return [words[1:] for words in found if words[1] not in ("serve", "top")]
+
+
+def test_the_two_commands_stand_at_the_top() -> None:
+    kind, body = BLOCKS[0]
+    assert kind == "sh"
+    assert [line.split("#")[0].strip() for line in body.splitlines()] == ["make demo", "make test"]
+    assert README.index("make demo") < 100
+
+
+def test_the_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "readme"}
+    blocks = [body for kind, body in BLOCKS if kind == "python" and not SCRIPT_NAME.match(body)]
+    assert len(blocks) >= 3
+    try:
+        for body in blocks:
+            exec(compile(body, "README.md", "exec"), namespace)
+    finally:
+        db = namespace.get("db")
+        if db is not None:
+            db.close()  # type: ignore[attr-defined]
+        stop_coordinator(tmp_path / "agents.db")
+
+
+def test_the_scripts_run(tmp_path: Path) -> None:
+    scripts = [
+        (match[1], body) for kind, body in BLOCKS if kind == "python" and (match := SCRIPT_NAME.match(body))
+    ]
+    assert scripts
+    for name, body in scripts:
+        (tmp_path / name).write_text(body)
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+        try:
+            finished = subprocess.run(
+                [sys.executable, name],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+        finally:
+            for path in tmp_path.glob("*.db"):
+                stop_coordinator(path)
+        assert finished.returncode == 0, finished.stderr
+        expected = re.findall(r"print\(.*\)\s+# (.*)", body)
+        assert finished.stdout.split() == expected
+
+
+def test_the_commands_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(commands()) >= 5
+    try:
+        for words in commands():
+            assert main(words) == 0, f"occamdb {shlex.join(words)}: {capsys.readouterr()}"
+    finally:
+        stop_coordinator(tmp_path / "agents.db")
+    output = capsys.readouterr().out
+    assert '{"mood": "good"}' in output
+
+
+def test_every_command_it_names_exists() -> None:
+    from typer.main import get_command
+
+    from occamdb.tools.cli import app
+
+    known = set(get_command(app).commands)  # type: ignore[attr-defined]
+    named = set(re.findall(r"`occamdb (\w+)", README)) | {words[0] for words in commands()} | {"serve", "top"}
+    assert named - {"open"} <= known
