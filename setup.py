@@ -5,11 +5,13 @@
 """
 
 import os
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
+METADATA_ONLY = {"sdist", "egg_info", "dist_info", "--version", "--name"}
 PACKAGES = ("ipc", "engine", "primitives")
 JOBS = int(os.environ.get("OCCAMDB_JOBS", "0")) or os.cpu_count() or 1
 
@@ -32,24 +34,30 @@ def extensions() -> list[Extension]:
     return found
 
 
+def translated(modules: list[Extension]) -> list[Extension]:
+    """The modules as C, one process a module; only sources that changed."""
+    return cythonize(
+        modules,
+        include_path=["src"],
+        build_dir="build",
+        nthreads=min(JOBS, len(modules)) if len(modules) > 1 else 0,
+        compiler_directives={
+            "language_level": "3",
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "embedsignature": True,
+        },
+    )
+
+
 def main() -> None:
-    """Translate (one process a module) and hand over to setuptools (one compiler a module)."""
+    """Hand over to setuptools, which compiles one module a core. Describing the project translates nothing."""
     modules = extensions()
+    only_described = bool(METADATA_ONLY.intersection(sys.argv[1:]))
     setup(
         options={"build_ext": {"parallel": JOBS}},
-        ext_modules=cythonize(
-            modules,
-            include_path=["src"],
-            build_dir="build",
-            nthreads=min(JOBS, len(modules)) if len(modules) > 1 else 0,
-            compiler_directives={
-                "language_level": "3",
-                "boundscheck": False,
-                "wraparound": False,
-                "cdivision": True,
-                "embedsignature": True,
-            },
-        ),
+        ext_modules=modules if only_described else translated(modules),
     )
 
 

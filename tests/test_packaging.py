@@ -1,0 +1,72 @@
+"""What a release contains: everything a wheel is built from, and nothing that was built."""
+
+import importlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ("ipc", "engine", "primitives", "stress", "tools")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The names in an sdist of the working tree, built in a copy."""
+    copy = tmp_path_factory.mktemp("tree")
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE"):
+        shutil.copy2(ROOT / name, copy / name)
+    for layer in LAYERS:
+        shutil.copytree(ROOT / layer, copy / layer, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "src" / "occamdb", copy / "src" / "occamdb", symlinks=True)
+    program = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+    built = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, str(copy / "dist")],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert built.returncode == 0, built.stderr
+    with tarfile.open(copy / "dist" / built.stdout.split()[-1]) as archive:
+        return {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+
+
+def sources(*suffixes: str) -> set[str]:
+    found = set()
+    for layer in LAYERS:
+        for path in (ROOT / layer).rglob("*"):
+            if path.suffix in suffixes and "__pycache__" not in path.parts:
+                found.add(f"src/occamdb/{path.relative_to(ROOT).as_posix()}")
+    return found
+
+
+def test_the_sdist_holds_every_source(sdist: set[str]) -> None:
+    assert sources(".py", ".pyi", ".pyx", ".pxd") - sdist == set()
+    assert {"src/occamdb/__init__.py", "src/occamdb/py.typed", "setup.py", "README.md", "LICENSE"} <= sdist
+
+
+def test_the_sdist_holds_nothing_that_was_built(sdist: set[str]) -> None:
+    assert {name for name in sdist if name.endswith((".so", ".c", ".pyc")) or "__pycache__" in name} == set()
+
+
+def test_the_folders_are_linked_below_one_namespace() -> None:
+    for layer in LAYERS:
+        link = ROOT / "src" / "occamdb" / layer
+        assert link.is_symlink()
+        assert link.resolve() == ROOT / layer
+
+
+def test_the_console_script_exists() -> None:
+    module, function = PROJECT["project"]["scripts"]["occamdb"].split(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_requirements_of_the_build_match_those_of_development() -> None:
+    build, dev = PROJECT["build-system"]["requires"], PROJECT["project"]["optional-dependencies"]["dev"]
+    assert set(build) <= set(dev), "make builds without isolation: what the build needs must be installed"
