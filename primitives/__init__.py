@@ -1,1 +1,54 @@
-"""The primitives layer of occamdb; see ARCHITECTURE.md."""
+"""The primitives for agents, and how a further one registers itself."""
+
+from .event_log import ChainVerification, Event, EventLog
+from .extension import Primitive, blind, operation, reader, register, single, stream
+from .kv import KVMapping, KVStore, KVTransaction
+from .run_index import RunIndex
+from .run_types import ALLOWED_TRANSITIONS, RunMetadata, RunStatus
+from .state_cell import State, StateCell
+from .trace_store import TraceStore
+from .trace_types import (
+    Custom,
+    Decision,
+    Error,
+    Query,
+    Thought,
+    ToolCall,
+    Trace,
+    TraceId,
+    TraceTree,
+    TraceType,
+)
+
+__all__ = [
+    "ALLOWED_TRANSITIONS",
+    "ChainVerification",
+    "Custom",
+    "Decision",
+    "Error",
+    "Event",
+    "EventLog",
+    "KVMapping",
+    "KVStore",
+    "KVTransaction",
+    "Primitive",
+    "Query",
+    "RunIndex",
+    "RunMetadata",
+    "RunStatus",
+    "State",
+    "StateCell",
+    "Thought",
+    "ToolCall",
+    "Trace",
+    "TraceId",
+    "TraceStore",
+    "TraceTree",
+    "TraceType",
+    "blind",
+    "operation",
+    "reader",
+    "register",
+    "single",
+    "stream",
+]

@@ -1,0 +1,338 @@
+"""EventLog: an append-only, hash-chained list of events for each run.
+
+1. Sequences are 0, 1, 2, ... without gaps, also after aborts and crashes: the next one comes from the head record,
+   which every append reads and writes in the same transaction as its events. Of two at once the second conflicts.
+2. Each event holds the hash of the one before it; the head holds the hash of the last. A changed, missing, added or
+   reordered event, and a cut-off tail, therefore show in `verify_chain`.
+3. An event is stored as its SHA-256 and then the very bytes that were hashed (the canonical encoding, see
+   `README.md`): verifying hashes what is stored and never depends on encoding it again.
+4. There is no update and no delete but deletion of the whole run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+
+from ..engine.errors import CorruptionError, InvalidArgumentError, OccamError, ValueEncodingError
+from ..engine.types import TypeTag
+from ..engine.values import decode_value, encode_value
+from . import layout
+from .extension import (
+    H_co,
+    Primitive,
+    TransactionBase,
+    contended,
+    from_microseconds,
+    reader,
+    register,
+    stream,
+)
+
+__all__ = ["ChainVerification", "Event", "EventLog"]
+
+HASH_SIZE = 32
+FIRST_PREV_HASH = bytes(HASH_SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a log.
+
+    Attributes:
+      sequence: its position, from 0.
+      event_type: what kind it is, for `read_by_type`.
+      payload: a fresh dict.
+      timestamp: the clock of the transaction that appended it.
+      prev_hash: the hash of the event before; 32 zero bytes for the first.
+      hash: SHA-256 of the canonical encoding of all the above.
+    """
+
+    sequence: int
+    event_type: str
+    payload: dict[str, Any]
+    timestamp: datetime
+    prev_hash: bytes
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ChainVerification:
+    """What `verify_chain` found.
+
+    Attributes:
+      is_valid: every event is there, in place, unchanged and chained.
+      length: how many events were checked and found good, from the first one on.
+      first_invalid: the sequence of the first event that is not; None when all are.
+      error: what is wrong with it.
+    """
+
+    is_valid: bool
+    length: int
+    first_invalid: int | None = None
+    error: str | None = None
+
+
+@register
+class EventLog(Primitive[H_co]):
+    """The events of a run: `db.events.append(run_id, "started", {...})`, or `txn.events.append("started", {...})`."""
+
+    __slots__ = ()
+    name = "events"
+    tag = TypeTag.EVENT
+
+    @contended
+    def append(self, event_type: str, payload: Mapping[str, Any]) -> Event:
+        """Append one event and return it.
+
+        Outside a transaction it is retried until it has its place, so any number of processes may append to one log.
+
+        Args:
+          event_type: text of 1 to 1024 bytes in UTF-8.
+          payload: a dict of storable values; NaN and infinities are refused.
+
+        Raises:
+          ValueEncodingError: the payload holds something that cannot be stored or hashed.
+        """
+        return self._append([(event_type, payload)])[0]
+
+    @contended
+    def append_many(self, events: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Event]:
+        """Append several (event type, payload) with consecutive sequences: all of them or none."""
+        return self._append(events)
+
+    def _append(self, events: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Event]:
+        space, time_us = self.space, self.now_us
+        sequence, prev_hash = space.get(layout.EVENT_HEAD) or (0, FIRST_PREV_HASH)
+        timestamp = from_microseconds(time_us)
+        appended = []
+        for event_type, payload in events:
+            type_prefix = layout.events_of_type(_checked_type(event_type))
+            ordered = canonical_payload(payload)
+            body = canonical_encoding(sequence, event_type, ordered, time_us, prev_hash)
+            digest = sha256(body).digest()
+            space.put(layout.event(sequence), digest + body)
+            space.put(type_prefix + layout.u64(sequence), None)
+            appended.append(Event(sequence, event_type, ordered, timestamp, prev_hash, digest))
+            sequence, prev_hash = sequence + 1, digest
+        if appended:
+            space.put(layout.EVENT_HEAD, [sequence, prev_hash])
+        return appended
+
+    @reader
+    def read(self, sequence: int) -> Event | None:
+        """The event at a sequence; None when the log is not that long."""
+        stored = self.space.get(layout.event(_checked_sequence(sequence, "sequence")))
+        return None if stored is None else _event(sequence, stored)
+
+    @reader
+    def read_range(self, start: int = 0, end: int | None = None) -> list[Event]:
+        """The events from `start` up to but not including `end` (None: to the last one)."""
+        return list(self._rows(start, end))
+
+    @stream
+    def iterate(self, start: int = 0, end: int | None = None) -> Iterator[Event]:
+        """Like `read_range`, but decoding events as they are asked for, in constant memory."""
+        return self._rows(start, end)
+
+    @reader
+    def read_by_type(self, event_type: str, *, start: int = 0, limit: int | None = None) -> list[Event]:
+        """The events of one type in order, by index: O(result).
+
+        Args:
+          event_type: the type.
+          start: the first sequence that may come.
+          limit: at most so many.
+        """
+        prefix = layout.events_of_type(_checked_type(event_type))
+        first = prefix + layout.u64(_checked_sequence(start, "start"))
+        found = []
+        for key in self.space.keys(prefix, start=first, limit=limit):
+            sequence = layout.event_sequence(key)
+            # Events never change: the index entry in the read set is enough.
+            found.append(_event(sequence, self.space.get(layout.event(sequence), track=False)))
+        return found
+
+    @reader
+    def head(self) -> Event | None:
+        """The last event; None when there is none."""
+        length = self._length()
+        return _event(length - 1, self.space.get(layout.event(length - 1))) if length else None
+
+    @reader
+    def len(self) -> int:
+        """How many events there are: O(1)."""
+        return self._length()
+
+    @reader
+    def verify_chain(self) -> ChainVerification:
+        """Check every event, the chain and the head against each other: O(length), in constant memory."""
+        length, last_hash = self.space.get(layout.EVENT_HEAD) or (0, FIRST_PREV_HASH)
+        expected, prev_hash = 0, FIRST_PREV_HASH
+        for key, found in self.space.scan(layout.EVENT):
+            sequence = layout.event_sequence(key)
+            error = _fault(expected, sequence, prev_hash, found.value)
+            if error is None and expected >= length:
+                error = f"the head says the log has {length} events"
+            if error is not None:
+                return ChainVerification(False, expected, expected, error)
+            expected, prev_hash = expected + 1, found.value[:HASH_SIZE]
+        if expected != length:
+            return ChainVerification(
+                False, expected, expected, f"missing: the head says the log has {length} events"
+            )
+        if prev_hash != last_hash:
+            error = f"the head holds hash {last_hash.hex()}, the last event {prev_hash.hex()}"
+            return ChainVerification(False, max(expected - 1, 0), max(expected - 1, 0), error)
+        return ChainVerification(True, length)
+
+    def __len__(self: EventLog[TransactionBase]) -> int:
+        return self._length()
+
+    def __iter__(self: EventLog[TransactionBase]) -> Iterator[Event]:
+        return self._rows(0, None)
+
+    def __bool__(self) -> bool:
+        return True  # a facade, not its contents
+
+    def _length(self) -> int:
+        length: int = (self.space.get(layout.EVENT_HEAD) or (0,))[0]
+        return length
+
+    def _rows(self, start: int, end: int | None) -> Iterator[Event]:
+        first = layout.event(_checked_sequence(start, "start"))
+        last = None if end is None else layout.event(_checked_sequence(end, "end"))
+        rows = self.space.scan(layout.EVENT, start=first, end=last)
+        return (_event(layout.event_sequence(key), found.value) for key, found in rows)
+
+
+# --- The canonical encoding ----------------------------------------------------------------------
+
+
+def canonical_encoding(
+    sequence: int, event_type: str, payload: dict[str, Any], time_us: int, prev_hash: bytes
+) -> bytes:
+    """The bytes that are hashed and stored: one msgpack array of five, as `README.md` specifies.
+
+    Args:
+      payload: from `canonical_payload`.
+
+    Raises:
+      ValueEncodingError: the payload holds something that cannot be stored.
+    """
+    return b"".join(
+        (
+            b"\x95",  # array of 5
+            encode_value(sequence),
+            encode_value(event_type),
+            encode_value(payload),
+            encode_value(time_us),
+            encode_value(prev_hash),
+        )
+    )
+
+
+def canonical_payload(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy with every dict in key order: the encoder then has one way to write it.
+
+    Raises:
+      ValueEncodingError: it is no dict, contains itself, or holds NaN or an infinity.
+    """
+    if not isinstance(payload, Mapping):
+        raise ValueEncodingError(
+            f"an event's payload is a dict, got {type(payload).__name__}", hint='wrap it: {"value": ...}'
+        )
+    copy = dict(payload)
+    try:
+        ordered: dict[str, Any] = _canonical(copy, "value")
+    except RecursionError:
+        encode_value(copy)  # says where it contains itself, or nests too deep
+        raise
+    return ordered
+
+
+def _canonical(value: Any, path: str) -> Any:
+    """The same value with every dict in key order; the encoder then has one way to write it."""
+    kind = type(value)
+    if kind is dict:
+        try:
+            items = sorted(value.items(), key=_first)
+        except TypeError:
+            return value  # a key that is no str: the encoder names it
+        return {
+            key: item if type(item) in _PLAIN else _canonical(item, f'{path}["{key}"]') for key, item in items
+        }
+    if kind is list:
+        return [
+            item if type(item) in _PLAIN else _canonical(item, f"{path}[{at}]")
+            for at, item in enumerate(value)
+        ]
+    if kind is float and not math.isfinite(value):
+        raise ValueEncodingError(
+            f"{path}: {value!r} cannot be in an event", path=path, hint="use None, or the text of the number"
+        )
+    return value
+
+
+_PLAIN = frozenset((str, int, bool, type(None), bytes))
+
+
+def _first(item: tuple[Any, Any]) -> Any:
+    return item[0]
+
+
+# --- Reading back --------------------------------------------------------------------------------
+
+
+def _event(sequence: int, stored: Any) -> Event:
+    try:
+        number, event_type, payload, time_us, prev_hash = decode_value(stored[HASH_SIZE:])
+        return Event(number, event_type, payload, from_microseconds(time_us), prev_hash, stored[:HASH_SIZE])
+    except (TypeError, ValueError, OverflowError, OccamError) as error:
+        raise CorruptionError(
+            f"event {sequence} is unreadable: {error}",
+            hint="db.events.verify_chain(run_id) tells how far the log is good",
+        ) from error
+
+
+def _fault(expected: int, sequence: int, prev_hash: bytes, stored: Any) -> str | None:
+    """What is wrong with the stored event at `sequence`, where `expected` should be; None when nothing is."""
+    if sequence != expected:
+        return f"missing: the next event found is {sequence}"
+    if type(stored) is not bytes or len(stored) <= HASH_SIZE:
+        return "not an event"
+    digest, body = stored[:HASH_SIZE], stored[HASH_SIZE:]
+    computed = sha256(body).digest()
+    if computed != digest:
+        return f"its hash is {computed.hex()}, stored is {digest.hex()}"
+    try:
+        event = _event(sequence, stored)
+    except CorruptionError as error:
+        return error.message
+    if event.sequence != sequence:
+        return f"it says it is event {event.sequence}"
+    if event.prev_hash != prev_hash:
+        return f"it follows hash {event.prev_hash.hex()}, the event before has {prev_hash.hex()}"
+    return None
+
+
+def _checked_type(event_type: object) -> str:
+    if type(event_type) is not str:
+        raise InvalidArgumentError(
+            f"an event type is str, got {type(event_type).__name__}",
+            hint='append("type", {...}); append_many takes (type, payload) pairs',
+        )
+    return event_type
+
+
+def _checked_sequence(sequence: object, what: str) -> int:
+    if type(sequence) is not int or not 0 <= sequence < 1 << 64:
+        raise InvalidArgumentError(
+            f"{what} must be an int from 0, got {sequence!r}",
+            hint="sequences start at 0; len() is the next one",
+        )
+    return sequence

@@ -1,0 +1,264 @@
+"""What every primitive stands on: a facade over a database or a transaction, and operations written once.
+
+A primitive is a class with a `name` and a `tag`. It holds a handle and nothing else; all state is in the store.
+Its operations are ordinary methods on `self.space`, the part of one run that belongs to its tag. The decorator says
+what they become on a facade that holds a database, where the run comes first:
+
+    decorator    inside: txn.kv.get("k")    outside: db.kv.get(run_id, "k")
+    blind        as written, returns None   one write without a snapshot: one round trip, never conflicts on its own
+    single       as written                 one call of the engine: what it reads comes from one snapshot
+    operation    as written                 a transaction, retried on conflict
+    reader       as written                 reads on one snapshot; needs no coordinator
+    stream       as written (a generator)   reads on one snapshot while it is iterated; needs no coordinator
+
+1. Primitives never call one another, and keep nothing between calls.
+2. Everything one operation writes, indices included, is in one transaction.
+3. An operation may run several times before it commits: it has no effect but on its space.
+4. Registering needs no change in the engine: `@register` on the class is all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from types import MethodType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Self,
+    TypeAlias,
+    TypeVar,
+    cast,
+    overload,
+)
+from uuid import UUID
+
+from ..engine._transaction import DatabaseBase, Space, TransactionBase
+from ..engine.errors import InvalidArgumentError
+from ..engine.extensions import register_extension
+from ..engine.retry import RetryPolicy
+from ..engine.types import RunId
+
+__all__ = [
+    "CONTENDED",
+    "DatabaseBase",
+    "Operation",
+    "Primitive",
+    "RunLike",
+    "Space",
+    "TransactionBase",
+    "blind",
+    "contended",
+    "from_microseconds",
+    "operation",
+    "reader",
+    "register",
+    "single",
+    "stream",
+    "to_microseconds",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+H_co = TypeVar("H_co", covariant=True, bound="DatabaseBase | TransactionBase")
+C = TypeVar("C", bound="type[Primitive[Any]]")
+
+RunLike: TypeAlias = RunId | UUID | str
+
+# In each round of the commit order one of N contenders wins, so with 64 of them 10,000 attempts end unlucky with a
+# chance below 1e-68. A loser's next attempt takes microseconds: pausing much longer would only idle the key.
+CONTENDED = RetryPolicy(max_attempts=10_000, max_backoff=0.002)
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Primitive(Generic[H_co]):
+    """A facade over `handle`: a database (each call names its run) or a transaction (calls act on its run).
+
+    Attributes:
+      name: how it hangs on databases and transactions, as in `db.<name>`.
+      tag: its part of every run; 0x10 and up are free.
+      raw: keys are binary: scans give them back as bytes and never as text.
+    """
+
+    __slots__ = ("_handle", "_space")
+    name: ClassVar[str]
+    tag: ClassVar[int]
+    raw: ClassVar[bool] = True
+
+    def __init__(self, handle: H_co) -> None:
+        self._handle = handle
+        if isinstance(handle, DatabaseBase):
+            self._space: Space | None = None
+        else:
+            self._space = self._space_in(cast(TransactionBase, handle))
+
+    def _space_in(self, transaction: TransactionBase) -> Space:
+        return transaction.space(self.tag, raw=self.raw)
+
+    @property
+    def space(self) -> Space:
+        """The primitive's own part of the run.
+
+        Raises:
+          InvalidArgumentError: the facade holds a database, which has no run of its own.
+        """
+        if self._space is None:
+            raise InvalidArgumentError(
+                f"{self.name}: this form works inside a transaction only",
+                hint=f"use db.transaction(run_id, lambda txn: txn.{self.name}...)",
+            )
+        return self._space
+
+    @property
+    def now_us(self) -> int:
+        """The transaction's one clock reading, in microseconds since 1970."""
+        return cast(TransactionBase, self._handle).read_time // 1000
+
+
+def register(primitive: C) -> C:
+    """Class decorator: make the primitive appear as `db.<name>` and `txn.<name>` everywhere in this process.
+
+    Raises:
+      InvalidArgumentError: the name is taken.
+    """
+    register_extension(primitive.name, primitive)
+    return primitive
+
+
+# --- Operations ----------------------------------------------------------------------------------
+
+
+class Operation:
+    """A decorated method: `body` is the function as written."""
+
+    def __init__(self, body: Callable[..., Any]) -> None:
+        self.body: Callable[..., Any] = body
+        self.__doc__ = body.__doc__
+        self.__wrapped__ = body
+        self.__name__ = body.__name__
+
+    def bind(self, instance: Any) -> Callable[..., Any]:
+        """The method as `instance` offers it."""
+        # A C-level bound method on both sides: binding costs less than a Python call.
+        if instance._space is None:
+            return MethodType(self.outside, instance)
+        return MethodType(self.body, instance)
+
+    def outside(self, instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
+class single(Operation, Generic[P, R_co]):
+    """One call of the engine, which outside a transaction needs none."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, body: Callable[Concatenate[Any, P], R_co]) -> None: ...
+
+    @overload
+    def __get__(self, instance: None, owner: object = None) -> Self: ...
+    @overload
+    def __get__(
+        self, instance: Primitive[DatabaseBase], owner: object = None
+    ) -> Callable[Concatenate[RunLike, P], R_co]: ...
+    @overload
+    def __get__(self, instance: Primitive[TransactionBase], owner: object = None) -> Callable[P, R_co]: ...
+    def __get__(self, instance: Any, owner: object = None) -> Any:
+        return self if instance is None else self.bind(instance)
+
+    def outside(self, instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
+        cls = type(instance)
+        view = object.__new__(cls)
+        view._handle = instance._handle
+        view._space = instance._handle.space(run_id, cls.tag, raw=cls.raw)
+        return self.body(view, *args, **kwargs)
+
+
+class blind(single[P, None]):
+    """One write. Outside it returns what the coordinator answered: the new version, or the new integer."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, body: Callable[Concatenate[Any, P], None]) -> None: ...
+
+        @overload  # type: ignore[override]
+        def __get__(self, instance: None, owner: object = None) -> Self: ...
+        @overload
+        def __get__(
+            self, instance: Primitive[DatabaseBase], owner: object = None
+        ) -> Callable[Concatenate[RunLike, P], int]: ...
+        @overload
+        def __get__(
+            self, instance: Primitive[TransactionBase], owner: object = None
+        ) -> Callable[P, None]: ...
+        def __get__(self, instance: Any, owner: object = None) -> Any: ...
+
+
+class operation(single[P, R_co]):
+    """Reads and writes; outside it is a transaction with retries."""
+
+    retry: RetryPolicy | None = None
+
+    def outside(self, instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
+        cls, body = type(instance), self.body
+
+        def attempt(txn: TransactionBase) -> Any:
+            return body(cls(txn), *args, **kwargs)
+
+        if self.retry is None:
+            return instance._handle.transaction(run_id, attempt)
+        return instance._handle.transaction(run_id, attempt, retry=self.retry)
+
+
+class contended(operation[P, R_co]):
+    """An operation on a key that every writer of it reads and writes: more attempts, shorter pauses."""
+
+    retry = CONTENDED
+
+
+class reader(single[P, R_co]):
+    """Reads and returns something finished."""
+
+    def outside(self, instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
+        with instance._handle.begin(run_id, read_only=True) as txn:
+            return self.body(type(instance)(txn), *args, **kwargs)
+
+
+class stream(single[P, R_co]):
+    """Reads while it is iterated; the snapshot is held until then."""
+
+    def outside(self, instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
+        return self._rows(instance, run_id, args, kwargs)
+
+    def _rows(self, instance: Any, run_id: RunLike, args: Any, kwargs: Any) -> Iterator[Any]:
+        with instance._handle.begin(run_id, read_only=True) as txn:
+            yield from self.body(type(instance)(txn), *args, **kwargs)
+
+
+# --- Times ---------------------------------------------------------------------------------------
+
+
+def from_microseconds(time_us: int) -> datetime:
+    """An aware UTC datetime, exact to the microsecond."""
+    return EPOCH + timedelta(microseconds=time_us)
+
+
+def to_microseconds(when: datetime, what: str) -> int:
+    """Microseconds since 1970.
+
+    Raises:
+      InvalidArgumentError: not a datetime, or one without a time zone.
+    """
+    if not isinstance(when, datetime) or when.tzinfo is None:
+        raise InvalidArgumentError(
+            f"{what} must be a datetime with a time zone, got {when!r}",
+            hint="datetime.now(timezone.utc), or value.replace(tzinfo=timezone.utc) for a naive UTC time",
+        )
+    return (when - EPOCH) // _MICROSECOND

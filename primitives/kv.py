@@ -1,0 +1,334 @@
+"""KVStore: keys and values of a run.
+
+The engine's own `db.put/get/delete/cas/list` are the same operations on the same keys; this adds what one cannot
+build in one call. Keys are `str` or `bytes` ("a" and b"a" are one key; what is valid UTF-8 comes back as `str`).
+
+1. One user key is one stored key, under its own bytes: nothing else is kept.
+2. `put`, `put_with_ttl` and `increment` read nothing: they never cause a read conflict, and outside a transaction they
+   cannot conflict at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping
+from datetime import timedelta
+from typing import Any, TypeAlias, TypeVar, overload
+
+from ..engine.errors import InvalidArgumentError
+from ..engine.retry import RetryPolicy
+from ..engine.types import TypeTag, VersionedValue
+from .extension import (
+    DatabaseBase,
+    H_co,
+    Primitive,
+    RunLike,
+    TransactionBase,
+    blind,
+    operation,
+    reader,
+    register,
+    single,
+)
+
+__all__ = ["KVMapping", "KVStore", "KVTransaction"]
+
+UserKey: TypeAlias = str | bytes
+R = TypeVar("R")
+_MISSING: Any = object()
+
+
+@register
+class KVStore(Primitive[H_co]):
+    """Values by key: `db.kv.put(run_id, "k", 1)`, or `txn.kv.put("k", 1)` inside a transaction."""
+
+    __slots__ = ()
+    name = "kv"
+    tag = TypeTag.KV
+    raw = False
+
+    @single
+    def get(self, key: UserKey, default: Any = None) -> Any:
+        """The value of a key, or `default` when it is absent."""
+        return self.space.get(key, default)
+
+    @single
+    def get_versioned(self, key: UserKey) -> VersionedValue | None:
+        """The value with its version, its time of writing and its expiry; None when absent."""
+        return self.space.get_versioned(key)
+
+    @blind
+    def put(self, key: UserKey, value: Any, *, ttl: float | timedelta | None = None) -> None:
+        """Set a key, with a time to live (seconds) if given. Outside: returns the new version."""
+        return self.space.put(key, value, ttl=ttl)
+
+    @blind
+    def put_with_ttl(self, key: UserKey, value: Any, ttl: float | timedelta) -> None:
+        """Set a key that is absent again `ttl` (seconds, or a timedelta) from now. Outside: returns the new version."""
+        if ttl is None:
+            raise InvalidArgumentError("put_with_ttl needs a ttl", hint="use put for a key without expiry")
+        return self.space.put(key, value, ttl=ttl)
+
+    @reader
+    def ttl(self, key: UserKey) -> float | None:
+        """Seconds until the key expires; None when it does not expire or is absent."""
+        found = self.space.get_versioned(key)
+        if found is None or not found.expires_at_ns:
+            return None
+        return max(0.0, (found.expires_at_ns - self.now_us * 1000) / 1e9)
+
+    @single
+    def delete(self, key: UserKey) -> bool:
+        """Remove a key; returns whether it was there."""
+        return self.space.delete(key)
+
+    @single
+    def exists(self, key: UserKey) -> bool:
+        """Whether the key is there."""
+        return self.space.exists(key)
+
+    @single
+    def list(
+        self,
+        prefix: UserKey = "",
+        *,
+        start: UserKey | None = None,
+        end: UserKey | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> Iterator[UserKey]:
+        """The keys with a prefix, in byte order, fetched page by page while iterated.
+
+        Args:
+          prefix: what the keys begin with; everything when empty.
+          start: the first key that may come.
+          end: the first key that may not.
+          limit: at most so many.
+          reverse: from the last to the first.
+        """
+        return self.space.keys(prefix, start=start, end=end, limit=limit, reverse=reverse)
+
+    @single
+    def list_with_values(
+        self,
+        prefix: UserKey = "",
+        *,
+        start: UserKey | None = None,
+        end: UserKey | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> Iterator[tuple[UserKey, VersionedValue]]:
+        """Like `list`, each key with its value, version, time of writing and expiry."""
+        return self.space.scan(prefix, start=start, end=end, limit=limit, reverse=reverse)
+
+    @single
+    def count(self, prefix: UserKey = "") -> int:
+        """How many keys have a prefix. Walks them: O(count)."""
+        return self.space.count(prefix)
+
+    @reader
+    def get_many(self, keys: Iterable[UserKey]) -> dict[UserKey, Any]:
+        """The values of several keys from one snapshot; absent ones are left out."""
+        found = {}
+        for key in _keys(keys, "get_many"):
+            value = self.space.get(key, _MISSING)
+            if value is not _MISSING:
+                found[key] = value
+        return found
+
+    @operation
+    def put_many(
+        self,
+        items: Mapping[Any, Any] | Iterable[tuple[UserKey, Any]],
+        *,
+        ttl: float | timedelta | None = None,
+    ) -> None:
+        """Set several keys: all of them or none."""
+        for key, value in items.items() if isinstance(items, Mapping) else items:
+            self.space.put(key, value, ttl=ttl)
+
+    @blind
+    def cas(
+        self, key: UserKey, expected_version: int, value: Any, *, ttl: float | timedelta | None = None
+    ) -> None:
+        """Set a key if it still has the expected version (0: if it is absent).
+
+        Outside: returns the new version, and raises at once. Inside: the commit decides.
+
+        Raises:
+          CASConflict: it has another version.
+        """
+        return self.space.cas(key, expected_version, value, ttl=ttl)
+
+    @operation
+    def put_if_absent(self, key: UserKey, value: Any, *, ttl: float | timedelta | None = None) -> bool:
+        """Set a key that is absent; returns whether this call set it."""
+        if self.space.exists(key):
+            return False
+        self.space.put(key, value, ttl=ttl)
+        return True
+
+    @blind
+    def increment(self, key: UserKey, by: int = 1) -> None:
+        """Add to an integer when the commit is applied; an absent key counts as 0.
+
+        Reads nothing, so increments never conflict with one another. Outside: returns the new value. Inside: None; a
+        later read in the transaction sees the sum, and is then in the read set.
+
+        Raises:
+          NotAnIntegerError: the key holds something else; nothing was changed.
+          IntegerOverflowError: the sum does not fit 64 bits; nothing was changed.
+        """
+        return self.space.add(key, by)
+
+    def transaction(
+        self: KVStore[DatabaseBase],
+        run_id: RunLike,
+        fn: Callable[[KVTransaction], R],
+        *,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        isolation: str | None = None,
+    ) -> R:
+        """Call `fn(kv)` in one transaction, retried on conflict; returns what it returned."""
+        handle: Any = self._handle
+        result: R = handle.transaction(
+            run_id,
+            lambda txn: fn(KVTransaction(txn)),
+            retry=retry or RetryPolicy(),
+            timeout=timeout,
+            isolation=isolation,
+        )
+        return result
+
+    @overload
+    def mapping(self: KVStore[DatabaseBase], run_id: RunLike, /) -> KVMapping: ...
+    @overload
+    def mapping(self: KVStore[TransactionBase]) -> KVMapping: ...
+    def mapping(self: KVStore[Any], *run_id: Any) -> KVMapping:
+        """The run's keys as a `MutableMapping`; inside a transaction, of its run."""
+        return KVMapping(self, *run_id)
+
+
+class KVTransaction(KVStore[TransactionBase]):
+    """The key-value side of one transaction, as `db.kv.transaction` hands it to its function."""
+
+    __slots__ = ()
+
+
+class KVMapping(MutableMapping[UserKey, Any]):
+    """A run's keys and values as a dictionary that lives in the database.
+
+    Each call is one transaction (or part of yours): `update`, `pop`, `popitem`, `setdefault` and `clear` are atomic.
+    Iteration is in byte order over one snapshot. `len` walks all keys.
+    """
+
+    __slots__ = ("_run", "_store")
+
+    def __init__(self, store: KVStore[Any], *run_id: RunLike) -> None:
+        self._store: Any = store
+        self._run = run_id
+
+    def _atomically(self, fn: Callable[[KVStore[TransactionBase]], R]) -> R:
+        result: R = self._store.transaction(*self._run, fn) if self._run else fn(self._store)
+        return result
+
+    def __getitem__(self, key: UserKey) -> Any:
+        value = self._store.get(*self._run, key, _MISSING)
+        if value is _MISSING:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: UserKey, value: Any) -> None:
+        self._store.put(*self._run, key, value)
+
+    def __delitem__(self, key: UserKey) -> None:
+        if not self._store.delete(*self._run, key):
+            raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str | bytes) and bool(key) and bool(self._store.exists(*self._run, key))
+
+    def __iter__(self) -> Iterator[UserKey]:
+        keys: Iterator[UserKey] = self._store.list(*self._run)
+        return keys
+
+    def __len__(self) -> int:
+        size: int = self._store.count(*self._run)
+        return size
+
+    def items(self) -> ItemsView[UserKey, Any]:
+        """Keys with values; iterating reads both from one snapshot."""
+        return _Items(self)
+
+    def update(self, *others: Any, **named: Any) -> None:
+        """Set several keys in one transaction."""
+        self._store.put_many(*self._run, dict(*others, **named))
+
+    def pop(self, key: UserKey, default: Any = _MISSING) -> Any:
+        """Remove a key and return its value, or `default`."""
+
+        def take(kv: KVStore[TransactionBase]) -> Any:
+            value = kv.get(key, _MISSING)
+            if value is not _MISSING:
+                kv.delete(key)
+            return value
+
+        value = self._atomically(take)
+        if value is not _MISSING:
+            return value
+        if default is _MISSING:
+            raise KeyError(key)
+        return default
+
+    def popitem(self) -> tuple[UserKey, Any]:
+        """Remove and return the last key and its value."""
+
+        def take(kv: KVStore[TransactionBase]) -> tuple[UserKey, Any] | None:
+            for key, found in kv.list_with_values(limit=1, reverse=True):
+                kv.delete(key)
+                return key, found.value
+            return None
+
+        item = self._atomically(take)
+        if item is None:
+            raise KeyError("popitem of an empty mapping")
+        return item
+
+    def setdefault(self, key: UserKey, default: Any = None) -> Any:
+        """The value of a key, which is set to `default` first if it is absent."""
+
+        def ensure(kv: KVStore[TransactionBase]) -> Any:
+            value = kv.get(key, _MISSING)
+            if value is _MISSING:
+                kv.put(key, default)
+                return default
+            return value
+
+        return self._atomically(ensure)
+
+    def clear(self) -> None:
+        """Remove every key in one transaction, which costs the same however many there are."""
+        self._atomically(lambda kv: kv.space.delete_range())
+
+    def __repr__(self) -> str:
+        return f"KVMapping(run={self._run[0] if self._run else 'the transaction'})"
+
+
+class _Items(ItemsView[UserKey, Any]):
+    """Pairs from one scan instead of a lookup for each key."""
+
+    def __init__(self, mapping: KVMapping) -> None:
+        super().__init__(mapping)
+        self._source = mapping
+
+    def __iter__(self) -> Iterator[tuple[UserKey, Any]]:
+        rows = self._source._store.list_with_values(*self._source._run)
+        return ((key, found.value) for key, found in rows)
+
+
+def _keys(keys: Iterable[UserKey], what: str) -> Iterable[UserKey]:
+    if isinstance(keys, str | bytes):
+        raise InvalidArgumentError(
+            f"{what} takes several keys, got one {type(keys).__name__}", hint=f"{what}([key])"
+        )
+    return keys

@@ -1,0 +1,165 @@
+"""Every key the primitives write, in one place.
+
+A primitive's keys live under its type tag in a run; what is built here is the part after the tag. Only this
+module knows the byte layout, so that indices, point reads and scans cannot disagree.
+
+1. Integers are big-endian and of fixed width: byte order is numeric order, and so is scan order.
+2. A variable part is either the last one or carries its length in front: no key is a prefix of another's group
+   by accident, so that scanning one group never meets another.
+3. Times are microseconds since 1970 (UTC), shifted by 2**63 so that earlier ones sort first, negative ones too.
+
+Sizes below are in bytes, after the tag; the engine adds namespace (3 for the default one), run (16) and tag (1).
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from ..engine.errors import InvalidArgumentError
+
+ID_SIZE = 16
+ZERO_ID = bytes(ID_SIZE)
+NAME_SIZE_MAX = 1024
+
+_U64 = Struct(">Q")
+_NAME = Struct(">H")
+_TIME_BIAS = 1 << 63
+
+
+def u64(number: int) -> bytes:
+    """Eight bytes whose order is numeric order."""
+    return _U64.pack(number)
+
+
+def time_key(time_us: int) -> bytes:
+    """Eight bytes whose order is the order of times."""
+    return _U64.pack(time_us + _TIME_BIAS)
+
+
+def sized_name(name: str, what: str) -> bytes:
+    """A text with its length in front; the length is limited so that index keys stay small."""
+    raw = name.encode()
+    if not 0 < len(raw) <= NAME_SIZE_MAX:
+        raise InvalidArgumentError(
+            f"{what} has {len(raw)} bytes, it must have 1 to {NAME_SIZE_MAX}",
+            hint="index keys hold it whole: use a short name and keep long text in the payload or metadata",
+        )
+    return _NAME.pack(len(raw)) + raw
+
+
+# --- EventLog ------------------------------------------------------------------------------------
+#   00                          head: [length, hash of the last event]
+#   01 sequence:8               event: hash:32 + canonical encoding
+#   02 size:2 type sequence:8   by type, no value
+
+EVENT_HEAD = b"\x00"
+EVENT = b"\x01"
+EVENT_BY_TYPE = b"\x02"
+
+
+def event(sequence: int) -> bytes:
+    """Where one event is."""
+    return EVENT + _U64.pack(sequence)
+
+
+def event_sequence(key: bytes) -> int:
+    """The sequence in the key of an event, or of an entry of the type index."""
+    number: int = _U64.unpack_from(key, len(key) - 8)[0]
+    return number
+
+
+def events_of_type(event_type: str) -> bytes:
+    """The prefix of the type index; a sequence completes the key."""
+    return EVENT_BY_TYPE + sized_name(event_type, "an event type")
+
+
+# --- TraceStore ----------------------------------------------------------------------------------
+#   01 id:16                              the trace
+#   02 kind:1 suffix:24                   by type
+#   03 size:2 name suffix:24              by the name of a Custom trace
+#   04 size:2 tag suffix:24               by tag
+#   05 root:16 parent:16 suffix:24        by family: all of a tree, or the children of one trace, in one range
+#   06 suffix:24                          by time
+# suffix = time:8 id:16, so every index is in time order and can be cut to a time range without reading traces.
+
+TRACE = b"\x01"
+TRACE_BY_KIND = b"\x02"
+TRACE_BY_NAME = b"\x03"
+TRACE_BY_TAG = b"\x04"
+TRACE_BY_FAMILY = b"\x05"
+TRACE_BY_TIME = b"\x06"
+SUFFIX_SIZE = 8 + ID_SIZE
+
+
+def trace(trace_id: bytes) -> bytes:
+    """Where one trace is."""
+    return TRACE + trace_id
+
+
+def traces_of_kind(kind: int) -> bytes:
+    """The prefix of the type index for one of the built-in types."""
+    return TRACE_BY_KIND + bytes((kind,))
+
+
+def traces_named(name: str) -> bytes:
+    """The prefix of the index of Custom traces of one name."""
+    return TRACE_BY_NAME + sized_name(name, "the name of a Custom trace")
+
+
+def traces_tagged(tag: str) -> bytes:
+    """The prefix of the tag index."""
+    return TRACE_BY_TAG + sized_name(tag, "a tag")
+
+
+def traces_of_family(root: bytes, parent: bytes = b"") -> bytes:
+    """The prefix of all descendants of `root`, or of the children of one `parent` among them."""
+    return TRACE_BY_FAMILY + root + parent
+
+
+def trace_suffix(time_us: int, trace_id: bytes) -> bytes:
+    """What completes every index key of a trace."""
+    return _U64.pack(time_us + _TIME_BIAS) + trace_id
+
+
+# --- RunIndex (under the reserved run of the namespace) ------------------------------------------
+#   01 run:16                        the metadata
+#   02 status:1 created:8 run:16     by status
+#   03 size:2 tag created:8 run:16   by tag
+#   04 parent:16 created:8 run:16    by parent (zeros: no parent)
+#   05 created:8 run:16              by creation
+
+RUN = b"\x01"
+RUN_BY_STATUS = b"\x02"
+RUN_BY_TAG = b"\x03"
+RUN_BY_PARENT = b"\x04"
+RUN_BY_CREATION = b"\x05"
+
+
+def run(run_id: bytes) -> bytes:
+    """Where the metadata of one run is."""
+    return RUN + run_id
+
+
+def runs_with_status(status: int) -> bytes:
+    """The prefix of the status index."""
+    return RUN_BY_STATUS + bytes((status,))
+
+
+def runs_tagged(tag: str) -> bytes:
+    """The prefix of the tag index."""
+    return RUN_BY_TAG + sized_name(tag, "a tag")
+
+
+def runs_under(parent: bytes) -> bytes:
+    """The prefix of the parent index; `ZERO_ID` for the runs without a parent."""
+    return RUN_BY_PARENT + parent
+
+
+def run_suffix(created_us: int, run_id: bytes) -> bytes:
+    """What completes every index key of a run."""
+    return _U64.pack(created_us + _TIME_BIAS) + run_id
+
+
+def suffix_id(key: bytes) -> bytes:
+    """The id at the end of an index key."""
+    return key[-ID_SIZE:]

@@ -1,0 +1,88 @@
+"""Which index a query reads: shared by the primitives that keep several.
+
+An index group is a prefix; its keys go on with a time and an id, so any group can be cut to a time range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from itertools import islice
+from typing import Any, NamedTuple, TypeAlias
+
+from ..engine._transaction import Space
+from ..engine.errors import InvalidArgumentError
+from ..engine.keys import successor
+from . import layout
+from .extension import to_microseconds
+
+__all__ = ["Choice", "IndexRange", "Record", "Test", "checked_limit", "choose", "window"]
+
+Record: TypeAlias = list[Any]
+Test: TypeAlias = Callable[[Record], bool]
+FIRST_STEP = 32
+
+
+class IndexRange(NamedTuple):
+    """One group of an index between two times.
+
+    Attributes:
+      prefix: of the group.
+      since: the first time, as in keys; empty: from the beginning.
+      before: the first time past it; None: to the end.
+    """
+
+    prefix: bytes
+    since: bytes = b""
+    before: bytes | None = None
+
+    def keys(self, space: Space, *, limit: int | None = None, reverse: bool = False) -> Iterator[bytes]:
+        """Its keys in time order, fetched while iterated."""
+        end = successor(self.prefix) if self.before is None else self.prefix + self.before
+        return space.keys(start=self.prefix + self.since, end=end, limit=limit, reverse=reverse)
+
+
+class Choice(NamedTuple):
+    """A filter: where its matches are listed, and how to tell a match by its record."""
+
+    range: IndexRange
+    test: Test
+
+
+def window(
+    start: datetime | None, end: datetime | None, names: tuple[str, str]
+) -> tuple[bytes, bytes | None]:
+    """The parts of an `IndexRange` from `start` up to but not including `end`."""
+    since = b"" if start is None else layout.time_key(to_microseconds(start, names[0]))
+    return since, None if end is None else layout.time_key(to_microseconds(end, names[1]))
+
+
+def choose(space: Space, choices: Sequence[Choice]) -> tuple[IndexRange, list[Test]]:
+    """The shortest index range, and the tests of the other filters.
+
+    All ranges are walked, a few entries further each round, until one ends: costs a small multiple of the shortest,
+    whatever the others hold.
+    """
+    best = 0 if len(choices) == 1 else _shortest(space, choices)
+    return choices[best].range, [choice.test for at, choice in enumerate(choices) if at != best]
+
+
+def _shortest(space: Space, choices: Sequence[Choice]) -> int:
+    rows = [choice.range.keys(space) for choice in choices]
+    step = FIRST_STEP
+    while True:
+        for at, row in enumerate(rows):
+            if sum(1 for _ in islice(row, step)) < step:
+                return at
+        step *= 2
+
+
+def checked_limit(limit: int | None) -> int | None:
+    """A limit, or None for none.
+
+    Raises:
+      InvalidArgumentError: it is neither.
+    """
+    if limit is not None and (type(limit) is not int or limit < 0):
+        raise InvalidArgumentError(f"limit must be an int from 0, got {limit!r}", hint="None for no limit")
+    return limit

@@ -1,0 +1,451 @@
+"""RunIndex: which runs there are, what became of them, and the deletion of everything in a run.
+
+The index is kept under a reserved run, the all-zero id, of the database's namespace; so it spans runs, and one
+transaction can change a run's status and its data together.
+
+1. A run's metadata and its entries in every index (status, tag, parent, creation) change in one transaction.
+2. The status changes only as `ALLOWED_TRANSITIONS` says.
+3. A parent exists in the index when its child is created, and as long as the child names it: deleting a parent
+   deletes its descendants with it (`cascade=True`) or leaves its children without a parent.
+4. Deletion is one commit whatever the size: the engine removes a run's whole key range, so a reader, or a recovery,
+   sees all of the run or nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
+
+from ..engine.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, OccamError
+from ..engine.types import RunId, TypeTag
+from . import layout
+from .extension import DatabaseBase, H_co, Operation, Primitive, RunLike, Space, TransactionBase, register
+from .planner import Choice, IndexRange, Record, Test, checked_limit, choose, window
+from .run_types import (
+    COMPLETED,
+    CREATED,
+    ERROR,
+    METADATA,
+    PARENT,
+    STATUS,
+    STATUS_NUMBER,
+    STATUS_NUMBERED,
+    TAGS,
+    UPDATED,
+    RunMetadata,
+    RunStatus,
+    check_transition,
+    decode_run,
+)
+from .trace_types import checked_metadata, checked_tags
+
+__all__ = ["RESERVED_RUN", "RunIndex"]
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+
+RESERVED_RUN = RunId(bytes=layout.ZERO_ID)
+
+
+class indexed(Operation, Generic[P, R_co]):
+    """An operation on the index, which needs no run in front: outside it is a transaction on the reserved run."""
+
+    read_only = False
+
+    if TYPE_CHECKING:
+
+        def __init__(self, body: Callable[Concatenate[Any, P], R_co]) -> None: ...
+
+    @overload
+    def __get__(self, instance: None, owner: object = None) -> Self: ...
+    @overload
+    def __get__(self, instance: Primitive[Any], owner: object = None) -> Callable[P, R_co]: ...
+    def __get__(self, instance: Any, owner: object = None) -> Any:
+        return self if instance is None else self.bind(instance)
+
+    def outside(self, instance: Any, /, *args: Any, **kwargs: Any) -> Any:
+        body = self.body
+        if self.read_only:
+            with instance._handle.begin(RESERVED_RUN, read_only=True) as txn:
+                return body(RunIndex(txn), *args, **kwargs)
+        return instance._handle.transaction(RESERVED_RUN, lambda txn: body(RunIndex(txn), *args, **kwargs))
+
+
+class lookup(indexed[P, R_co]):
+    """A read of the index: outside on a snapshot of its own."""
+
+    read_only = True
+
+
+@register
+class RunIndex(Primitive[H_co]):
+    """The runs of a namespace: `db.runs.create_run("agent 7")`; inside a transaction `txn.runs.create_run(...)`."""
+
+    __slots__ = ()
+    name = "runs"
+    tag = TypeTag.RUN
+
+    def _space_in(self, transaction: TransactionBase) -> Space:
+        return transaction.for_run(RESERVED_RUN).space(self.tag, raw=True)
+
+    # --- Creating ---
+
+    @indexed
+    def create_run(self, name: str = "") -> RunMetadata:
+        """Enter a new run, active, with a new time-ordered id."""
+        return self._create(name, None, (), None, None)
+
+    @indexed
+    def create_run_with_options(
+        self,
+        name: str = "",
+        *,
+        parent: RunLike | None = None,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+        run_id: RunLike | None = None,
+    ) -> RunMetadata:
+        """Enter a new run with any of: a parent run, tags, metadata, an id of your own (which may have data already).
+
+        Raises:
+          AlreadyExistsError: the index has a run `run_id`.
+          NotFoundError: the index has no run `parent`.
+        """
+        return self._create(name, parent, tags, metadata, run_id)
+
+    def _create(
+        self,
+        name: str,
+        parent: RunLike | None,
+        tags: Iterable[str],
+        metadata: Mapping[str, Any] | None,
+        run_id: RunLike | None,
+    ) -> RunMetadata:
+        if type(name) is not str:
+            raise InvalidArgumentError(
+                f"a run's name is str, got {type(name).__name__}", hint="run_id= names its id"
+            )
+        raw = RunId.new().bytes if run_id is None else _raw(run_id)
+        if run_id is not None and self.space.exists(layout.run(raw)):
+            raise AlreadyExistsError(
+                f"run {_text(raw)} is already in the index",
+                hint="get_run reads it; leave run_id out to get a new one",
+                details={"run_id": _text(raw)},
+            )
+        above = None if parent is None else _raw(parent)
+        if above is not None:
+            self._existing(above)
+        labels, now = checked_tags(tags), self.now_us
+        record = [name, STATUS_NUMBER[RunStatus.ACTIVE], above, labels, checked_metadata(metadata) or {}]
+        return self._save(raw, None, [*record, now, now, None, None])
+
+    @contextmanager
+    def start(
+        self: RunIndex[DatabaseBase],
+        name: str = "",
+        *,
+        parent: RunLike | None = None,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+        run_id: RunLike | None = None,
+    ) -> Iterator[RunMetadata]:
+        """A run for the length of a `with` block: completed at its end, failed with the exception that leaves it.
+
+        A run that the block itself finished, paused (and then left cleanly), archived or deleted is left as it is.
+        """
+        run = self.create_run_with_options(name, parent=parent, tags=tags, metadata=metadata, run_id=run_id)
+        try:
+            yield run
+        except BaseException as error:
+            try:
+                self._end(run.run_id, _error_text(error))
+            except OccamError as problem:
+                error.add_note(f"and run {run.run_id} could not be marked as failed: {problem}")
+            raise
+        self._end(run.run_id, None)
+
+    @indexed
+    def _end(self, run_id: RunLike, error: str | None) -> None:
+        """What the end of `start` does to a run that is still open."""
+        raw = _raw(run_id)
+        record = self.space.get(layout.run(raw))
+        status = None if record is None else STATUS_NUMBERED[record[STATUS]]
+        if status is RunStatus.PAUSED and error is not None:
+            self._set_status(raw, RunStatus.ACTIVE)
+            status = RunStatus.ACTIVE
+        if status is RunStatus.ACTIVE:
+            self._set_status(raw, RunStatus.COMPLETED if error is None else RunStatus.FAILED, error)
+
+    # --- Status ---
+
+    @indexed
+    def update_status(self, run_id: RunLike, status: RunStatus | str) -> RunMetadata:
+        """Change the status of a run; returns its new metadata.
+
+        Raises:
+          InvalidTransition: `ALLOWED_TRANSITIONS` has no way from the present status to that one.
+          NotFoundError: the index has no such run. So do the calls below.
+        """
+        return self._set_status(_raw(run_id), RunStatus.of(status))
+
+    @indexed
+    def complete_run(self, run_id: RunLike) -> RunMetadata:
+        """Active to completed."""
+        return self._set_status(_raw(run_id), RunStatus.COMPLETED)
+
+    @indexed
+    def fail_run(self, run_id: RunLike, error: str | BaseException) -> RunMetadata:
+        """Active to failed, with the error: text or an exception."""
+        text = _error_text(error) if isinstance(error, BaseException) else error
+        if type(text) is not str:
+            raise InvalidArgumentError(
+                f"an error is text or an exception, got {type(error).__name__}",
+                hint="fail_run(run_id, str(error))",
+            )
+        return self._set_status(_raw(run_id), RunStatus.FAILED, text)
+
+    @indexed
+    def pause_run(self, run_id: RunLike) -> RunMetadata:
+        """Active to paused."""
+        return self._set_status(_raw(run_id), RunStatus.PAUSED)
+
+    @indexed
+    def resume_run(self, run_id: RunLike) -> RunMetadata:
+        """Paused to active."""
+        return self._set_status(_raw(run_id), RunStatus.ACTIVE)
+
+    @indexed
+    def cancel_run(self, run_id: RunLike) -> RunMetadata:
+        """Active or paused to cancelled."""
+        return self._set_status(_raw(run_id), RunStatus.CANCELLED)
+
+    @indexed
+    def archive_run(self, run_id: RunLike) -> RunMetadata:
+        """Anything to archived, for good. The run's data stays: `delete_run` is what removes it."""
+        return self._set_status(_raw(run_id), RunStatus.ARCHIVED)
+
+    def _set_status(self, raw: bytes, status: RunStatus, error: str | None = None) -> RunMetadata:
+        old = self._existing(raw)
+        check_transition(STATUS_NUMBERED[old[STATUS]], status, RunId(bytes=raw))
+        new = [*old]
+        new[STATUS] = STATUS_NUMBER[status]
+        if status.is_finished:
+            new[COMPLETED], new[ERROR] = self.now_us, error
+        return self._save(raw, old, new)
+
+    # --- Tags and metadata ---
+
+    @indexed
+    def add_tags(self, run_id: RunLike, tags: Iterable[str]) -> RunMetadata:
+        """Add tags; those it has stay where they are."""
+        raw = _raw(run_id)
+        old, new_tags = self._existing(raw), checked_tags(tags)
+        return self._save(raw, old, _with(old, TAGS, list(dict.fromkeys(old[TAGS] + new_tags))))
+
+    @indexed
+    def remove_tags(self, run_id: RunLike, tags: Iterable[str]) -> RunMetadata:
+        """Remove tags; those it does not have are no error."""
+        raw = _raw(run_id)
+        old, gone = self._existing(raw), checked_tags(tags)
+        return self._save(raw, old, _with(old, TAGS, [tag for tag in old[TAGS] if tag not in gone]))
+
+    @indexed
+    def update_metadata(
+        self, run_id: RunLike, metadata: Mapping[str, Any], *, replace: bool = False
+    ) -> RunMetadata:
+        """Set the given keys of the metadata and keep the others, or `replace` it whole."""
+        raw = _raw(run_id)
+        old, given = self._existing(raw), checked_metadata(metadata) or {}
+        return self._save(raw, old, _with(old, METADATA, given if replace else {**old[METADATA], **given}))
+
+    # --- Deleting ---
+
+    @indexed
+    def delete_run(self, run_id: RunLike, *, cascade: bool = False) -> int:
+        """Remove a run for good: its data in every primitive, its metadata and index entries, in one commit.
+
+        Costs one range deletion a run in the commit, however much data there is. Without `cascade` its child runs
+        stay, without a parent; with it all runs below it go as well, in the same commit.
+
+        Returns:
+          How many runs were removed from the index: 0 for a run that was never in it. Its data is removed all the same.
+        """
+        raw = _raw(run_id)
+        doomed = [raw, *(self._descendants(raw) if cascade else ())]
+        if not cascade:
+            for child in self._child_ids(raw):
+                old = self._existing(child)
+                self._save(child, old, _with(old, PARENT, None))
+        removed = 0
+        for each in doomed:
+            old_record = self.space.get(layout.run(each))
+            if old_record is not None:
+                self._save(each, old_record, None)
+                removed += 1
+            cast(TransactionBase, self._handle).delete_run_range(RunId(bytes=each))
+        return removed
+
+    def _child_ids(self, raw: bytes) -> list[bytes]:
+        return [layout.suffix_id(key) for key in self.space.keys(layout.runs_under(raw))]
+
+    def _descendants(self, raw: bytes) -> list[bytes]:
+        found = self._child_ids(raw)
+        for each in found:  # grows while it is walked: breadth first
+            found.extend(self._child_ids(each))
+        return found
+
+    # --- Reading ---
+
+    @lookup
+    def get_run(self, run_id: RunLike) -> RunMetadata | None:
+        """The metadata of a run; None when the index has none of that id."""
+        raw = _raw(run_id)
+        record = self.space.get(layout.run(raw))
+        return None if record is None else decode_run(raw, record)
+
+    @lookup
+    def query_runs(
+        self,
+        *,
+        status: RunStatus | str | None = None,
+        tag: str | None = None,
+        parent: RunLike | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> list[RunMetadata]:
+        """The runs that meet every filter given, in order of creation; read by the index that promises the fewest.
+
+        Args:
+          status, tag, parent: what the run has.
+          created_after, created_before: created from the one up to but not including the other.
+          limit: at most so many.
+          reverse: the latest first.
+        """
+        return self._query(status, tag, parent, (created_after, created_before), limit, reverse)
+
+    @lookup
+    def list_runs(self, *, limit: int | None = None, reverse: bool = False) -> list[RunMetadata]:
+        """All runs in order of creation."""
+        return self._query(None, None, None, (None, None), limit, reverse)
+
+    @lookup
+    def get_child_runs(self, run_id: RunLike, *, limit: int | None = None) -> list[RunMetadata]:
+        """The runs created under one, in order of creation."""
+        return self._query(None, None, run_id, (None, None), limit, False)
+
+    @lookup
+    def count(self, *, status: RunStatus | str | None = None) -> int:
+        """How many runs there are, of one status if given. Walks the index: O(count)."""
+        if status is None:
+            return self.space.count(layout.RUN)
+        return self.space.count(layout.runs_with_status(STATUS_NUMBER[RunStatus.of(status)]))
+
+    def _query(
+        self,
+        status: RunStatus | str | None,
+        tag: str | None,
+        parent: RunLike | None,
+        created: tuple[datetime | None, datetime | None],
+        limit: int | None,
+        reverse: bool,
+    ) -> list[RunMetadata]:
+        if checked_limit(limit) == 0:
+            return []
+        since, before = window(*created, ("created_after", "created_before"))
+        filters = _filters(status, tag, parent)
+        choices = [Choice(IndexRange(prefix, since, before), test) for prefix, test in filters]
+        index, tests = choose(self.space, choices)
+        found: list[RunMetadata] = []
+        for key in index.keys(self.space, limit=None if tests else limit, reverse=reverse):
+            raw = layout.suffix_id(key)
+            record = self._existing(raw)
+            if all(test(record) for test in tests):
+                found.append(decode_run(raw, record))
+                if len(found) == limit:
+                    break
+        return found
+
+    # --- Records ---
+
+    def _existing(self, raw: bytes) -> Record:
+        record: Record | None = self.space.get(layout.run(raw))
+        if record is None:
+            raise NotFoundError(
+                f"run {_text(raw)} is not in the index",
+                hint="create it with create_run_with_options(run_id=...), or look in its own namespace",
+                details={"run_id": _text(raw)},
+            )
+        return record
+
+    def _save(self, raw: bytes, old: Record | None, new: Record | None) -> RunMetadata:
+        """Replace a record and the index entries that differ; None for none."""
+        before = _entries(raw, old) if old is not None else set()
+        if new is None:
+            for key in sorted(before):
+                self.space.delete(key)
+            self.space.delete(layout.run(raw))
+            return decode_run(raw, cast(Record, old))
+        if old is not None:
+            new = _with(new, UPDATED, self.now_us)
+        after = _entries(raw, new)
+        for key in sorted(before - after):
+            self.space.delete(key)
+        for key in sorted(after - before):
+            self.space.put(key, None)
+        self.space.put(layout.run(raw), new)
+        return decode_run(raw, new)
+
+
+def _entries(raw: bytes, record: Record) -> set[bytes]:
+    """The keys of all index entries of a record."""
+    suffix = layout.run_suffix(record[CREATED], raw)
+    prefixes = [
+        layout.RUN_BY_CREATION,
+        layout.runs_with_status(record[STATUS]),
+        layout.runs_under(record[PARENT] or layout.ZERO_ID),
+        *(layout.runs_tagged(tag) for tag in record[TAGS]),
+    ]
+    return {prefix + suffix for prefix in prefixes}
+
+
+def _filters(
+    status: RunStatus | str | None, tag: str | None, parent: RunLike | None
+) -> list[tuple[bytes, Test]]:
+    filters: list[tuple[bytes, Test]] = []
+    if parent is not None:
+        above = _raw(parent)
+        filters.append((layout.runs_under(above), lambda record: record[PARENT] == above))
+    if tag is not None:
+        filters.append((layout.runs_tagged(tag), lambda record: tag in record[TAGS]))
+    if status is not None:
+        number = STATUS_NUMBER[RunStatus.of(status)]
+        filters.append((layout.runs_with_status(number), lambda record: record[STATUS] == number))
+    return filters or [(layout.RUN_BY_CREATION, lambda record: True)]
+
+
+def _with(record: Record, position: int, value: Any) -> Record:
+    changed = [*record]
+    changed[position] = value
+    return changed
+
+
+def _raw(run_id: RunLike) -> bytes:
+    raw = RunId.of(run_id).bytes
+    if raw == layout.ZERO_ID:
+        raise InvalidArgumentError(
+            "the all-zero run id is reserved for the run index", hint="RunId.new() makes a run id"
+        )
+    return raw
+
+
+def _text(raw: bytes) -> str:
+    return str(RunId(bytes=raw))
+
+
+def _error_text(error: BaseException) -> str:
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

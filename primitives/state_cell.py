@@ -1,0 +1,160 @@
+"""StateCell: named values that change by compare-and-swap.
+
+1. A cell's version is the engine's version of its key: it only grows, also over delete and a new `init`.
+2. `cas` and `init` are checked by the expected version alone and add nothing to a transaction's read set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar, overload
+
+from ..engine.errors import AlreadyExistsError, CASConflict, NotFoundError
+from ..engine.retry import RetryPolicy
+from ..engine.types import TypeTag, VersionedValue
+from .extension import (
+    CONTENDED,
+    DatabaseBase,
+    H_co,
+    Primitive,
+    RunLike,
+    TransactionBase,
+    blind,
+    register,
+    single,
+)
+
+__all__ = ["State", "StateCell"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a cell holds.
+
+    Attributes:
+      value: a fresh copy.
+      version: what `cas` expects; 0 when the cell is not written yet (a transaction's own write included).
+      updated_at: when it was written.
+    """
+
+    value: Any
+    version: int
+    updated_at: datetime
+
+
+@register
+class StateCell(Primitive[H_co]):
+    """Named state: `db.cells.transition(run_id, "task", fn)`, or `txn.cells.transition("task", fn)`."""
+
+    __slots__ = ()
+    name = "cells"
+    tag = TypeTag.STATE
+    raw = False
+
+    @single
+    def read(self, name: str) -> State | None:
+        """The state of a cell; None when there is none."""
+        return _state(self.space.get_versioned(name))
+
+    @blind
+    def init(self, name: str, value: Any) -> None:
+        """Create a cell. Outside: returns its version. Inside: None; the commit decides whether it was first.
+
+        Raises:
+          AlreadyExistsError: the cell is there.
+        """
+        if self.space.exists(name):
+            raise _already_exists(name)
+        try:
+            return self.space.cas(name, 0, value)
+        except CASConflict:  # it came between the look and the write
+            raise _already_exists(name) from None
+
+    @blind
+    def cas(self, name: str, expected_version: int, value: Any) -> None:
+        """Set a cell if it still has the expected version (0: create it).
+
+        Outside: returns the new version. Inside: None, as the version is the commit's; the commit decides.
+
+        Raises:
+          CASConflict: the cell has another version.
+        """
+        return self.space.cas(name, expected_version, value)
+
+    @blind
+    def set(self, name: str, value: Any) -> None:
+        """Set a cell whatever it holds, creating it if need be. Outside: returns the new version."""
+        return self.space.put(name, value)
+
+    @single
+    def delete(self, name: str) -> bool:
+        """Remove a cell; returns whether it was there. A later one of that name has a higher version."""
+        return self.space.delete(name)
+
+    @single
+    def exists(self, name: str) -> bool:
+        """Whether there is such a cell."""
+        return self.space.exists(name)
+
+    @single
+    def list(self, prefix: str = "", *, limit: int | None = None) -> Iterator[str]:
+        """The names of the cells, in byte order, fetched while iterated."""
+        return self.space.keys(prefix, limit=limit)
+
+    @overload
+    def transition(
+        self: StateCell[DatabaseBase],
+        run_id: RunLike,
+        name: str,
+        fn: Callable[[State], tuple[Any, T]],
+        /,
+        *,
+        retry: RetryPolicy | None = None,
+    ) -> T: ...
+    @overload
+    def transition(
+        self: StateCell[TransactionBase], name: str, fn: Callable[[State], tuple[Any, T]], /
+    ) -> T: ...
+    def transition(self: StateCell[Any], *args: Any, retry: RetryPolicy | None = None) -> Any:
+        """Change a cell by a function of its state: `fn(state) -> (new value, result)`; returns the result.
+
+        Outside it is retried until it commits, within `retry`; `fn` may be called several times and must have no
+        effect but what it returns.
+
+        Raises:
+          NotFoundError: there is no such cell.
+          RetriesExhausted: it met other writers on every attempt.
+        """
+        if self._space is not None:
+            return self._transition(*args)
+        run_id, name, fn = args
+        handle = self._handle
+        return handle.transaction(
+            run_id, lambda txn: StateCell(txn)._transition(name, fn), retry=retry or CONTENDED
+        )
+
+    def _transition(self, name: str, fn: Callable[[State], tuple[Any, T]]) -> T:
+        state = _state(self.space.get_versioned(name))
+        if state is None:
+            raise NotFoundError(
+                f"there is no cell {name!r}", hint="create it with init or set", details={"name": name}
+            )
+        value, result = fn(state)
+        self.space.put(name, value)
+        return result
+
+
+def _already_exists(name: str) -> AlreadyExistsError:
+    return AlreadyExistsError(
+        f"cell {name!r} already exists",
+        hint="read it, or change it with set, cas or transition",
+        details={"name": name},
+    )
+
+
+def _state(found: VersionedValue | None) -> State | None:
+    return None if found is None else State(found.value, found.version, found.timestamp)

@@ -1,0 +1,389 @@
+"""TraceStore: what an agent did, step by step, as trees.
+
+1. A trace and its entries in every index (type, Custom name, tag, family, time) are written in one transaction, and
+   traces are never changed or removed but with their run: an entry always has its trace.
+2. A parent exists when its child is recorded, and a trace belongs to the tree of its parent's root. So a whole tree is
+   one range of the family index, and so are the children of one trace.
+3. Every index is in time order within its group and holds the time in its keys, so a time range cuts any of them.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from ..engine.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
+from ..engine.types import TypeTag
+from . import layout
+from .extension import H_co, Primitive, operation, reader, register, single
+from .planner import Choice, IndexRange, Record, Test, checked_limit, choose, window
+from .trace_types import (
+    CUSTOM,
+    FIELDS,
+    KIND,
+    KIND_NAMED,
+    KIND_OF,
+    PARENT,
+    ROOT,
+    TAGS,
+    Trace,
+    TraceId,
+    TraceTree,
+    TraceType,
+    checked_metadata,
+    checked_tags,
+    decode_trace,
+    fields_of,
+    id_bytes,
+    id_text,
+    kind_of,
+)
+
+__all__ = ["TraceStore"]
+
+IdLike = str | UUID
+
+
+@register
+class TraceStore(Primitive[H_co]):
+    """The traces of a run: `db.traces.record(run_id, Thought("hm"))`, or `txn.traces.record(Thought("hm"))`."""
+
+    __slots__ = ()
+    name = "traces"
+    tag = TypeTag.TRACE
+
+    # --- Recording ---
+
+    @operation
+    def record(
+        self,
+        trace: TraceType,
+        *,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> TraceId:
+        """Record a trace without a parent; returns its id, the text of a time-ordered UUID."""
+        return self._record(trace, new_id(self.now_us), None, tags, metadata)
+
+    @operation
+    def record_child(
+        self,
+        parent_id: IdLike,
+        trace: TraceType,
+        *,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> TraceId:
+        """Record a trace under another one; returns its id.
+
+        Raises:
+          NotFoundError: the run has no trace `parent_id`.
+        """
+        return self._record(trace, new_id(self.now_us), id_bytes(parent_id, "a parent id"), tags, metadata)
+
+    @operation
+    def record_with_options(
+        self,
+        trace: TraceType,
+        *,
+        id: IdLike | None = None,
+        parent_id: IdLike | None = None,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> TraceId:
+        """Record a trace with any of: an id of your own, a parent, tags, metadata.
+
+        Raises:
+          AlreadyExistsError: the run has a trace `id`.
+          NotFoundError: the run has no trace `parent_id`.
+        """
+        parent = None if parent_id is None else id_bytes(parent_id, "a parent id")
+        if id is None:
+            return self._record(trace, new_id(self.now_us), parent, tags, metadata)
+        raw = id_bytes(id)
+        if self.space.exists(layout.trace(raw)):
+            raise AlreadyExistsError(
+                f"trace {id_text(raw)} already exists",
+                hint="leave id out to get a new one",
+                details={"id": id_text(raw)},
+            )
+        return self._record(trace, raw, parent, tags, metadata)
+
+    def _record(
+        self,
+        trace: TraceType,
+        raw_id: bytes,
+        parent: bytes | None,
+        tags: Iterable[str],
+        metadata: Mapping[str, Any] | None,
+    ) -> TraceId:
+        kind, space, time_us = kind_of(trace), self.space, self.now_us
+        root = raw_id if parent is None else self._root_of(parent)
+        labels = checked_tags(tags) if tags else []
+        suffix = layout.trace_suffix(time_us, raw_id)
+        entries = [layout.traces_tagged(tag) for tag in labels]
+        if kind == CUSTOM:
+            entries.append(layout.traces_named(trace.name))  # type: ignore[union-attr]
+        entries.append(layout.traces_of_kind(kind))
+        entries.append(
+            layout.traces_of_family(layout.ZERO_ID if parent is None else root, parent or layout.ZERO_ID)
+        )
+        entries.append(layout.TRACE_BY_TIME)
+        record = [
+            kind,
+            fields_of(trace, kind),
+            time_us,
+            root,
+            parent,
+            labels or None,
+            checked_metadata(metadata),
+        ]
+        space.put(layout.trace(raw_id), record)
+        for prefix in entries:
+            space.put(prefix + suffix, None)
+        return id_text(raw_id)
+
+    def _root_of(self, parent: bytes) -> bytes:
+        record = self.space.get(layout.trace(parent))
+        if record is None:
+            raise NotFoundError(
+                f"there is no trace {id_text(parent)} in this run to be a parent",
+                hint="record the parent first, in this run; in this transaction is early enough",
+                details={"parent_id": id_text(parent)},
+            )
+        root: bytes = record[ROOT]
+        return root
+
+    # --- Reading ---
+
+    @reader
+    def get(self, trace_id: IdLike) -> Trace | None:
+        """The trace with an id; None when the run has none."""
+        raw = id_bytes(trace_id)
+        record = self.space.get(layout.trace(raw))
+        return None if record is None else decode_trace(raw, record)
+
+    @single
+    def count(self) -> int:
+        """How many traces the run has. Walks them: O(count)."""
+        return self.space.count(layout.TRACE)
+
+    @reader
+    def query_by_type(
+        self, trace_type: type[TraceType] | str, *, limit: int | None = None, reverse: bool = False
+    ) -> list[Trace]:
+        """The traces of one type in time order: a class, its name, or the name of a Custom trace."""
+        return self._query(_Filter(trace_type=trace_type), limit, reverse)
+
+    @reader
+    def query_by_tag(self, tag: str, *, limit: int | None = None, reverse: bool = False) -> list[Trace]:
+        """The traces with a tag, in time order."""
+        return self._query(_Filter(tags=(tag,)), limit, reverse)
+
+    @reader
+    def query_by_time(
+        self,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> list[Trace]:
+        """The traces recorded from `start` up to but not including `end`, in time order; None leaves a side open."""
+        return self._query(_Filter(start=start, end=end), limit, reverse)
+
+    @reader
+    def query(
+        self,
+        trace_type: type[TraceType] | str | None = None,
+        *,
+        tag: str | None = None,
+        tags: Iterable[str] = (),
+        parent_id: IdLike | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> list[Trace]:
+        """The traces that meet every filter given, in time order.
+
+        Reads the index that promises the fewest traces and checks the other filters on what it yields.
+
+        Args:
+          trace_type: a class, its name, or the name of a Custom trace.
+          tag, tags: tags that must all be there.
+          parent_id: the trace they are directly under.
+          start, end: recorded from `start` up to but not including `end`.
+          limit: at most so many.
+          reverse: latest first.
+
+        Raises:
+          NotFoundError: the run has no trace `parent_id`.
+        """
+        labels = (*((tag,) if tag is not None else ()), *checked_tags(tags))
+        return self._query(_Filter(trace_type, labels, parent_id, start, end), limit, reverse)
+
+    @reader
+    def get_children(self, trace_id: IdLike, *, limit: int | None = None) -> list[Trace]:
+        """The traces directly under one, in time order.
+
+        Raises:
+          NotFoundError: the run has no such trace.
+        """
+        return self._query(_Filter(parent_id=trace_id), limit, False)
+
+    @reader
+    def get_roots(self, *, limit: int | None = None, reverse: bool = False) -> list[Trace]:
+        """The traces without a parent, in time order."""
+        prefix = layout.traces_of_family(layout.ZERO_ID, layout.ZERO_ID)
+        ids = map(layout.suffix_id, self.space.keys(prefix, limit=limit, reverse=reverse))
+        return [decode_trace(raw, self._fetch(raw)) for raw in ids]
+
+    @reader
+    def get_tree(self, trace_id: IdLike) -> TraceTree:
+        """A trace with everything under it: O(its size).
+
+        Raises:
+          NotFoundError: the run has no such trace.
+        """
+        raw = id_bytes(trace_id)
+        record = self._existing(raw)
+        tree = TraceTree(decode_trace(raw, record))
+        if record[PARENT] is None:
+            self._grow_whole(raw, tree)
+        else:
+            self._grow_branch(record[ROOT], raw, tree)
+        return tree
+
+    def _grow_whole(self, root: bytes, tree: TraceTree) -> None:
+        """All descendants of a root: one range of the family index, ordered by parent, then time."""
+        fetch = self._fetch
+        nodes, links = {root: tree}, []
+        start = len(layout.traces_of_family(root))
+        for key in self.space.keys(layout.traces_of_family(root)):
+            raw = key[-layout.ID_SIZE :]
+            node = nodes[raw] = TraceTree(decode_trace(raw, fetch(raw)))
+            links.append((key[start : start + layout.ID_SIZE], node))
+        for parent, node in links:
+            nodes[parent].children.append(node)
+
+    def _grow_branch(self, root: bytes, top: bytes, tree: TraceTree) -> None:
+        """The descendants of a trace inside a larger tree, one range of children after another."""
+        fetch, keys = self._fetch, self.space.keys
+        open_nodes = [(top, tree)]
+        while open_nodes:
+            parent, node = open_nodes.pop()
+            for key in keys(layout.traces_of_family(root, parent)):
+                raw = layout.suffix_id(key)
+                child = TraceTree(decode_trace(raw, fetch(raw)))
+                node.children.append(child)
+                open_nodes.append((raw, child))
+
+    def _fetch(self, raw: bytes) -> Record:
+        """The record an index entry names. Traces never change, so the entry in the read set is enough."""
+        record: Record = self.space.get(layout.trace(raw), track=False)
+        return record
+
+    def _existing(self, raw: bytes) -> Record:
+        record: Record | None = self.space.get(layout.trace(raw))
+        if record is None:
+            raise NotFoundError(
+                f"there is no trace {id_text(raw)} in this run",
+                hint="traces are found only in the run they were recorded in",
+                details={"id": id_text(raw)},
+            )
+        return record
+
+    # --- Queries ---
+
+    def _query(self, wanted: _Filter, limit: int | None, reverse: bool) -> list[Trace]:
+        if checked_limit(limit) == 0:
+            return []
+        index, tests = self._plan(wanted)
+        found: list[Trace] = []
+        for key in index.keys(self.space, limit=None if tests else limit, reverse=reverse):
+            raw = key[-layout.ID_SIZE :]
+            record = self._fetch(raw)
+            if all(test(record) for test in tests):
+                found.append(decode_trace(raw, record))
+                if len(found) == limit:
+                    break
+        return found
+
+    def _plan(self, wanted: _Filter) -> tuple[IndexRange, list[Test]]:
+        """The index to read and the tests left to make on its traces."""
+        since, before = window(wanted.start, wanted.end, ("start", "end"))
+        filters: list[tuple[bytes, Test]] = []
+        if wanted.parent_id is not None:
+            raw = id_bytes(wanted.parent_id, "a parent id")
+            filters.append((layout.traces_of_family(self._existing(raw)[ROOT], raw), _under(raw)))
+        filters += [(layout.traces_tagged(tag), _tagged(tag)) for tag in wanted.tags]
+        if wanted.trace_type is not None:
+            filters.append(_typed(wanted.trace_type))
+        if not filters:
+            return IndexRange(layout.TRACE_BY_TIME, since, before), []
+        return choose(
+            self.space, [Choice(IndexRange(prefix, since, before), test) for prefix, test in filters]
+        )
+
+
+class _Filter(NamedTuple):
+    trace_type: type[TraceType] | str | None = None
+    tags: tuple[str, ...] = ()
+    parent_id: IdLike | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+
+
+def _under(parent: bytes) -> Test:
+    return lambda record: record[PARENT] == parent
+
+
+def _tagged(tag: str) -> Test:
+    return lambda record: tag in (record[TAGS] or ())
+
+
+def _typed(trace_type: type[TraceType] | str) -> tuple[bytes, Test]:
+    kind = KIND_NAMED.get(trace_type) if isinstance(trace_type, str) else KIND_OF.get(trace_type)
+    if kind is not None:
+        return layout.traces_of_kind(kind), lambda record: record[KIND] == kind
+    if not isinstance(trace_type, str):
+        raise InvalidArgumentError(
+            f"a trace type is one of {', '.join(KIND_NAMED)} or the name of a Custom one, got {trace_type!r}",
+            hint="query_by_type(ToolCall), query_by_type('ToolCall') or query_by_type('my custom name')",
+        )
+    return layout.traces_named(
+        trace_type
+    ), lambda record: record[KIND] == CUSTOM and record[FIELDS][0] == trace_type
+
+
+# --- New ids -------------------------------------------------------------------------------------
+
+
+class _Counter(threading.local):
+    """Per thread, so that it needs no lock, which a fork could leave held."""
+
+    last_us = 0
+    repeats = 0
+
+
+_counter = _Counter()
+
+
+def new_id(time_us: int) -> bytes:
+    """A UUID of version 7: 48 bits of ms, 10 of us, a 22-bit counter within the microsecond, 42 random bits.
+
+    Ids that one thread makes at one clock reading sort in the order they were made. Ids of different threads can only
+    be equal when made in the same microsecond with the same count, and then with a chance of 2**-42.
+    """
+    repeats = _counter.repeats + 1 if time_us == _counter.last_us else 0
+    _counter.last_us, _counter.repeats = time_us, repeats
+    ms, us = divmod(max(time_us, 0), 1000)
+    # After the version digit 12 bits: microseconds and the top of the counter; after the variant the rest of it.
+    high = ms << 16 | 0x7 << 12 | us << 2 | (repeats >> 20) & 0x3
+    low = 0b10 << 62 | (repeats & 0xFFFFF) << 42 | random.getrandbits(42)
+    return (high << 64 | low).to_bytes(16, "big")

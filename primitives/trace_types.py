@@ -1,0 +1,255 @@
+"""What a trace can record: six frozen types, how they are stored, and the traces that hold them.
+
+1. The number of a type in `_TYPES` is written to the store and never changes; new types get new numbers.
+2. A trace is stored as one list (`encode_trace`), cheap to decode: a tree of 10,000 is read in one go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeAlias
+from uuid import UUID
+
+from ..engine.errors import CorruptionError, InvalidArgumentError
+from .extension import from_microseconds
+from .layout import ZERO_ID
+
+__all__ = [
+    "Custom",
+    "Decision",
+    "Error",
+    "Query",
+    "Thought",
+    "ToolCall",
+    "Trace",
+    "TraceId",
+    "TraceTree",
+    "TraceType",
+]
+
+TraceId: TypeAlias = str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool that was called, with what, and what came back."""
+
+    tool: str
+    args: Any = None
+    result: Any = None
+    duration_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A choice among options, and why."""
+
+    question: str
+    options: Sequence[Any] = ()
+    chosen: Any = None
+    reasoning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A search in some source, and its results."""
+
+    type: str
+    query: Any = None
+    results: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """A step of reasoning, with a confidence if there is one."""
+
+    content: str
+    confidence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """Something that went wrong, and whether the agent can go on."""
+
+    type: str
+    message: str = ""
+    recoverable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Custom:
+    """Anything else, under a name of its own, by which `query_by_type` finds it."""
+
+    name: str
+    data: Any = None
+
+
+TraceType: TypeAlias = ToolCall | Decision | Query | Thought | Error | Custom
+
+_TYPES: dict[int, type[Any]] = {1: ToolCall, 2: Decision, 3: Query, 4: Thought, 5: Error, 6: Custom}
+KIND_OF: dict[type[Any], int] = {cls: number for number, cls in _TYPES.items()}
+KIND_NAMED: dict[str, int] = {cls.__name__: number for number, cls in _TYPES.items()}
+CUSTOM = KIND_OF[Custom]
+_FIELDS: dict[int, tuple[str, ...]] = {
+    number: tuple(cls.__dataclass_fields__) for number, cls in _TYPES.items()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One step of an agent.
+
+    Attributes:
+      id: text of a UUID; made here it is time-ordered.
+      parent_id: the trace it belongs under; None for a root.
+      trace_type: what happened: a ToolCall, Decision, Query, Thought, Error or Custom.
+      timestamp: the clock of the transaction that recorded it.
+      tags: for `query_by_tag`, in order and without repetition.
+      metadata: a fresh dict.
+      root_id: the root of its tree; its own id for a root.
+    """
+
+    id: TraceId
+    parent_id: TraceId | None
+    trace_type: TraceType
+    timestamp: datetime
+    tags: tuple[str, ...]
+    metadata: dict[str, Any]
+    root_id: TraceId
+
+    @property
+    def type_name(self) -> str:
+        """The name of its type; of a Custom trace its own name."""
+        kind = self.trace_type
+        return kind.name if isinstance(kind, Custom) else type(kind).__name__
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class TraceTree:
+    """A trace with everything under it, children in time order.
+
+    Trees can be deeper than Python's recursion limit: use `walk` rather than recursion.
+    """
+
+    trace: Trace
+    children: list[TraceTree] = field(default_factory=list)
+
+    def walk(self) -> Iterator[tuple[int, Trace]]:
+        """Every trace with its depth below this one, parents first, in time order among siblings."""
+        stack = [(0, self)]
+        while stack:
+            depth, tree = stack.pop()
+            yield depth, tree.trace
+            stack.extend((depth + 1, child) for child in reversed(tree.children))
+
+    @property
+    def size(self) -> int:
+        """How many traces it holds: O(size)."""
+        return sum(1 for _ in self.walk())
+
+    def __repr__(self) -> str:
+        return f"TraceTree({self.trace.type_name} {self.trace.id}, {len(self.children)} children)"
+
+
+# --- Ids -----------------------------------------------------------------------------------------
+
+
+def id_bytes(trace_id: object, what: str = "a trace id") -> bytes:
+    """The 16 stored bytes of an id given as text or UUID.
+
+    Raises:
+      InvalidArgumentError: it is neither, or all zeros.
+    """
+    if type(trace_id) is str:
+        try:
+            raw = bytes.fromhex(trace_id.replace("-", "")) if len(trace_id) in (32, 36) else b""
+        except ValueError:
+            raw = b""
+    else:
+        raw = trace_id.bytes if isinstance(trace_id, UUID) else b""
+    if len(raw) != 16 or raw == ZERO_ID:
+        raise InvalidArgumentError(
+            f"{what} is the text of a UUID other than zero, got {trace_id!r}",
+            hint="record() returns one and str(uuid.uuid4()) makes one",
+        )
+    return raw
+
+
+def id_text(raw: bytes) -> TraceId:
+    """The text of a stored id."""
+    h = raw.hex()
+    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
+
+
+# --- Storing -------------------------------------------------------------------------------------
+# [kind, fields, time in us, root id, parent id or None, tags or None, metadata or None]
+
+KIND, FIELDS, TIME, ROOT, PARENT, TAGS, METADATA = range(7)
+
+
+def kind_of(trace: object) -> int:
+    """The number of a trace's type.
+
+    Raises:
+      InvalidArgumentError: it is no trace type.
+    """
+    kind = KIND_OF.get(type(trace))
+    if kind is None:
+        raise InvalidArgumentError(
+            f"a trace is a {', '.join(KIND_NAMED)} instance, got {type(trace).__name__}",
+            hint='record(Thought("...")), or Custom(name, data) for anything else',
+        )
+    return kind
+
+
+def fields_of(trace: TraceType, kind: int) -> list[Any]:
+    """The storable fields of a trace, in order. Tuples at the top level become lists."""
+    values = [getattr(trace, name) for name in _FIELDS[kind]]
+    return [list(value) if type(value) is tuple else value for value in values]
+
+
+def decode_trace(raw_id: bytes, record: list[Any]) -> Trace:
+    """The trace of a stored record.
+
+    Raises:
+      CorruptionError: the record is not one.
+    """
+    try:
+        kind, fields, time_us, root, parent, tags, metadata = record
+        if kind == 2:
+            fields[1] = tuple(fields[1])
+        return Trace(
+            id_text(raw_id),
+            id_text(parent) if parent else None,
+            _TYPES[kind](*fields),
+            from_microseconds(time_us),
+            tuple(tags) if tags else (),
+            metadata or {},
+            id_text(root),
+        )
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CorruptionError(f"trace {raw_id.hex()} is unreadable: {error}") from error
+
+
+def checked_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A dict to store, None for an empty one."""
+    if metadata is None:
+        return None
+    if not isinstance(metadata, Mapping):
+        raise InvalidArgumentError(
+            f"metadata is a dict, got {type(metadata).__name__}", hint='metadata={"key": value}'
+        )
+    return dict(metadata) or None
+
+
+def checked_tags(tags: object) -> list[str]:
+    """Tags in order without repetition.
+
+    Raises:
+      InvalidArgumentError: one text instead of several, or something else than text.
+    """
+    if isinstance(tags, str | bytes) or not all(type(tag) is str for tag in tags):  # type: ignore[attr-defined]
+        raise InvalidArgumentError(f"tags are several str, got {tags!r}", hint='tags=["a", "b"]')
+    return list(dict.fromkeys(tags))  # type: ignore[call-overload]
