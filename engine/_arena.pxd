@@ -30,6 +30,7 @@ cdef struct Arena:              # private to the writer
     u32 run_bins[256]           # free page runs by size
     u64 allocated               # bytes of blocks handed out, quarantined ones included
     void *reclaim_word          # header.reclaim_sequence
+    void *readable_word         # header.readable
     u32 *quarantine             # unlinked blocks that readers may still look at
     u32 quarantine_count
     u32 quarantine_capacity
@@ -37,7 +38,7 @@ cdef struct Arena:              # private to the writer
     u64 quarantine_bytes
     u64 flip_count
 
-cdef int arena_open(Arena *a, u8 *base, u64 size, int fd, void *reclaim_word) noexcept nogil
+cdef int arena_open(Arena *a, u8 *base, u64 size, int fd, void *reclaim_word, void *readable_word) noexcept nogil
 cdef void arena_close(Arena *a) noexcept nogil
 cdef u32 arena_alloc(Arena *a, u64 size) noexcept nogil
 cdef void arena_free(Arena *a, u32 ref) noexcept nogil
@@ -46,3 +47,4 @@ cdef bint arena_reserve(Arena *a, u32 count) noexcept nogil
 cdef u64 arena_retire(Arena *a, u32 ref) noexcept nogil
 cdef void arena_flip(Arena *a) noexcept nogil
 cdef int arena_check(const Arena *a, char *message, size_t message_size) noexcept nogil
+cdef u64 arena_rounded(u64 size) noexcept nogil

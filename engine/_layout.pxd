@@ -17,6 +17,8 @@ cdef enum:
     STORE_LAYOUT_VERSION = 1
     STORE_HEADER_SIZE = 1024
     PAGE_SIZE = 16384           # allocation page; page 0 holds the header
+    SLACK_PAGES = 5             # preallocated but unused past the last page: whatever a reader takes for a node at a
+                                # readable offset (tower of 255, key of 65535 bytes) still lies inside memory
     REF_SHIFT = 4
     NODE_SIZE = 16              # fixed part of a node; the tower and the key follow
     RECORD_SIZE = 48            # fixed part of a record; the value follows
@@ -52,7 +54,9 @@ cdef struct StoreHeader:
     u64 _pad3[7]
     # +256: 1 once a newer incarnation serves this database. Written once, by the new coordinator.
     u32 superseded
-    u32 _pad4[15]
+    u32 reserved2
+    u64 readable                # block starts lie below; raised (release) before a ref to a higher block is published
+    u64 _pad4[6]
     # +320: hash directory ref << 8 | depth. Commit thread (release).
     u64 hash_root
     u64 _pad5[7]

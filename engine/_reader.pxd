@@ -7,6 +7,7 @@ cdef struct Reader:
     const u8 *base
     u64 size
     u64 hash_seed
+    u64 limit                   # no block starts at or above this
     u32 first_node
 
 cdef struct Found:              # pointers into the store: valid as long as the pin holds

@@ -1,8 +1,9 @@
 """The store's writer side: the commit thread only. See `_store.pyx` for the invariants.
 
 A *batch* is everything from the first store_ensure_node/store_install to the store_publish that shows it (or to the
-last store_uninstall that takes it back). Versions installed never go down. store_collect is called between batches only;
-store_force_collect may be called inside one.
+last store_uninstall that takes it back). Versions installed never go down. store_collect is called between batches only
+(it removes nodes: refs held over it are stale); store_force_collect may be called inside one.
+store_uninstall takes back unpublished installs only, newest first over the whole batch, not per node.
 """
 
 from ..ipc._atomics cimport i64, u8, u32, u64
@@ -66,8 +67,8 @@ cdef void store_uninstall(Store *s, u32 node, u32 record) noexcept nogil
 cdef void store_publish(Store *s, u64 version) noexcept nogil
 # pins: snapshot versions (slot value - 1), sorted ascending, duplicates allowed. budget: records looked at per queue.
 cdef void store_collect(Store *s, const u64 *pins, u32 count, u32 budget) noexcept nogil
-# Everything collectable at once, and the quarantine given back whatever the time. (Allocations that fail flip the
-# quarantine by themselves before they report "full".)
+# All collectable records at once, and the quarantine given back whatever the time. Never removes a node, so node refs stay
+# valid inside a batch. (Allocations that fail flip the quarantine by themselves before they report "full".)
 cdef void store_force_collect(Store *s, const u64 *pins, u32 count) noexcept nogil
 cdef u64 store_held_by(Store *s, u64 pin_version) noexcept nogil
 cdef u64 store_pending_bytes(Store *s) noexcept nogil

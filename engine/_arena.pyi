@@ -1,0 +1,1 @@
+"""Allocator of the store segment and the quarantine of unlinked blocks. Called by compiled code only; nothing to see from Python."""
