@@ -34,6 +34,10 @@ cdef enum:
     ANSWER_COMMITTED = 1            # becomes LOG_WRITE_ERROR if the batch cannot be logged
     ANSWER_REFUSED = 2
 
+cdef struct PinSeen:                # when the commit thread first saw a pin that holds something back
+    u64 value
+    i64 since                       # monotonic ns
+
 cdef struct Channel:
     u32 state                       # CHANNEL_*, atomic
     u32 answer                      # ANSWER_*
@@ -52,6 +56,8 @@ cdef struct Channel:
     u64 out_size
     u64 out_capacity
     u64 reply_max                   # largest reply that always fits the reply ring
+    PinSeen *seen                   # one per slot; NULL until the first sweep
+    u64 window                      # last activity window it was counted in
     u64 commits
     u64 conflicts
 
@@ -85,6 +91,7 @@ cdef struct Counters:
 
 cdef struct Core:
     Store store
+    u32 stop_flag                   # set by any thread, acquire/release
     u64 next_version
     i64 now                         # realtime ns, read once a batch
     Undo *undo
@@ -103,6 +110,5 @@ cdef struct Core:
     u32 key_size_max                # of whole keys
     u32 value_size_max
     u64 request_size_max
-    u64 ttl_live                    # installs with an expiry time since the heap was last compacted
     HotKey hot[HOT_KEYS]
     Counters counters

@@ -17,13 +17,13 @@ transaction whose pin was revoked or that outlived a restart.
 """
 
 from libc.stdlib cimport realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
 from occamdb.engine._core cimport HOT_KEY_SIZE, HOT_KEYS, RECENT_COUNT, HotKey, Recent
 from occamdb.engine._layout cimport (
-    RECORD_EXPIRY, RECORD_TOMBSTONE, Node, Record, node_at, node_key, record_at,
+    RECORD_EXPIRY, RECORD_TOMBSTONE, Node, Record, key_compare, key_hash, node_at, node_key, record_at,
 )
-from occamdb.engine._store cimport key_hash, store_find, store_next, store_seek
+from occamdb.engine._store cimport store_find, store_next, store_seek
 from occamdb.engine._wire cimport (
     CONFLICT_CAS, CONFLICT_HEADER_SIZE, CONFLICT_RANGE, CONFLICT_READ, CONFLICT_WRITE, CONFLICTS_LISTED_MAX,
     KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE, OP_DELETE_RANGE, OP_HEADER_SIZE, OP_PUT, OP_RANGE, OP_READ,
@@ -133,7 +133,7 @@ cdef bint reserve_reply(Channel *channel, u64 size) noexcept nogil:
 
 cdef void _note_hot_key(Core *core, const u8 *key, u32 key_size) noexcept nogil:
     """Space-saving counters (Metwally, Agrawal, El Abbadi 2005): the keys most often conflicted on, roughly."""
-    cdef u64 hash = key_hash(&core.store, key, key_size)
+    cdef u64 hash = key_hash(key, key_size, core.store.hash_seed)
     cdef HotKey *least = &core.hot[0]
     cdef HotKey *entry
     cdef u32 index
@@ -175,13 +175,6 @@ cdef void _report(Core *core, Channel *channel, u8 kind, const OpHeader *op, u64
     reply.conflict_count += 1
 
 
-cdef inline int _compare(const u8 *a, u32 a_size, const u8 *b, u32 b_size) noexcept nogil:
-    cdef int order = memcmp(a, b, a_size if a_size < b_size else b_size)
-    if order:
-        return order
-    return (a_size > b_size) - (a_size < b_size)
-
-
 cdef u64 _written_in_range(Core *core, const u8 *start, u32 start_size, const u8 *end, u32 end_size,
                            u64 start_version) noexcept nogil:
     """A version above `start_version` written in [start, end), or 0.
@@ -201,7 +194,7 @@ cdef u64 _written_in_range(Core *core, const u8 *start, u32 start_size, const u8
         if node == 0:
             return 0
         entry = node_at(core.store.base, node)
-        if _compare(node_key(entry), entry.key_size, end, end_size) >= 0:
+        if key_compare(node_key(entry), entry.key_size, end, end_size) >= 0:
             return 0
         written = _written_version(core, node)
         if written > start_version:
@@ -211,14 +204,14 @@ cdef u64 _written_in_range(Core *core, const u8 *start, u32 start_size, const u8
             continue
         for step in range(4):
             if position == 0 or core.recent_next - position >= RECENT_COUNT:
-                return 0
+                return 0                    # all that is newer than recent_floor was looked at
             position -= 1
             recent = &core.recent[position & (RECENT_COUNT - 1)]
             if recent.version <= start_version:
                 return 0
             entry = node_at(core.store.base, recent.node)
-            if (_compare(node_key(entry), entry.key_size, start, start_size) >= 0
-                    and _compare(node_key(entry), entry.key_size, end, end_size) < 0):
+            if (key_compare(node_key(entry), entry.key_size, start, start_size) >= 0
+                    and key_compare(node_key(entry), entry.key_size, end, end_size) < 0):
                 written = _written_version(core, recent.node)
                 if written > start_version:
                     return written
@@ -239,7 +232,7 @@ cdef u64 _check_range(Core *core, Channel *channel, const OpHeader *op, u64 star
 
 cdef u64 _check_write(Core *core, Channel *channel, const OpHeader *op, u64 start_version) noexcept nogil:
     cdef const u8 *key = <const u8 *>op + OP_HEADER_SIZE
-    cdef u32 node = store_find(&core.store, key, op.key_size, key_hash(&core.store, key, op.key_size))
+    cdef u32 node = store_find(&core.store, key, op.key_size, key_hash(key, op.key_size, core.store.hash_seed))
     cdef u64 written = 0
     if node != 0:
         written = _written_version(core, node)
@@ -253,7 +246,7 @@ cdef u64 _check_write(Core *core, Channel *channel, const OpHeader *op, u64 star
 
 cdef u64 _check_version(Core *core, Channel *channel, const OpHeader *op, i64 read_time, u8 kind) noexcept nogil:
     cdef const u8 *key = <const u8 *>op + OP_HEADER_SIZE
-    cdef u32 node = store_find(&core.store, key, op.key_size, key_hash(&core.store, key, op.key_size))
+    cdef u32 node = store_find(&core.store, key, op.key_size, key_hash(key, op.key_size, core.store.hash_seed))
     cdef u64 found = visible_version(core, node, read_time)
     if found == op.argument:
         return 0

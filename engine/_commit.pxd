@@ -1,0 +1,44 @@
+"""The commit core; see _commit.pyx."""
+
+from occamdb.engine._core cimport Channel, Core
+from occamdb.engine._wal cimport WalAppender
+from occamdb.ipc._atomics cimport i64, u8, u32, u64
+from occamdb.ipc._doorbell cimport Waiter
+
+cdef class CommitCore:
+    cdef Core core
+    cdef Waiter waiter
+    cdef readonly WalAppender log
+    cdef bint logged
+    cdef bint sync_all              # durability "always": every commit waits for the disk
+    cdef u8 *bell                   # doorbell segment; NULL in memory
+    cdef int wake_fd                # eventfd of the control plane, -1 for none
+    cdef u32 fatal_errno            # the log cannot say what it holds: the process must end and recover
+    cdef u32 core_count             # of the machine: for spin_hint
+    cdef u32 window_channels        # distinct channels served in this window
+    cdef u64 window
+    cdef i64 window_end             # monotonic ns
+    cdef i64 snapshot_age_max       # ns
+    cdef i64 next_sweep             # monotonic ns
+    cdef object store_buffer
+    cdef object bell_buffer
+    cdef list channel_buffers
+
+    cdef void _serve(self, Channel *channel, const u8 *request, u64 size) noexcept nogil
+    cdef void _refuse(self, Channel *channel, u32 status, u32 detail) noexcept nogil
+    cdef bint _commit_batch(self, bint any_sync) noexcept nogil
+    cdef void _fail_batch(self, u32 error) noexcept nogil
+    cdef u32 _take_requests(self, bint *any_sync) noexcept nogil
+    cdef bint _take_from(self, Channel *channel) noexcept nogil
+    cdef void _answer(self) noexcept nogil
+    cdef void _break_channel(self, Channel *channel) noexcept nogil
+    cdef void _close_channels(self) noexcept nogil
+    cdef void _expire(self) noexcept nogil
+    cdef void _housekeeping(self, bint idle) noexcept nogil
+    cdef void _count_channel(self, Channel *channel, u32 index) noexcept nogil
+    cdef void _note_batch(self, u32 size, i64 started) noexcept nogil
+    cdef void _notify_control(self) noexcept nogil
+    cdef void _settle(self, Channel *channel) noexcept nogil
+    cdef _free_channel(self, u32 index)
+    cdef void _run(self) noexcept nogil
+    cdef int _turn(self) noexcept nogil

@@ -1,0 +1,661 @@
+"""The commit core: one total order of commits, a batch at a time.
+
+One batch is everything that lies complete in all request rings, at most one request a channel:
+
+    take      copy each complete request to private memory, check its format
+    validate  against the store as the batch so far has left it            (_validate)
+    apply     install records above committed_version: unseen by readers   (_apply)
+    log       one write, one fdatasync if any request asks for it          (_wal)
+    publish   committed_version, release
+    answer    every channel, ring the doorbells of those that sleep
+
+Why a crash between any two lines is harmless: before `log` nothing survives the process; inside it the torn
+transaction has no CommitTxn and recovery drops it; after it the commit is whole in the log, and its worker, not yet
+answered, asks the next coordinator what became of its txn_id. Nothing is answered before its log write returned, and
+nothing is published before it either, so no reader can see what a recovery would not bring back.
+
+If `log` fails, the batch is undone newest first, its versions are given out again (nobody saw them), and every
+worker in it is told LOG_WRITE_ERROR. If the log cannot even be cut back, what a recovery would find is unknown,
+so nobody is answered: `fatal_errno` ends the process and the next coordinator finds out.
+
+Threads: the commit thread runs `_run` without the GIL. The control plane (GIL) fills channel slots, changes their
+state by the transitions in _core.pxd, reads counters (each is one word; a sum may be off by one batch) and sets
+`stop_flag`. In memory there is no commit thread: `process` serves one request under the handle's mutex.
+"""
+
+import os
+import struct
+
+cimport cython
+from libc.errno cimport EIO
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+from posix.unistd cimport write as posix_write
+
+from occamdb.engine._apply cimport apply_request, expire_due, load_expiry, undo_to
+from occamdb.engine._core cimport (
+    ANSWER_COMMITTED, ANSWER_NONE, ANSWER_REFUSED, CHANNEL_ACTIVE, CHANNEL_BROKEN, CHANNEL_CLOSED, CHANNEL_CLOSING,
+    CHANNEL_FREE, HISTOGRAM_COUNT, HOT_KEYS, RECENT_COUNT, Recent, Undo,
+)
+from occamdb.engine._expiry cimport expiry_free, expiry_init
+from occamdb.engine._failpoints cimport (
+    FP_COMMIT_AFTER_APPLY, FP_COMMIT_AFTER_PUBLISH, FP_COMMIT_AFTER_REPLY, FP_COMMIT_AFTER_VALIDATE,
+    FP_COMMIT_BEFORE_PUBLISH, FP_COMMIT_BEFORE_REPLY, FP_COMMIT_BEFORE_VALIDATE, failpoint_armed, failpoint_hit,
+)
+from occamdb.engine._pins cimport collect, oldest_pin, revoke_all, revoke_older
+from occamdb.engine._store cimport store_check, store_create, store_destroy, store_held_by, store_pending_bytes, store_publish
+from occamdb.engine._validate cimport check_format, reserve_reply, validate_request
+from occamdb.engine._wire cimport (
+    REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_HEADER_SIZE, REQUEST_SYNC, STATUS_BAD_REQUEST, STATUS_COMMITTED,
+    STATUS_CONFLICT, STATUS_LOG_FAILED, STATUS_LOG_WRITE_ERROR, STATUS_STORE_FULL, ReplyHeader, RequestHeader,
+)
+from occamdb.ipc._atomics cimport (
+    clock_monotonic_ns, clock_realtime_ns, load_acquire_u32, load_relaxed_u32, store_relaxed_u32, store_release_u32,
+)
+from occamdb.ipc._doorbell cimport doorbell_ring, doorbell_wait, waiter_init
+from occamdb.ipc._layout cimport (
+    BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, REPLY_HEAD_OFFSET, REPLY_TAIL_OFFSET, REQUEST_HEAD_OFFSET,
+    REQUEST_TAIL_OFFSET, RINGS_OFFSET, SLOT_COUNT, SLOT_SIZE, SLOTS_HIGH_OFFSET, SLOTS_OFFSET, WORKER_BELL_OFFSET,
+    WORKER_SLEEPING_OFFSET,
+)
+from occamdb.ipc._ring cimport (
+    inbox_destroy, inbox_init, inbox_poll, inbox_take_done, outbox_send, ring_init, ring_readable,
+)
+
+# For the control plane, which is plain Python: offsets in the store header, channel states.
+SUPERSEDED_OFFSET = 256
+SPIN_HINT_OFFSET = 512
+CHANNEL_STATE_CLOSED = CHANNEL_CLOSED
+CHANNEL_STATE_BROKEN = CHANNEL_BROKEN
+
+cdef enum:
+    SWEEP_NS = 250000000            # between two looks at how old the snapshots are
+    COLLECT_EVERY = 64              # versions between two collects under load
+    COLLECT_BUDGET = 512            # superseded records a collect looks at: keeps pauses in the microseconds
+    COLLECT_BUDGET_IDLE = 65536
+    EXPIRE_COUNT_MAX = 256          # expired keys removed by one commit
+    IDLE_NS_MAX = 50000000          # an idle coordinator looks around this often, whatever its doorbell says
+    WINDOW_NS = 2000000             # over which active channels are counted for spin_hint
+    REPLY_SIZE_MIN = 1024
+
+
+cdef bint _work_ready(void *context) noexcept nogil:
+    """Is there anything for the commit thread to do? Called with the doorbell's sleeping flag up."""
+    cdef Core *core = <Core *>context
+    cdef u32 index, state
+    cdef Channel *channel
+    if load_acquire_u32(&core.stop_flag):
+        return True
+    for index in range(load_acquire_u32(&core.channels_high)):
+        channel = &core.channels[index]
+        # Acquire: pairs with the control plane's release after it filled the slot in.
+        state = load_acquire_u32(&channel.state)
+        if state == CHANNEL_CLOSING:
+            return True
+        if state == CHANNEL_ACTIVE and ring_readable(&channel.request) != 0:
+            return True
+    return False
+
+
+cdef inline u32 _bucket_of(u64 value) noexcept nogil:
+    cdef u32 bucket = 0
+    while value and bucket < HISTOGRAM_COUNT - 1:
+        value >>= 1
+        bucket += 1
+    return bucket
+
+
+@cython.final
+cdef class CommitCore:
+    """The store's one writer.
+
+    Args:
+      store_buffer: writable, zero-filled buffer of the whole store segment; kept exported for life.
+      fd: of the store segment, to preallocate it in steps; -1 for anonymous memory.
+      database_id: 16 bytes.
+      incarnation: grows with every coordinator start.
+      bell_buffer: the doorbell segment, or None in memory.
+      channel_count_max: channel slots.
+      key_size_max, value_size_max, request_size_max: bytes; whole keys, msgpack values, whole requests.
+      snapshot_age_max: seconds a snapshot may hold garbage back before it is revoked.
+      wake_fd: eventfd written when a channel broke or was drained; -1 for none.
+
+    Raises:
+      OSError: ENOSPC (no shared memory for the first pages), ENOMEM, EINVAL (size).
+    """
+
+    def __cinit__(self, store_buffer, int fd, bytes database_id, u64 incarnation, *, bell_buffer=None,
+                  u32 channel_count_max=1, u32 key_size_max=65535, u32 value_size_max=67108864,
+                  u64 request_size_max=268435456, double snapshot_age_max=300.0, int wake_fd=-1):
+        cdef unsigned char[::1] store_view = store_buffer
+        cdef unsigned char[::1] bell_view
+        cdef int error
+        cdef char *identity = database_id
+        if len(database_id) != 16:
+            raise ValueError("database_id must be 16 bytes")
+        memset(&self.core, 0, sizeof(Core))
+        self.store_buffer = memoryview(store_buffer)
+        self.channel_buffers = [None] * channel_count_max
+        self.wake_fd = wake_fd
+        self.core.channel_capacity = channel_count_max
+        self.core.key_size_max = key_size_max
+        self.core.value_size_max = value_size_max
+        self.core.request_size_max = request_size_max
+        self.snapshot_age_max = <i64>(snapshot_age_max * 1e9)
+        self.core_count = len(os.sched_getaffinity(0))
+        waiter_init(&self.waiter)
+        expiry_init(&self.core.expiry)
+        self.core.undo_capacity = 1024
+        self.core.undo = <Undo *>malloc(self.core.undo_capacity * sizeof(Undo))
+        self.core.recent = <Recent *>malloc(RECENT_COUNT * sizeof(Recent))
+        self.core.channels = <Channel *>calloc(channel_count_max, sizeof(Channel))
+        if self.core.undo == NULL or self.core.recent == NULL or self.core.channels == NULL:
+            raise MemoryError("no private memory for the commit core")
+        if bell_buffer is not None:
+            bell_view = bell_buffer
+            self.bell_buffer = memoryview(bell_buffer)
+            self.bell = &bell_view[0]
+        error = store_create(&self.core.store, &store_view[0], store_view.shape[0], fd, <const u8 *>identity, incarnation)
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    def __dealloc__(self):
+        cdef u32 index
+        if self.core.channels != NULL:
+            for index in range(self.core.channel_capacity):
+                self._free_channel(index)
+        expiry_free(&self.core.expiry)
+        if self.core.store.base != NULL:
+            store_destroy(&self.core.store)
+        free(self.core.undo)
+        free(self.core.recent)
+        free(self.core.channels)
+        free(self.core.pins)
+
+    # ---- set-up, before any commit -------------------------------------------------------------------------
+
+    def attach_log(self, WalAppender log not None, bint sync_all):
+        """Write every commit to `log` before it is published; with `sync_all` wait for the disk too."""
+        self.log = log
+        self.logged = True
+        self.sync_all = sync_all
+
+    def start_at(self, u64 version):
+        """Go on after `version`: publishes the recovered store and rebuilds what is derived from it."""
+        self.core.next_version = version
+        self.core.recent_floor = version
+        if self.core.store.tombstone_horizon < version:
+            # Deletes before a restart may have lost their tombstones: an older transaction must not trust absence.
+            self.core.store.tombstone_horizon = version
+        store_publish(&self.core.store, version)
+        load_expiry(&self.core)
+
+    # ---- channels: called by the control plane ----------------------------------------------------------------
+
+    def open_channel(self, u64 session, channel_buffer, u64 ring_size, u64 last_sequence=0, u64 last_version=0):
+        """Serve one more channel. Returns its index, or -1 when every slot is taken."""
+        cdef unsigned char[::1] view = channel_buffer
+        cdef u8 *base = &view[0]
+        cdef u32 index = 0
+        cdef Channel *channel
+        if <u64>view.shape[0] < RINGS_OFFSET + 2 * ring_size:
+            raise ValueError(f"channel segment has {view.shape[0]} bytes, needs {RINGS_OFFSET + 2 * ring_size}")
+        while index < self.core.channel_capacity and self.core.channels[index].state != CHANNEL_FREE:
+            index += 1
+        if index == self.core.channel_capacity:
+            return -1
+        channel = &self.core.channels[index]
+        memset(channel, 0, sizeof(Channel))
+        self.channel_buffers[index] = memoryview(channel_buffer)
+        channel.session = session
+        channel.last_sequence = last_sequence
+        channel.last_version = last_version
+        ring_init(&channel.request, base + RINGS_OFFSET, ring_size, base + REQUEST_HEAD_OFFSET, base + REQUEST_TAIL_OFFSET)
+        ring_init(&channel.reply, base + RINGS_OFFSET + ring_size, ring_size, base + REPLY_HEAD_OFFSET, base + REPLY_TAIL_OFFSET)
+        inbox_init(&channel.inbox)
+        channel.word = base + WORKER_BELL_OFFSET
+        channel.sleeping = base + WORKER_SLEEPING_OFFSET
+        channel.slots = base + SLOTS_OFFSET
+        channel.slots_high = base + SLOTS_HIGH_OFFSET
+        # One reply is outstanding at most, so half the ring always has room for it.
+        channel.reply_max = ring_size // 2 if ring_size // 2 > REPLY_SIZE_MIN else REPLY_SIZE_MIN
+        # Release: the commit thread sees a filled slot once it sees the state.
+        store_release_u32(&channel.state, CHANNEL_ACTIVE)
+        if index >= self.core.channels_high:
+            store_release_u32(&self.core.channels_high, index + 1)
+        return index
+
+    def close_channel(self, u32 index):
+        """Stop serving a channel once its complete requests are served; `channel_state` becomes CLOSED."""
+        if self.core.channels[index].state in (CHANNEL_ACTIVE, CHANNEL_BROKEN):
+            store_release_u32(&self.core.channels[index].state, CHANNEL_CLOSING)
+            self.wake()
+
+    def channel_state(self, u32 index):
+        return load_acquire_u32(&self.core.channels[index].state)
+
+    def channel_outcome(self, u32 index):
+        """(session, sequence, commit version) of the channel's last commit; sequence 0 for none."""
+        cdef Channel *channel = &self.core.channels[index]
+        return channel.session, channel.last_sequence, channel.last_version
+
+    def release_channel(self, u32 index):
+        """Free the slot of a CLOSED channel and let go of its buffer."""
+        if load_acquire_u32(&self.core.channels[index].state) != CHANNEL_CLOSED:
+            raise RuntimeError("the channel is still being served")
+        self._free_channel(index)
+        self.channel_buffers[index] = None
+        store_release_u32(&self.core.channels[index].state, CHANNEL_FREE)
+
+    cdef _free_channel(self, u32 index):
+        cdef Channel *channel = &self.core.channels[index]
+        inbox_destroy(&channel.inbox)
+        inbox_init(&channel.inbox)
+        free(channel.out)
+        free(channel.seen)
+        channel.out = NULL
+        channel.out_capacity = 0
+        channel.seen = NULL
+        channel.slots = NULL
+
+    # ---- the commit thread ------------------------------------------------------------------------------------
+
+    def run(self):
+        """Serve until `stop`. Returns 0, or the errno after which the process has to end (see the module docstring)."""
+        with nogil:
+            self._run()
+        return self.fatal_errno
+
+    def stop(self):
+        """Let `run` return after the batch in hand. Any thread."""
+        store_release_u32(&self.core.stop_flag, 1)
+        self.wake()
+
+    def wake(self):
+        """Make the commit thread look around."""
+        if self.bell != NULL:
+            doorbell_ring(self.bell + BELL_WORD_OFFSET, self.bell + BELL_SLEEPING_OFFSET)
+
+    cdef void _run(self) noexcept nogil:
+        while not load_acquire_u32(&self.core.stop_flag) and not self.fatal_errno:
+            if self._turn() == 0:
+                self._housekeeping(True)
+                doorbell_wait(&self.waiter, self.bell + BELL_WORD_OFFSET, self.bell + BELL_SLEEPING_OFFSET, _work_ready,
+                              &self.core, IDLE_NS_MAX, True)
+        self._notify_control()
+
+    cdef int _turn(self) noexcept nogil:
+        """One batch; returns how many requests it had."""
+        cdef bint any_sync = self.sync_all
+        cdef i64 started
+        cdef u32 count
+        self._close_channels()
+        started = clock_monotonic_ns()
+        self.core.now = clock_realtime_ns()
+        count = self._take_requests(&any_sync)
+        if count == 0:
+            return 0
+        if self._commit_batch(any_sync):
+            self._answer()
+        self._note_batch(count, started)
+        self._housekeeping(False)
+        return count
+
+    cdef u32 _take_requests(self, bint *any_sync) noexcept nogil:
+        """Validate and apply one complete request of each channel, in slot order from a rotating start."""
+        cdef u32 high = load_acquire_u32(&self.core.channels_high)
+        cdef u32 first = <u32>(self.core.counters.batches % high) if high else 0
+        cdef u32 step, index, count = 0
+        cdef Channel *channel
+        for step in range(high):
+            index = first + step
+            if index >= high:
+                index -= high
+            channel = &self.core.channels[index]
+            if load_acquire_u32(&channel.state) != CHANNEL_ACTIVE or not self._take_from(channel):
+                continue
+            self._count_channel(channel, index)
+            if (<const RequestHeader *>channel.inbox.data).flags & REQUEST_SYNC:
+                any_sync[0] = True
+            count += 1
+        return count
+
+    cdef bint _take_from(self, Channel *channel) noexcept nogil:
+        """Serve the channel's request if one is complete. False: nothing to answer yet."""
+        cdef int polled = inbox_poll(&channel.inbox, &channel.request, self.core.request_size_max)
+        if channel.inbox.progressed:
+            # A producer streaming a message larger than its ring waits for this room.
+            doorbell_ring(channel.word, channel.sleeping)
+        if polled == 0:
+            return False
+        if polled < 0 or channel.inbox.size < REQUEST_HEADER_SIZE:
+            self._break_channel(channel)
+            return False
+        self._serve(channel, channel.inbox.data, channel.inbox.size)
+        return True
+
+    cdef void _serve(self, Channel *channel, const u8 *request, u64 size) noexcept nogil:
+        """Validate and apply one request; leaves the reply in channel.out and `answer` saying what it is."""
+        cdef const RequestHeader *header = <const RequestHeader *>request
+        cdef ReplyHeader *reply
+        cdef u32 status, detail = 0
+        cdef u64 version = self.core.next_version + 1
+        channel.answer = ANSWER_REFUSED
+        channel.sequence = header.sequence
+        if not reserve_reply(channel, REPLY_SIZE_MIN):
+            channel.answer = ANSWER_NONE
+            return
+        memset(channel.out, 0, REPLY_HEADER_SIZE)
+        channel.out_size = REPLY_HEADER_SIZE
+        if failpoint_armed():
+            failpoint_hit(FP_COMMIT_BEFORE_VALIDATE)
+        status = check_format(&self.core, request, size, channel.reply_max)
+        if status == STATUS_COMMITTED and header.sequence <= channel.last_sequence:
+            status = STATUS_BAD_REQUEST         # a replayed txn_id: what it did the first time stands
+        if status == STATUS_COMMITTED and self.logged and self.log.poisoned:
+            status = STATUS_LOG_FAILED
+            detail = self.log.poison_errno
+        if status != STATUS_COMMITTED:
+            self._refuse(channel, status, detail)
+            return
+        reply = <ReplyHeader *>channel.out
+        reply.conflicts_found = 0
+        detail = <u32>(validate_request(&self.core, channel, request) != 0)
+        if detail:
+            self._refuse(channel, STATUS_CONFLICT, 0)
+            return
+        if failpoint_armed():
+            failpoint_hit(FP_COMMIT_AFTER_VALIDATE)
+        status = apply_request(&self.core, channel, request, version, self.log, self.logged, &detail)
+        if status != STATUS_COMMITTED:
+            channel.out_size = REPLY_HEADER_SIZE
+            self._refuse(channel, status, detail)
+            return
+        self.core.next_version = version
+        reply = <ReplyHeader *>channel.out
+        reply.commit_version = version
+        reply.committed_at = self.core.now
+        channel.answer = ANSWER_COMMITTED
+        channel.commits += 1
+
+    cdef void _refuse(self, Channel *channel, u32 status, u32 detail) noexcept nogil:
+        cdef ReplyHeader *reply = <ReplyHeader *>channel.out
+        reply.status = <unsigned short>status
+        reply.detail = detail
+        if status == STATUS_CONFLICT:
+            channel.conflicts += 1
+        else:
+            reply.result_count = 0
+            self.core.counters.refused += 1
+
+    cdef bint _commit_batch(self, bint any_sync) noexcept nogil:
+        """Log and publish what the batch applied. False: nobody may be answered (fatal_errno says why)."""
+        cdef int error
+        if self.core.undo_count == 0 and self.core.next_version == self.core.store.header.committed_version:
+            return True
+        if failpoint_armed():
+            failpoint_hit(FP_COMMIT_AFTER_APPLY)
+        if self.logged:
+            error = self.log.flush(any_sync)
+            if error:
+                self._fail_batch(error)
+                return not self.fatal_errno
+        if failpoint_armed():
+            failpoint_hit(FP_COMMIT_BEFORE_PUBLISH)
+        # Release: whoever sees the version sees every record of the batch.
+        store_publish(&self.core.store, self.core.next_version)
+        self.core.undo_count = 0
+        if failpoint_armed():
+            failpoint_hit(FP_COMMIT_AFTER_PUBLISH)
+        return True
+
+    cdef void _fail_batch(self, u32 error) noexcept nogil:
+        """The log refused the batch: leave no trace of it, and turn its acknowledgements into refusals."""
+        cdef u32 index
+        cdef Channel *channel
+        self.core.counters.log_errors += 1
+        if self.log.uncertain:
+            self.fatal_errno = error
+            return
+        undo_to(&self.core, 0)
+        self.core.next_version = self.core.store.header.committed_version
+        # The batch's writes are on the recent list, whose nodes may be freed now: forget the list.
+        self.core.recent_next = 0
+        self.core.recent_floor = self.core.next_version
+        for index in range(self.core.channels_high):
+            channel = &self.core.channels[index]
+            if channel.answer == ANSWER_COMMITTED:
+                channel.answer = ANSWER_REFUSED
+                channel.commits -= 1
+                memset(channel.out, 0, REPLY_HEADER_SIZE)
+                channel.out_size = REPLY_HEADER_SIZE
+                self._refuse(channel, STATUS_LOG_WRITE_ERROR, error)
+
+    cdef void _answer(self) noexcept nogil:
+        """Send each reply of the batch and take its request off the channel."""
+        cdef u32 index
+        cdef Channel *channel
+        cdef ReplyHeader *reply
+        if failpoint_armed():
+            failpoint_hit(FP_COMMIT_BEFORE_REPLY)
+        for index in range(self.core.channels_high):
+            channel = &self.core.channels[index]
+            if channel.answer == ANSWER_NONE:
+                continue
+            reply = <ReplyHeader *>channel.out
+            reply.magic = REPLY_MAGIC
+            reply.sequence = channel.sequence
+            reply.body_size = <u32>(channel.out_size - REPLY_HEADER_SIZE)
+            if channel.answer == ANSWER_COMMITTED:
+                channel.last_sequence = channel.sequence
+                channel.last_version = reply.commit_version
+                self.core.counters.commits += 1
+            channel.answer = ANSWER_NONE
+            inbox_take_done(&channel.inbox)
+            if reply.status == STATUS_BAD_REQUEST or outbox_send(&channel.reply, channel.out, <u32>channel.out_size) != 0:
+                self._break_channel(channel)
+                continue
+            doorbell_ring(channel.word, channel.sleeping)
+        if failpoint_armed():
+            failpoint_hit(FP_COMMIT_AFTER_REPLY)
+
+    cdef void _break_channel(self, Channel *channel) noexcept nogil:
+        """Bad input: serve this channel no more; the control plane disconnects its worker."""
+        store_release_u32(&channel.state, CHANNEL_BROKEN)
+        self._notify_control()
+
+    cdef void _close_channels(self) noexcept nogil:
+        """Drain channels whose worker is gone: a complete request is served, a half-written one is ignored."""
+        cdef u32 index, high = load_acquire_u32(&self.core.channels_high)
+        cdef Channel *channel
+        cdef bint any_sync
+        for index in range(high):
+            channel = &self.core.channels[index]
+            if load_acquire_u32(&channel.state) != CHANNEL_CLOSING:
+                continue
+            any_sync = self.sync_all
+            self.core.now = clock_realtime_ns()
+            if channel.inbox.state != 3 and self._take_from(channel) and self._commit_batch(any_sync):
+                self._answer()
+            # The worker may live on (it detached, or was thrown out): from here on its pins protect nothing.
+            revoke_all(channel)
+            store_release_u32(&channel.state, CHANNEL_CLOSED)
+            self._notify_control()
+
+    # ---- between batches ----------------------------------------------------------------------------------------
+
+    cdef void _housekeeping(self, bint idle) noexcept nogil:
+        cdef u64 committed = self.core.store.header.committed_version
+        cdef i64 now
+        if self.core.expiry.count and self.core.expiry.entries[0].expires_at <= self.core.now:
+            self._expire()
+        if idle:
+            if store_pending_bytes(&self.core.store) or self.core.collected_version != committed:
+                collect(&self.core, COLLECT_BUDGET_IDLE)
+        elif committed - self.core.collected_version >= COLLECT_EVERY:
+            collect(&self.core, COLLECT_BUDGET)
+        else:
+            return
+        now = clock_monotonic_ns()
+        if now >= self.next_sweep:
+            self.next_sweep = now + SWEEP_NS
+            revoke_older(&self.core, now, self.snapshot_age_max)
+
+    cdef void _expire(self) noexcept nogil:
+        """Remove expired keys through the log, as a commit of the coordinator's own."""
+        cdef u32 removed
+        if self.logged and self.log.poisoned:
+            return
+        removed = expire_due(&self.core, self.core.now, EXPIRE_COUNT_MAX, self.log, self.logged)
+        if removed == 0:
+            return
+        self.core.next_version += 1
+        if self._commit_batch(False):
+            self.core.counters.expired += removed
+
+    cdef void _count_channel(self, Channel *channel, u32 index) noexcept nogil:
+        """Count the channels active in this window; publish whether a core is free for spinning workers."""
+        cdef i64 now
+        if channel.window == self.window:
+            return
+        now = clock_monotonic_ns()
+        if now >= self.window_end:
+            # One core is the commit thread's; workers may spin while they all have one each.
+            store_relaxed_u32(&self.core.store.header.spin_hint, self.window_channels < self.core_count)
+            self.window += 1
+            self.window_end = now + WINDOW_NS
+            self.window_channels = 0
+        channel.window = self.window
+        self.window_channels += 1
+
+    cdef void _note_batch(self, u32 size, i64 started) noexcept nogil:
+        self.core.counters.batches += 1
+        self.core.counters.batch_sizes[_bucket_of(size)] += 1
+        self.core.counters.batch_ns[_bucket_of(<u64>(clock_monotonic_ns() - started))] += 1
+
+    cdef void _notify_control(self) noexcept nogil:
+        cdef u64 one = 1
+        if self.wake_fd >= 0:
+            posix_write(self.wake_fd, &one, 8)
+
+    # ---- in memory ------------------------------------------------------------------------------------------------
+
+    def process(self, request):
+        """Serve one request in the calling thread; the caller holds the handle's mutex. Returns the reply.
+
+        REQUIRES: one channel was opened (its slots are the pins; its rings stay unused), and `run` is not in use.
+        """
+        cdef const unsigned char[::1] view = request
+        cdef Channel *channel = &self.core.channels[0]
+        cdef u64 size = view.shape[0]
+        cdef bint served
+        if size < REQUEST_HEADER_SIZE:
+            raise ValueError("a request has at least 64 bytes")
+        with nogil:
+            self.core.now = clock_realtime_ns()
+            self._housekeeping(False)
+            self._serve(channel, &view[0], size)
+            self._commit_batch(False)
+            self._settle(channel)
+            self._housekeeping(False)
+        return (<char *>channel.out)[:channel.out_size]
+
+    def tick(self):
+        """Background work of an in-memory database: expiry and reclamation. The caller holds the handle's mutex."""
+        with nogil:
+            self.core.now = clock_realtime_ns()
+            self._housekeeping(True)
+
+    cdef void _settle(self, Channel *channel) noexcept nogil:
+        cdef ReplyHeader *reply = <ReplyHeader *>channel.out
+        reply.magic = REPLY_MAGIC
+        reply.sequence = channel.sequence
+        reply.body_size = <u32>(channel.out_size - REPLY_HEADER_SIZE)
+        if channel.answer == ANSWER_COMMITTED:
+            channel.last_sequence = channel.sequence
+            channel.last_version = reply.commit_version
+            self.core.counters.commits += 1
+        channel.answer = ANSWER_NONE
+
+    # ---- figures ----------------------------------------------------------------------------------------------------
+
+    @property
+    def committed_version(self):
+        return self.core.store.header.committed_version
+
+    @property
+    def log_poisoned(self):
+        return self.logged and self.log.poisoned
+
+    def outcomes(self, u64 version):
+        """{session: (sequence, commit version)} of open channels' last commits up to `version`."""
+        cdef u32 index
+        cdef Channel *channel
+        found = {}
+        for index in range(self.core.channels_high):
+            channel = &self.core.channels[index]
+            if channel.state != CHANNEL_FREE and channel.last_sequence and channel.last_version <= version:
+                found[channel.session] = (channel.last_sequence, channel.last_version)
+        return found
+
+    def channel_figures(self, u32 index):
+        """What one channel did and what its oldest snapshot holds back; racy, for display."""
+        cdef Channel *channel = &self.core.channels[index]
+        cdef u64 version
+        cdef i64 since
+        figures = {
+            "session": channel.session, "commits": channel.commits, "conflicts": channel.conflicts,
+            "snapshot_version": None, "snapshot_age": 0.0, "held_bytes": 0,
+        }
+        if oldest_pin(&self.core, channel, &version, &since):
+            figures["snapshot_version"] = version
+            figures["snapshot_age"] = (clock_monotonic_ns() - since) / 1e9 if since else 0.0
+            figures["held_bytes"] = store_held_by(&self.core.store, version)
+        return figures
+
+    def stats(self):
+        """Counters of the core and the store; racy by a batch."""
+        cdef u32 index
+        counters = &self.core.counters
+        header = self.core.store.header
+        hot = []
+        for index in range(HOT_KEYS):
+            if self.core.hot[index].count:
+                hot.append(((<char *>self.core.hot[index].key)[:self.core.hot[index].size], self.core.hot[index].count))
+        hot.sort(key=lambda entry: -entry[1])
+        return {
+            "version": header.committed_version,
+            "commits": counters.commits,
+            "batches": counters.batches,
+            "conflicts": {
+                "read": counters.conflicts_read, "range": counters.conflicts_range,
+                "write": counters.conflicts_write, "cas": counters.conflicts_cas,
+            },
+            "refused": counters.refused,
+            "expired": counters.expired,
+            "snapshots_revoked": counters.revoked,
+            "log_errors": counters.log_errors,
+            "hot_keys": hot,
+            "batch_sizes": [counters.batch_sizes[index] for index in range(HISTOGRAM_COUNT)],
+            "batch_ns": [counters.batch_ns[index] for index in range(HISTOGRAM_COUNT)],
+            "keys": header.key_count,
+            "records": header.record_count,
+            "pending_expiries": self.core.expiry.count,
+            "store": {
+                "size": header.size, "backed": header.backed_bytes, "used": header.used_bytes,
+                "nodes": header.node_bytes, "records": header.record_bytes, "superseded": header.superseded_bytes,
+                "index": header.index_bytes, "quarantine": header.quarantine_bytes, "free": header.free_bytes,
+            },
+            "log": None if not self.logged else {
+                "bytes": self.log.total_bytes, "flushes": self.log.flush_count, "syncs": self.log.sync_count,
+                "rotations": self.log.rotate_count, "poisoned": bool(self.log.poisoned),
+            },
+        }
+
+    def check(self):
+        """Audit every invariant of the store. The commit thread must not be running. Returns None or what is wrong."""
+        cdef char message[512]
+        message[0] = 0
+        if store_check(&self.core.store, message, sizeof(message)):
+            return (<bytes>message).decode("utf-8", "replace")
+        return None

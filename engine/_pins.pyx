@@ -1,0 +1,211 @@
+"""Pins: what snapshots are open, what they hold back, and revoking those that hold too long.
+
+A pin slot is two words in memory that its worker can write: value (snapshot version + 1, 0 free) and mark. The commit
+thread believes nothing but this: a lying value can only keep garbage alive or lose the liar its own snapshot.
+
+1. gc_horizon is raised (seq_cst) before the slots are read. A worker stores its value (seq_cst) before it re-reads
+   gc_horizon. So either this scan sees the value, or the worker sees the raised horizon and takes a newer version:
+
+       worker                               commit thread
+       V = committed_version                gc_horizon = H          (seq_cst)
+       slot.value = V + 1   (seq_cst)       read slot.value         (seq_cst)
+       gc_horizon > V ?     (seq_cst)       free what no value seen needs, below H
+
+2. Revoking is mark = value. The reader compares them after every copy; the memory is reused only after
+   `reclaim_sequence` was bumped behind the mark, so a copy that saw reused memory also sees the mark.
+3. A pin below committed_version is older than every later begin, so a value that stays in its slot is one and the same
+   snapshot; ages are counted from the first sweep that saw it there.
+"""
+
+from libc.stdlib cimport calloc, qsort, realloc
+
+from occamdb.engine._core cimport CHANNEL_ACTIVE, CHANNEL_CLOSING, CHANNEL_FREE, Channel, PinSeen
+from occamdb.engine._store cimport store_collect, store_force_collect, store_held_by, store_pending_bytes
+from occamdb.ipc._atomics cimport load_acquire_u32, load_seq_cst_u32, load_seq_cst_u64, store_seq_cst_u64, u8, u64
+from occamdb.ipc._layout cimport SLOT_COUNT, SLOT_SIZE
+
+
+cdef int _ascending(const void *a, const void *b) noexcept nogil:
+    cdef u64 left = (<const u64 *>a)[0]
+    cdef u64 right = (<const u64 *>b)[0]
+    return (left > right) - (left < right)
+
+
+cdef inline void _raise_horizon(Core *core) noexcept nogil:
+    # seq_cst: before every slot is read (invariant 1).
+    store_seq_cst_u64(&core.store.header.gc_horizon, core.store.header.committed_version)
+
+
+cdef inline u32 _slots_in_use(const Channel *channel) noexcept nogil:
+    """How many slots to look at: the worker's word, clamped to what there is."""
+    cdef u32 state = load_acquire_u32(&channel.state)
+    cdef u32 high
+    if state == CHANNEL_FREE or channel.slots == NULL:
+        return 0
+    # seq_cst, after gc_horizon was raised: the worker stores slots_high before the slot's value, so a scan that misses
+    # the slot comes before a worker that will see the raised horizon.
+    high = load_seq_cst_u32(channel.slots_high)
+    return high if high <= SLOT_COUNT else SLOT_COUNT
+
+
+cdef inline u64 _pinned_value(const Channel *channel, u32 slot) noexcept nogil:
+    """The value in a slot; 0 when free or revoked."""
+    cdef u8 *words = channel.slots + slot * SLOT_SIZE
+    cdef u64 value = load_seq_cst_u64(words)
+    return 0 if value == load_seq_cst_u64(words + 8) else value
+
+
+cdef bint _reserve_pins(Core *core, u64 count) noexcept nogil:
+    cdef u64 *grown
+    if count <= core.pins_capacity:
+        return True
+    grown = <u64 *>realloc(core.pins, 2 * count * sizeof(u64))
+    if grown == NULL:
+        return False
+    core.pins = grown
+    core.pins_capacity = 2 * count
+    return True
+
+
+cdef i64 gather_pins(Core *core) noexcept nogil:
+    """Fill core.pins with the distinct pinned versions, ascending; returns their count.
+
+    -1: private memory ran out, and nothing may be freed on the strength of this scan.
+    """
+    cdef u64 committed = core.store.header.committed_version, value
+    cdef u32 count = 0, kept, index, slot, high
+    cdef Channel *channel
+    for index in range(core.channels_high):
+        channel = &core.channels[index]
+        high = _slots_in_use(channel)
+        if not _reserve_pins(core, <u64>count + high):
+            return -1
+        for slot in range(high):
+            value = _pinned_value(channel, slot)
+            # A value above committed_version + 1 is a lie; it sees everything and holds nothing back.
+            if value != 0 and value - 1 <= committed:
+                core.pins[count] = value - 1
+                count += 1
+    if count > 1:
+        qsort(core.pins, count, sizeof(u64), _ascending)
+        kept = 1
+        for index in range(1, count):
+            if core.pins[index] != core.pins[kept - 1]:
+                core.pins[kept] = core.pins[index]
+                kept += 1
+        count = kept
+    return count
+
+
+cdef void collect(Core *core, u32 budget) noexcept nogil:
+    """Free records that no snapshot can see, up to `budget` of them."""
+    cdef i64 count
+    _raise_horizon(core)
+    count = gather_pins(core)
+    if count >= 0:
+        store_collect(&core.store, core.pins, <u32>count, budget)
+        core.collected_version = core.store.header.committed_version
+
+
+cdef u32 _revoke_version(Core *core, u64 version) noexcept nogil:
+    """Revoke every pin at `version`."""
+    cdef u32 index, slot, revoked = 0
+    cdef Channel *channel
+    for index in range(core.channels_high):
+        channel = &core.channels[index]
+        for slot in range(_slots_in_use(channel)):
+            if _pinned_value(channel, slot) == version + 1:
+                # seq_cst: the mark is in place before any block this pin protected is unlinked, let alone reused.
+                store_seq_cst_u64(channel.slots + slot * SLOT_SIZE + 8, version + 1)
+                revoked += 1
+    core.counters.revoked += revoked
+    return revoked
+
+
+cdef bint make_room(Core *core) noexcept nogil:
+    """Called when the store is full: free garbage at once, and revoke the pins that hold it back if there is no other.
+
+    Returns True when memory was freed and the allocation may be tried again.
+    """
+    cdef i64 count
+    cdef u32 index
+    cdef u64 before = store_pending_bytes(&core.store)
+    if before == 0:
+        return False
+    _raise_horizon(core)
+    count = gather_pins(core)
+    if count < 0:
+        return False
+    store_force_collect(&core.store, core.pins, <u32>count)
+    if store_pending_bytes(&core.store) < before:
+        return True
+    for index in range(<u32>count):
+        if store_held_by(&core.store, core.pins[index]) == 0:
+            continue
+        _revoke_version(core, core.pins[index])
+        count = gather_pins(core)
+        if count < 0:
+            return False
+        store_force_collect(&core.store, core.pins, <u32>count)
+        return store_pending_bytes(&core.store) < before
+    return False
+
+
+cdef u32 _sweep_channel(Core *core, Channel *channel, u64 committed, i64 now, i64 age_max) noexcept nogil:
+    cdef u32 slot, revoked = 0
+    cdef u64 value
+    if channel.seen == NULL:
+        channel.seen = <PinSeen *>calloc(SLOT_COUNT, sizeof(PinSeen))
+        if channel.seen == NULL:
+            return 0
+    for slot in range(_slots_in_use(channel)):
+        value = _pinned_value(channel, slot)
+        if value == 0 or value - 1 >= committed:
+            channel.seen[slot].value = 0
+        elif channel.seen[slot].value != value:
+            channel.seen[slot].value = value
+            channel.seen[slot].since = now
+        elif now - channel.seen[slot].since > age_max:
+            store_seq_cst_u64(channel.slots + slot * SLOT_SIZE + 8, value)
+            revoked += 1
+    return revoked
+
+
+cdef u32 revoke_older(Core *core, i64 now, i64 age_max) noexcept nogil:
+    """Revoke snapshots that have held something back for longer than `age_max` ns; returns how many."""
+    cdef u64 committed = core.store.header.committed_version
+    cdef u32 index, state, revoked = 0
+    for index in range(core.channels_high):
+        state = load_acquire_u32(&core.channels[index].state)
+        if state == CHANNEL_ACTIVE or state == CHANNEL_CLOSING:
+            revoked += _sweep_channel(core, &core.channels[index], committed, now, age_max)
+    core.counters.revoked += revoked
+    return revoked
+
+
+cdef void revoke_all(Channel *channel) noexcept nogil:
+    """Revoke every snapshot of a channel that is about to be forgotten."""
+    cdef u32 slot
+    cdef u64 value
+    for slot in range(_slots_in_use(channel)):
+        value = _pinned_value(channel, slot)
+        if value != 0:
+            # seq_cst: before the next scan, which will not see this channel any more.
+            store_seq_cst_u64(channel.slots + slot * SLOT_SIZE + 8, value)
+
+
+cdef bint oldest_pin(Core *core, Channel *channel, u64 *version, i64 *since) noexcept nogil:
+    """A channel's oldest snapshot, and since when it has held something back (monotonic ns, 0: not yet seen to).
+
+    For display by another thread than the commit thread: the table of ages may be one sweep old.
+    """
+    cdef u64 committed = core.store.header.committed_version, value, lowest = 0
+    cdef u32 slot
+    since[0] = 0
+    for slot in range(_slots_in_use(channel)):
+        value = _pinned_value(channel, slot)
+        if value != 0 and value - 1 <= committed and (lowest == 0 or value < lowest):
+            lowest = value
+            since[0] = channel.seen[slot].since if channel.seen != NULL and channel.seen[slot].value == value else 0
+    version[0] = lowest - 1
+    return lowest != 0

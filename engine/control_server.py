@@ -1,0 +1,304 @@
+"""The coordinator's control plane: who is attached, and what they ask for over the socket.
+
+1. One connection carries at most one channel. The end of the connection is the end of the channel: its pins are
+   cleared, its complete request is still served, its segment is unlinked once the commit thread has let go of it.
+2. A process that is gone although its socket still seems open (a forked child holds a copy) is found by pid and
+   start time within a second.
+3. The outcome of a closed channel's last commit is remembered for OUTCOMES_KEPT sessions, so a worker that was
+   disconnected can come back and ask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from ..ipc import layout
+from ..ipc.control import ControlListener, ServerConnection
+from ..ipc.errors import ControlProtocolError, OccamError, ShmFullError
+from ..ipc.process import ProcessIdentity, identify, is_alive
+from ..ipc.segment import Segment, create_segment
+from . import failpoints
+from ._commit import CHANNEL_STATE_BROKEN, CHANNEL_STATE_CLOSED
+from .control_messages import refusal
+from .errors import InvalidArgumentError, StoreFullError, TooManyChannelsError
+from .statistics import core_figures
+
+if TYPE_CHECKING:
+    from .coordinator import Coordinator
+
+__all__ = ["ControlServer"]
+
+OUTCOMES_KEPT = 65536
+_LIVENESS_PERIOD = 1.0
+# A freed session may come back with a request in flight; the wait for its old channel to drain is bounded.
+_DRAIN_SECONDS = 2.0
+
+
+class _Worker:
+    """One connection, and its channel once it has attached."""
+
+    def __init__(self, connection: ServerConnection) -> None:
+        self.connection = connection
+        self.identity: ProcessIdentity | None = None
+        self.index = -1
+        self.session = 0
+        self.segment: Segment | None = None
+        self.attached_at = time.time()
+        self.closing = False
+
+
+class ControlServer:
+    """Serves the control socket in the coordinator's main thread."""
+
+    def __init__(self, coordinator: Coordinator, listener: ControlListener) -> None:
+        self._coordinator = coordinator
+        self._core = coordinator.core
+        self._listener = listener
+        self._workers: dict[int, _Worker] = {}
+        self._draining: list[_Worker] = []
+        self._outcomes: OrderedDict[int, tuple[int, int]] = OrderedDict(coordinator.durable.outcomes)
+        self._idle_since = time.monotonic()
+        self._next_liveness = 0.0
+        self._started_at = time.time()
+        self._operations = {
+            "attach": self._attach,
+            "detach": self._detach,
+            "status": self._status,
+            "stats": self._stats,
+            "checkpoint": self._checkpoint,
+            "logged_commit": self._logged_commit,
+            "failpoint": self._failpoint,
+            "stop": self._stop,
+        }
+
+    # ---- the loop's calls -----------------------------------------------------------------------------------
+
+    def register(self, selector: selectors.BaseSelector) -> None:
+        self._selector = selector
+        selector.register(self._listener, selectors.EVENT_READ, self._listener)
+
+    def handle(self, key: selectors.SelectorKey, events: int) -> None:
+        """One descriptor is ready."""
+        if key.data is self._listener:
+            connection = self._listener.accept()
+            if connection is not None:
+                self._workers[connection.fileno()] = _Worker(connection)
+                self._selector.register(connection, selectors.EVENT_READ, connection.fileno())
+            return
+        worker = self._workers.get(key.data)
+        if worker is None:
+            return
+        if events & selectors.EVENT_WRITE:
+            worker.connection.flush()
+        if events & selectors.EVENT_READ:
+            self._receive(worker)
+        self._update(worker)
+
+    def settle(self) -> None:
+        """Between turns: disconnect broken channels, free drained ones, look for silent deaths."""
+        for worker in list(self._workers.values()):
+            if worker.index >= 0 and self._core.channel_state(worker.index) == CHANNEL_STATE_BROKEN:
+                self._close(worker)
+        self._free_drained()
+        now = time.monotonic()
+        if now >= self._next_liveness:
+            self._next_liveness = now + _LIVENESS_PERIOD
+            for worker in list(self._workers.values()):
+                if worker.identity is not None and not is_alive(worker.identity):
+                    self._close(worker)
+        if self._workers or self._draining:
+            self._idle_since = now
+
+    def idle_since(self) -> float:
+        """When the last worker left, on the clock of time.monotonic; now, while there is one."""
+        return self._idle_since
+
+    def outcomes(self) -> dict[int, tuple[int, int]]:
+        """{session: (sequence, commit version)}: the last commit of every session that may still ask."""
+        return dict(self._outcomes) | self._core.outcomes(self._core.committed_version)
+
+    def close(self) -> None:
+        """Disconnect everybody. REQUIRES: the commit thread has ended."""
+        for worker in [*self._workers.values(), *self._draining]:
+            worker.connection.close()
+            self._dispose(worker)
+        self._workers.clear()
+        self._draining.clear()
+        self._core = None  # type: ignore[assignment]
+
+    # ---- connections -------------------------------------------------------------------------------------------
+
+    def _receive(self, worker: _Worker) -> None:
+        try:
+            for message in worker.connection.receive():
+                worker.connection.queue(self._answer(worker, message))
+        except ControlProtocolError:
+            worker.connection.eof = True
+
+    def _answer(self, worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
+        operation = self._operations.get(str(message.get("op")))
+        try:
+            if operation is None:
+                known = ", ".join(self._operations)
+                raise InvalidArgumentError(f"unknown operation {message.get('op')!r}", hint=f"known: {known}")
+            return {"ok": True, **operation(worker, message)}
+        except OccamError as error:
+            return refusal(error)
+        except (TypeError, ValueError, KeyError) as error:
+            return refusal(InvalidArgumentError(f"malformed {message.get('op')!r} message: {error!r}"))
+
+    def _update(self, worker: _Worker) -> None:
+        if worker.connection.eof:
+            self._close(worker)
+        elif worker.connection.fileno() in self._workers:
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.connection.wants_write else 0)
+            self._selector.modify(worker.connection, events, worker.connection.fileno())
+
+    def _close(self, worker: _Worker) -> None:
+        """End a connection; its channel drains and is freed by `_free_drained`."""
+        fd = worker.connection.fileno()
+        if fd in self._workers:
+            del self._workers[fd]
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(worker.connection)
+            worker.connection.close()
+        self._drain(worker)
+
+    def _drain(self, worker: _Worker) -> None:
+        if worker.index >= 0 and not worker.closing:
+            worker.closing = True
+            self._core.close_channel(worker.index)
+            self._draining.append(worker)
+
+    def _free_drained(self) -> None:
+        for worker in list(self._draining):
+            if self._core.channel_state(worker.index) == CHANNEL_STATE_CLOSED:
+                self._draining.remove(worker)
+                self._remember(worker)
+                self._core.release_channel(worker.index)
+                self._dispose(worker)
+
+    def _remember(self, worker: _Worker) -> None:
+        session, sequence, version = self._core.channel_outcome(worker.index)
+        if sequence:
+            self._outcomes[session] = (sequence, version)
+            self._outcomes.move_to_end(session)
+            while len(self._outcomes) > OUTCOMES_KEPT:
+                self._outcomes.popitem(last=False)
+
+    def _dispose(self, worker: _Worker) -> None:
+        segment, worker.segment, worker.index = worker.segment, None, -1
+        if segment is not None:
+            segment.unlink()
+            with contextlib.suppress(BufferError):
+                segment.close()
+
+    # ---- operations: each returns the fields of its reply -------------------------------------------------------
+
+    def _attach(self, worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
+        if worker.index >= 0:
+            raise InvalidArgumentError("this connection is attached already")
+        if failpoints.armed():
+            failpoints.hit("coordinator.attach")
+        self._coordinator.check_terms(dict(message["asked"]), str(message["durability"]))
+        identity = ProcessIdentity.from_dict(message["process"])
+        if identity is None or identity.pid != worker.connection.pid:
+            identity = identify(worker.connection.pid)
+        session = int(message["session"])
+        sequence, version = self._continue(session) if session else (0, 0)
+        session = session or self._coordinator.new_session()
+        self._open_channel(worker, session, sequence, version)
+        worker.identity = identity
+        return self._coordinator.terms() | {
+            "session": session,
+            "last_sequence": sequence,
+            "last_version": version,
+            "channel": worker.segment.name if worker.segment else "",
+        }
+
+    def _continue(self, session: int) -> tuple[int, int]:
+        """The last outcome of a session that comes back; waits until its old channel has drained."""
+        for other in list(self._workers.values()):
+            if other.session == session and other.index >= 0:
+                self._close(other)
+        limit = time.monotonic() + _DRAIN_SECONDS
+        while any(other.session == session for other in self._draining):
+            self._free_drained()
+            if time.monotonic() > limit:
+                raise StoreFullError("the session's previous channel is still being served", hint="try again")
+            time.sleep(0.0005)
+        return self._outcomes.pop(session, (0, 0))
+
+    def _open_channel(self, worker: _Worker, session: int, sequence: int, version: int) -> None:
+        coordinator = self._coordinator
+        ring_size = coordinator.settings.ring_size
+        name = layout.channel_name(coordinator.database_id, coordinator.incarnation, session)
+        try:
+            segment = create_segment(name, layout.channel_size(ring_size))
+        except ShmFullError as error:
+            raise StoreFullError(
+                f"no shared memory for a worker's channel: {error.message}", hint=error.hint, details=error.details
+            ) from error
+        view = memoryview(segment.map)
+        layout.write_channel_header(view, session, ring_size)
+        view.release()
+        index = self._core.open_channel(session, segment.map, ring_size, sequence, version)
+        if index < 0:
+            segment.unlink()
+            segment.close()
+            count = coordinator.settings.channel_count_max
+            raise TooManyChannelsError(
+                f"all {count} channels are taken",
+                hint="close databases that are not needed, or raise channel_count_max",
+                details={"limit": count},
+            )
+        worker.segment, worker.index, worker.session, worker.closing = segment, index, session, False
+
+    def _detach(self, worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
+        self._drain(worker)
+        return {}
+
+    def _status(self, _worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
+        coordinator = self._coordinator
+        return {
+            "pid": os.getpid(),
+            "path": coordinator.path,
+            "database_id": coordinator.database_id.hex(),
+            "incarnation": coordinator.incarnation,
+            "durability": coordinator.durable.mode,
+            "auto": coordinator.auto,
+            "version": self._core.committed_version,
+            "uptime": time.time() - self._started_at,
+            "workers": len([w for w in self._workers.values() if w.index >= 0]),
+        }
+
+    def _stats(self, worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
+        workers = []
+        for other in self._workers.values():
+            if other.index >= 0:
+                figures = self._core.channel_figures(other.index)
+                pid = other.identity.pid if other.identity else other.connection.pid
+                workers.append({"pid": pid, "attached_at": other.attached_at, **figures})
+        return core_figures(self._core) | self._status(worker, message) | {
+            "workers": workers,
+            "durable": self._coordinator.durable.figures(),
+        }
+
+    def _checkpoint(self, _worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
+        return self._coordinator.durable.checkpoint(self.outcomes)
+
+    def _logged_commit(self, _worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
+        return self._coordinator.durable.logged_commit(int(message["version"]))
+
+    def _failpoint(self, _worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
+        failpoints.set(str(message["name"]), str(message["action"]))
+        return {"active": failpoints.active()}
+
+    def _stop(self, _worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
+        self._coordinator.request_stop()
+        return {"pid": os.getpid()}

@@ -1,0 +1,307 @@
+"""The coordinator process: owns one database directory, its shared memory and its commit thread.
+
+Order of a start, and why each step stands where it does:
+
+    LOCK              a second coordinator stops here, the first unharmed
+    meta, incarnation durable before anything else of this start can be seen
+    bell segment      first segment, with our identity: what comes after is never mistaken for a dead one's
+    store segment     recovery fills it; nobody can attach yet
+    log               appending continues behind what recovery kept
+    supersede         older store segments are marked, then every older segment loses its name: a worker that begins
+                      after our first acknowledgement sees the mark and attaches anew
+    socket            only now can anybody attach, so only now can anything be acknowledged
+
+A clean stop goes the other way: no more batches, a checkpoint, the own store marked superseded (a begin after
+the stop must attach anew, since the next coordinator will not find this segment any more), names removed, LOCK last.
+A crash at any point leaves names in /dev/shm, a socket and LOCK's content: the next start clears them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import selectors
+import signal
+import struct
+import sys
+import threading
+import time
+from typing import Any
+
+from ..ipc import layout
+from ..ipc.control import ControlListener
+from ..ipc.errors import AddressSpaceError, OccamError, SegmentError, ShmFullError
+from ..ipc.lock import FileLock
+from ..ipc.process import own_identity
+from ..ipc.segment import Segment, attach_segment, create_segment
+from ..ipc.stale import list_incarnations, remove_superseded
+from . import failpoints
+from ._commit import SPIN_HINT_OFFSET, SUPERSEDED_OFFSET, CommitCore
+from .control_server import ControlServer
+from .directory import DatabaseDirectory
+from .durable import DurableState
+from .errors import CoordinatorUnavailable, InvalidArgumentError, StoreFullError
+from .files import Folder
+from .launch import SOCKET_NAME, socket_path
+from .limits import sized
+from .settings import load_settings
+
+__all__ = ["Coordinator"]
+
+_PAGE = 65536
+_TICK = 0.25
+
+
+class Coordinator:
+    """One coordinator of one directory.
+
+    Args:
+      path: the database directory, absolute; made when missing.
+      durability: "none", "standard" or "always".
+      asked: settings by keyword, over the directory's settings file.
+      auto: ends by itself when the last worker has been gone for `idle_timeout`.
+    """
+
+    def __init__(self, path: str, durability: str, asked: dict[str, Any], *, auto: bool) -> None:
+        if durability not in ("none", "standard", "always"):
+            raise InvalidArgumentError(
+                f"durability {durability!r} is unknown", hint='choose "none", "standard" or "always"'
+            )
+        self.path = path
+        self.durability = durability
+        self.auto = auto
+        self._asked = asked
+        self._cleanup = contextlib.ExitStack()
+        self._stop_requested = False
+        self._exit_code = 0
+
+    # ---- start ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Everything up to the open socket.
+
+        Raises:
+          LockHeldError: another coordinator owns the directory.
+          OccamError: what is wrong with the directory, the log, a checkpoint or the machine's memory.
+        """
+        try:
+            self._start()
+        except BaseException as error:
+            self._cleanup.close()
+            if isinstance(error, OSError) and not isinstance(error, OccamError):
+                raise CoordinatorUnavailable(
+                    f"cannot open {self.path}: {error.strerror or error}",
+                    hint="check that the directory exists, is writable and that descriptors are left (ulimit -n)",
+                    details={"path": self.path, "errno": error.errno},
+                ) from error
+            raise
+
+    def _start(self) -> None:
+        DatabaseDirectory.prepare(self.path)
+        lock = FileLock(os.path.join(self.path, "LOCK"))
+        lock.acquire()
+        self._cleanup.callback(lock.release)
+        self.settings = load_settings(self.path, **self._asked)
+        self.directory = DatabaseDirectory(self.path)
+        self._cleanup.callback(self.directory.close)
+        self.incarnation = self.directory.begin_incarnation()
+        self.database_id = self.directory.database_id
+        self._create_segments()
+        self._create_core()
+        self.durable = DurableState(self.directory, self.core, self.settings, self.durability)
+        self._cleanup.callback(self.durable.close)
+        self.durable.recover()
+        self._supersede_older()
+        if failpoints.armed():
+            failpoints.hit("coordinator.before_ready")
+        listener = ControlListener(socket_path(self.path))
+        self._cleanup.callback(listener.close)
+        self.server = ControlServer(self, listener)
+        self._write_coordinator_file()
+
+    def _create_segments(self) -> None:
+        size = self.settings.max_store_size // _PAGE * _PAGE
+        try:
+            self.bell = self._own(layout.bell_name(self.database_id, self.incarnation), layout.BELL_SEGMENT_SIZE)
+            identity = own_identity()
+            layout.write_bell_owner(memoryview(self.bell.map), identity.pid, identity.start_time)
+            self.store = self._own(layout.store_name(self.database_id, self.incarnation), size, preallocate=0)
+        except (ShmFullError, AddressSpaceError) as error:
+            raise StoreFullError(
+                f"no shared memory for a store of up to {sized(size)}: {error.message}",
+                hint=f"{error.hint}; or lower max_store_size",
+                details=error.details,
+            ) from error
+
+    def _own(self, name: str, size: int, preallocate: int | None = None) -> Segment:
+        """Create a segment that goes with this coordinator."""
+        segment = create_segment(name, size, preallocate=preallocate)
+        self._cleanup.callback(_dispose, segment)
+        return segment
+
+    def _create_core(self) -> None:
+        limits = self.settings.limits
+        self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._cleanup.callback(os.close, self.wake_fd)
+        try:
+            self.core = CommitCore(
+                self.store.map,
+                self.store.fd,
+                self.database_id,
+                self.incarnation,
+                bell_buffer=self.bell.map,
+                channel_count_max=self.settings.channel_count_max,
+                key_size_max=limits.stored_key_size_max,
+                value_size_max=limits.value_size_max,
+                request_size_max=limits.transaction_size_max,
+                snapshot_age_max=self.settings.snapshot_max_age,
+                wake_fd=self.wake_fd,
+            )
+        except OSError as error:
+            raise StoreFullError(
+                f"no shared memory for the first pages of the store: {error.strerror}",
+                hint="free space in /dev/shm, or enlarge it",
+            ) from error
+
+    def _supersede_older(self) -> None:
+        for incarnation in list_incarnations(self.database_id):
+            if incarnation.number != self.incarnation and not incarnation.foreign:
+                with contextlib.suppress(SegmentError):
+                    mark_superseded(layout.store_name(self.database_id, incarnation.number))
+        remove_superseded(self.database_id, keep_incarnation=self.incarnation)
+
+    def _write_coordinator_file(self) -> None:
+        note = {
+            "pid": os.getpid(),
+            "socket": SOCKET_NAME,
+            "incarnation": self.incarnation,
+            "database_id": self.database_id.hex(),
+            "durability": self.durable.mode,
+            "auto": self.auto,
+        }
+        with Folder(self.path) as folder:
+            folder.replace("coordinator.json", json.dumps(note).encode())
+
+    # ---- life ---------------------------------------------------------------------------------------------
+
+    def serve(self) -> int:
+        """Run until stopped; returns the exit code. Call from the main thread (it takes SIGTERM and SIGINT)."""
+        commit_thread = threading.Thread(target=self._commit_loop, name="commit", daemon=True)
+        with self._signals():
+            commit_thread.start()
+            try:
+                self._loop()
+            finally:
+                self.core.stop()
+                commit_thread.join()
+                self._finish()
+        return self._exit_code
+
+    def _commit_loop(self) -> None:
+        error = self.core.run()
+        if error:
+            # What the log holds is unknown. Nobody was answered; the next coordinator finds out by recovering.
+            sys.stderr.write(f"log in an unknown state after {os.strerror(error)}; ending to recover\n")
+            sys.stderr.flush()
+            os._exit(70)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Any:
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        handled = [signal.SIGTERM] if self.auto else [signal.SIGTERM, signal.SIGINT]
+        before = {number: signal.signal(number, self._on_signal) for number in handled}
+        wakeup_before = signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        self.signal_fd = wake_read
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup_before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            os.close(wake_read)
+            os.close(wake_write)
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self._stop_requested = True
+
+    def request_stop(self) -> None:
+        """End the control loop after this turn."""
+        self._stop_requested = True
+
+    def _loop(self) -> None:
+        selector = selectors.DefaultSelector()
+        with selector:
+            for fd in (self.wake_fd, self.signal_fd):
+                selector.register(fd, selectors.EVENT_READ, None)
+            self.server.register(selector)
+            while not self._stop_requested:
+                for key, events in selector.select(min(_TICK, self.durable.next_due())):
+                    if key.data is None:
+                        with contextlib.suppress(BlockingIOError):
+                            os.read(key.fd, 4096)
+                    else:
+                        self.server.handle(key, events)
+                self.server.settle()
+                self.durable.tick()
+                if self.auto and self.server.idle_since() + self.settings.idle_timeout < time.monotonic():
+                    return
+
+    def _finish(self) -> None:
+        """A clean stop: the commit thread has ended."""
+        if failpoints.armed():
+            failpoints.hit("coordinator.stopping")
+        try:
+            self.durable.finish(self.server.outcomes())
+        except Exception as error:
+            # Everything acknowledged is in the log; only the checkpoint is missing, and recovery does without.
+            sys.stderr.write(f"no checkpoint at the stop: {error}\n")
+            self._exit_code = 1
+        store = memoryview(self.store.map)
+        struct.pack_into("<I", store, SUPERSEDED_OFFSET, 1)
+        store.release()
+        self.server.close()
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self.path, "coordinator.json"))
+        self.core = None  # type: ignore[assignment]
+        self.durable.release_core()
+        self._cleanup.close()
+
+    # ---- for the control server ---------------------------------------------------------------------------
+
+    def new_session(self) -> int:
+        """A session id nobody had: 63 random bits, not 0."""
+        return secrets.randbits(63) | 1
+
+    def terms(self) -> dict[str, Any]:
+        """What every worker that attaches is told."""
+        return {
+            "database_id": self.database_id,
+            "incarnation": self.incarnation,
+            "settings": self.settings.as_dict(),
+            "durability": self.durable.mode,
+            "store": self.store.name,
+            "bell": self.bell.name,
+            "ring_size": self.settings.ring_size,
+            "spin_offset": SPIN_HINT_OFFSET,
+        }
+
+    def check_terms(self, asked: dict[str, Any], durability: str) -> None:
+        """Refuse a worker whose wishes this coordinator cannot meet."""
+        self.settings.require_match(asked)
+        self.durable.require(durability)
+
+
+def mark_superseded(name: str) -> None:
+    """Tell workers that still map a dead incarnation's store to attach anew before they begin again."""
+    with attach_segment(name, writable=True) as segment:
+        struct.pack_into("<I", segment.map, SUPERSEDED_OFFSET, 1)
+
+
+def _dispose(segment: Segment) -> None:
+    segment.unlink()
+    with contextlib.suppress(BufferError):
+        segment.close()
+
+

@@ -1,0 +1,156 @@
+"""Finding the coordinator of a directory, and starting one.
+
+1. Whoever wants to start one takes the STARTER lock first, so that of many workers whose coordinator died one
+   starts a new one and the others wait for its socket. The lock goes with its holder, however that dies.
+2. The new process belongs to nobody: own session, parent init, so that neither Ctrl-C nor the end of the worker that
+   started it reaches it.
+3. It reports success or its error through a pipe; end of file without a report means that it died on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ..ipc.control import ControlClient
+from ..ipc.errors import ControlUnavailableError, LockHeldError
+from ..ipc.lock import FileLock, lock_holder
+from .control_messages import raise_refusal
+from .directory import DatabaseDirectory
+from .errors import CoordinatorUnavailable
+
+__all__ = ["LOG_NAME", "SOCKET_NAME", "Launcher", "socket_path"]
+
+SOCKET_NAME = "coordinator.sock"
+LOG_NAME = "coordinator.log"
+_POLL = 0.002
+
+
+def socket_path(path: str) -> str:
+    """Where the coordinator of the directory `path` listens."""
+    return os.path.join(path, SOCKET_NAME)
+
+
+class Launcher:
+    """Connects to a directory's coordinator, and starts one when asked to.
+
+    Args:
+      path: the database directory, absolute.
+      durability, settings: for a coordinator that is started.
+    """
+
+    def __init__(self, path: str, durability: str, settings: dict[str, Any]) -> None:
+        self.path = path
+        self.log_path = os.path.join(path, LOG_NAME)
+        self._durability = durability
+        self._settings = settings
+
+    def connect(self, limit: float) -> ControlClient | None:
+        """A connection, or None when nobody listens. `limit`: on the clock of time.monotonic."""
+        try:
+            return ControlClient.connect(socket_path(self.path), max(0.05, limit - time.monotonic()))
+        except ControlUnavailableError:
+            return None
+
+    def start(self, limit: float) -> None:
+        """Start a coordinator unless somebody else does, and wait until it serves or has failed.
+
+        Raises:
+          OccamError: why it could not start, as it reported itself.
+          CoordinatorUnavailable: it died without a report, or could not be started at all.
+        """
+        try:
+            DatabaseDirectory.prepare(self.path)
+        except OSError as error:
+            raise CoordinatorUnavailable(
+                f"cannot use {self.path} as a database directory: {error.strerror}",
+                hint="the directory must be writable by this user",
+                details={"path": self.path, "errno": error.errno},
+            ) from error
+        starter = FileLock(os.path.join(self.path, "STARTER"))
+        try:
+            starter.acquire()
+        except LockHeldError:
+            return
+        try:
+            # Held: a coordinator is alive, or recovering and about to listen.
+            if lock_holder(os.path.join(self.path, "LOCK")) is None:
+                self._spawn_and_wait(limit)
+        finally:
+            starter.release()
+
+    def _spawn_and_wait(self, limit: float) -> None:
+        report, report_child = os.pipe()
+        try:
+            os.set_inheritable(report_child, True)
+            self._spawn(report_child)
+        finally:
+            os.close(report_child)
+        try:
+            answer = _read_report(report, limit)
+        finally:
+            os.close(report)
+        if answer is None:
+            return
+        if answer == b"":
+            raise CoordinatorUnavailable(
+                f"the coordinator of {self.path} died while starting", hint=f"look into {self.log_path}"
+            )
+        reply = json.loads(answer)
+        # A second one came first: that is the one to connect to.
+        if reply.get("error") != "LockHeldError":
+            raise_refusal(reply)
+
+    def _spawn(self, report_fd: int) -> None:
+        options = json.dumps(
+            {"path": self.path, "durability": self._durability, "settings": self._settings, "report_fd": report_fd}
+        )
+        root = str(Path(__file__).parent.parent.parent)
+        paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+        # The shell makes it an orphan at once (`&`) and ignores SIGINT and SIGQUIT for it.
+        arguments = [
+            "sh", "-c", '"$@" &', "sh",
+            sys.executable, "-m", "occamdb.engine.coordinator_main", options,
+        ]  # fmt: skip
+        try:
+            pid = os.posix_spawn(
+                "/bin/sh",
+                arguments,
+                environment,
+                setsid=True,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                ],
+            )
+        except OSError as error:
+            raise CoordinatorUnavailable(
+                f"cannot start a coordinator for {self.path}: {error.strerror}",
+                hint="check free processes, memory and that the directory is writable",
+                details={"errno": error.errno},
+            ) from error
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def _read_report(fd: int, limit: float) -> bytes | None:
+    """All the child wrote until it closed the pipe; None when the time is up."""
+    data = b""
+    while True:
+        remaining = limit - time.monotonic()
+        if remaining <= 0:
+            return None
+        if not select.select([fd], [], [], remaining)[0]:
+            return None
+        piece = os.read(fd, 65536)
+        if not piece:
+            return data
+        data += piece

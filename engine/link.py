@@ -1,0 +1,157 @@
+"""One attached channel of this process: control connection, channel segment, ring ends.
+
+1. A link commits for one thread at a time; `SharedHandle` keeps a pool of them.
+2. A link is used by the process that attached it. A forked child closes its copies of the descriptors, so that the
+   parent's death still shows as end of file at the coordinator.
+3. A link whose last request is unanswered is never used for another one (`reusable`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+from ..ipc._channel import ClientChannel
+from ..ipc.control import ControlClient
+from ..ipc.errors import ControlError
+from ..ipc.process import own_identity
+from ..ipc.segment import Segment, attach_segment
+from ._view import StoreAttachment
+from .control_messages import raise_refusal
+
+__all__ = ["CoordinatorGone", "Link", "LinkTerms"]
+
+
+class CoordinatorGone(Exception):
+    """The coordinator closed the connection: it died, was stopped, or threw this worker out."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkTerms:
+    """What the coordinator said when it let this process attach."""
+
+    database_id: bytes
+    incarnation: int
+    session: int
+    last_sequence: int
+    last_version: int
+    settings: dict[str, Any]
+    durability: str
+    store: str
+    bell: str
+    channel: str
+    ring_size: int
+    spin_offset: int
+
+
+class Link:
+    """Attached to one incarnation of the coordinator.
+
+    Args:
+      client: a connected control client; owned from here on.
+      session: the session to continue, or 0 for a new one.
+      asked: the settings given by keyword at `open`, to be checked against the running ones.
+      durability: what this opener wants.
+      timeout: seconds for the attach call.
+
+    Raises:
+      OccamError: the coordinator refused; the error is its own.
+      ControlError: the connection failed in between.
+      SegmentError: a segment is gone or cannot be mapped.
+    """
+
+    def __init__(
+        self, client: ControlClient, *, session: int, asked: dict[str, Any], durability: str, timeout: float
+    ) -> None:
+        self.client = client
+        self._segments: list[Segment] = []
+        self._detached = False
+        try:
+            reply = client.call(
+                {
+                    "op": "attach",
+                    "session": session,
+                    "asked": asked,
+                    "durability": durability,
+                    "process": own_identity().to_dict(),
+                },
+                timeout,
+            )
+            raise_refusal(reply)
+            reply.pop("ok")
+            self.terms = LinkTerms(**reply)
+            store = self._map(self.terms.store, writable=False)
+            bell = self._map(self.terms.bell, writable=True)
+            channel = self._map(self.terms.channel, writable=True)
+            self.attachment = StoreAttachment(store.map, channel.map)
+            self.channel = ClientChannel(
+                channel.map,
+                bell.map,
+                self.attachment.address + self.terms.spin_offset,
+                ring_size=self.terms.ring_size,
+            )
+        except BaseException:
+            client.close()
+            self._close_segments()
+            raise
+        self.session = self.terms.session
+        self.sequence = self.terms.last_sequence
+
+    def _map(self, name: str, *, writable: bool) -> Segment:
+        segment = attach_segment(name, writable=writable)
+        segment.close_fd()
+        self._segments.append(segment)
+        return segment
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the next request may go through this link."""
+        return not (self._detached or self.channel.dirty or self.channel.broken or self.channel.closed)
+
+    def exchange(self, request: bytearray, timeout: float | None) -> bytes:
+        """Send a request whose sequence is filled in and wait for the reply.
+
+        Raises:
+          CoordinatorGone: before an answer came.
+          ChannelTimeout: in time no answer came; `sent` says whether the request was wholly published.
+        """
+        return self.channel.exchange(request, timeout, self.check_coordinator)
+
+    def check_coordinator(self) -> None:
+        """Called now and then while waiting."""
+        if self.client.peer_gone():
+            raise CoordinatorGone
+
+    def gone(self) -> bool:
+        """Whether the coordinator has closed the connection."""
+        return self._detached or self.client.peer_gone()
+
+    def detach(self) -> None:
+        """Say goodbye and let go. Open snapshots of this link's attachment keep their mapping."""
+        if self._detached:
+            return
+        self._detached = True
+        with contextlib.suppress(ControlError, OSError):
+            if not self.client.peer_gone():
+                self.client.call({"op": "detach"}, 1.0)
+        self.drop()
+
+    def drop(self) -> None:
+        """Let go without a word: the coordinator is gone, or this is a forked child's copy."""
+        self._detached = True
+        with contextlib.suppress(OSError):
+            self.client.close()
+        self.attachment.retire()
+        with contextlib.suppress(Exception):
+            self.channel.close()
+        self._close_segments()
+
+    def _close_segments(self) -> None:
+        # A mapping that is still exported (by an attachment with open snapshots) goes when its last user does.
+        for segment in self._segments:
+            with contextlib.suppress(BufferError):
+                segment.close()
+        self._segments = []
+
+

@@ -1,0 +1,137 @@
+"""An in-memory database's engine: the same commit core, in the process that opened it.
+
+1. One mutex serialises everything that touches the core; the calling thread is the commit thread while it holds it.
+2. Snapshots are read without the mutex, exactly as from shared memory.
+3. Background work (expiry, reclamation) runs at commits; `admin` calls run it too, so a quiet database catches up.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import threading
+import time
+from typing import Any
+
+from ..ipc import layout
+from ._commit import CommitCore
+from ._view import StoreAttachment
+from .errors import (
+    CoordinatorUnavailable,
+    DatabaseClosedError,
+    ForkedHandleError,
+    StoreFullError,
+    TransactionTimeout,
+)
+from .limits import Limits, sized
+from .settings import Settings
+from .statistics import core_figures
+
+__all__ = ["LocalHandle"]
+
+_RING_SIZE = 1 << 20  # unused as a ring; half of it bounds the replies
+
+
+class LocalHandle:
+    """`EngineHandle` over a private commit core; see handle.py for the methods.
+
+    Args:
+      settings: sizes and limits; whatever concerns files, processes or rings is ignored.
+    """
+
+    durability = "none"
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._mutex = threading.Lock()
+        self._pid = os.getpid()
+        self._sequence = 0
+        self._session = secrets.randbits(63) | 1
+        # Both are shared anonymous mappings: pages appear when touched, so `max_store_size` costs nothing by itself.
+        # Shared, so that a forked child cannot make the parent's pages copy on write behind our pointers.
+        try:
+            self._store = mmap.mmap(-1, settings.max_store_size & ~0xFFFF)
+            self._channel = mmap.mmap(-1, layout.channel_segment_size(_RING_SIZE))
+        except OSError as error:
+            raise StoreFullError(
+                f"cannot map {sized(settings.max_store_size)} of memory: {error.strerror}",
+                hint="lower max_store_size, or raise the limit on address space (ulimit -v)",
+            ) from error
+        limits = settings.limits
+        self._core = CommitCore(
+            self._store,
+            -1,
+            secrets.token_bytes(16),
+            1,
+            key_size_max=limits.stored_key_size_max,
+            value_size_max=limits.value_size_max,
+            request_size_max=limits.transaction_size_max,
+            snapshot_age_max=settings.snapshot_max_age,
+        )
+        self._core.open_channel(self._session, self._channel, _RING_SIZE)
+        self._attachment: StoreAttachment | None = StoreAttachment(self._store, self._channel)
+
+    @property
+    def limits(self) -> Limits:
+        return self.settings.limits
+
+    def attachment(self) -> StoreAttachment:
+        self._check_usable()
+        attachment = self._attachment
+        if attachment is None:
+            raise DatabaseClosedError("the database is closed")
+        return attachment
+
+    def submit(self, request: bytearray, deadline: float | None) -> bytes:
+        self._check_usable()
+        remaining = -1.0 if deadline is None else deadline - time.monotonic()
+        if deadline is not None and remaining <= 0:
+            raise TransactionTimeout("the deadline passed before the commit was sent")
+        if not self._mutex.acquire(timeout=remaining):
+            raise TransactionTimeout("the deadline passed while other threads were committing")
+        try:
+            if self._attachment is None:
+                raise DatabaseClosedError("the database is closed")
+            self._sequence += 1
+            request[8:16] = self._sequence.to_bytes(8, "little")
+            return self._core.process(request)
+        finally:
+            self._mutex.release()
+
+    def session_id(self) -> int:
+        return self._session
+
+    def admin(self, message: dict[str, Any]) -> dict[str, Any]:
+        self._check_usable()
+        with self._mutex:
+            if self._attachment is None:
+                raise DatabaseClosedError("the database is closed")
+            self._core.tick()
+            if message.get("kind") == "stats":
+                return core_figures(self._core) | {"durability": "none", "pid": self._pid, "workers": []}
+            if message.get("kind") == "check":
+                return {"problem": self._core.check()}
+        raise CoordinatorUnavailable(
+            f"an in-memory database has no {message.get('kind')}",
+            hint="open a directory with occamdb.open(path) for files, logs and checkpoints",
+        )
+
+    def close(self) -> None:
+        if self._pid != os.getpid():
+            return
+        with self._mutex:
+            if self._attachment is not None:
+                # Memory goes when the last open transaction lets go of the attachment.
+                self._attachment.retire()
+                self._attachment = None
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an in-memory database cannot be pickled: it lives in one process; use occamdb.open(path)")
+
+    def _check_usable(self) -> None:
+        if self._pid != os.getpid():
+            raise ForkedHandleError(
+                "an in-memory database belongs to the process that opened it",
+                hint="open a directory with occamdb.open(path) to share data between processes",
+            )

@@ -1,0 +1,349 @@
+"""A worker's connection to a shared database: links to the coordinator, and one true outcome for every commit.
+
+1. `_idle` holds links nobody is using, the last used on top; a thread that finds none attaches a further one.
+2. Pins live in the channel of the link that was attached first (`_primary`); it stays open while the handle does.
+3. A commit whose coordinator vanished is looked up by (session, sequence) at the next coordinator before it is sent
+   again, and sent again only if that one says it never happened. The next one has the old log, and the old one
+   holds no lock any more, so nothing can happen in between.
+4. A forked child starts with no links: it closes the descriptors it inherited and attaches anew at its first call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from ..ipc.errors import ChannelTimeout, ControlError, IpcError, SegmentError
+from . import failpoints
+from ._view import StoreAttachment
+from .control_messages import raise_refusal
+from .errors import (
+    CommitOutcomeUnknown,
+    CoordinatorUnavailable,
+    DatabaseClosedError,
+    TransactionTimeout,
+)
+from .launch import Launcher
+from .limits import Limits
+from .link import CoordinatorGone, Link
+from .messages import OpCode, OpFlags, Reply, ResultEntry, ResultKind, Status, decode_request, encode_reply
+from .settings import Settings
+
+__all__ = ["SharedHandle", "open_handle"]
+
+_handles: weakref.WeakSet[SharedHandle] = weakref.WeakSet()
+
+
+class SharedHandle:
+    """`EngineHandle` over a coordinator process; see handle.py for the methods.
+
+    Args:
+      path: the database directory.
+      durability: "none", "standard" or "always"; "always" asks for it with every commit.
+      asked: settings given by keyword.
+      start: "auto" starts a coordinator when none runs, now and whenever it is gone; "never" waits for one.
+      timeout: seconds to wait for a coordinator or for an answer before giving up.
+
+    Raises:
+      CoordinatorUnavailable: none runs (`start="never"`) or none came up in time.
+    """
+
+    def __init__(self, path: str, *, durability: str, asked: dict[str, Any], start: str, timeout: float) -> None:
+        self.path = path
+        self.durability = durability
+        self._asked = asked
+        self._start = start
+        self._timeout = timeout
+        self._launcher = Launcher(path, durability, asked)
+        self._closed = False
+        self._reset()
+        _handles.add(self)
+        self._attach_primary(time.monotonic() + timeout)
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._primary: Link | None = None
+        self._idle: list[Link] = []
+        self._all: list[Link] = []
+        self._local = threading.local()
+
+    def __reduce__(self) -> Any:
+        return open_handle, (self.path, self.durability, self._asked, self._start, self._timeout)
+
+    # ---- what a database needs ------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @property
+    def limits(self) -> Limits:
+        return self._settings.limits
+
+    def session_id(self) -> int:
+        return getattr(self._local, "session", 0)
+
+    def attachment(self) -> StoreAttachment:
+        primary = self._primary
+        if primary is not None and primary.attachment.usable:
+            return primary.attachment
+        return self._attach_primary(time.monotonic() + self._timeout).attachment
+
+    def submit(self, request: bytearray, deadline: float | None) -> bytes:
+        limit = time.monotonic() + self._timeout if deadline is None else deadline
+        link = self._take(limit)
+        try:
+            sequence = link.sequence + 1
+            request[8:16] = sequence.to_bytes(8, "little")
+            self._local.session = link.session
+            if failpoints.armed():
+                failpoints.hit("worker.before_submit")
+            remaining = limit - time.monotonic()
+            if remaining <= 0:
+                raise TransactionTimeout("the deadline passed before the commit was sent")
+            # From here on the number is used up, whatever interrupts us: a second request must not carry it.
+            link.sequence = sequence
+            return link.exchange(request, remaining)
+        except CoordinatorGone:
+            return self._resolve(link, request, sequence, limit)
+        except ChannelTimeout as error:
+            if not error.sent:
+                raise TransactionTimeout("the coordinator took no request in time; nothing was committed") from None
+            raise CommitOutcomeUnknown(
+                f"no answer from the coordinator within {self._timeout:g} s; the commit may still happen",
+                txn_id=(link.session, sequence),
+            ) from None
+        finally:
+            self._give_back(link)
+
+    def admin(self, message: dict[str, Any]) -> dict[str, Any]:
+        limit = time.monotonic() + float(message.pop("timeout", self._timeout))
+        while True:
+            link = self._take(limit)
+            try:
+                reply = link.client.call(
+                    {"op": message["kind"], **message}, max(0.001, limit - time.monotonic())
+                )
+                raise_refusal(reply)
+                return reply
+            except (ControlError, OSError) as error:
+                if not link.gone() or time.monotonic() >= limit:
+                    raise CoordinatorUnavailable(
+                        f"the coordinator did not answer {message['kind']!r}: {error}",
+                        hint="try again, or give a larger timeout",
+                    ) from error
+                self._forget(link)
+            finally:
+                self._give_back(link)
+
+    def close(self) -> None:
+        """Detach every link. Open transactions cannot commit any more; their snapshots end with SnapshotExpired."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            self._closed = True
+            links, self._all, self._idle, self._primary = self._all, [], [], None
+        for link in links:
+            link.detach()
+
+    # ---- links ----------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._pid != os.getpid():
+            self._reset()
+        if self._closed:
+            raise DatabaseClosedError("the database is closed", hint="open it again with occamdb.open")
+
+    def _take(self, limit: float) -> Link:
+        """A link for this thread alone, attached to a living coordinator; gives it back with `_give_back`."""
+        self._check_open()
+        while True:
+            with self._lock:
+                link = self._idle.pop() if self._idle else None
+            if link is None:
+                return self._attach(limit, session=0)
+            if not link.gone():
+                return link
+            self._forget(link)
+
+    def _give_back(self, link: Link) -> None:
+        with self._lock:
+            if link not in self._all:
+                return
+            if not self._closed and link.reusable:
+                self._idle.append(link)
+                return
+        self._forget(link)
+
+    def _forget(self, link: Link) -> None:
+        """Stop using a link. The primary's snapshots go on: its coordinator is gone, or revokes them itself."""
+        with self._lock:
+            if link in self._all:
+                self._all.remove(link)
+            if link in self._idle:
+                self._idle.remove(link)
+            primary = link is self._primary
+        if primary and link.gone():
+            # Reading goes on without a coordinator: keep the mapping until a new one supersedes the store.
+            link.client.close()
+        else:
+            if primary:
+                self._primary = None
+            link.detach()
+
+    def _attach_primary(self, limit: float) -> Link:
+        self._check_open()
+        with self._lock:
+            primary = self._primary
+            if primary is not None and primary.attachment.usable:
+                return primary
+            link = self._attach(limit, session=0)
+            self._idle.append(link)
+            return link
+
+    def _attach(self, limit: float, *, session: int) -> Link:
+        """Attach one more link, starting a coordinator if there is none and we may."""
+        last: Exception | None = None
+        for client in self._coordinators(limit):
+            try:
+                link = Link(
+                    client,
+                    session=session,
+                    asked=self._asked,
+                    durability=self.durability,
+                    timeout=max(0.1, limit - time.monotonic()),
+                )
+            except (ControlError, SegmentError, OSError) as error:
+                # It went away between connect and attach; the next turn finds or starts another.
+                last = error
+                continue
+            self._adopt(link)
+            return link
+        reason = f"; last error: {last}" if last else ""
+        raise CoordinatorUnavailable(
+            f"no coordinator for {self.path} within {self._timeout:g} s{reason}",
+            hint="start one with `occamdb serve`, or open with start='auto'"
+            if self._start == "never"
+            else f"look into {self._launcher.log_path}, or give a larger timeout",
+        )
+
+    def _coordinators(self, limit: float) -> Iterator[Any]:
+        """Connected control clients, one a turn, until the time is up."""
+        pause = 0.001
+        while True:
+            client = self._launcher.connect(limit)
+            if client is not None:
+                yield client
+            elif self._start == "auto":
+                self._launcher.start(limit)
+            if time.monotonic() >= limit:
+                return
+            time.sleep(pause)
+            pause = min(0.02, pause * 1.5)
+
+    def _adopt(self, link: Link) -> None:
+        with self._lock:
+            if self._closed:
+                link.detach()
+                raise DatabaseClosedError("the database is closed")
+            self._settings = Settings.of(link.terms.settings)
+            self._all.append(link)
+            primary = self._primary
+            if primary is None or not primary.attachment.usable or primary.terms.incarnation != link.terms.incarnation:
+                if primary is not None:
+                    primary.attachment.retire()
+                self._primary = link
+
+    # ---- outcomes ---------------------------------------------------------------------------------------
+
+    def _resolve(self, link: Link, request: bytearray, sequence: int, limit: float) -> bytes:
+        """What became of a request whose coordinator vanished; sends it again if it never happened."""
+        sent = link.channel.dirty
+        session = link.session
+        self._forget(link)
+        while True:
+            try:
+                again = self._attach(limit, session=session)
+            except (CoordinatorUnavailable, IpcError) as error:
+                if not sent:
+                    raise
+                raise CommitOutcomeUnknown(
+                    f"the coordinator vanished during the commit and none came back: {error}",
+                    txn_id=(session, sequence),
+                ) from error
+            if again.session == session and again.terms.last_sequence == sequence:
+                self._give_back(again)
+                return self._recovered_reply(request, sequence, again.terms.last_version)
+            try:
+                if again.session != session or again.sequence >= sequence:
+                    sequence = again.sequence + 1
+                    session = again.session
+                    request[8:16] = sequence.to_bytes(8, "little")
+                again.sequence = sequence
+                self._local.session = session
+                sent = True
+                return again.exchange(request, max(0.001, limit - time.monotonic()))
+            except CoordinatorGone:
+                self._forget(again)
+            except ChannelTimeout as error:
+                raise CommitOutcomeUnknown(
+                    "no answer from the restarted coordinator in time", txn_id=(session, sequence)
+                ) from error
+            finally:
+                self._give_back(again)
+
+    def _recovered_reply(self, request: bytearray, sequence: int, version: int) -> bytes:
+        """The reply that was lost, rebuilt: the commit is in the log, so its results are too."""
+        decoded = decode_request(bytes(request))
+        wanted = [i for i, op in enumerate(decoded.ops) if op.flags & OpFlags.WANT_RESULT]
+        results: list[ResultEntry] = []
+        committed_at = time.time_ns()
+        if wanted:
+            logged = self.admin({"kind": "logged_commit", "version": version})
+            committed_at = int(logged["committed_at"])
+            written = {bytes(key): value for key, value in logged["writes"]}
+            for index in wanted:
+                results.append(_result(index, decoded.ops[index].code, written.get(decoded.ops[index].key)))
+        return encode_reply(
+            Reply(
+                status=Status.COMMITTED,
+                sequence=sequence,
+                commit_version=version,
+                committed_at=committed_at,
+                results=tuple(results),
+            )
+        )
+
+
+def _result(index: int, code: OpCode, written: Any) -> ResultEntry:
+    """A delete existed exactly if it was logged; an add's result is the integer that was logged."""
+    if code is OpCode.DELETE:
+        return ResultEntry(index, ResultKind.EXISTED, 0 if written is None else 1)
+    value = int(written)
+    return ResultEntry(index, ResultKind.SIGNED if value < 0 else ResultKind.UNSIGNED, value)
+
+
+def open_handle(
+    path: str, durability: str, asked: dict[str, Any], start: str, timeout: float
+) -> SharedHandle:
+    """Attach to a database; also how a pickled handle comes back in another process."""
+    return SharedHandle(path, durability=durability, asked=asked, start=start, timeout=timeout)
+
+
+def _after_fork_in_child() -> None:
+    """Close inherited sockets, so that the parent's death is seen by the coordinator although we live on."""
+    for handle in list(_handles):
+        links = handle._all
+        handle._reset()
+        for link in links:
+            with contextlib.suppress(Exception):
+                link.client.close()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
