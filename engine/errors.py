@@ -376,6 +376,10 @@ class ValueEncodingError(InvalidArgumentError):
         self.path = path
 
 
+def _value_of(key: UserKey | None) -> str:
+    return "stored value" if key is None else f"value of {key!r}"
+
+
 class NotAnIntegerError(OccamError):
     """`increment` met a stored value that is no integer; nothing was changed.
 
@@ -393,7 +397,7 @@ class NotAnIntegerError(OccamError):
         hint: str = "increment works on integers and absent keys only",
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        text = message or f"the value of {key!r} is not an integer"
+        text = message or f"the {_value_of(key)} is not an integer"
         super().__init__(text, hint=hint, details={"key": key, **(details or {})})
         self.key = key
 
@@ -415,7 +419,7 @@ class IntegerOverflowError(OccamError):
         hint: str = "integers are stored in 64 bits: -2**63 to 2**64 - 1",
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        text = message or f"the increment would overflow the value of {key!r}"
+        text = message or f"the increment would overflow the {_value_of(key)}"
         super().__init__(text, hint=hint, details={"key": key, **(details or {})})
         self.key = key
 

@@ -174,7 +174,7 @@ def test_cas_conflict_compares_by_fields() -> None:
 
 
 def test_records_match_by_pattern() -> None:
-    seen = []
+    seen: list[tuple[object, ...]] = []
     for conflict in CONFLICTS:
         match conflict:
             case ReadConflict(key, range=None):

@@ -72,7 +72,7 @@ def test_byte_order_is_key_order(
         return (*encoded, namespace.run_id.bytes, tag, encode_user_key(user_key))
 
     left, right = order(a), order(b)
-    assert (full(*a) < full(*b)) == (left < right)  # type: ignore[operator]
+    assert (full(*a) < full(*b)) == (left < right)
     assert (full(*a) == full(*b)) == (left == right)
 
 
@@ -97,7 +97,9 @@ def test_successor_ends_exactly_the_prefix(prefix: bytes, key: bytes) -> None:
     assert inside == key.startswith(prefix)
 
 
-@pytest.mark.parametrize(("prefix", "end"), [(b"", None), (b"\xff\xff", None), (b"a\xff", b"b"), (b"a\x00", b"a\x01")])
+@pytest.mark.parametrize(
+    ("prefix", "end"), [(b"", None), (b"\xff\xff", None), (b"a\xff", b"b"), (b"a\x00", b"a\x01")]
+)
 def test_successor_edges(prefix: bytes, end: bytes | None) -> None:
     assert successor(prefix) == end
 
@@ -188,7 +190,13 @@ def test_any_bytes_decode_to_a_key_or_are_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize(
     "damaged",
-    [b"", b"\x00\x00\x00", b"\x00\x00\x00" + bytes(17), b"default\x00\x00\x00" + bytes(18), b"\xff\x00\x00\x00" + bytes(18)],
+    [
+        b"",
+        b"\x00\x00\x00",
+        b"\x00\x00\x00" + bytes(17),
+        b"default\x00\x00\x00" + bytes(18),
+        b"\xff\x00\x00\x00" + bytes(18),
+    ],
 )
 def test_malformed_keys_say_what_was_expected(damaged: bytes) -> None:
     with pytest.raises(CorruptionError, match="malformed key"):

@@ -26,12 +26,14 @@ def test_sizes_as_text(text: str, size: int) -> None:
     assert parse_size("x", text) == size
 
 
-@pytest.mark.parametrize("wrong", ["", "MiB", "-1", "1 TB", "64 MiB!", "0.1", "1.3b", 1.5, None, True, b"1", "١"])
+@pytest.mark.parametrize(
+    "wrong", ["", "MiB", "-1", "1 TB", "64 MiB!", "0.1", "1.3b", 1.5, None, True, b"1", "١"]
+)
 def test_what_is_no_size(wrong: object) -> None:
     if wrong == "١":  # digits of other scripts count as digits to `re`; they are read as what they say
         assert parse_size("x", wrong) == 1
         return
-    with pytest.raises(SettingsError, match="ring_size = .* is not a size") as caught:
+    with pytest.raises(SettingsError, match=r"ring_size = .* is not a size") as caught:
         parse_size("ring_size", wrong)
     assert caught.value.setting == "ring_size" and "MiB" in caught.value.hint
 
@@ -58,7 +60,12 @@ def test_every_key_fits_the_formats() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("key_size_max", 0), ("key_size_max", 61 * KIB), ("value_size_max", 2 * GIB), ("transaction_size_max", 1)],
+    [
+        ("key_size_max", 0),
+        ("key_size_max", 61 * KIB),
+        ("value_size_max", 2 * GIB),
+        ("transaction_size_max", 1),
+    ],
 )
 def test_out_of_range_names_setting_value_and_range(name: str, value: int) -> None:
     with pytest.raises(SettingsError) as caught:
