@@ -73,7 +73,7 @@ def run(db: Database, source: Path, files: list[str], agents: int, batch: int) -
     from occamdb.tools.demo_view import Watcher, watch
 
     out = console.out()
-    shared = db.runs.create_run(f"index of {source}", tags=["demo", "index"])
+    shared = db.runs.create_run_with_options(f"index of {source}", tags=["demo", "index"])
     plan = demo_agent.Plan(shared.run_id, source, files, batch)
     demo_agent.prepare(db, plan)
     watcher = Watcher(db, plan)

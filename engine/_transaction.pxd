@@ -1,0 +1,45 @@
+"""The faces of a transaction; see _transaction.pyx."""
+
+from occamdb.engine._txn_core cimport TransactionCore
+from occamdb.engine._view cimport StoreAttachment
+from occamdb.ipc._atomics cimport i64, u8, u32, u64
+
+
+cdef class Space:
+    cdef TransactionCore core
+    cdef bytes prefix               # namespace, run, tag
+    cdef bint raw                   # scans give keys as bytes
+    cdef bytes full_key(self, object key)
+    cdef tuple bounds(self, object prefix, object start, object end)
+
+
+cdef class TransactionBase(Space):
+    cdef DatabaseBase db
+    cdef readonly object receipt    # CommitReceipt, None before the commit
+
+
+cdef class ImplicitSpace:
+    cdef DatabaseBase db
+    cdef bytes prefix
+    cdef bint raw
+    cdef Space reading(self)
+    cdef Space writing(self)
+
+
+cdef class DatabaseBase:
+    cdef readonly object handle
+    cdef readonly object namespace_
+    cdef StoreAttachment current
+    cdef bytes base                 # encoded namespace
+    cdef object last_run            # of `last_prefix`
+    cdef bytes last_prefix
+    cdef dict prefixes              # id(run) -> (run, prefix of its KV tag)
+    cdef bint serializable          # unless `begin` says otherwise
+    cdef u64 key_size_max
+    cdef u64 value_size_max
+    cdef u64 transaction_size_max
+    cdef StoreAttachment attach(self)
+    cdef bytes kv_prefix(self, object run)
+    cdef bytes tag_prefix(self, object run, object tag)
+    cdef TransactionCore new_core(self, bytes prefix)
+    cdef TransactionCore new_reader(self, bytes prefix)

@@ -1,0 +1,631 @@
+"""The faces of a transaction: `Space` (one tag of one run in it), `TransactionBase` (with its life cycle), `ImplicitSpace`
+(each call a transaction of its own) and `DatabaseBase`, which begins them.
+
+This is the hot path of every call users make: arguments are checked here, keys are put together, everything else is
+`_txn_core` (state), `_scan` (walks) and `_txn_commit` (the commit).
+
+1. Any number of spaces share one `TransactionCore`: a commit through one of them is the commit of all.
+2. What a call returns is a fresh object; nothing returned refers to the store.
+3. A read that needs no tracking and can meet no own write makes no bytes object: its key is put together on the stack.
+"""
+
+from uuid import UUID
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_Check
+from libc.string cimport memcpy
+
+from occamdb.engine._reader cimport Found
+from occamdb.engine._scan cimport ROWS_ITEMS, ROWS_KEYS, ScanIterator, count_rows, new_scan
+from occamdb.engine._txn_commit cimport commit_transaction, find_conflicts
+from occamdb.engine._txn_core cimport (
+    SEEN_ABSENT, SEEN_DELTA, SEEN_OWN, SEEN_STORED, STATE_ABORTED, STATE_ACTIVE, STATE_COMMITTED, Effect, expiry_of,
+    join_key,
+)
+from occamdb.engine._values cimport make_versioned
+from occamdb.engine._view cimport NO_SLOT, fork_generation
+from occamdb.engine._wire cimport OP_PUT, RESULT_SIGNED
+from occamdb.ipc._atomics cimport clock_monotonic_ns, clock_realtime_ns
+
+from .errors import ConflictError, InvalidArgumentError, InvalidKeyError, TransactionTimeout
+from .keys import Namespace, RunId, encode_user_key, successor
+from .types import TransactionStatus, TypeTag, tag_of
+
+cdef enum:
+    STACK_KEY_SIZE = 512
+    TAG_KV = 1
+    CACHED_RUNS_MAX = 4096
+
+cdef tuple STATUSES = (
+    TransactionStatus.ACTIVE, TransactionStatus.VALIDATING, TransactionStatus.COMMITTED, TransactionStatus.ABORTED
+)
+cdef object transaction_class = None
+
+
+def use_transaction_class(cls):
+    """Make `begin` return instances of `cls`, a subclass of `TransactionBase` without fields of its own."""
+    global transaction_class
+    transaction_class = cls
+
+
+cdef inline const u8 *key_bytes(object key, u64 size_max, Py_ssize_t *size) except NULL:
+    """The bytes of a user key, borrowed from `key`. Raises InvalidKeyError or KeyTooLarge."""
+    cdef const u8 *data = NULL
+    if PyUnicode_Check(key):
+        try:
+            data = <const u8 *>PyUnicode_AsUTF8AndSize(key, size)
+        except UnicodeEncodeError:
+            encode_user_key(key, size_max)
+    elif PyBytes_Check(key):
+        data = <const u8 *>PyBytes_AS_STRING(key)
+        size[0] = PyBytes_GET_SIZE(key)
+    if data == NULL or size[0] == 0 or <u64>size[0] > size_max:
+        encode_user_key(key, size_max)
+        raise InvalidKeyError(f"{key!r} cannot be a key")
+    return data
+
+
+cdef bytes bound_bytes(object bound, str name, u64 size_max):
+    """One end of a scan: a user key, or empty."""
+    if isinstance(bound, (str, bytes)):
+        return encode_user_key(bound, size_max) if bound else b""
+    raise InvalidKeyError(f"{name} must be str or bytes, got {type(bound).__name__}", hint="leave it out for no bound")
+
+
+cdef u64 version_argument(object version) except? 0xFFFFFFFFFFFFFFFF:
+    if type(version) is not int or not 0 <= version < 2**64 - 1:
+        raise InvalidArgumentError(
+            f"expected_version must be a whole number from 0, got {version!r}", hint="0 means that the key must be absent"
+        )
+    return version
+
+
+cdef i64 delta_argument(object delta) except? -1:
+    if type(delta) is not int or not -(2**63) <= delta < 2**63:
+        raise InvalidArgumentError(
+            f"an increment is a whole number of 64 bits, got {delta!r}", hint="-2**63 to 2**63 - 1"
+        )
+    return delta
+
+
+cdef Space make_space(TransactionCore core, bytes prefix, bint raw):
+    cdef Space space = Space.__new__(Space)
+    space.core = core
+    space.prefix = prefix
+    space.raw = raw
+    return space
+
+
+@cython.no_gc
+@cython.freelist(16)
+@cython.auto_pickle(False)
+cdef class Space:
+    """One tag of one run inside a transaction: what every primitive is made of.
+
+    Keys are the part after namespace, run and tag. Scans give them back as str when they are UTF-8, else as bytes; a
+    raw space always as bytes.
+    """
+
+    def __init__(self):
+        if self.core is None:
+            raise TypeError(f"{type(self).__name__} is not made directly: use db.begin(run_id)")
+
+    cdef bytes full_key(self, object key):
+        cdef Py_ssize_t size = 0
+        cdef const u8 *data = key_bytes(key, self.core.key_size_max, &size)
+        return join_key(self.prefix, data, size)
+
+    cdef tuple bounds(self, object prefix, object start, object end):
+        """[low, high) of stored keys that have the prefix and lie in [start, end)."""
+        cdef bytes low = self.prefix, high, bound
+        cdef u64 size_max = self.core.key_size_max
+        if prefix is not None:
+            low = low + bound_bytes(prefix, "prefix", size_max)
+        high = successor(low)
+        if start is not None:
+            bound = self.prefix + bound_bytes(start, "start", size_max)
+            low = bound if bound > low else low
+        if end is not None:
+            bound = self.prefix + bound_bytes(end, "end", size_max)
+            high = bound if bound < high else high
+        return low, high
+
+    def get(self, key, default=None, *, bint track=True):
+        """The value of a key as the transaction sees it: a fresh object; `default` when absent.
+
+        Args:
+          key: str or bytes.
+          default: returned when there is no such key.
+          track: False leaves this read out of the read set: the commit will not check it.
+        """
+        cdef TransactionCore core = self.core
+        cdef Py_ssize_t size = 0, prefix_size
+        cdef const u8 *data
+        cdef u8 stack[STACK_KEY_SIZE]
+        cdef bytes full
+        cdef Found found
+        cdef PyObject *own = NULL
+        cdef int seen
+        core.require_active()
+        data = key_bytes(key, core.key_size_max, &size)
+        prefix_size = PyBytes_GET_SIZE(self.prefix)
+        if core.effects is None and core.cleared is None and not (track and core.tracking) and (
+                prefix_size + size <= STACK_KEY_SIZE):
+            memcpy(stack, PyBytes_AS_STRING(self.prefix), prefix_size)
+            memcpy(stack + prefix_size, data, size)
+            if core.find(stack, <u32>(prefix_size + size), &found):
+                return core.value_of(&found)
+            return default
+        full = join_key(self.prefix, data, size)
+        seen = core.look(full, track, &found, &own)
+        if seen == SEEN_STORED:
+            return core.value_of(&found)
+        if seen == SEEN_ABSENT:
+            return default
+        return core.own_value(full, <Effect>own, NULL if seen == SEEN_OWN or seen == SEEN_DELTA else &found)
+
+    def get_versioned(self, key, *, bint track=True):
+        """The value with version and times, None when absent.
+
+        The version of an own write, not committed yet, is that of the committed value it replaces (0: none): the one
+        that a cas in this transaction has to expect.
+        """
+        cdef Found found
+        cdef PyObject *own = NULL
+        cdef bytes full
+        cdef int seen
+        self.core.require_active()
+        full = self.full_key(key)
+        seen = self.core.look(full, track, &found, &own)
+        if seen == SEEN_ABSENT:
+            return None
+        if seen == SEEN_STORED:
+            value = self.core.value_of(&found)
+            return make_versioned(value, found.version, found.timestamp, found.expires_at)
+        # The base of an own put needs no tracking: the put itself is checked against it.
+        if seen == SEEN_OWN and self.core.live_base(full, &found):
+            return self.core.own_record(full, <Effect>own, &found)
+        return self.core.own_record(full, <Effect>own, NULL if seen == SEEN_OWN or seen == SEEN_DELTA else &found)
+
+    def exists(self, key, *, bint track=True):
+        """Whether the transaction sees the key; its value is not decoded."""
+        cdef Found found
+        cdef PyObject *own = NULL
+        self.core.require_active()
+        return self.core.look(self.full_key(key), track, &found, &own) != SEEN_ABSENT
+
+    def put(self, key, value, *, ttl=None):
+        """Set a key.
+
+        Args:
+          key: non-empty str or bytes.
+          value: None, bool, int, float, str, bytes, list, dict with str keys, aware datetime.
+          ttl: seconds (or a timedelta) until it expires, counted from the transaction's clock reading; None: never.
+
+        Raises:
+          KeyTooLarge, ValueTooLarge, TransactionTooLarge, InvalidKeyError, ValueEncodingError: nothing was changed.
+        """
+        self.core.require_writable()
+        cdef bytes full = self.full_key(key)
+        self.core.put(full, value, expiry_of(ttl, self.core.now()) if ttl is not None else 0)
+
+    def delete(self, key):
+        """Remove a key; whether it was there. That it was looked at enters the read set."""
+        self.core.require_writable()
+        return self.core.delete(self.full_key(key)) == 1
+
+    def cas(self, key, expected_version, value, *, ttl=None):
+        """Set a key if at commit its version is the expected one; 0: if it is absent.
+
+        The commit raises ConflictError with a CASConflict otherwise. The key does not enter the read set.
+        """
+        self.core.require_writable()
+        cdef bytes full = self.full_key(key)
+        cdef u64 expected = version_argument(expected_version)
+        self.core.cas(full, expected, value, expiry_of(ttl, self.core.now()) if ttl is not None else 0)
+
+    def add(self, key, delta=1):
+        """Add to an integer when the commit is applied; an absent key counts as 0. Reads nothing, so never conflicts.
+
+        Raises:
+          NotAnIntegerError, IntegerOverflowError: at once when this transaction wrote the value itself, else at commit.
+        """
+        self.core.require_writable()
+        self.core.add(self.full_key(key), delta_argument(delta), False)
+
+    def scan(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False):
+        """(key, VersionedValue) of every key with this prefix in [start, end), in key order, read lazily.
+
+        The transaction's own writes are merged in as of this call; what is written while iterating does not show. The
+        commit checks the part that was really walked.
+        """
+        low, high = self.bounds(prefix, start, end)
+        return new_scan(self.core, low, high, <u32>PyBytes_GET_SIZE(self.prefix), limit, reverse, ROWS_ITEMS, self.raw)
+
+    def keys(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False):
+        """Like `scan`, the keys alone: values are not decoded."""
+        low, high = self.bounds(prefix, start, end)
+        return new_scan(self.core, low, high, <u32>PyBytes_GET_SIZE(self.prefix), limit, reverse, ROWS_KEYS, self.raw)
+
+    def count(self, prefix="", *, start=None, end=None):
+        """How many keys a scan would give. O(n), nothing is decoded."""
+        low, high = self.bounds(prefix, start, end)
+        return count_rows(self.core, low, high)
+
+    def delete_range(self, prefix="", *, start=None, end=None):
+        """Delete every key with this prefix in [start, end), in one step at commit. Own writes there are dropped.
+
+        Conflicts with any key in the range that was written after the snapshot.
+        """
+        self.core.require_writable()
+        low, high = self.bounds(prefix, start, end)
+        if low < high:
+            self.core.clear_range(low, high)
+
+    @property
+    def run_id(self):
+        """The run this is a part of."""
+        return RunId(bytes=self.prefix[len(self.prefix) - 17:len(self.prefix) - 1])
+
+    @property
+    def tag(self):
+        """Which part of the run."""
+        return tag_of(self.prefix[len(self.prefix) - 1])
+
+    def __reduce__(self):
+        raise TypeError(f"a {type(self).__name__} cannot be pickled: it belongs to one thread of one process")
+
+
+@cython.no_gc
+@cython.auto_pickle(False)
+cdef class TransactionBase(Space):
+    """A transaction seen in one run, on its key-value tag; `transaction.Transaction` is what users get."""
+
+    @property
+    def status(self):
+        """ACTIVE, VALIDATING, COMMITTED or ABORTED (`TransactionStatus`)."""
+        return STATUSES[self.core.state]
+
+    @property
+    def txn_id(self):
+        """(session id, sequence) of the commit request; None before it was sent, and when there was nothing to send."""
+        return (self.core.session, self.core.sequence) if self.core.sequence else None
+
+    @property
+    def start_version(self):
+        """The version of the snapshot it reads."""
+        return self.core.version
+
+    @property
+    def isolation(self):
+        """"serializable" or "snapshot"."""
+        return "serializable" if self.core.tracking or self.core.read_only else "snapshot"
+
+    @property
+    def read_only(self):
+        """Whether writes are refused."""
+        return self.core.read_only
+
+    @property
+    def read_time(self):
+        """The one clock reading by which expiry is judged, in ns since the epoch."""
+        return self.core.now()
+
+    @property
+    def pending_size(self):
+        """The bytes its writes take in the commit request, of at most `transaction_size_max`."""
+        return self.core.size
+
+    def space(self, tag, *, bint raw=False):
+        """One tag of this run, for primitives. `raw`: scans give keys as bytes."""
+        cdef bytes prefix = self.prefix
+        if tag == TAG_KV and not raw:
+            return make_space(self.core, prefix, False)
+        return make_space(self.core, prefix[:len(prefix) - 1] + tag_byte(tag), raw)
+
+    def for_run(self, run_id):
+        """The same transaction seen in another run: one commit for both."""
+        self.core.require_active()
+        return make_transaction(self.db, self.core, self.db.kv_prefix(run_id))
+
+    def delete_run_range(self, run_id=None):
+        """Delete everything of a run, whatever its tag, in one step at commit; None: of this one."""
+        cdef bytes prefix = self.prefix if run_id is None else self.db.kv_prefix(run_id)
+        self.core.require_writable()
+        prefix = prefix[:len(prefix) - 1]
+        # A run's keys go on with a tag of 0x01..0xFE, so the range needs no carry into the run id.
+        self.core.clear_range(prefix, prefix + b"\xff")
+
+    def validate(self):
+        """What a commit would conflict with as of now, as far as it can be seen without asking the coordinator.
+
+        Keys that were both made and deleted again since the snapshot are not seen here. Returns () when all is well.
+        """
+        self.core.require_active()
+        if self.core.doomed is not None:
+            return tuple(self.core.doomed)
+        return find_conflicts(self.core).conflicts
+
+    def commit(self, *, bint durable=False):
+        """Validate against everything committed since the snapshot and apply all writes, or none.
+
+        Args:
+          durable: return only when the commit is on disk.
+
+        Raises:
+          ConflictError: another transaction committed first.
+          TransactionStateError: it was committed or aborted already.
+          CommitOutcomeUnknown: the coordinator went away and did not come back in time.
+        """
+        try:
+            self.receipt = commit_transaction(self.core, durable)
+        except BaseException:
+            if self.core.state == STATE_ACTIVE:
+                self.core.finish(STATE_ABORTED)
+            raise
+        return self.receipt
+
+    def abort(self):
+        """Give up: nothing of it will be seen."""
+        if self.core.state != STATE_ACTIVE or self.core.generation != fork_generation:
+            self.core.refuse()
+        self.core.finish(STATE_ABORTED)
+
+    def __enter__(self):
+        self.core.require_active()
+        return self
+
+    def __exit__(self, exc_type, exc, traceback):
+        if self.core.state != STATE_ACTIVE:
+            return
+        if exc_type is None:
+            self.commit()
+        else:
+            self.core.finish(STATE_ABORTED)
+
+    def __repr__(self):
+        return (f"<{type(self).__name__} {STATUSES[self.core.state].value} run={self.run_id} "
+                f"start_version={self.core.version}>")
+
+
+cdef bytes tag_byte(object tag):
+    if isinstance(tag, bool) or not isinstance(tag, int) or not 1 <= tag <= 0xFE:
+        raise InvalidArgumentError(f"a tag is a number from 0x01 to 0xFE, got {tag!r}", hint="see TypeTag")
+    return bytes((tag,))
+
+
+cdef TransactionBase make_transaction(DatabaseBase db, TransactionCore core, bytes prefix):
+    cdef TransactionBase txn = TransactionBase.__new__(transaction_class)
+    txn.core = core
+    txn.prefix = prefix
+    txn.db = db
+    return txn
+
+
+@cython.auto_pickle(False)
+cdef class ImplicitSpace:
+    """One tag of one run outside any transaction: each call is a transaction of its own.
+
+    Writes are blind: they begin and commit inside the coordinator's order, in one round trip, and cannot conflict.
+    """
+
+    def __init__(self):
+        if self.db is None:
+            raise TypeError("ImplicitSpace is not made directly: use db.space(run_id, tag)")
+
+    cdef Space reading(self):
+        """A new snapshot, given back when the returned space goes."""
+        return make_space(self.db.new_reader(self.prefix), self.prefix, self.raw)
+
+    cdef Space writing(self):
+        cdef TransactionCore core = self.db.new_core(self.prefix)
+        core.blind = True
+        return make_space(core, self.prefix, self.raw)
+
+    def get(self, key, default=None):
+        """The newest committed value of a key, `default` when absent."""
+        return self.reading().get(key, default)
+
+    def get_versioned(self, key):
+        """The newest committed value with version and times, None when absent."""
+        return self.reading().get_versioned(key)
+
+    def exists(self, key):
+        """Whether the key is there."""
+        return self.reading().exists(key)
+
+    def put(self, key, value, *, ttl=None):
+        """Set a key; returns the commit's version."""
+        cdef Space space = self.writing()
+        space.put(key, value, ttl=ttl)
+        return commit_transaction(space.core, False).version
+
+    def delete(self, key):
+        """Remove a key; whether it was there."""
+        cdef Space space = self.writing()
+        space.core.drop(space.full_key(key), True)
+        commit_transaction(space.core, False)
+        return space.core.result != 0
+
+    def cas(self, key, expected_version, value, *, ttl=None):
+        """Set a key if its version is the expected one (0: absent); returns the new version.
+
+        Raises:
+          CASConflict: it has another version.
+        """
+        cdef Space space = self.writing()
+        space.cas(key, expected_version, value, ttl=ttl)
+        try:
+            return commit_transaction(space.core, False).version
+        except ConflictError as error:
+            if len(error.conflicts) == 1 and isinstance(error.conflicts[0], ConflictError):
+                raise error.conflicts[0] from None
+            raise
+
+    def add(self, key, delta=1):
+        """Add to an integer, an absent key counting as 0; returns the new value.
+
+        Raises:
+          NotAnIntegerError, IntegerOverflowError: nothing was changed.
+        """
+        cdef Space space = self.writing()
+        space.core.add(space.full_key(key), delta_argument(delta), True)
+        commit_transaction(space.core, False)
+        return <i64>space.core.result if space.core.result_kind == RESULT_SIGNED else space.core.result
+
+    def scan(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False):
+        """(key, VersionedValue) rows of one snapshot, taken now and held until the iterator ends or goes."""
+        return self.reading().scan(prefix, start=start, end=end, limit=limit, reverse=reverse)
+
+    def keys(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False):
+        """Like `scan`, the keys alone."""
+        return self.reading().keys(prefix, start=start, end=end, limit=limit, reverse=reverse)
+
+    def count(self, prefix="", *, start=None, end=None):
+        """How many keys there are. O(n)."""
+        return self.reading().count(prefix, start=start, end=end)
+
+    def delete_range(self, prefix="", *, start=None, end=None):
+        """Delete every key with this prefix in [start, end) in one commit; returns its version."""
+        cdef Space space = self.writing()
+        space.delete_range(prefix, start=start, end=end)
+        return commit_transaction(space.core, False).version
+
+    @property
+    def run_id(self):
+        """The run this is a part of."""
+        return RunId(bytes=self.prefix[len(self.prefix) - 17:len(self.prefix) - 1])
+
+    @property
+    def tag(self):
+        """Which part of the run."""
+        return tag_of(self.prefix[len(self.prefix) - 1])
+
+    def __reduce__(self):
+        raise TypeError("an ImplicitSpace cannot be pickled: pickle the Database and ask it for the space again")
+
+
+@cython.auto_pickle(False)
+cdef class DatabaseBase:
+    """Begins transactions over one engine handle; safe from several threads."""
+
+    def __cinit__(self, *args, **kwargs):
+        self.prefixes = {}
+
+    def __init__(self, handle, isolation="serializable", namespace=None):
+        self.handle = handle
+        self.namespace_ = Namespace() if namespace is None else namespace
+        self.base = self.namespace_.base
+        self.serializable = is_serializable(isolation)
+        self.key_size_max = handle.limits.key_size_max
+        self.value_size_max = handle.limits.value_size_max
+        self.transaction_size_max = handle.limits.transaction_size_max
+
+    cdef StoreAttachment attach(self):
+        """The current store. Asks the handle only when the last answer can no longer be used."""
+        if self.current is None or not self.current.is_usable():
+            self.current = self.handle.attachment()
+        return self.current
+
+    def attachment(self):
+        """The store that new snapshots begin on."""
+        return self.attach()
+
+    cdef bytes kv_prefix(self, object run):
+        """Namespace, run and KV tag. Parsing and encoding a run id is dear; what was asked for lately is kept.
+
+        Run ids are immutable, so the object itself is a sound cache key: hashing a UUID costs as much as a read.
+        """
+        cdef tuple entry
+        cdef bytes prefix
+        if run is self.last_run:
+            return self.last_prefix
+        entry = self.prefixes.get(<size_t><PyObject *>run)
+        if entry is not None and entry[0] is run:
+            prefix = entry[1]
+        else:
+            prefix = self.base + RunId.of(run).bytes + b"\x01"
+            if len(self.prefixes) >= CACHED_RUNS_MAX:
+                self.prefixes.clear()
+            self.prefixes[<size_t><PyObject *>run] = (run, prefix)
+        self.last_run = None
+        self.last_prefix = prefix
+        self.last_run = run
+        return prefix
+
+    cdef bytes tag_prefix(self, object run, object tag):
+        cdef bytes prefix = self.kv_prefix(run)
+        if tag == TAG_KV:
+            return prefix
+        return prefix[:len(prefix) - 1] + tag_byte(tag)
+
+    def prefix_of(self, run_id, tag=TAG_KV):
+        """What every stored key of one tag in a run begins with."""
+        return self.tag_prefix(run_id, tag)
+
+    cdef TransactionCore new_core(self, bytes prefix):
+        cdef TransactionCore core = TransactionCore.__new__(TransactionCore)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(prefix)
+        core.handle = self.handle
+        core.key_size_max = self.key_size_max
+        core.value_size_max = self.value_size_max
+        core.transaction_size_max = self.transaction_size_max
+        core.prefix = prefix
+        core.attempts = 1
+        return core
+
+    cdef TransactionCore new_reader(self, bytes prefix):
+        cdef TransactionCore core = self.new_core(prefix)
+        core.read_only = True
+        core.open(self.attach())
+        return core
+
+    def begin(self, run_id, *, isolation=None, bint read_only=False, timeout=None, u64 attempts=1):
+        """An explicit transaction on a fresh snapshot; it never retries by itself.
+
+        As a context manager it commits on a clean exit and aborts on an exception.
+
+        Args:
+          run_id: a RunId, a `uuid.UUID` or its text.
+          isolation: "serializable" or "snapshot"; None: as the database was opened.
+          read_only: refuse writes, and track no reads.
+          timeout: seconds after which every call raises TransactionTimeout; None: none.
+          attempts: which attempt this is, for the receipt.
+        """
+        cdef bytes prefix = self.kv_prefix(run_id)
+        cdef TransactionCore core
+        cdef bint serializable = self.serializable
+        if isolation is not None:
+            serializable = is_serializable(isolation)
+        core = self.new_core(prefix)
+        core.read_only = read_only
+        core.tracking = serializable and not read_only
+        core.attempts = attempts
+        if timeout is not None:
+            core.deadline_ns = deadline_after(timeout)
+        core.open(self.attach())
+        return make_transaction(self, core, prefix)
+
+    def space(self, run_id, tag, *, bint raw=False):
+        """One tag of a run, each call a transaction of its own: for primitives."""
+        cdef ImplicitSpace space = ImplicitSpace.__new__(ImplicitSpace)
+        space.db = self
+        space.prefix = self.tag_prefix(run_id, tag)
+        space.raw = raw
+        return space
+
+
+cdef bint is_serializable(object isolation) except -1:
+    if isolation == "serializable":
+        return True
+    if isolation == "snapshot":
+        return False
+    raise InvalidArgumentError(f"isolation {isolation!r} is unknown", hint='use "serializable" or "snapshot"')
+
+
+cdef i64 deadline_after(object timeout) except -1:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise InvalidArgumentError(f"timeout must be a number of seconds from 0, got {timeout!r}", hint="None means none")
+    return clock_monotonic_ns() + <i64>(min(timeout, 1e9) * 1e9)

@@ -1,0 +1,7 @@
+"""From a transaction's state to its one outcome; see _txn_commit.pyx."""
+
+from occamdb.engine._txn_core cimport TransactionCore
+
+cdef object commit_transaction(TransactionCore txn, bint durable)
+cdef object find_conflicts(TransactionCore txn)
+cdef bint is_stale(TransactionCore txn) except -1

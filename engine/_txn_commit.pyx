@@ -1,0 +1,365 @@
+"""Committing a transaction: fail early, encode one request, submit it, read the one reply.
+
+Called by the thread that owns the transaction, with the GIL; only the handle's `submit` may let go of it, and during
+that the state VALIDATING keeps other threads out.
+
+1. Nothing is sent that is certain to be refused: doomed checks and reads already stale end here, without a round trip.
+   What is found early is found by `validation.py`; the commit core finds the same, and what only it can know.
+2. A transaction without writes is done at once: it read one snapshot, so it stands at that version in the order.
+3. The pin is given back only when the answer is there, so the tombstones validation needs are still in the store.
+4. After `submit` was called, an exception that leaves the outcome open leaves the state VALIDATING; every other ends in
+   COMMITTED or ABORTED.
+"""
+
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_Next
+from cpython.long cimport PyLong_AsUnsignedLongLong
+from cpython.object cimport PyObject
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+from occamdb.engine._reader cimport Found, Reader, key_hash, reader_get, reader_scan
+from occamdb.engine._txn_core cimport (
+    STATE_ABORTED, STATE_COMMITTED, STATE_VALIDATING, Effect, ScanRange, TransactionCore, op_cost,
+)
+from occamdb.engine._values cimport make_receipt
+from occamdb.engine._wire cimport (
+    KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE_RANGE, OP_HEADER_SIZE, OP_RANGE, OP_READ, OP_UNCHECKED, OP_WANT_RESULT,
+    REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_BLIND, REQUEST_HEADER_SIZE, REQUEST_MAGIC, REQUEST_SYNC, RESULT_SIZE,
+    STATUS_COMMITTED, ReplyHeader, RequestHeader, ResultEntry, put_op,
+)
+from occamdb.ipc._atomics cimport clock_realtime_ns, load_acquire_u64, u8, u16, u32, u64
+
+from .errors import CommitOutcomeUnknown, ConflictError, CorruptionError, ProtocolError, TransactionTooLarge
+from .messages import decode_reply, decode_request
+from .validation import CommitSets, Newest, validate_transaction
+
+cdef enum:
+    KEY_BUFFER_SIZE = 65536         # KEY_SIZE_MAX + 1: where a page of a scan says how far it came
+    PAGE_ROWS = 64
+
+
+# ---- failing early ------------------------------------------------------------------------------------------------
+
+
+cdef bint any_changed(TransactionCore txn, dict versions, u64 newest) except -1:
+    """Whether some key has a live value of another version now.
+
+    No pin holds the newest state: the walk itself is safe without one, and only versions are taken from it, no bytes.
+    Absent keys are left to the commit core, which can tell a delete from an expiry.
+    """
+    cdef Reader *reader = &txn.attachment.reader
+    cdef Py_ssize_t position = 0
+    cdef PyObject *key
+    cdef PyObject *version
+    cdef const u8 *data
+    cdef u32 size
+    cdef Found found
+    cdef u64 current
+    while PyDict_Next(versions, &position, &key, &version):
+        data = <const u8 *>PyBytes_AS_STRING(<object>key)
+        size = <u32>PyBytes_GET_SIZE(<object>key)
+        if reader_get(reader, data, size, key_hash(data, size, reader.hash_seed), newest, &found) != 1:
+            continue
+        current = 0 if found.expires_at != 0 and found.expires_at <= txn.now() else found.version
+        if current != PyLong_AsUnsignedLongLong(<object>version):
+            return True
+    return False
+
+
+cdef bint is_stale(TransactionCore txn) except -1:
+    """Whether a version that the transaction relies on is certainly gone."""
+    cdef u64 newest = load_acquire_u64(&txn.attachment.header.committed_version)
+    if newest == txn.version:
+        return False
+    if txn.reads is not None and any_changed(txn, txn.reads, newest):
+        return True
+    return txn.checks is not None and any_changed(txn, txn.checks, newest)
+
+
+cdef class NewestState:
+    """The `VersionSource` of validation.py over what a reader can see: newest values, and the transaction's snapshot.
+
+    A delete leaves nothing to see; it shows as a key that the snapshot has and the newest state has not. A key both
+    made and deleted since the snapshot stays unseen: the commit core knows of it.
+    """
+    cdef TransactionCore txn
+    cdef u64 version
+
+    def __cinit__(self, TransactionCore txn not None):
+        self.txn = txn
+        self.version = load_acquire_u64(&txn.attachment.header.committed_version)
+
+    cdef int get(self, bytes key, u64 version, Found *found) except -1:
+        cdef Reader *reader = &self.txn.attachment.reader
+        cdef const u8 *data = <const u8 *>PyBytes_AS_STRING(key)
+        cdef u32 size = <u32>PyBytes_GET_SIZE(key)
+        cdef int status = reader_get(reader, data, size, key_hash(data, size, reader.hash_seed), version, found)
+        if status < 0:
+            raise CorruptionError("the store in shared memory is damaged", expected="intact links between its blocks")
+        return status
+
+    cdef object deleted_at(self, bytes key, Found *before):
+        """When a key of the snapshot went away: a version above the snapshot's, or its own if it expired."""
+        cdef u64 low = self.txn.version, high = self.version, middle
+        cdef Found found
+        if before.expires_at != 0 and before.expires_at <= clock_realtime_ns():
+            return before.version
+        # Present at `low`, absent at `high`: halve until a delete is between neighbours.
+        while high - low > 1:
+            middle = low + (high - low) // 2
+            if self.get(key, middle, &found):
+                low = middle
+            else:
+                high = middle
+        return high
+
+    def newest(self, bytes key):
+        cdef Found found
+        if self.get(key, self.version, &found):
+            return Newest(found.version, found.version, found.expires_at)
+        if self.txn.version and self.get(key, self.txn.version, &found):
+            return Newest(0, self.deleted_at(key, &found))
+        return None
+
+    def written_in_range(self, bytes start, bytes end):
+        rows = self.rows(start, end, self.txn.version)
+        gone = rows.keys() - (now := self.rows(start, end, self.version)).keys()
+        for key in gone:
+            now[key] = self.newest(key).written_version
+        return sorted(now.items())
+
+    def rows(self, bytes start, bytes end, u64 version):
+        """{stored key: version} of what is in a range at a version."""
+        cdef dict rows = {}
+        cdef bint done = False, exclusive = False
+        cdef int count = 0
+        cdef u32 index, resume_size = 0
+        cdef bytes high = end
+        cdef Found *page = <Found *>malloc(PAGE_ROWS * sizeof(Found) + KEY_BUFFER_SIZE)
+        if page == NULL:
+            raise MemoryError()
+        cdef u8 *resume = <u8 *>(page + PAGE_ROWS)
+        cdef const u8 *low = <const u8 *>PyBytes_AS_STRING(start)
+        cdef u32 low_size = <u32>PyBytes_GET_SIZE(start)
+        try:
+            while not done:
+                count = reader_scan(&self.txn.attachment.reader, low, low_size, exclusive, <const u8 *>PyBytes_AS_STRING(high),
+                                    <u32>PyBytes_GET_SIZE(high), False, version, page, PAGE_ROWS, resume, &resume_size, &done)
+                if count < 0:
+                    raise CorruptionError("the store in shared memory is damaged", expected="intact links")
+                for index in range(<u32>count):
+                    rows[(<const char *>page[index].key)[:page[index].key_size]] = page[index].version
+                low = resume
+                low_size = resume_size
+                exclusive = True
+        finally:
+            free(page)
+        return rows
+
+
+cdef object find_conflicts(TransactionCore txn):
+    """Every conflict that can be seen from here, as `validation.Validation`."""
+    sets = CommitSets(
+        start_version=None if txn.blind else txn.version,
+        read_time=txn.now(),
+        reads=txn.reads or {},
+        ranges=[(start, end) for start, end, _ in walked_ranges(txn)] + (txn.cleared or []),
+        cas=txn.checks or {},
+        writes=frozenset(
+            key for key, effect in (txn.effects or {}).items()
+            if (<Effect>effect).code != OP_ADD and not (txn.checks and key in txn.checks)
+        ),
+    )
+    return validate_transaction(NewestState(txn), sets)
+
+
+# ---- the request ----------------------------------------------------------------------------------------------------
+
+
+cdef list walked_ranges(TransactionCore txn):
+    """What scans have walked as disjoint (start, end, rows), in order."""
+    cdef list merged = []
+    if txn.scans is None:
+        return merged
+    bounds = []
+    for scan in txn.scans:
+        walked = (<ScanRange>scan).bounds()
+        if walked is not None:
+            bounds.append((walked[0], walked[1], (<ScanRange>scan).rows))
+    if txn.attachment is not None and bounds:
+        # The last keys were copied from the store.
+        txn.require_alive()
+    for start, end, rows in sorted(bounds):
+        if merged and start <= merged[-1][1]:
+            before = merged[-1]
+            merged[-1] = (before[0], max(before[1], end), before[2] + rows)
+        else:
+            merged.append((start, end, rows))
+    return merged
+
+
+cdef u64 versions_size(dict versions):
+    cdef u64 size = 0
+    for key in versions:
+        size += OP_HEADER_SIZE + <u64>PyBytes_GET_SIZE(key)
+    return size
+
+
+cdef u8 *put_versions(u8 *p, u8 code, dict versions):
+    cdef Py_ssize_t position = 0
+    cdef PyObject *key
+    cdef PyObject *version
+    while PyDict_Next(versions, &position, &key, &version):
+        p = put_op(p, code, 0, <const u8 *>PyBytes_AS_STRING(<object>key), <u16>PyBytes_GET_SIZE(<object>key), NULL, 0,
+                   PyLong_AsUnsignedLongLong(<object>version), 0)
+    return p
+
+
+cdef u8 *put_range(u8 *p, u8 code, bytes start, bytes end, u64 rows):
+    return put_op(p, code, 0, <const u8 *>PyBytes_AS_STRING(start), <u16>PyBytes_GET_SIZE(start),
+                  <const u8 *>PyBytes_AS_STRING(end), <u32>PyBytes_GET_SIZE(end), rows, 0)
+
+
+cdef u8 *put_effects(u8 *p, dict effects, dict checks):
+    cdef Py_ssize_t position = 0
+    cdef PyObject *key
+    cdef PyObject *item
+    cdef Effect effect
+    cdef u8 flags
+    cdef const u8 *value
+    cdef u32 value_size
+    while PyDict_Next(effects, &position, &key, &item):
+        effect = <Effect>item
+        flags = OP_WANT_RESULT if effect.wanted else 0
+        if checks is not None and <object>key in checks:
+            flags |= OP_UNCHECKED
+        value = NULL
+        value_size = 0
+        if effect.value is not None:
+            value = <const u8 *>PyBytes_AS_STRING(effect.value)
+            value_size = <u32>PyBytes_GET_SIZE(effect.value)
+        p = put_op(p, effect.code, flags, <const u8 *>PyBytes_AS_STRING(<object>key),
+                   <u16>PyBytes_GET_SIZE(<object>key), value, value_size, <u64>effect.delta, effect.expires_at)
+    return p
+
+
+cdef bytearray encode_request(TransactionCore txn, bint durable):
+    """The request, its sequence still 0.
+
+    Raises:
+      TransactionTooLarge: with everything that was read it is larger than `transaction_size_max`.
+    """
+    cdef list ranges = walked_ranges(txn)
+    cdef u64 size = REQUEST_HEADER_SIZE + txn.size, count = len(ranges)
+    cdef u8 *p
+    cdef u8 *start
+    cdef RequestHeader *header
+    if txn.reads is not None:
+        size += versions_size(txn.reads)
+        count += len(txn.reads)
+    for low, high, _ in ranges:
+        size += op_cost(low, high)
+    count += len(txn.checks) if txn.checks is not None else 0
+    count += len(txn.effects) if txn.effects is not None else 0
+    count += len(txn.cleared) if txn.cleared is not None else 0
+    if size > txn.transaction_size_max:
+        raise TransactionTooLarge(size=size, limit=txn.transaction_size_max)
+    cdef bytearray request = bytearray(size)
+    start = <u8 *>PyByteArray_AS_STRING(request)
+    header = <RequestHeader *>start
+    header.magic = REQUEST_MAGIC
+    header.kind = KIND_COMMIT
+    header.flags = (REQUEST_BLIND if txn.blind else 0) | (REQUEST_SYNC if durable else 0)
+    header.start_version = txn.version
+    header.read_time = txn.now()
+    header.op_count = <u32>count
+    header.body_size = <u32>(size - REQUEST_HEADER_SIZE)
+    # A prefix ends in 16 bytes of run id and one of tag.
+    memcpy(header.run_id, PyBytes_AS_STRING(txn.prefix) + PyBytes_GET_SIZE(txn.prefix) - 17, 16)
+    p = start + REQUEST_HEADER_SIZE
+    if txn.reads is not None:
+        p = put_versions(p, OP_READ, txn.reads)
+    for low, high, rows in ranges:
+        p = put_range(p, OP_RANGE, low, high, rows)
+    if txn.checks is not None:
+        p = put_versions(p, OP_CAS, txn.checks)
+    if txn.cleared is not None:
+        for low, high in txn.cleared:
+            p = put_range(p, OP_DELETE_RANGE, low, high, 0)
+    if txn.effects is not None:
+        p = put_effects(p, txn.effects, txn.checks)
+    assert p == start + size
+    return request
+
+
+# ---- submitting -----------------------------------------------------------------------------------------------------
+
+
+cdef object commit_transaction(TransactionCore txn, bint durable):
+    """Validate and apply everything; a CommitReceipt.
+
+    Raises:
+      ConflictError: somebody else was first; nothing was applied.
+      StoreFullError, LogWriteError, NotAnIntegerError, IntegerOverflowError, TransactionTooLarge: nothing was applied.
+      TransactionTimeout, CoordinatorUnavailable: nothing was applied.
+      CommitOutcomeUnknown: no coordinator came back in time to tell.
+    """
+    txn.require_active()
+    if txn.doomed is not None:
+        conflicts = txn.doomed
+        txn.finish(STATE_ABORTED)
+        raise ConflictError(conflicts=conflicts)
+    if not txn.effects and not txn.cleared and not txn.checks:
+        txn.finish(STATE_COMMITTED)
+        return make_receipt(txn.version, txn.now(), txn.handle.durability, txn.attempts)
+    if not txn.blind and is_stale(txn):
+        validation = find_conflicts(txn)
+        if not validation.ok:
+            txn.finish(STATE_ABORTED)
+            raise validation.error()
+    return submit(txn, durable)
+
+
+cdef object submit(TransactionCore txn, bint durable):
+    cdef bytearray request
+    cdef bytes reply
+    try:
+        request = encode_request(txn, durable)
+    except BaseException:
+        txn.finish(STATE_ABORTED)
+        raise
+    txn.state = STATE_VALIDATING
+    try:
+        reply = txn.handle.submit(request, txn.deadline_ns * 1e-9 if txn.deadline_ns else None)
+    except CommitOutcomeUnknown:
+        txn.release()
+        raise
+    except Exception:
+        txn.finish(STATE_ABORTED)
+        raise
+    except BaseException:           # interrupted: what became of the request is not known here
+        txn.release()
+        raise
+    txn.session = txn.handle.session_id()
+    return accept_reply(txn, request, reply, durable)
+
+
+cdef object accept_reply(TransactionCore txn, bytearray request, bytes reply, bint durable):
+    cdef const ReplyHeader *header = <const ReplyHeader *>PyBytes_AS_STRING(reply)
+    cdef const ResultEntry *result = <const ResultEntry *>(PyBytes_AS_STRING(reply) + REPLY_HEADER_SIZE)
+    cdef u64 size = PyBytes_GET_SIZE(reply)
+    txn.sequence = (<const RequestHeader *>PyByteArray_AS_STRING(request)).sequence
+    if size < REPLY_HEADER_SIZE or header.magic != REPLY_MAGIC or header.sequence != txn.sequence:
+        txn.release()
+        raise ProtocolError(f"the reply of {size} bytes does not answer commit {txn.sequence}")
+    if header.status != STATUS_COMMITTED:
+        txn.finish(STATE_ABORTED)
+        raise decode_reply(reply).error(decode_request(bytes(request)))
+    if header.result_count and size >= REPLY_HEADER_SIZE + RESULT_SIZE:
+        txn.result_kind = result.kind
+        txn.result = result.value
+    txn.finish(STATE_COMMITTED)
+    durability = "always" if durable else txn.handle.durability
+    return make_receipt(header.commit_version, header.committed_at, durability, txn.attempts)

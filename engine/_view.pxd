@@ -1,0 +1,50 @@
+"""A process's view of one store: the mapping, its pin slots, and snapshots pinned through them. See _view.pyx."""
+
+from cpython.buffer cimport Py_buffer
+
+from occamdb.ipc._atomics cimport i64, u8, u32, u64
+from occamdb.ipc._layout cimport SLOT_COUNT
+from occamdb.engine._layout cimport StoreHeader
+from occamdb.engine._reader cimport Found, Reader
+
+cdef enum:
+    STACK_VALUE_SIZE = 1024         # values up to this are decoded from a copy on the stack
+    NO_SLOT = 0xFFFFFFFF
+
+cdef u64 fork_generation            # grows by 1 in each forked child: handles of another generation are not ours
+
+
+cdef class StoreAttachment:
+    cdef Py_buffer store_buffer
+    cdef Py_buffer channel_buffer
+    cdef bint store_held
+    cdef bint channel_held
+    cdef readonly bint retired
+    cdef readonly int owner_pid
+    cdef u64 generation
+    cdef Reader reader
+    cdef const StoreHeader *header
+    cdef u8 *slots
+    cdef void *slots_high
+    cdef u32 high                   # own copy of slots_high: never re-read from shared memory
+    cdef u32 free_count
+    cdef u32 free_slots[SLOT_COUNT]
+    cdef u32 pin(self, u64 *version) except NO_SLOT
+    cdef void unpin(self, u32 slot) noexcept
+    cdef bint is_usable(self) noexcept
+
+
+cdef class PinnedView:
+    cdef readonly StoreAttachment attachment
+    cdef readonly u64 version
+    cdef u64 generation
+    cdef u32 slot                   # NO_SLOT: nothing pinned
+    cdef i64 clock                  # ns since the epoch, 0 until read
+    cdef int open(self, StoreAttachment attachment) except -1
+    cdef void release(self) noexcept
+    cdef bint revoked(self) noexcept
+    cdef int require_alive(self) except -1
+    cdef i64 now(self) noexcept
+    cdef int find(self, const u8 *key, u32 key_size, Found *found) except -1
+    cdef object value_of(self, const Found *found)
+    cdef bytes bytes_of(self, const u8 *data, u32 size)
