@@ -95,8 +95,17 @@ def test_names_round_trip(database_id: bytes, incarnation: int, session: int) ->
 
 @pytest.mark.parametrize(
     "name",
-    ["", "/", "/occam-", "/occam-00-1-store", "/occam-0123456789abcdef-1-else", "/occam-0123456789abcdef--bell"]
-    + ["/other-0123456789abcdef-1-bell", "/occam-0123456789abcdeF-1-bell", "/occam-0123456789abcdef-1-c"],
+    [
+        "",
+        "/",
+        "/occam-",
+        "/occam-00-1-store",
+        "/occam-0123456789abcdef-1-else",
+        "/occam-0123456789abcdef--bell",
+        "/other-0123456789abcdef-1-bell",
+        "/occam-0123456789abcdeF-1-bell",
+        "/occam-0123456789abcdef-1-c",
+    ],
 )
 def test_foreign_names_are_none(name: str) -> None:
     assert layout.parse_segment_name(name) is None

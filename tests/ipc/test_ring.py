@@ -149,7 +149,7 @@ TestMessageRing.settings = settings(max_examples=80, stateful_step_count=40, dea
 
 def parse(stream: bytes, size_max: int) -> tuple[list[bytes], int]:
     """The plain model of the inbox: messages, then the fault (0 none)."""
-    messages = []
+    messages: list[bytes] = []
     while len(stream) >= 8:
         size, check = struct.unpack_from("<II", stream)
         if size ^ MESSAGE_CHECK != check:
