@@ -17,6 +17,7 @@ from cpython.datetime cimport datetime, import_datetime, timedelta
 from cpython.dict cimport PyDict_Next, PyDict_SetItem
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
@@ -32,10 +33,15 @@ cdef extern from "Python.h":
 
 cdef extern from *:
     """
+    static inline int occ_ascii_equal(PyObject *text, const void *data, Py_ssize_t size) {
+        return PyUnicode_IS_COMPACT_ASCII(text) && PyUnicode_GET_LENGTH(text) == size
+            && memcmp(PyUnicode_1BYTE_DATA(text), data, size) == 0;
+    }
     static inline unsigned short occ_be16(unsigned short v) { return __builtin_bswap16(v); }
     static inline unsigned int occ_be32(unsigned int v) { return __builtin_bswap32(v); }
     static inline unsigned long long occ_be64(unsigned long long v) { return __builtin_bswap64(v); }
     """
+    bint ascii_equal "occ_ascii_equal"(PyObject *text, const void *data, Py_ssize_t size)
     u16 be16 "occ_be16"(u16 v) noexcept nogil
     u32 be32 "occ_be32"(u32 v) noexcept nogil
     u64 be64 "occ_be64"(u64 v) noexcept nogil
@@ -358,6 +364,10 @@ def _refusal(object value, Py_ssize_t size, Py_ssize_t size_max, bint refused):
 # --- Decoding ------------------------------------------------------------------------------------
 
 
+# Recently seen dict keys, by a hash of their bytes; a slot keeps the newest. Owned references, guarded by the GIL.
+cdef PyObject *key_cache[512]
+
+
 cdef struct Input:
     const u8 *at
     const u8 *end
@@ -407,6 +417,27 @@ cdef inline object read_text(Input *r, Py_ssize_t size):
     return text
 
 
+cdef object read_key(Input *r, Py_ssize_t size):
+    """A short dict key. The same few keys come again in most values: they are made, and hashed, once."""
+    cdef u64 word = 0
+    cdef u32 slot
+    cdef PyObject *known
+    if r.end - r.at < size:
+        raise damaged(r, f"{size} bytes of text")
+    memcpy(&word, r.at, size if size < 8 else 8)
+    slot = <u32>(((word ^ <u64>(r.at[size - 1] if size else 0) << 3 ^ <u64>size) * <u64>0x9E3779B97F4A7C15) >> 55)
+    known = key_cache[slot]
+    if known is not NULL and ascii_equal(known, r.at, size):
+        r.at += size
+        return <object>known
+    key = read_text(r, size)
+    if ascii_equal(<PyObject *>key, r.at - size, size):     # only ASCII keys have their bytes at hand
+        Py_INCREF(key)
+        key_cache[slot] = <PyObject *>key
+        Py_XDECREF(known)
+    return key
+
+
 cdef object read_bytes(Input *r, Py_ssize_t size):
     if r.end - r.at < size:
         raise damaged(r, f"{size} bytes")
@@ -442,7 +473,7 @@ cdef object read_dict(Input *r, Py_ssize_t count, int depth):
         code = r.at[0]
         if code >> 5 == 0b101:      # the usual short key
             r.at += 1
-            key = read_text(r, code & 0x1F)
+            key = read_key(r, code & 0x1F)
         else:
             key = read(r, depth + 1)
             if type(key) is not str:

@@ -7,6 +7,7 @@ import enum
 import math
 import pickle
 import struct
+import sys
 import threading
 import zoneinfo
 from collections.abc import Iterator
@@ -106,6 +107,16 @@ def test_what_comes_back_is_fresh() -> None:
     first, second = (decode_value(encode_value(value)) for _ in range(2))
     first["a"][1]["b"] = 3
     assert second == value == {"a": [1, {"b": 2}]}
+
+
+def test_many_different_dict_keys_are_read_right_and_not_kept() -> None:
+    """Short ASCII keys are kept for reuse, in a table of fixed size."""
+    keys = [f"{prefix}{i}" for i in range(20_000) for prefix in ("k", "é")] + [""]
+    data = [encode_value({key: 1}) for key in keys]
+    before = sys.getallocatedblocks()
+    for _ in range(2):
+        assert all(decode_value(one) == {key: 1} for one, key in zip(data, keys, strict=True))
+    assert sys.getallocatedblocks() - before < 2_000
 
 
 @pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
