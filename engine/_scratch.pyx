@@ -24,7 +24,7 @@ cdef class ScratchStore:
         cdef u8[::1] view
         if len(database_id) != 16:
             raise ValueError("a database id has 16 bytes")
-        self.mapping = _mmap.mmap(-1, size, flags=_mmap.MAP_PRIVATE | _mmap.MAP_ANONYMOUS | _mmap.MAP_NORESERVE)
+        self.mapping = _mmap.mmap(-1, size, flags=_mmap.MAP_PRIVATE | _mmap.MAP_ANONYMOUS)
         view = self.mapping
         self.view = view
         error = store_create(&self.store, &view[0], size, -1, database_id, 1)

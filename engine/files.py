@@ -19,6 +19,7 @@ from . import _files, failpoints
 __all__ = ["TEMPORARY_SUFFIX", "File", "Folder"]
 
 TEMPORARY_SUFFIX = ".new"
+AT_FDCWD = -100
 _READ_STEP = 1 << 20
 
 
@@ -28,6 +29,14 @@ class File:
     def __init__(self, fd: int, path: str) -> None:
         self.fd = fd
         self.path = path
+
+    @classmethod
+    def open(cls, path: str, flags: int = os.O_RDONLY) -> File:
+        """Open a file by its path."""
+        try:
+            return cls(_files.open_at(AT_FDCWD, os.fsencode(path), flags), path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None
 
     def __enter__(self) -> File:
         return self
@@ -71,7 +80,7 @@ class Folder:
         self.fd = -1
         if make:
             _make_folders(self.path)
-        self.fd = _files.open_at(-100, os.fsencode(self.path), os.O_RDONLY | os.O_DIRECTORY)
+        self.fd = _files.open_at(AT_FDCWD, os.fsencode(self.path), os.O_RDONLY | os.O_DIRECTORY)
 
     def __enter__(self) -> Folder:
         return self
