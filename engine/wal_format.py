@@ -20,6 +20,7 @@ __all__ = [
     "CommitTxn",
     "Delete",
     "DeleteRange",
+    "HEADER_SIZE",
     "Entry",
     "SegmentHeader",
     "Write",
