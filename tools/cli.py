@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from occamdb.ipc.errors import OccamError
-from occamdb.tools import console
+from occamdb.tools import console, data, demo, doctor, primitives, runs, serving, stats, traces, wal
 
 app = typer.Typer(
     name="occamdb",
@@ -21,6 +21,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+for group in (serving, stats, data, runs, primitives, traces, wal, doctor, demo):
+    group.register(app)
 
 
 @app.callback()

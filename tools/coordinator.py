@@ -11,9 +11,13 @@ import os
 import select
 import signal
 from pathlib import Path
+from typing import Any
 
+from occamdb.engine.control_messages import raise_refusal
 from occamdb.engine.errors import CoordinatorUnavailable
-from occamdb.ipc.errors import LockHeldError
+from occamdb.engine.launch import socket_path
+from occamdb.ipc.control import ControlClient
+from occamdb.ipc.errors import ControlUnavailableError, LockHeldError
 from occamdb.ipc.lock import lock_holder
 from occamdb.ipc.process import ProcessIdentity, is_alive
 
@@ -82,3 +86,28 @@ def describe_holder(path: Path) -> str:
     except LockHeldError as error:
         return error.message
     return f"pid {holder.pid}" if holder else "none"
+
+
+def ask(path: Path, operation: str, *, timeout: float = 10.0, **fields: Any) -> dict[str, Any]:
+    """Ask the running coordinator of a directory over its socket, without attaching as a worker.
+
+    Args:
+      path: the database directory.
+      operation: "status", "stats", "checkpoint".
+      timeout: seconds to wait for the answer.
+      fields: the operation's own.
+
+    Raises:
+      CoordinatorUnavailable: none is running.
+      OccamError: what the coordinator answered.
+    """
+    try:
+        with ControlClient.connect(socket_path(str(path.resolve())), timeout) as client:
+            reply = client.call({"op": operation, **fields}, timeout)
+    except ControlUnavailableError:
+        raise CoordinatorUnavailable(
+            f"no coordinator runs for {path}",
+            hint="occamdb serve starts one, and so does any program that opens it",
+        ) from None
+    raise_refusal(reply)
+    return reply
