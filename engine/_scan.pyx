@@ -78,6 +78,7 @@ cdef u64 count_rows(TransactionCore txn, bytes low, bytes high) except? 0xFFFFFF
 
 @cython.final
 @cython.no_gc
+@cython.auto_pickle(False)
 cdef class ScanIterator:
     """Rows in key order, read lazily; ends for good at its end, at its limit, or when closed."""
 

@@ -41,7 +41,7 @@ cdef enum:
 cdef tuple STATUSES = (
     TransactionStatus.ACTIVE, TransactionStatus.VALIDATING, TransactionStatus.COMMITTED, TransactionStatus.ABORTED
 )
-cdef object transaction_class = None
+cdef object transaction_class = None      # set once, when transaction.py is imported
 
 
 def use_transaction_class(cls):
@@ -307,6 +307,11 @@ cdef class TransactionBase(Space):
     def read_only(self):
         """Whether writes are refused."""
         return self.core.read_only
+
+    @property
+    def expired(self):
+        """Whether its snapshot was revoked: reads then raise SnapshotExpired."""
+        return self.core.expired
 
     @property
     def read_time(self):

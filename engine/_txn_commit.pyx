@@ -11,6 +11,7 @@ that the state VALIDATING keeps other threads out.
    COMMITTED or ABORTED.
 """
 
+cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Next
@@ -78,6 +79,8 @@ cdef bint is_stale(TransactionCore txn) except -1:
     return txn.checks is not None and any_changed(txn, txn.checks, newest)
 
 
+@cython.final
+@cython.auto_pickle(False)
 cdef class NewestState:
     """The `VersionSource` of validation.py over what a reader can see: newest values, and the transaction's snapshot.
 
@@ -191,12 +194,18 @@ cdef list walked_ranges(TransactionCore txn):
     if txn.attachment is not None and bounds:
         # The last keys were copied from the store.
         txn.require_alive()
+    low = high = None
+    count = 0
     for start, end, rows in sorted(bounds):
-        if merged and start <= merged[-1][1]:
-            before = merged[-1]
-            merged[-1] = (before[0], max(before[1], end), before[2] + rows)
-        else:
-            merged.append((start, end, rows))
+        if low is not None and start <= high:
+            high = max(high, end)
+            count += rows
+            continue
+        if low is not None:
+            merged.append((low, high, count))
+        low, high, count = start, end, rows
+    if low is not None:
+        merged.append((low, high, count))
     return merged
 
 

@@ -95,6 +95,7 @@ cdef object add_integers(bytes key, object base, object delta):
 @cython.final
 @cython.no_gc
 @cython.freelist(64)
+@cython.auto_pickle(False)
 cdef class Effect:
     """One write: a put, a delete or an add."""
 
@@ -111,6 +112,7 @@ cdef Effect new_effect(u8 code, bytes value, i64 expires_at, i64 delta, bint wan
 
 @cython.final
 @cython.no_gc
+@cython.auto_pickle(False)
 cdef class ScanRange:
     """What a scan has walked so far, from `start` up (or from `end` down) to `last`."""
 
@@ -131,8 +133,9 @@ cdef u64 op_cost(bytes key, bytes value):
     return OP_HEADER_SIZE + <u64>PyBytes_GET_SIZE(key) + (<u64>PyBytes_GET_SIZE(value) if value is not None else 0)
 
 
+@cython.final
 @cython.no_gc
-@cython.freelist(16)
+@cython.auto_pickle(False)
 cdef class TransactionCore(PinnedView):
     """See the module docstring. Made by `_transaction.pyx`; `PinnedView.open` gives it its snapshot."""
 

@@ -9,7 +9,7 @@ from occamdb.engine._reader cimport Found, Reader
 
 cdef enum:
     STACK_VALUE_SIZE = 1024         # values up to this are decoded from a copy on the stack
-    NO_SLOT = 0xFFFFFFFF
+    NO_SLOT = 0x7FFFFFFF
 
 cdef u64 fork_generation            # grows by 1 in each forked child: handles of another generation are not ours
 
@@ -29,7 +29,7 @@ cdef class StoreAttachment:
     cdef u32 high                   # own copy of slots_high: never re-read from shared memory
     cdef u32 free_count
     cdef u32 free_slots[SLOT_COUNT]
-    cdef u32 pin(self, u64 *version) except NO_SLOT
+    cdef u32 pin(self, u64 *version) except 0x7FFFFFFF
     cdef void unpin(self, u32 slot) noexcept
     cdef bint is_usable(self) noexcept
 

@@ -18,6 +18,7 @@ is taken) and `slots_high`; the coordinator writes marks, to revoke.
 
 import os
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.string cimport memcpy
@@ -44,6 +45,8 @@ def _after_fork_in_child():
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+@cython.no_gc
+@cython.auto_pickle(False)
 cdef class StoreAttachment:
     """One process's mapping of one store, and the pin slots through which it holds snapshots.
 
@@ -79,7 +82,7 @@ cdef class StoreAttachment:
         self.generation = fork_generation
         cdef u32 index
         # A stack with the lowest slot on top: slots_high, which the coordinator scans up to, stays small.
-        for index in range(SLOT_COUNT):
+        for index in range(<u32>SLOT_COUNT):
             self.free_slots[index] = SLOT_COUNT - 1 - index
         self.free_count = SLOT_COUNT
 
@@ -89,7 +92,7 @@ cdef class StoreAttachment:
         if self.store_held:
             PyBuffer_Release(&self.store_buffer)
 
-    cdef u32 pin(self, u64 *version) except NO_SLOT:
+    cdef u32 pin(self, u64 *version) except 0x7FFFFFFF:
         """Hold a snapshot of the newest committed version; the slot that holds it."""
         cdef u32 slot
         cdef u8 *words
@@ -146,6 +149,11 @@ cdef class StoreAttachment:
         return self.is_usable()
 
     @property
+    def address(self):
+        """Where the store is mapped, for compiled neighbours that look at header words."""
+        return <size_t>self.store_buffer.buf
+
+    @property
     def committed_version(self):
         """The newest version that snapshots may take."""
         return load_acquire_u64(&self.header.committed_version)
@@ -166,6 +174,8 @@ cdef class StoreAttachment:
         return SLOT_COUNT - self.free_count
 
 
+@cython.no_gc
+@cython.auto_pickle(False)
 cdef class PinnedView:
     """A snapshot of the store held by one pin slot; made by `open`, given back by `release` or by deallocation."""
 
