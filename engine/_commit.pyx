@@ -339,7 +339,7 @@ cdef class CommitCore:
         cdef const RequestHeader *header = <const RequestHeader *>request
         cdef ReplyHeader *reply
         cdef u32 status, detail = 0
-        cdef u64 version = self.core.next_version + 1
+        cdef u64 version = self.core.next_version + 1, conflicts
         channel.answer = ANSWER_REFUSED
         channel.sequence = header.sequence
         if not reserve_reply(channel, REPLY_SIZE_MIN):
@@ -358,10 +358,10 @@ cdef class CommitCore:
         if status != STATUS_COMMITTED:
             self._refuse(channel, status, detail)
             return
-        reply = <ReplyHeader *>channel.out
-        reply.conflicts_found = 0
-        detail = <u32>(validate_request(&self.core, channel, request) != 0)
-        if detail:
+        conflicts = validate_request(&self.core, channel, request)
+        if conflicts:
+            # Validation may have moved the buffer.
+            (<ReplyHeader *>channel.out).conflicts_found = conflicts
             self._refuse(channel, STATUS_CONFLICT, 0)
             return
         if failpoint_armed():

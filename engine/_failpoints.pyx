@@ -124,3 +124,8 @@ def hit_row(int which) -> int:
     with nogil:
         error = failpoint_hit(which)
     return error
+
+
+def armed():
+    """Whether any failpoint has an action; the check that guards every `hit` in Python code."""
+    return failpoint_armed()

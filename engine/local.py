@@ -52,7 +52,7 @@ class LocalHandle:
         # Shared, so that a forked child cannot make the parent's pages copy on write behind our pointers.
         try:
             self._store = mmap.mmap(-1, settings.max_store_size & ~0xFFFF)
-            self._channel = mmap.mmap(-1, layout.channel_segment_size(_RING_SIZE))
+            self._channel = mmap.mmap(-1, layout.channel_size(_RING_SIZE))
         except OSError as error:
             raise StoreFullError(
                 f"cannot map {sized(settings.max_store_size)} of memory: {error.strerror}",
