@@ -19,7 +19,6 @@ import json
 import os
 import stat
 import time
-import weakref
 from types import TracebackType
 from typing import Final, Self
 
@@ -182,11 +181,12 @@ def _read_identity(fd: int) -> ProcessIdentity | None:
         return None
 
 
-_held_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()
+# Strong: a held lock whose object nobody keeps stays held, and must still be dropped at fork.
+_held_locks: set[FileLock] = set()
 
 
 def _after_fork_in_child() -> None:
-    for lock in list(_held_locks):
+    for lock in _held_locks:
         lock._forget()
     _held_locks.clear()
 

@@ -229,6 +229,8 @@ def _open(name: str, flags: int, *, read_only: bool) -> int:
         if error.errno == errno.ELOOP:
             raise SegmentForeignError(f"segment {name} is a symbolic link") from error
         _raise_os_error(name, error, "opening it")
+    except ValueError as error:
+        raise SegmentError(f"segment name {name!r} is invalid: {error}") from error
 
 
 def _checked_size(name: str, found: os.stat_result, size: int | None, owner_uid: int) -> int:
@@ -282,5 +284,8 @@ def _raise_os_error(name: str, error: OSError, doing: str) -> NoReturn:
             hint="raise `ulimit -f`" if error.errno == errno.EFBIG else "",
             details=details,
         ) from error
-    hint = "raise `ulimit -n`" if error.errno in _NO_DESCRIPTORS else ""
-    raise SegmentError(f"segment {name}: {error.strerror}, {doing}", hint=hint, details=details) from error
+    # posix_ipc reports these two without an errno.
+    no_descriptors = error.errno is None or error.errno in _NO_DESCRIPTORS
+    hint = "raise `ulimit -n`" if no_descriptors else ""
+    reason = error.strerror or str(error)
+    raise SegmentError(f"segment {name}: {reason}, {doing}", hint=hint, details=details) from error
