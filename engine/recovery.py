@@ -26,6 +26,7 @@ from .checkpoint import CheckpointFile, list_checkpoints, load_checkpoint, verif
 from .directory import DatabaseDirectory, current_boot_id
 from .errors import CorruptionError, StoreFullError
 from .files import TEMPORARY_SUFFIX
+from .wal_format import HEADER_SIZE
 from .wal_reader import Segment, broken_entry, chain_from, judge_tail, list_segments, open_image
 
 __all__ = ["Progress", "RecoveryResult", "recover"]
@@ -78,6 +79,7 @@ class _Tail:
     segment: Segment
     end: int
     torn: int
+    empty: bool
 
 
 def recover(
@@ -121,8 +123,8 @@ def recover(
         _require_clean_version(directory, loader.version)
     except CorruptionError as error:
         raise _blame(error, damaged) from None
-    version = _next_base(directory, loader.version, same_boot)
-    log_version = loader.version
+    version = _next_base(directory, loader.version, tail, same_boot)
+    log_version = _last_logged(loader.version, tail)
     loader.finish(version, horizon)
     failpoints.hit("recovery.after_replay")
     warnings = [f"{file.path} is damaged at offset {error.offset}: {error}" for file, error in damaged]
@@ -231,7 +233,8 @@ def _replay(
         if state == "broken":
             judge_tail(segment, image, last=last, same_boot=same_boot, clean=directory.meta.clean)
         done += segment.size
-        tail = _Tail(segment, image.offset, segment.size - image.offset if state == "broken" else 0)
+        torn = segment.size - image.offset if state == "broken" else 0
+        tail = _Tail(segment, image.offset, torn, empty=image.offset == HEADER_SIZE)
     return tail
 
 
@@ -245,16 +248,13 @@ def _replay_segment(
     """Replay what is whole in one segment; returns the last version in it."""
     version = segment.first_version - 1
     state = "whole"
-    seen = False
     while state == "whole":
-        before = image.offset
         state, version = loader.replay(image, version, base, _TRANSACTIONS_PER_STEP)
         if loader.is_full:
             raise _full(loader)
-        seen = seen or image.offset > before
         report(image.offset)
-    # A segment without a transaction leaves the database where it was, also when it skipped versions.
-    return version if seen else segment.previous_version
+    # A segment without a transaction adds nothing to the log, also when it skipped versions.
+    return segment.previous_version if image.offset == HEADER_SIZE else version
 
 
 def _require_clean_version(directory: DatabaseDirectory, version: int) -> None:
@@ -268,14 +268,25 @@ def _require_clean_version(directory: DatabaseDirectory, version: int) -> None:
         )
 
 
-def _next_base(directory: DatabaseDirectory, version: int, same_boot: bool) -> int:
+def _next_base(directory: DatabaseDirectory, version: int, tail: _Tail | None, same_boot: bool) -> int:
+    """The version the database goes on from."""
     meta = directory.meta
-    if meta.durability == "none":
-        # Clean: the ceiling is the final version. Otherwise any version below it may have been given out.
-        return max(version, meta.version_ceiling)
+    # A ceiling: set while no log was kept, and by a repair. An empty segment may carry an earlier skip.
+    version = max(version, meta.version_ceiling, tail.segment.first_version - 1 if tail else 0)
     if meta.durability == "standard" and not meta.clean and not same_boot:
         # Acknowledged commits that no fdatasync had reached are gone; their versions were seen.
         return version + VERSION_SKIP
+    return version
+
+
+def _last_logged(version: int, tail: _Tail | None) -> int:
+    """What the next segment names as the version before it: the last one a recovery must have reached.
+
+    That is where the content stands; but when versions were skipped and nothing was committed since, the version
+    before the skip, which is the last that an older checkpoint and the log lead to.
+    """
+    if tail and tail.empty and version < tail.segment.first_version:
+        return tail.segment.previous_version
     return version
 
 
