@@ -1,6 +1,6 @@
 """Small public types shared by the whole engine and the primitives: enums, RunId, and the compiled records.
 
-`VersionedValue` and `CommitReceipt` are compiled (see `_values.pyx`): one is made for every read or commit.
+`VersionedValue` and `CommitReceipt` are compiled (see `_records.pyx`): one is made for every read or commit.
 Their times are kept as integer nanoseconds since the epoch (`timestamp_ns`, `expires_at_ns`,
 `committed_at_ns`; expiry 0 is never); the plain names (`timestamp`, `expires_at`, `committed_at`) are
 properties that give aware UTC datetimes, cut to the microsecond, None for never.
@@ -14,7 +14,7 @@ import time
 import uuid
 from enum import IntEnum, StrEnum
 
-from ._values import CommitReceipt, VersionedValue
+from ._records import CommitReceipt, VersionedValue
 from .errors import InvalidArgumentError
 
 __all__ = [

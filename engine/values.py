@@ -21,7 +21,8 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
-from ._values import VersionedValue, decode, encode
+from ._records import VersionedValue
+from ._values import decode, encode
 from .errors import ValueEncodingError, ValueTooLarge
 from .limits import Limits
 
