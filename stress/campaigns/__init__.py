@@ -1,0 +1,1 @@
+"""Fault campaigns: `crash` kills the coordinator again and again, `chaos` does everything that hurts."""

@@ -1,0 +1,123 @@
+"""`occamdb stress`: workloads, the checker and the fault campaigns on the command line."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from occamdb.stress.campaigns.chaos import chaos_campaign
+from occamdb.stress.campaigns.crash import crash_campaign
+from occamdb.stress.checker import check_history
+from occamdb.stress.history import HistoryFormatError
+from occamdb.stress.runner import run_workload
+from occamdb.stress.worker import Settings
+from occamdb.stress.workloads import WORKLOADS
+
+app = typer.Typer(help="Find out whether occamdb keeps its word on this machine.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_workloads() -> None:
+    """List the workloads."""
+    for workload in WORKLOADS.values():
+        note = " [recorded]" if workload.history_kind else ""
+        typer.echo(f"{workload.name:<12} {workload.summary}{note}")
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="A workload, as `occamdb stress list` names it, or `all`.")],
+    workers: Annotated[int, typer.Option(min=1, max=1000, help="Worker processes.")] = 4,
+    seconds: Annotated[float, typer.Option(min=0, help="How long to run; 0 with --count: until that.")] = 5.0,
+    count: Annotated[int, typer.Option(min=0, help="Steps per worker; 0: as many as fit.")] = 0,
+    seed: Annotated[int, typer.Option(help="Draws everything.")] = 1,
+    keys: Annotated[
+        int, typer.Option(min=0, help="Number of keys; fewer are more contention; 0: its own.")
+    ] = 0,
+    reads: Annotated[float, typer.Option(min=0, max=1, help="Share of read-only transactions.")] = 0.3,
+    durability: Annotated[str, typer.Option(help="none, standard or always.")] = "standard",
+    isolation: Annotated[str, typer.Option(help="serializable or snapshot.")] = "serializable",
+    directory: Annotated[Path | None, typer.Option("--dir", help="Keep database and histories here.")] = None,
+) -> None:
+    """Run a workload over real processes and verify its invariant; exit code 1 when it is broken."""
+    if name != "all" and name not in WORKLOADS:
+        raise typer.BadParameter(f"no workload is called {name!r}; see occamdb stress list")
+    if not seconds and not count:
+        raise typer.BadParameter("--seconds 0 needs --count: something must end the run")
+    base = directory or Path(tempfile.mkdtemp(prefix="occam-stress-"))
+    valid = True
+    for one in WORKLOADS if name == "all" else [name]:
+        place = base / one
+        place.mkdir(parents=True, exist_ok=True)
+        wanted = keys or WORKLOADS[one].keys
+        settings = Settings(
+            str(place / "db"), workers, seconds, count, seed, wanted, reads, durability, isolation
+        )
+        result = run_workload(one, settings, place / "files")
+        typer.echo(result.text())
+        valid = valid and result.valid
+    _finish(base, valid, keep=directory is not None)
+
+
+@app.command()
+def check(
+    history: Annotated[Path, typer.Argument(help="A history file, or a directory of one history's files.")],
+    level: Annotated[
+        str, typer.Option(help="strict-serializable, serializable or snapshot.")
+    ] = "strict-serializable",
+) -> None:
+    """Check a recorded history for anomalies; exit code 1 when the level forbids what is found."""
+    try:
+        report = check_history(history, level)
+    except (HistoryFormatError, ValueError, OSError) as error:
+        typer.echo(f"cannot check: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(report.text())
+    raise typer.Exit(0 if report.valid else 1)
+
+
+@app.command()
+def crash(
+    kills: Annotated[int, typer.Option(min=1, help="How often to kill the coordinator.")] = 200,
+    workers: Annotated[int, typer.Option(min=1, help="Workers under whose load it dies.")] = 4,
+    seed: Annotated[int, typer.Option(help="Draws instants and places.")] = 1,
+    durability: Annotated[str, typer.Option(help="standard or always.")] = "standard",
+    directory: Annotated[Path | None, typer.Option("--dir", help="Keep database and log here.")] = None,
+) -> None:
+    """Kill the coordinator at random instants and at failpoints, and verify that nothing is lost."""
+    base = directory or Path(tempfile.mkdtemp(prefix="occam-crash-"))
+    verdict = crash_campaign(
+        kills, base, workers=workers, seed=seed, durability=durability, progress=_progress
+    )
+    typer.echo("", err=True)
+    typer.echo(verdict.text())
+    _finish(base, verdict.valid, keep=directory is not None)
+
+
+@app.command()
+def chaos(
+    minutes: Annotated[float, typer.Option(min=0.01, help="For how long.")] = 10.0,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes at a time.")] = 4,
+    seed: Annotated[int, typer.Option(help="Draws sessions and faults.")] = 1,
+    directory: Annotated[Path | None, typer.Option("--dir", help="Keep failing sessions here.")] = None,
+) -> None:
+    """Run random workloads under random faults, and end with one verdict."""
+    base = directory or Path(tempfile.mkdtemp(prefix="occam-chaos-"))
+    verdict = chaos_campaign(minutes, base, workers=workers, seed=seed, progress=_progress)
+    typer.echo("", err=True)
+    typer.echo(verdict.text())
+    _finish(base, verdict.valid, keep=directory is not None)
+
+
+def _progress(text: str) -> None:
+    typer.echo(f"\r\x1b[K{text}", nl=False, err=True)
+
+
+def _finish(base: Path, valid: bool, *, keep: bool) -> None:
+    if valid and not keep:
+        shutil.rmtree(base, ignore_errors=True)
+    raise typer.Exit(0 if valid else 1)
