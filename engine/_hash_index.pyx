@@ -17,7 +17,7 @@ from libc.string cimport memcmp, memset
 from ..ipc._atomics cimport load_relaxed_u32, store_relaxed_u32, store_release_u32, store_release_u64
 from ._arena cimport Arena, arena_alloc, arena_free, arena_reserve, arena_retire
 from ._layout cimport BUCKET_CHAIN_MAX, BUCKET_SIZE, BUCKET_SLOTS, DEPTH_MAX
-from ._layout cimport Bucket, Node, block_at, bucket_at, node_at, node_key
+from ._layout cimport Bucket, Node, block_at, bucket_at, home_slot, node_at, node_key
 
 
 cdef struct Chain:              # buckets under construction by a split
@@ -64,18 +64,28 @@ cdef int hash_open(HashIndex *h, Arena *a, StoreHeader *header) noexcept nogil:
 cdef u32 hash_find(const HashIndex *h, const u8 *base, const u8 *key, u32 key_size, u64 hash) noexcept nogil:
     """Node of the key or 0. The writer's own look-up: it trusts what it reads."""
     cdef u32 ref = directory_at(h, base)[low_bits(hash, h.depth)]
-    cdef u32 tag = <u32>(hash >> 32), i
+    cdef u32 tag = <u32>(hash >> 32), i, n
     cdef const Bucket *bucket
     cdef const Node *node
     while ref:
         bucket = bucket_at(base, ref)
-        for i in range(BUCKET_SLOTS):
-            if bucket.tags[i] == tag and bucket.refs[i]:
-                node = node_at(base, bucket.refs[i])
+        i = home_slot(tag)
+        for n in range(BUCKET_SLOTS):
+            if bucket.slots[i].tag == tag and bucket.slots[i].ref:
+                node = node_at(base, bucket.slots[i].ref)
                 if node.hash == hash and node.key_size == key_size and memcmp(node_key(node), key, key_size) == 0:
-                    return bucket.refs[i]
+                    return bucket.slots[i].ref
+            i = i + 1 if i + 1 < BUCKET_SLOTS else 0
         ref = bucket.overflow
     return 0
+
+
+cdef inline u32 free_slot(const Bucket *bucket, u32 tag) noexcept nogil:
+    """The first free slot from the tag's home on; the bucket is not full."""
+    cdef u32 i = home_slot(tag)
+    while bucket.slots[i].ref:
+        i = i + 1 if i + 1 < BUCKET_SLOTS else 0
+    return i
 
 
 cdef bint put_in_chain(const u8 *base, u32 ref, u64 hash, u32 node, u32 *last, u32 *pages) noexcept nogil:
@@ -86,14 +96,13 @@ cdef bint put_in_chain(const u8 *base, u32 ref, u64 hash, u32 node, u32 *last, u
     while ref:
         bucket = bucket_at(base, ref)
         if bucket.count < BUCKET_SLOTS:
-            for i in range(BUCKET_SLOTS):
-                if bucket.refs[i] == 0:
-                    # The tag first: a reader that sees the ref (acquire) compares the right tag or, reading the tag
-                    # early, misses a key that is not visible to it anyhow.
-                    store_relaxed_u32(&bucket.tags[i], <u32>(hash >> 32))
-                    store_release_u32(&bucket.refs[i], node)
-                    bucket.count += 1
-                    return True
+            i = free_slot(bucket, <u32>(hash >> 32))
+            # The tag first: a reader that sees the ref (acquire) compares the right tag or, having read the tag
+            # early, misses a key that is not visible to it anyhow.
+            store_relaxed_u32(&bucket.slots[i].tag, <u32>(hash >> 32))
+            store_release_u32(&bucket.slots[i].ref, node)
+            bucket.count += 1
+            return True
         last[0] = ref
         pages[0] += 1
         ref = bucket.overflow
@@ -156,7 +165,7 @@ cdef bint double_directory(HashIndex *h, Arena *a) noexcept nogil:
 
 cdef bint chain_push(Chain *chain, Arena *a, u32 depth, u32 tag, u32 node) noexcept nogil:
     cdef Bucket *bucket
-    cdef u32 page
+    cdef u32 page, i
     if bucket_at(a.base, chain.last).count == BUCKET_SLOTS:
         page = new_bucket(a, depth)
         if page == 0:
@@ -165,8 +174,9 @@ cdef bint chain_push(Chain *chain, Arena *a, u32 depth, u32 tag, u32 node) noexc
         chain.last = page
         chain.pages += 1
     bucket = bucket_at(a.base, chain.last)
-    bucket.tags[bucket.count] = tag
-    bucket.refs[bucket.count] = node
+    i = free_slot(bucket, tag)
+    bucket.slots[i].tag = tag
+    bucket.slots[i].ref = node
     bucket.count += 1
     return True
 
@@ -194,9 +204,9 @@ cdef bint split_into(Arena *a, u32 ref, u32 depth, Chain *sides) noexcept nogil:
     while ref:
         bucket = bucket_at(a.base, ref)
         for i in range(BUCKET_SLOTS):
-            if bucket.refs[i]:
-                bit = (node_at(a.base, bucket.refs[i]).hash >> (depth - 1)) & 1
-                if not chain_push(&sides[bit], a, depth, bucket.tags[i], bucket.refs[i]):
+            if bucket.slots[i].ref:
+                bit = (node_at(a.base, bucket.slots[i].ref).hash >> (depth - 1)) & 1
+                if not chain_push(&sides[bit], a, depth, bucket.slots[i].tag, bucket.slots[i].ref):
                     return False
         ref = bucket.overflow
     return True
@@ -238,8 +248,8 @@ cdef bint hash_remove(HashIndex *h, Arena *a, u64 hash, u32 node) noexcept nogil
     while ref:
         bucket = bucket_at(a.base, ref)
         for i in range(BUCKET_SLOTS):
-            if bucket.refs[i] == node:
-                store_release_u32(&bucket.refs[i], 0)
+            if bucket.slots[i].ref == node:
+                store_release_u32(&bucket.slots[i].ref, 0)
                 bucket.count -= 1
                 return True
         ref = bucket.overflow

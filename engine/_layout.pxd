@@ -102,13 +102,16 @@ cdef struct Tombstone:          # writer only: what follows the fixed part of a 
     u32 newer
     u64 reserved
 
-cdef struct Bucket:
+cdef struct Slot:
+    u32 tag                     # high 32 bits of the hash
+    u32 ref                     # 0: free
+
+cdef struct Bucket:             # four cache lines; a key's slot is looked for in its home line first
     u32 depth                   # of this page: how many low hash bits all its keys share
     u32 count                   # writer only
     u32 overflow                # next page of a chain
     u32 reserved
-    u32 tags[30]                # high 32 bits of the hash
-    u32 refs[30]                # 0: free slot
+    Slot slots[30]
 
 
 cdef inline u64 store_magic() noexcept nogil:
@@ -133,6 +136,11 @@ cdef inline Tombstone *tombstone_at(const u8 *base, u32 ref) noexcept nogil:
 
 cdef inline Bucket *bucket_at(const u8 *base, u32 ref) noexcept nogil:
     return <Bucket *>block_at(base, ref)
+
+
+cdef inline u32 home_slot(u32 tag) noexcept nogil:
+    """First slot of the cache line that two bits of the tag choose; probing goes round from there."""
+    return ((tag & 3) << 3) - 2 if tag & 3 else 0
 
 
 cdef inline u32 *node_next(const Node *node) noexcept nogil:

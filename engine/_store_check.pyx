@@ -152,10 +152,10 @@ cdef int check_bucket_chain(Audit *audit, u64 index, u64 *found) noexcept nogil:
         low = (<u64>1 << depth) - 1
         count = 0
         for i in range(BUCKET_SLOTS):
-            if bucket.refs[i]:
+            if bucket.slots[i].ref:
                 count += 1
-                if bucket.tags[i] != <u32>(node_at(s.base, bucket.refs[i]).hash >> 32) \
-                        or (node_at(s.base, bucket.refs[i]).hash & low) != (index & low):
+                if bucket.slots[i].tag != <u32>(node_at(s.base, bucket.slots[i].ref).hash >> 32) \
+                        or (node_at(s.base, bucket.slots[i].ref).hash & low) != (index & low):
                     return fail(audit, "bucket slot with a wrong tag or in a wrong bucket", ref)
         if count != bucket.count:
             return fail(audit, "bucket count is wrong", ref)
