@@ -35,7 +35,7 @@ cdef class CommitCore:
     cdef void _close_channels(self) noexcept nogil
     cdef void _expire(self) noexcept nogil
     cdef void _housekeeping(self, bint idle) noexcept nogil
-    cdef void _count_channel(self, Channel *channel, u32 index) noexcept nogil
+    cdef void _roll_window(self, i64 now) noexcept nogil
     cdef void _note_batch(self, u32 size, i64 started) noexcept nogil
     cdef void _notify_control(self) noexcept nogil
     cdef void _settle(self, Channel *channel) noexcept nogil

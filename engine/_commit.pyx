@@ -144,6 +144,7 @@ cdef class CommitCore:
         self.snapshot_age_max = <i64>(snapshot_age_max * 1e9)
         self.core_count = len(os.sched_getaffinity(0))
         waiter_init(&self.waiter)
+        self.window = 1
         expiry_init(&self.core.expiry)
         self.core.undo_capacity = 1024
         self.core.undo = <Undo *>malloc(self.core.undo_capacity * sizeof(Undo))
@@ -292,6 +293,8 @@ cdef class CommitCore:
         self._close_channels()
         started = clock_monotonic_ns()
         self.core.now = clock_realtime_ns()
+        if started >= self.window_end:
+            self._roll_window(started)
         count = self._take_requests(&any_sync)
         if count == 0:
             return 0
@@ -314,7 +317,9 @@ cdef class CommitCore:
             channel = &self.core.channels[index]
             if load_acquire_u32(&channel.state) != CHANNEL_ACTIVE or not self._take_from(channel):
                 continue
-            self._count_channel(channel, index)
+            if channel.window != self.window:
+                channel.window = self.window
+                self.window_channels += 1
             if (<const RequestHeader *>channel.inbox.data).flags & REQUEST_SYNC:
                 any_sync[0] = True
             count += 1
@@ -513,20 +518,13 @@ cdef class CommitCore:
         if self._commit_batch(False):
             self.core.counters.expired += removed
 
-    cdef void _count_channel(self, Channel *channel, u32 index) noexcept nogil:
-        """Count the channels active in this window; publish whether a core is free for spinning workers."""
-        cdef i64 now
-        if channel.window == self.window:
-            return
-        now = clock_monotonic_ns()
-        if now >= self.window_end:
-            # One core is the commit thread's; workers may spin while they all have one each.
-            store_relaxed_u32(&self.core.store.header.spin_hint, self.window_channels < self.core_count)
-            self.window += 1
-            self.window_end = now + WINDOW_NS
-            self.window_channels = 0
-        channel.window = self.window
-        self.window_channels += 1
+    cdef void _roll_window(self, i64 now) noexcept nogil:
+        """Publish whether a core is free for spinning workers, by the channels that were active lately."""
+        # One core is the commit thread's; workers may spin while they all have one each.
+        store_relaxed_u32(&self.core.store.header.spin_hint, self.window_channels < self.core_count)
+        self.window += 1
+        self.window_end = now + WINDOW_NS
+        self.window_channels = 0
 
     cdef void _note_batch(self, u32 size, i64 started) noexcept nogil:
         self.core.counters.batches += 1
