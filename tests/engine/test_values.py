@@ -77,13 +77,13 @@ def same(a: Any, b: Any) -> bool:
 
 
 @given(storable)
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_round_trip(value: Any) -> None:
     assert same(value, decode_value(encode_value(value)))
 
 
 @given(storable)
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_the_bytes_are_those_of_msgpack(value: Any) -> None:
     assert encode_value(value) == msgpack.packb(value, datetime=True)
 
@@ -232,7 +232,7 @@ mixed = st.recursive(
 
 
 @given(mixed)
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_whatever_is_refused_is_explained_and_nothing_else(value: Any) -> None:
     """The fast encoder and the slow explanation agree on what can be stored."""
     changed = "changed while it was encoded"
@@ -362,7 +362,7 @@ def msgpack_model(data: bytes) -> Iterator[Any]:
 @example(b"\xdb\xff\xff\xff\xff")
 @example(b"\xc6\xff\xff\xff\xff")
 @example(b"\xd7\xff\xff\xff\xff\xff\xff\xff\xff\xff")
-@settings(max_examples=500)
+@settings(max_examples=300)
 def test_any_bytes_are_a_value_or_an_error(data: bytes) -> None:
     try:
         value = decode_value(data)
@@ -374,7 +374,7 @@ def test_any_bytes_are_a_value_or_an_error(data: bytes) -> None:
 
 
 @given(storable, st.data())
-@settings(max_examples=200)
+@settings(max_examples=120)
 def test_a_changed_byte_is_a_value_or_an_error(value: Any, data: st.DataObject) -> None:
     damaged = bytearray(encode_value(value))
     place = data.draw(st.integers(0, len(damaged) - 1))
