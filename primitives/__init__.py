@@ -2,6 +2,7 @@
 
 from .event_log import ChainVerification, Event, EventLog
 from .extension import Primitive, blind, operation, reader, register, single, stream
+from .handles import Database, Transaction
 from .kv import KVMapping, KVStore, KVTransaction
 from .run_index import RunIndex
 from .run_types import ALLOWED_TRANSITIONS, RunMetadata, RunStatus
@@ -24,6 +25,7 @@ __all__ = [
     "ALLOWED_TRANSITIONS",
     "ChainVerification",
     "Custom",
+    "Database",
     "Decision",
     "Error",
     "Event",
@@ -45,6 +47,7 @@ __all__ = [
     "TraceStore",
     "TraceTree",
     "TraceType",
+    "Transaction",
     "blind",
     "operation",
     "reader",

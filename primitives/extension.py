@@ -117,6 +117,11 @@ class Primitive(Generic[H_co]):
         return self._space
 
     @property
+    def inside(self) -> bool:
+        """Whether it acts in a transaction that somebody else ends."""
+        return not isinstance(self._handle, DatabaseBase)
+
+    @property
     def now_us(self) -> int:
         """The transaction's one clock reading, in microseconds since 1970."""
         return cast(TransactionBase, self._handle).read_time // 1000

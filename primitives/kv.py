@@ -10,7 +10,7 @@ build in one call. Keys are `str` or `bytes` ("a" and b"a" are one key; what is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeAlias, TypeVar, overload
 
@@ -87,7 +87,7 @@ class KVStore(Primitive[H_co]):
         return self.space.exists(key)
 
     @single
-    def list(
+    def keys(
         self,
         prefix: UserKey = "",
         *,
@@ -96,7 +96,33 @@ class KVStore(Primitive[H_co]):
         limit: int | None = None,
         reverse: bool = False,
     ) -> Iterator[UserKey]:
-        """The keys with a prefix, in byte order, fetched page by page while iterated.
+        """The keys with a prefix, in byte order, fetched page by page while iterated. Arguments as for `list`."""
+        return self.space.keys(prefix, start=start, end=end, limit=limit, reverse=reverse)
+
+    @single
+    def scan(
+        self,
+        prefix: UserKey = "",
+        *,
+        start: UserKey | None = None,
+        end: UserKey | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> Iterator[tuple[UserKey, VersionedValue]]:
+        """Like `keys`, each with its value, version, time of writing and expiry."""
+        return self.space.scan(prefix, start=start, end=end, limit=limit, reverse=reverse)
+
+    @single
+    def list(
+        self,
+        prefix: UserKey = "",
+        *,
+        start: UserKey | None = None,
+        end: UserKey | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> Sequence[UserKey]:
+        """The keys with a prefix, in byte order, as a list; `keys` gives them one by one.
 
         Args:
           prefix: what the keys begin with; everything when empty.
@@ -105,7 +131,7 @@ class KVStore(Primitive[H_co]):
           limit: at most so many.
           reverse: from the last to the first.
         """
-        return self.space.keys(prefix, start=start, end=end, limit=limit, reverse=reverse)
+        return [*self.space.keys(prefix, start=start, end=end, limit=limit, reverse=reverse)]
 
     @single
     def list_with_values(
@@ -116,9 +142,10 @@ class KVStore(Primitive[H_co]):
         end: UserKey | None = None,
         limit: int | None = None,
         reverse: bool = False,
-    ) -> Iterator[tuple[UserKey, VersionedValue]]:
-        """Like `list`, each key with its value, version, time of writing and expiry."""
-        return self.space.scan(prefix, start=start, end=end, limit=limit, reverse=reverse)
+    ) -> Sequence[tuple[UserKey, Any]]:
+        """Like `list`, each key with its value; `scan` gives them one by one, with their versions."""
+        rows = self.space.scan(prefix, start=start, end=end, limit=limit, reverse=reverse)
+        return [(key, found.value) for key, found in rows]
 
     @single
     def count(self, prefix: UserKey = "") -> int:
@@ -249,7 +276,7 @@ class KVMapping(MutableMapping[UserKey, Any]):
         return isinstance(key, str | bytes) and bool(key) and bool(self._store.exists(*self._run, key))
 
     def __iter__(self) -> Iterator[UserKey]:
-        keys: Iterator[UserKey] = self._store.list(*self._run)
+        keys: Iterator[UserKey] = self._store.keys(*self._run)
         return keys
 
     def __len__(self) -> int:
@@ -284,9 +311,9 @@ class KVMapping(MutableMapping[UserKey, Any]):
         """Remove and return the last key and its value."""
 
         def take(kv: KVStore[TransactionBase]) -> tuple[UserKey, Any] | None:
-            for key, found in kv.list_with_values(limit=1, reverse=True):
+            for key, value in kv.list_with_values(limit=1, reverse=True):
                 kv.delete(key)
-                return key, found.value
+                return key, value
             return None
 
         item = self._atomically(take)
@@ -322,7 +349,7 @@ class _Items(ItemsView[UserKey, Any]):
         self._source = mapping
 
     def __iter__(self) -> Iterator[tuple[UserKey, Any]]:
-        rows = self._source._store.list_with_values(*self._source._run)
+        rows = self._source._store.scan(*self._source._run)
         return ((key, found.value) for key, found in rows)
 
 

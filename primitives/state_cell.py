@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar, overload
@@ -67,11 +67,12 @@ class StateCell(Primitive[H_co]):
         Raises:
           AlreadyExistsError: the cell is there.
         """
-        if self.space.exists(name):
+        # Untracked: the cas is the check. Outside there is nothing to look at before the cas itself.
+        if self.inside and self.space.exists(name, track=False):
             raise _already_exists(name)
         try:
             return self.space.cas(name, 0, value)
-        except CASConflict:  # it came between the look and the write
+        except CASConflict:
             raise _already_exists(name) from None
 
     @blind
@@ -101,9 +102,9 @@ class StateCell(Primitive[H_co]):
         return self.space.exists(name)
 
     @single
-    def list(self, prefix: str = "", *, limit: int | None = None) -> Iterator[str]:
-        """The names of the cells, in byte order, fetched while iterated."""
-        return self.space.keys(prefix, limit=limit)
+    def list(self, prefix: str = "", *, limit: int | None = None) -> Sequence[str]:
+        """The names of the cells, in byte order."""
+        return [*self.space.keys(prefix, limit=limit)]
 
     @overload
     def transition(

@@ -1,0 +1,10 @@
+"""`Database` and `Transaction` with the primitives on them, for type checkers and editors.
+
+The engine knows no primitive; each is attached to its classes when it is registered. So at run time these are the
+engine's own classes; `handles.pyi` says what hangs on them.
+"""
+
+from ..engine.database import Database
+from ..engine.transaction import Transaction
+
+__all__ = ["Database", "Transaction"]
