@@ -325,10 +325,7 @@ cdef class TransactionBase(Space):
 
     def space(self, tag, *, bint raw=False):
         """One tag of this run, for primitives. `raw`: scans give keys as bytes."""
-        cdef bytes prefix = self.prefix
-        if tag == TAG_KV and not raw:
-            return make_space(self.core, prefix, False)
-        return make_space(self.core, prefix[:len(prefix) - 1] + tag_byte(tag), raw)
+        return make_space(self.core, with_tag(self.prefix, tag), raw)
 
     def for_run(self, run_id):
         """The same transaction seen in another run: one commit for both."""
@@ -395,10 +392,13 @@ cdef class TransactionBase(Space):
                 f"start_version={self.core.version}>")
 
 
-cdef bytes tag_byte(object tag):
+cdef bytes with_tag(bytes kv_prefix, object tag):
+    """The prefix of another tag in the same run."""
     if isinstance(tag, bool) or not isinstance(tag, int) or not 1 <= tag <= 0xFE:
         raise InvalidArgumentError(f"a tag is a number from 0x01 to 0xFE, got {tag!r}", hint="see TypeTag")
-    return bytes((tag,))
+    if tag == TAG_KV:
+        return kv_prefix
+    return kv_prefix[:len(kv_prefix) - 1] + bytes((tag,))
 
 
 cdef TransactionBase make_transaction(DatabaseBase db, TransactionCore core, bytes prefix):
@@ -561,10 +561,7 @@ cdef class DatabaseBase:
         return prefix
 
     cdef bytes tag_prefix(self, object run, object tag):
-        cdef bytes prefix = self.kv_prefix(run)
-        if tag == TAG_KV:
-            return prefix
-        return prefix[:len(prefix) - 1] + tag_byte(tag)
+        return with_tag(self.kv_prefix(run), tag)
 
     def prefix_of(self, run_id, tag=TAG_KV):
         """What every stored key of one tag in a run begins with."""

@@ -33,8 +33,11 @@ from occamdb.engine._wire cimport (
 from occamdb.ipc._atomics cimport clock_realtime_ns, load_acquire_u64, u8, u16, u32, u64
 
 from .errors import CommitOutcomeUnknown, ConflictError, CorruptionError, ProtocolError, TransactionTooLarge
+from .limits import PREFIX_SIZE_MAX as _PREFIX_SIZE_MAX
 from .messages import decode_reply, decode_request
 from .validation import CommitSets, Newest, validate_transaction
+
+cdef u64 PREFIX_SIZE_MAX = _PREFIX_SIZE_MAX
 
 cdef enum:
     KEY_BUFFER_SIZE = 65536         # KEY_SIZE_MAX + 1: where a page of a scan says how far it came
@@ -188,7 +191,7 @@ cdef list walked_ranges(TransactionCore txn):
         return merged
     bounds = []
     for scan in txn.scans:
-        walked = (<ScanRange>scan).bounds()
+        walked = (<ScanRange>scan).bounds(PREFIX_SIZE_MAX + txn.key_size_max)
         if walked is not None:
             bounds.append((walked[0], walked[1], (<ScanRange>scan).rows))
     if txn.attachment is not None and bounds:

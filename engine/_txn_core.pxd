@@ -37,7 +37,7 @@ cdef class ScanRange:               # how far a scan has walked; owned by the tr
     cdef u32 last_size
     cdef bytes owner
     cdef u64 rows
-    cdef tuple bounds(self)
+    cdef tuple bounds(self, u64 stored_size_max)
 
 
 cdef class TransactionCore(PinnedView):

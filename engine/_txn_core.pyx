@@ -33,7 +33,7 @@ from .errors import (
     ForkedHandleError, IntegerOverflowError, InvalidArgumentError, NotAnIntegerError, ReadOnlyError,
     TransactionStateError, TransactionTimeout, TransactionTooLarge,
 )
-from .keys import decode_key
+from .keys import decode_key, successor
 from .validation import cas_conflict
 
 cdef enum:
@@ -116,7 +116,7 @@ cdef Effect new_effect(u8 code, bytes value, i64 expires_at, i64 delta, bint wan
 cdef class ScanRange:
     """What a scan has walked so far, from `start` up (or from `end` down) to `last`."""
 
-    cdef tuple bounds(self):
+    cdef tuple bounds(self, u64 stored_size_max):
         """[start, end) really walked; None when nothing was."""
         cdef bytes last
         if self.exhausted:
@@ -126,7 +126,8 @@ cdef class ScanRange:
         last = PyBytes_FromStringAndSize(<const char *>self.last, self.last_size)
         if self.reverse:
             return last, self.end
-        return self.start, last + b"\x00"       # the first key after `last`
+        # The first key after `last`: itself and a NUL, or, when no key can be longer, its successor.
+        return self.start, last + b"\x00" if len(last) < stored_size_max else successor(last)
 
 
 cdef u64 op_cost(bytes key, bytes value):
