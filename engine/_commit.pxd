@@ -27,6 +27,7 @@ cdef class CommitCore:
     cdef void _serve(self, Channel *channel, const u8 *request, u64 size) noexcept nogil
     cdef void _refuse(self, Channel *channel, u32 status, u32 detail) noexcept nogil
     cdef bint _commit_batch(self, bint any_sync) noexcept nogil
+    cdef void _note_outcomes(self) noexcept nogil
     cdef void _fail_batch(self, u32 error) noexcept nogil
     cdef u32 _take_requests(self, bint *any_sync) noexcept nogil
     cdef bint _take_from(self, Channel *channel) noexcept nogil

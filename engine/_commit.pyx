@@ -42,7 +42,8 @@ from occamdb.engine._failpoints cimport (
     FP_COMMIT_AFTER_APPLY, FP_COMMIT_AFTER_PUBLISH, FP_COMMIT_AFTER_REPLY, FP_COMMIT_AFTER_VALIDATE,
     FP_COMMIT_BEFORE_PUBLISH, FP_COMMIT_BEFORE_REPLY, FP_COMMIT_BEFORE_VALIDATE, failpoint_armed, failpoint_hit,
 )
-from occamdb.engine._pins cimport collect, oldest_pin, revoke_all, revoke_older
+from occamdb.engine._pins cimport collect, oldest_pin, pin_own, revoke_all, revoke_older, unpin_own
+from occamdb.engine._replay cimport Loader
 from occamdb.engine._store cimport store_check, store_create, store_destroy, store_held_by, store_pending_bytes, store_publish
 from occamdb.engine._validate cimport check_format, reserve_reply, validate_request
 from occamdb.engine._wire cimport (
@@ -50,7 +51,8 @@ from occamdb.engine._wire cimport (
     STATUS_CONFLICT, STATUS_LOG_FAILED, STATUS_LOG_WRITE_ERROR, STATUS_STORE_FULL, ReplyHeader, RequestHeader,
 )
 from occamdb.ipc._atomics cimport (
-    clock_monotonic_ns, clock_realtime_ns, load_acquire_u32, load_relaxed_u32, store_relaxed_u32, store_release_u32,
+    clock_monotonic_ns, clock_realtime_ns, fence_acquire, fence_release, load_acquire_u32, load_acquire_u64,
+    load_relaxed_u32, load_relaxed_u64, store_relaxed_u32, store_relaxed_u64, store_release_u32,
 )
 from occamdb.ipc._doorbell cimport doorbell_ring, doorbell_wait, waiter_init
 from occamdb.ipc._layout cimport (
@@ -95,6 +97,18 @@ cdef bint _work_ready(void *context) noexcept nogil:
         if state == CHANNEL_ACTIVE and ring_readable(&channel.request) != 0:
             return True
     return False
+
+
+cdef void _read_outcome(Channel *channel, u64 *sequence, u64 *version) noexcept nogil:
+    """The channel's last commit, as one pair; any thread."""
+    cdef u32 before
+    while True:
+        before = load_acquire_u32(&channel.outcome_lock)
+        sequence[0] = load_relaxed_u64(&channel.last_sequence)
+        version[0] = load_relaxed_u64(&channel.last_version)
+        fence_acquire()
+        if not before & 1 and load_relaxed_u32(&channel.outcome_lock) == before:
+            return
 
 
 cdef inline u32 _bucket_of(u64 value) noexcept nogil:
@@ -152,6 +166,10 @@ cdef class CommitCore:
         self.core.channels = <Channel *>calloc(channel_count_max, sizeof(Channel))
         if self.core.undo == NULL or self.core.recent == NULL or self.core.channels == NULL:
             raise MemoryError("no private memory for the commit core")
+        self.core.own.state = CHANNEL_ACTIVE
+        self.core.own.slots = <u8 *>self.core.own_slot
+        self.core.own.slots_high = &self.core.own_slots_high
+        self.core.own_slots_high = 1
         if bell_buffer is not None:
             bell_view = bell_buffer
             self.bell_buffer = memoryview(bell_buffer)
@@ -237,8 +255,9 @@ cdef class CommitCore:
 
     def channel_outcome(self, u32 index):
         """(session, sequence, commit version) of the channel's last commit; sequence 0 for none."""
-        cdef Channel *channel = &self.core.channels[index]
-        return channel.session, channel.last_sequence, channel.last_version
+        cdef u64 sequence, version
+        _read_outcome(&self.core.channels[index], &sequence, &version)
+        return self.core.channels[index].session, sequence, version
 
     def release_channel(self, u32 index):
         """Free the slot of a CLOSED channel and let go of its buffer."""
@@ -407,12 +426,27 @@ cdef class CommitCore:
                 return not self.fatal_errno
         if failpoint_armed():
             failpoint_hit(FP_COMMIT_BEFORE_PUBLISH)
-        # Release: whoever sees the version sees every record of the batch.
+        self._note_outcomes()
+        # Release: whoever sees the version sees every record of the batch, and the outcomes noted before it.
         store_publish(&self.core.store, self.core.next_version)
         self.core.undo_count = 0
         if failpoint_armed():
             failpoint_hit(FP_COMMIT_AFTER_PUBLISH)
         return True
+
+    cdef void _note_outcomes(self) noexcept nogil:
+        """Remember each session's commit, before it is published: a checkpoint of that version must know of it."""
+        cdef u32 index
+        cdef Channel *channel
+        for index in range(self.core.channels_high):
+            channel = &self.core.channels[index]
+            if channel.answer == ANSWER_COMMITTED:
+                # A reader that sees an even, unchanged lock around its two reads has a true pair.
+                store_release_u32(&channel.outcome_lock, channel.outcome_lock + 1)
+                fence_release()
+                store_relaxed_u64(&channel.last_sequence, channel.sequence)
+                store_relaxed_u64(&channel.last_version, (<ReplyHeader *>channel.out).commit_version)
+                store_release_u32(&channel.outcome_lock, channel.outcome_lock + 1)
 
     cdef void _fail_batch(self, u32 error) noexcept nogil:
         """The log refused the batch: leave no trace of it, and turn its acknowledgements into refusals."""
@@ -452,8 +486,6 @@ cdef class CommitCore:
             reply.sequence = channel.sequence
             reply.body_size = <u32>(channel.out_size - REPLY_HEADER_SIZE)
             if channel.answer == ANSWER_COMMITTED:
-                channel.last_sequence = channel.sequence
-                channel.last_version = reply.commit_version
                 self.core.counters.commits += 1
             channel.answer = ANSWER_NONE
             inbox_take_done(&channel.inbox)
@@ -570,8 +602,6 @@ cdef class CommitCore:
         reply.sequence = channel.sequence
         reply.body_size = <u32>(channel.out_size - REPLY_HEADER_SIZE)
         if channel.answer == ANSWER_COMMITTED:
-            channel.last_sequence = channel.sequence
-            channel.last_version = reply.commit_version
             self.core.counters.commits += 1
         channel.answer = ANSWER_NONE
 
@@ -583,18 +613,45 @@ cdef class CommitCore:
 
     @property
     def log_poisoned(self):
-        return self.logged and self.log.poisoned
+        """Whether an earlier failure keeps the log from taking commits until a restart."""
+        return bool(self.logged and self.log.poisoned)
 
-    def outcomes(self, u64 version):
-        """{session: (sequence, commit version)} of open channels' last commits up to `version`."""
+    @property
+    def log_bytes(self):
+        """Bytes handed to the log since it was opened; 0 without one."""
+        return self.log.total_bytes if self.logged else 0
+
+    def outcomes(self):
+        """{session: (sequence, commit version)} of open channels' last commits.
+
+        Whatever was published when this is called is in it: a checkpoint that pinned its version before may leave out
+        those above that version, and the log after the checkpoint has them.
+        """
         cdef u32 index
-        cdef Channel *channel
+        cdef u64 sequence, version
         found = {}
-        for index in range(self.core.channels_high):
-            channel = &self.core.channels[index]
-            if channel.state != CHANNEL_FREE and channel.last_sequence and channel.last_version <= version:
-                found[channel.session] = (channel.last_sequence, channel.last_version)
+        for index in range(load_acquire_u32(&self.core.channels_high)):
+            if load_acquire_u32(&self.core.channels[index].state) != CHANNEL_FREE:
+                _read_outcome(&self.core.channels[index], &sequence, &version)
+                if sequence:
+                    found[self.core.channels[index].session] = (sequence, version)
         return found
+
+    def pin(self):
+        """Hold the newest version for a checkpoint; returns it. One pin at a time; any one control thread."""
+        return pin_own(&self.core)
+
+    def pin_revoked(self):
+        """Whether a full store took the pin back: what was read may be a mixture."""
+        return self.core.own_slot[0] != 0 and load_acquire_u64(&self.core.own_slot[1]) == self.core.own_slot[0]
+
+    def unpin(self):
+        """Let go of the pinned version."""
+        unpin_own(&self.core)
+
+    def loader(self):
+        """What recovery fills this core's store through, before `start_at`."""
+        return Loader.for_store(&self.core.store, self)
 
     def channel_figures(self, u32 index):
         """What one channel did and what its oldest snapshot holds back; racy, for display."""

@@ -43,6 +43,7 @@ cdef struct Channel:
     u32 answer                      # ANSWER_*
     u64 session
     u64 sequence                    # of the last request taken
+    u32 outcome_lock                # odd while the pair below changes; the commit thread writes, the control plane reads
     u64 last_sequence               # of the last commit
     u64 last_version
     Ring request
@@ -104,6 +105,9 @@ cdef struct Core:
     Channel *channels
     u32 channel_capacity
     u32 channels_high
+    Channel own                     # no rings: the one pin of the coordinator itself, for checkpoints
+    u64 own_slot[2]
+    u32 own_slots_high
     u64 *pins                       # scratch of the pin scan
     u64 pins_capacity
     u64 collected_version           # committed_version at the last collect

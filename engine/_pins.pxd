@@ -9,3 +9,5 @@ cdef bint make_room(Core *core) noexcept nogil
 cdef u32 revoke_older(Core *core, i64 now, i64 age_max) noexcept nogil
 cdef void revoke_all(Channel *channel) noexcept nogil
 cdef bint oldest_pin(Core *core, Channel *channel, u64 *version, i64 *since) noexcept nogil
+cdef u64 pin_own(Core *core) noexcept nogil
+cdef void unpin_own(Core *core) noexcept nogil

@@ -21,7 +21,7 @@ from libc.stdlib cimport calloc, qsort, realloc
 
 from occamdb.engine._core cimport CHANNEL_ACTIVE, CHANNEL_CLOSING, CHANNEL_FREE, Channel, PinSeen
 from occamdb.engine._store cimport store_collect, store_force_collect, store_held_by, store_pending_bytes
-from occamdb.ipc._atomics cimport load_acquire_u32, load_seq_cst_u32, load_seq_cst_u64, store_seq_cst_u64, u8, u64
+from occamdb.ipc._atomics cimport load_acquire_u32, load_acquire_u64, load_seq_cst_u32, load_seq_cst_u64, store_release_u64, store_seq_cst_u64, u8, u64
 from occamdb.ipc._layout cimport SLOT_COUNT, SLOT_SIZE
 
 
@@ -55,6 +55,11 @@ cdef inline u64 _pinned_value(const Channel *channel, u32 slot) noexcept nogil:
     return 0 if value == load_seq_cst_u64(words + 8) else value
 
 
+cdef inline Channel *_pinning(Core *core, u32 index) noexcept nogil:
+    """Channel `index`, or after the last one the coordinator's own pin."""
+    return &core.channels[index] if index < core.channels_high else &core.own
+
+
 cdef bint _reserve_pins(Core *core, u64 count) noexcept nogil:
     cdef u64 *grown
     if count <= core.pins_capacity:
@@ -75,8 +80,8 @@ cdef i64 gather_pins(Core *core) noexcept nogil:
     cdef u64 committed = core.store.header.committed_version, value
     cdef u32 count = 0, kept, index, slot, high
     cdef Channel *channel
-    for index in range(core.channels_high):
-        channel = &core.channels[index]
+    for index in range(core.channels_high + 1):
+        channel = _pinning(core, index)
         high = _slots_in_use(channel)
         if not _reserve_pins(core, <u64>count + high):
             return -1
@@ -111,8 +116,8 @@ cdef u32 _revoke_version(Core *core, u64 version) noexcept nogil:
     """Revoke every pin at `version`."""
     cdef u32 index, slot, revoked = 0
     cdef Channel *channel
-    for index in range(core.channels_high):
-        channel = &core.channels[index]
+    for index in range(core.channels_high + 1):
+        channel = _pinning(core, index)
         for slot in range(_slots_in_use(channel)):
             if _pinned_value(channel, slot) == version + 1:
                 # seq_cst: the mark is in place before any block this pin protected is unlinked, let alone reused.
@@ -209,3 +214,20 @@ cdef bint oldest_pin(Core *core, Channel *channel, u64 *version, i64 *since) noe
             since[0] = channel.seen[slot].since if channel.seen != NULL and channel.seen[slot].value == value else 0
     version[0] = lowest - 1
     return lowest != 0
+
+
+cdef u64 pin_own(Core *core) noexcept nogil:
+    """Pin the newest version for the coordinator itself; any one thread beside the commit thread. Returns the version."""
+    cdef u64 version
+    store_release_u64(&core.own_slot[1], 0)
+    while True:
+        version = load_acquire_u64(&core.store.header.committed_version)
+        # Invariant 1, the worker's side of it.
+        store_seq_cst_u64(&core.own_slot[0], version + 1)
+        if load_seq_cst_u64(&core.store.header.gc_horizon) <= version:
+            return version
+
+
+cdef void unpin_own(Core *core) noexcept nogil:
+    # Release: the reads under the pin come before what it protected may be freed.
+    store_release_u64(&core.own_slot[0], 0)

@@ -71,6 +71,7 @@ class ControlServer:
             "status": self._status,
             "stats": self._stats,
             "checkpoint": self._checkpoint,
+            "checkpoint_state": self._checkpoint_state,
             "logged_commit": self._logged_commit,
             "failpoint": self._failpoint,
             "stop": self._stop,
@@ -120,7 +121,7 @@ class ControlServer:
 
     def outcomes(self) -> dict[int, tuple[int, int]]:
         """{session: (sequence, commit version)}: the last commit of every session that may still ask."""
-        return dict(self._outcomes) | self._core.outcomes(self._core.committed_version)
+        return dict(self._outcomes) | self._core.outcomes()
 
     def close(self) -> None:
         """Disconnect everybody. REQUIRES: the commit thread has ended."""
@@ -291,6 +292,9 @@ class ControlServer:
 
     def _checkpoint(self, _worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
         return self._coordinator.durable.checkpoint(self.outcomes)
+
+    def _checkpoint_state(self, _worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
+        return self._coordinator.durable.checkpoint_state()
 
     def _logged_commit(self, _worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
         return self._coordinator.durable.logged_commit(int(message["version"]))

@@ -110,7 +110,7 @@ class Coordinator:
         self.database_id = self.directory.database_id
         self._create_segments()
         self._create_core()
-        self.durable = DurableState(self.directory, self.core, self.settings, self.durability)
+        self.durable = DurableState(self.directory, self.core, self.settings, self.durability, self.store.map)
         self._cleanup.callback(self.durable.close)
         self.durable.recover()
         self._supersede_older()
@@ -244,7 +244,7 @@ class Coordinator:
                     else:
                         self.server.handle(key, events)
                 self.server.settle()
-                self.durable.tick()
+                self.durable.tick(self.server.outcomes)
                 if self.auto and self.server.idle_since() + self.settings.idle_timeout < time.monotonic():
                     return
 
@@ -253,7 +253,7 @@ class Coordinator:
         if failpoints.armed():
             failpoints.hit("coordinator.stopping")
         try:
-            self.durable.finish(self.server.outcomes())
+            self.durable.finish(self.server.outcomes)
         except Exception as error:
             # Everything acknowledged is in the log; only the checkpoint is missing, and recovery does without.
             sys.stderr.write(f"no checkpoint at the stop: {error}\n")

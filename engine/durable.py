@@ -1,71 +1,289 @@
-"""What a coordinator does about files: recovery at the start, the log's timer, checkpoints, the clean stop."""
+"""What a coordinator does about files: recovery at the start, the log's timer, checkpoints, the clean stop.
+
+Threads: the control plane's main thread calls everything here; a checkpoint runs in a thread of its own, so
+that workers can attach meanwhile. The log is written by the commit thread alone; `sync_in_background` is made for others.
+
+A checkpoint pins its version first and asks for the sessions' outcomes afterwards: an outcome is noted before its
+commit is published, so every commit up to the pinned version has its outcome in the table.
+"""
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
-from ._commit import CommitCore
-from .directory import DatabaseDirectory
-from .errors import InvalidArgumentError, SettingsMismatchError
-from .settings import Settings
+import msgpack
 
-__all__ = ["DurableState"]
+from ._commit import CommitCore
+from .checkpoint import CheckpointInfo, write_checkpoint
+from .directory import DatabaseDirectory
+from .errors import (
+    InvalidArgumentError,
+    LogWriteError,
+    NotFoundError,
+    OccamError,
+    SettingsMismatchError,
+    SnapshotExpired,
+)
+from .recovery import RecoveryResult, recover
+from .settings import Settings
+from .wal_format import CommitTxn, Delete, Write
+from .wal_reader import read_log
+from .wal_writer import start_log
+
+__all__ = ["DurableState", "OutcomesFunction"]
+
+OutcomesFunction = Callable[[], dict[int, tuple[int, int]]]
 
 _NEVER = 3600.0
+_RETRY_SECONDS = 5.0
+_RESERVE_SECONDS = 60.0
 
 
 class DurableState:
-    """The durable side of one coordinator; used by its main thread only."""
+    """The durable side of one coordinator.
 
-    def __init__(self, directory: DatabaseDirectory, core: CommitCore, settings: Settings, mode: str) -> None:
-        self.mode = mode
+    Args:
+      directory: opened, LOCK held.
+      core: empty, not yet running.
+      mode: the durability asked for. A database that keeps a log goes on keeping one, whatever is asked.
+      store: the store segment's mapping, for checkpoints.
+    """
+
+    def __init__(
+        self, directory: DatabaseDirectory, core: CommitCore, settings: Settings, mode: str, store: Any
+    ) -> None:
+        kept = directory.meta.durability
+        self.mode = "standard" if mode == "none" and kept in ("standard", "always") else mode
         self.outcomes: dict[int, tuple[int, int]] = {}
         self._directory = directory
-        self._core = core
+        self._core: CommitCore | None = core
         self._settings = settings
-        if mode != "none":
-            raise InvalidArgumentError(
-                f"durability {mode!r} is not built in yet", hint='open with durability="none"'
-            )
+        self._store = store
+        self._result: RecoveryResult | None = None
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._last: CheckpointInfo | None = None
+        self._last_error = ""
+        self._checkpointed_version = 0
+        self._checkpointed_bytes = 0
+        self._next_sync = 0.0
+        self._next_reserve = 0.0
+        self._next_checkpoint = 0.0
+        self._not_before = 0.0  # after a failure: no further try until then
 
     def recover(self) -> None:
-        """Fill the core with what the directory holds."""
-        self._core.start_at(self._directory.incarnation << 32)
+        """Fill the core with what the directory holds, and open the log for what comes.
+
+        Raises:
+          CorruptionError, IncompatibleFormatError, StoreFullError, LogWriteError: as `recovery.recover` and
+            `wal_writer.start_log` say; nothing is served then.
+        """
+        core = self._running()
+        result = recover(self._directory, core.loader())
+        for warning in result.warnings:
+            sys.stderr.write(f"recovery: {warning}\n")
+        log = start_log(self._directory, result, self.mode, self._settings.wal_segment_size)
+        core.start_at(result.version)
+        if log is not None:
+            core.attach_log(log, self.mode == "always")
+        self._result = result
+        self.outcomes = result.outcomes
+        self._checkpointed_version = result.checkpoint_version if not result.checkpoint_advised else 0
+        self._next_checkpoint = time.monotonic() + (self._settings.checkpoint_interval or _NEVER)
+
+    def _running(self) -> CommitCore:
+        assert self._core is not None
+        return self._core
 
     def require(self, durability: str) -> None:
-        """Refuse an opener that wants more than this coordinator gives."""
+        """Refuse an opener that wants more than this coordinator gives.
+
+        Raises:
+          SettingsMismatchError: it keeps no log and the opener wants one.
+        """
+        if durability not in ("none", "standard", "always"):
+            raise InvalidArgumentError(
+                f"durability {durability!r} is unknown", hint='choose "none", "standard" or "always"'
+            )
         if self.mode == "none" and durability != "none":
             raise SettingsMismatchError(
                 f"the running coordinator keeps no log (durability 'none'), asked for {durability!r}",
                 hint="`occamdb stop` it, then open with the durability wanted",
             )
 
+    # ---- timers -------------------------------------------------------------------------------------------
+
     def next_due(self) -> float:
         """Seconds until `tick` has something to do."""
-        return _NEVER
+        if self._running().log is None:
+            return _NEVER
+        return max(0.0, self._next_sync - time.monotonic())
 
-    def tick(self) -> None:
-        """Timers."""
+    def tick(self, outcomes: OutcomesFunction) -> None:
+        """Sync the log, begin a checkpoint, set versions aside: whatever is due."""
+        core, now = self._running(), time.monotonic()
+        if core.log is not None and now >= self._next_sync:
+            self._next_sync = now + self._settings.sync_interval
+            try:
+                core.log.sync_in_background()
+            except OSError as error:
+                # The log is poisoned by it: commits are refused until a restart, reads go on.
+                self._complain(f"fdatasync of the log failed, commits are refused from here on: {error}")
+                self._next_sync = now + _NEVER
+        if core.log is None and now >= self._next_reserve:
+            self._next_reserve = now + _RESERVE_SECONDS
+            self._directory.reserve_versions(core.committed_version)
+        if self._checkpoint_due(now):
+            self._begin(outcomes)
 
-    def checkpoint(self, outcomes: Callable[[], dict[int, tuple[int, int]]]) -> dict[str, Any]:
-        """Make a checkpoint now."""
-        raise InvalidArgumentError("checkpoints are not built in yet")
+    def _checkpoint_due(self, now: float) -> bool:
+        core = self._running()
+        if core.log is None or self._thread is not None or core.log_poisoned:
+            return False
+        if core.log_bytes - self._checkpointed_bytes >= self._settings.checkpoint_bytes:
+            return now >= self._not_before
+        return now >= self._next_checkpoint and core.committed_version > self._checkpointed_version
+
+    # ---- checkpoints --------------------------------------------------------------------------------------
+
+    def _begin(self, outcomes: OutcomesFunction) -> None:
+        self._thread = threading.Thread(
+            target=self._in_background, args=(outcomes,), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def _in_background(self, outcomes: OutcomesFunction) -> None:
+        try:
+            self._write(outcomes, duty=0.3)
+        except (OSError, OccamError) as error:
+            if not self._stopping.is_set():
+                self._complain(f"no checkpoint: {error}")
+                self._not_before = time.monotonic() + _RETRY_SECONDS
+        finally:
+            self._next_checkpoint = time.monotonic() + (self._settings.checkpoint_interval or _NEVER)
+            self._thread = None
+
+    def _write(self, outcomes: OutcomesFunction, *, duty: float) -> CheckpointInfo:
+        """One checkpoint of the newest version."""
+        core = self._running()
+        written = core.log_bytes
+        version = core.pin()
+        try:
+            table = [(session, *outcome) for session, outcome in outcomes().items()]
+            self._last = write_checkpoint(
+                self._directory, memoryview(self._store), version, table, duty=duty, still_wanted=self._check_wanted
+            )
+        finally:
+            core.unpin()
+        self._checkpointed_version, self._checkpointed_bytes = version, written
+        self._last_error = ""
+        return self._last
+
+    def _check_wanted(self) -> None:
+        if self._running().pin_revoked():
+            raise SnapshotExpired("the store was full, so the checkpoint's snapshot was revoked")
+        if self._stopping.is_set():
+            raise SnapshotExpired("the coordinator stops")
+
+    def checkpoint(self, outcomes: OutcomesFunction) -> dict[str, Any]:
+        """Make a checkpoint, or report on the one being made.
+
+        Returns at once: {"running": True} until it is done, then {"running": False, version, bytes, rows, seconds}.
+        """
+        if self._thread is None and self._checkpointed_version < self._running().committed_version:
+            self._last_error = ""
+            self._begin(outcomes)
+        return self.checkpoint_state()
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Of the last checkpoint: whether one is running, its version, size, time, and what went wrong."""
+        info = self._last
+        return {
+            "running": self._thread is not None,
+            "version": self._checkpointed_version,
+            "path": info.path if info else "",
+            "bytes": info.size if info else 0,
+            "rows": info.rows if info else 0,
+            "seconds": info.seconds if info else 0.0,
+            "error": self._last_error,
+        }
+
+    def _complain(self, text: str) -> None:
+        self._last_error = text
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    # ---- outcomes -----------------------------------------------------------------------------------------
 
     def logged_commit(self, version: int) -> dict[str, Any]:
-        """What the log holds of one commit."""
-        raise InvalidArgumentError("there is no log")
+        """What the log holds of one commit: {"committed_at": ns, "writes": [(key, value)]}; True for a delete.
 
-    def finish(self, outcomes: dict[int, tuple[int, int]]) -> None:
-        """A clean stop."""
+        Raises:
+          NotFoundError: no log, or it does not reach back so far.
+        """
+        writes: list[tuple[bytes, Any]] = []
+        committed_at = 0
+        for found in read_log(self._directory, start_version=version):
+            entry = found.entry
+            if found.version != version:
+                break
+            if isinstance(entry, Write):
+                writes.append((entry.key, msgpack.unpackb(entry.value, timestamp=3)))
+            elif isinstance(entry, Delete):
+                writes.append((entry.key, True))
+            elif not isinstance(entry, CommitTxn):
+                committed_at = getattr(entry, "timestamp", committed_at)
+        if not committed_at:
+            raise NotFoundError(f"commit {version} is not in the log any more")
+        return {"committed_at": committed_at, "writes": writes}
+
+    # ---- the end -------------------------------------------------------------------------------------------
+
+    def finish(self, outcomes: OutcomesFunction) -> None:
+        """A clean stop: the commit thread has ended. Leaves everything in a checkpoint, and says so in meta.
+
+        Raises:
+          OSError, OccamError: it could not be written; the log has everything all the same.
+        """
+        core = self._running()
+        self._stopping.set()
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+        self._stopping.clear()
+        log = core.log
+        if core.log_poisoned:
+            raise LogWriteError("the log failed earlier: the next start recovers from what is on disk", errno=0)
+        if log is not None:
+            log.close()
+        version = core.committed_version
+        if version > self._checkpointed_version:
+            self._write(outcomes, duty=1.0)
+        self._directory.note_clean_stop(version)
 
     def figures(self) -> dict[str, Any]:
-        """For `stats`."""
-        return {}
+        """For `stats`: the last recovery and the last checkpoint."""
+        result = self._result
+        recovery = {} if result is None else {
+            "version": result.version,
+            "keys_loaded": result.keys_loaded,
+            "transactions_replayed": result.transactions_replayed,
+            "bytes_cut": result.bytes_cut,
+            "seconds": result.seconds,
+            "warnings": list(result.warnings),
+        }  # fmt: skip
+        return {"recovery": recovery, "checkpoint": self.checkpoint_state()}
 
     def release_core(self) -> None:
         """Let go of the core, so that its memory can be unmapped."""
-        self._core = None  # type: ignore[assignment]
+        self._core = None
+        self._store = None
 
     def close(self) -> None:
-        """Close what is open."""
+        """For a start that failed, and after `finish`."""
+        if self._core is not None and self._core.log is not None:
+            self._core.log.abandon()

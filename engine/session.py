@@ -26,6 +26,7 @@ from .errors import (
     CommitOutcomeUnknown,
     CoordinatorUnavailable,
     DatabaseClosedError,
+    LogWriteError,
     TransactionTimeout,
 )
 from .launch import Launcher
@@ -35,6 +36,8 @@ from .messages import OpCode, OpFlags, Reply, ResultEntry, ResultKind, Status, d
 from .settings import Settings
 
 __all__ = ["SharedHandle", "open_handle"]
+
+_CHECKPOINT_POLL = 0.01
 
 _handles: weakref.WeakSet[SharedHandle] = weakref.WeakSet()
 
@@ -123,6 +126,18 @@ class SharedHandle:
             self._give_back(link)
 
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
+        reply = self._ask(dict(message))
+        if message["kind"] != "checkpoint":
+            return reply
+        # The coordinator answers at once and works on; whoever asked for a checkpoint wants it done.
+        while reply["running"]:
+            time.sleep(_CHECKPOINT_POLL)
+            reply = self._ask({"kind": "checkpoint_state"})
+        if reply["error"]:
+            raise LogWriteError(reply["error"], hint="free space on the database's file system, then try again")
+        return reply
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         limit = time.monotonic() + float(message.pop("timeout", self._timeout))
         while True:
             link = self._take(limit)

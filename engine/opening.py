@@ -1,0 +1,118 @@
+"""Opening databases: `open` for a directory that many processes share, `open_in_memory` for one process."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .database import Database
+from .errors import InvalidArgumentError
+from .keys import Namespace
+from .local import LocalHandle
+from .session import open_handle
+from .settings import Settings
+
+__all__ = ["open_database", "open_in_memory"]
+
+_DURABILITIES = ("none", "standard", "always")
+_STARTS = ("auto", "never")
+
+
+def open_database(
+    path: str | os.PathLike[str],
+    *,
+    durability: str = "standard",
+    isolation: str = "serializable",
+    start: str = "auto",
+    timeout: float = 10.0,
+    tenant: str = "default",
+    app: str = "default",
+    agent: str = "default",
+    **settings: Any,
+) -> Database:
+    """Open the database in the directory `path`; starts a coordinator if none runs for it, else attaches to the one there.
+
+    Any number of processes may open the same directory. The result may be used from several threads, goes through
+    fork, and pickles as a way to attach.
+
+    Args:
+      path: the database directory; made when missing.
+      durability: what an acknowledged commit survives: "none" the death of workers, "standard" kill -9 of every
+        process, "always" power loss.
+      isolation: of transactions that do not say: "serializable" or "snapshot".
+      start: "auto" starts a coordinator when there is none, now and after it died; "never" waits for somebody else's.
+      timeout: seconds to wait for a coordinator, and for its answer to a commit.
+      tenant, app, agent: the namespace whose runs this database shows.
+      settings: by name, over `settings.toml` in the directory: see `occamdb.Settings`.
+
+    Raises:
+      CoordinatorUnavailable: none could be started or reached in time.
+      SettingsMismatchError: the running coordinator has other settings than those given here.
+      CorruptionError, IncompatibleFormatError: what is on disk cannot be opened; nothing was changed.
+      StoreFullError: there is not enough shared memory.
+      InvalidArgumentError, SettingsError: an argument is wrong.
+    """
+    _check_choice("durability", durability, _DURABILITIES)
+    _check_choice("start", start, _STARTS)
+    namespace = Namespace(tenant, app, agent)
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise InvalidArgumentError(
+            f"timeout = {timeout!r} is not a positive number of seconds", hint="the default is 10"
+        )
+    asked = {name: value for name, value in settings.items() if value is not None}
+    # Names and ranges are checked here, where the caller can see the error, and not only by the coordinator.
+    checked = Settings.of(asked).as_dict()
+    handle = open_handle(
+        _directory(path), durability, {name: checked[name] for name in asked}, start, float(timeout)
+    )
+    try:
+        return Database(handle, isolation, namespace)
+    except BaseException:
+        handle.close()
+        raise
+
+
+def open_in_memory(
+    *,
+    isolation: str = "serializable",
+    tenant: str = "default",
+    app: str = "default",
+    agent: str = "default",
+    **settings: Any,
+) -> Database:
+    """A database in this process alone: no files, no coordinator, the same semantics.
+
+    Args:
+      isolation, tenant, app, agent: as for `open`.
+      settings: the sizes and limits among `occamdb.Settings`.
+
+    Raises:
+      StoreFullError: `max_store_size` cannot be mapped.
+    """
+    namespace = Namespace(tenant, app, agent)
+    values = {name: value for name, value in settings.items() if value is not None}
+    handle = LocalHandle(Settings.of(values))
+    try:
+        return Database(handle, isolation, namespace)
+    except BaseException:
+        handle.close()
+        raise
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidArgumentError(
+            f"{name} = {value!r} is unknown", hint=f"choose one of {', '.join(map(repr, allowed))}"
+        )
+
+
+def _directory(path: str | os.PathLike[str]) -> str:
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        raise InvalidArgumentError(f"path must be a path, got {type(path).__name__}") from None
+    if isinstance(text, bytes):
+        text = os.fsdecode(text)
+    if not text or "\0" in text:
+        raise InvalidArgumentError(f"{text!r} is no usable path", hint="name a directory")
+    return os.path.abspath(text)
