@@ -6,15 +6,14 @@ other's.
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from occamdb.ipc.errors import LockHeldError
 from tests.support import leaks
 
 _MARKER = leaks.mark_this_process()
@@ -39,12 +38,12 @@ def database_path(tmp_path: Path) -> Iterator[Path]:
 
 def stop_coordinator(path: Path) -> None:
     """End this test's coordinator of `path` by SIGTERM, if one runs, and wait for it."""
-    with contextlib.suppress(OSError, ValueError, KeyError, psutil.NoSuchProcess):
-        pid = json.loads((path / "coordinator.json").read_bytes())["pid"]
-        if pid in leaks.own_processes(_MARKER):
-            process = psutil.Process(pid)
-            process.terminate()
-            process.wait(timeout=leaks.GRACE_S)
+    from occamdb.tools import coordinator
+
+    with contextlib.suppress(LockHeldError):
+        holder = coordinator.coordinator_of(path)
+        if holder is not None and holder.pid in leaks.own_processes(_MARKER):
+            coordinator.stop_coordinator(path, timeout=leaks.GRACE_S)
 
 
 @pytest.fixture(autouse=True)

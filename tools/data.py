@@ -103,7 +103,7 @@ def list_keys(
     """Print the keys of a run, one a line, in byte order."""
     with console.database(path, namespace) as db:
         run_id = console.run_of(db, run)
-        for key in db.kv.list(run_id, prefix, start=start, end=end, limit=limit, reverse=reverse):
+        for key in db.kv.keys(run_id, prefix, start=start, end=end, limit=limit, reverse=reverse):
             typer.echo(console.show_key(key))
 
 
@@ -121,7 +121,7 @@ def scan(
     """Print keys with versions and values, from one snapshot. With --json: one object a line."""
     with console.database(path, namespace) as db:
         run_id = console.run_of(db, run)
-        rows = db.kv.list_with_values(run_id, prefix, start=start, end=end, limit=limit, reverse=reverse)
+        rows = db.kv.scan(run_id, prefix, start=start, end=end, limit=limit, reverse=reverse)
         for key, found in rows:
             if as_json:
                 row = {

@@ -12,9 +12,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -131,14 +130,10 @@ def _agents(db: Database, plan: Plan, count: int) -> Iterator[list[SpawnProcess]
 
 
 def _any_running(processes: list[SpawnProcess], seconds: float) -> bool:
-    """Whether an agent still works; waits up to `seconds` for one to end."""
-    alive = [process for process in processes if process.is_alive()]
-    if alive:
-        sentinels: list[Any] = [process.sentinel for process in alive]
-        deadline = time.monotonic() + seconds
-        while sentinels and (left := deadline - time.monotonic()) > 0:
-            for done in wait(sentinels, timeout=left):
-                sentinels.remove(done)
+    """Whether an agent still works; waits up to `seconds` for all to end."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
     return any(process.is_alive() for process in processes)
 
 

@@ -83,7 +83,7 @@ def gather(db: Database, plan: Plan, recount: Counter[str], seconds: float) -> R
 
 def read_index(db: Database, plan: Plan) -> Counter[str]:
     """The shared word counts, from one snapshot."""
-    rows = db.kv.list_with_values(plan.shared, WORD)
+    rows = db.kv.scan(plan.shared, WORD)
     return Counter({str(key)[len(WORD) :]: found.value for key, found in rows})
 
 
@@ -113,7 +113,7 @@ def show(report: Report, out: Console) -> None:
         out.print(f"\n[bold]What {next(iter(report.figures))} did[/] ({report.tree.size:,} traces)")
         out.print(render(report.tree, children_max=3))
     table = Table(title="Agents", title_justify="left", box=None, pad_edge=False)
-    for name in ("agent", "files", "words", "key updates", "commits", "claims lost", "conflicts", "retries"):
+    for name in ("agent", "files", "words", "updates", "commits", "lost claims", "conflicts", "retries"):
         table.add_column(name, justify="left" if name == "agent" else "right")
     for name, figures in [*report.figures.items(), ("together", report.total)]:
         numbers = (figures.files, figures.words, figures.key_updates, figures.commits)
