@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from occamdb.stress.bench.memory import memory_rows
 from occamdb.stress.bench.model import Row
+from occamdb.stress.bench.rows_contention import contention_rows, growth_rows
 from occamdb.stress.bench.rows_engine import durability_rows, engine_rows
+from occamdb.stress.bench.rows_primitives import primitive_rows
+from occamdb.stress.bench.rows_recovery import recovery_rows
 
 
 def all_rows() -> list[Row]:
     """Every row, in the order of the report."""
-    return [*engine_rows(), *durability_rows()]
+    return [
+        *engine_rows(),
+        *growth_rows(),
+        *contention_rows(),
+        *durability_rows(),
+        *recovery_rows(),
+        *primitive_rows(),
+        *memory_rows(),
+    ]
 
 
 def select_rows(names: Sequence[str]) -> list[Row]:

@@ -13,6 +13,7 @@ from occamdb.stress.bench.model import FULL, QUICK, RowResult, Scale
 from occamdb.stress.bench.report import machine, table_text, to_json, write_json
 from occamdb.stress.bench.session import run_rows
 from occamdb.stress.bench.stores import PEERS
+from occamdb.stress.bench.targets import targets_text
 
 app = typer.Typer(help="Measure occamdb beside its peers.", invoke_without_command=True)
 
@@ -36,11 +37,38 @@ def bench(
 ) -> None:
     """Run rows with all their sides interleaved and print medians, spread and ratios."""
     if context.invoked_subcommand is not None:
-        return
+        return  # `occamdb bench memory` and the like bring their own options
     if list_rows:
         for row in all_rows():
             typer.echo(f"{row.name:<28} {row.title}")
         return
+    run(rows, peers, repeat, seconds, json, chart, quick=quick, directory=directory)
+
+
+@app.command()
+def memory(
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the data.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write everything measured to this file.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Make the databases in this directory.")
+    ] = None,
+) -> None:
+    """The memory profile: bytes a key, garbage of old versions, private memory of workers."""
+    run("memory", "", None, None, json, None, quick=quick, directory=directory)
+
+
+def run(
+    rows: str,
+    peers: str,
+    repeat: int | None,
+    seconds: float | None,
+    json: Path | None,
+    chart: Path | None,
+    *,
+    quick: bool,
+    directory: Path | None,
+) -> None:
+    """Measure and report; the arguments are the command's options."""
     wanted = [name for name in peers.split(",") if name]
     unknown = sorted(set(wanted) - set(PEERS))
     if unknown:
@@ -56,6 +84,9 @@ def bench(
     results = run_rows(chosen, peers=wanted, scale=scale, directory=directory, progress=_progress)
     typer.echo("", err=True)
     typer.echo(table_text(results))
+    specified = targets_text({result.row.name: result for result in results})
+    if specified:
+        typer.echo("\n" + specified)
     if json:
         write_json(json, to_json(results, scale, about))
     if chart and draw:

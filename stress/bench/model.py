@@ -155,9 +155,11 @@ def judge(result: RowResult, all_results: Mapping[str, RowResult]) -> Verdict | 
         return None
     if target.absolute is not None:
         word = ">=" if result.row.more_is_better else "<="
-        met = (result.occam.median >= target.absolute) == result.row.more_is_better
-        met = met or result.occam.median == target.absolute
-        return Verdict(f"{word} {target.absolute:,g} {result.row.unit}", met)
+        if result.row.more_is_better:
+            enough = result.occam.median >= target.absolute
+        else:
+            enough = result.occam.median <= target.absolute
+        return Verdict(f"{word} {target.absolute:,g} {result.row.unit}", enough)
     assert target.ratio is not None
     if target.of_row is not None:
         other = all_results.get(target.of_row)

@@ -53,11 +53,8 @@ def check_history(path: str | os.PathLike[str], level: str = "strict-serializabl
     report = Report(kind=kinds.pop(), level=level)
     table = Table(files, report)
     real_time = level != "serializable"
-    model: ListAppend | Register
-    if report.kind == LIST_APPEND:
-        model = ListAppend(table, report)
-    else:
-        model = Register(table, report, real_time=real_time)
+    models: dict[str, type[ListAppend] | type[Register]] = {LIST_APPEND: ListAppend, REGISTER: Register}
+    model = models[report.kind](table, report, real_time=real_time)
     for index, found in table.load():
         model.digest(index, found)
     graph = Graph(len(table))

@@ -41,7 +41,7 @@ class _Key:
 class ListAppend:
     """Digests transactions one by one, then reports direct anomalies and builds the graph."""
 
-    def __init__(self, table: Table, report: Report):
+    def __init__(self, table: Table, report: Report, *, real_time: bool):
         self._table = table
         self._report = report
         self._keys: dict[Any, _Key] = {}

@@ -67,7 +67,9 @@ class Ledger(Workload):
         halves = [key for key in entries.keys() | twins.keys() if entries.get(key) != twins.get(key)]
         if halves:
             problems.append(
-                f"{len(halves)} commits are there in part or with two versions, {min(halves)} among them"
+                Problem(
+                    f"{len(halves)} commits are there in part or with two versions, {min(halves)} among them"
+                )
             )
         problems += between("the sum of the totals", total, len(entries), len(entries))
         versions = [version for version, _ in entries.values()]

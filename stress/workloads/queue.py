@@ -27,7 +27,7 @@ class TaskQueue(Workload):
         """A first stock of tasks."""
         with db.begin(RUN) as txn:
             for task in range(settings.keys):
-                txn.put(f"todo/0000-{task:08d}", {"owner": None, "until": 0.0})
+                txn.put(f"todo/first-{task:08d}", {"owner": None, "until": 0.0})
 
     def step(self, context: Context) -> None:
         """Claim and complete a task; make a new one for each that is done."""
