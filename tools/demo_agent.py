@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from occamdb.tools.corpus import count_words
 
 if TYPE_CHECKING:
-    from occamdb import Database, RunId, State, Transaction
+    from occamdb import Database, RunId, Transaction
+    from occamdb.primitives import State
 
 WORD = "word/"
 PROGRESS = "progress"
@@ -118,7 +119,7 @@ class _Agent:
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        from occamdb import Thought
+        from occamdb.primitives import Thought
 
         goal = f"index {len(self.plan.files)} files of {self.plan.directory} with the others"
         self.root = self.db.traces.record(self.run_id, Thought(content=goal, confidence=1.0), tags=["goal"])
@@ -142,7 +143,7 @@ class _Agent:
 
     def index_batch(self, batch: int) -> None:
         """Count and merge each file of a batch that is ours, then say so."""
-        from occamdb import Decision
+        from occamdb.primitives import Decision
 
         files = self.plan.batch(batch)
         decision = Decision(
@@ -185,7 +186,7 @@ class _Agent:
         duration_ms: float,
     ) -> None:
         """Everything one file changes, in both runs."""
-        from occamdb import ToolCall
+        from occamdb.primitives import ToolCall
 
         words = counts.total()
         shared = txn.for_run(self.plan.shared)

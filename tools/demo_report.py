@@ -15,7 +15,8 @@ from occamdb.tools.demo_agent import FIGURES, PROGRESS, WORD, Figures, Plan
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from occamdb import ChainVerification, Database, RunMetadata, TraceTree
+    from occamdb import Database
+    from occamdb.primitives import ChainVerification, RunMetadata, TraceTree
 
 TOP_WORDS = 12
 

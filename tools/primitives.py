@@ -11,7 +11,8 @@ from occamdb.tools import console
 from occamdb.tools.console import JsonOption, LimitOption, NamespaceOption, PathArgument, RunArgument
 
 if TYPE_CHECKING:
-    from occamdb import Database, Event, RunId
+    from occamdb import Database, RunId
+    from occamdb.primitives import Event
 
 FOLLOW_INTERVAL_S = 0.2
 

@@ -11,7 +11,7 @@ from occamdb.tools import console
 from occamdb.tools.console import JsonOption, LimitOption, NamespaceOption, PathArgument
 
 if TYPE_CHECKING:
-    from occamdb import RunMetadata
+    from occamdb.primitives import RunMetadata
 
 _COLOURS = {
     "active": "cyan",

@@ -11,7 +11,7 @@ from rich.tree import Tree
 from occamdb.tools.console import to_json
 
 if TYPE_CHECKING:
-    from occamdb import Trace, TraceTree
+    from occamdb.primitives import Trace, TraceTree
 
 TEXT_LENGTH_MAX = 100
 

@@ -11,7 +11,8 @@ from occamdb.tools import console
 from occamdb.tools.console import JsonOption, LimitOption, NamespaceOption, PathArgument, RunArgument
 
 if TYPE_CHECKING:
-    from occamdb import Database, RunId, Trace, TraceTree
+    from occamdb import Database, RunId
+    from occamdb.primitives import Trace, TraceTree
 
 
 def register(app: typer.Typer) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import occamdb
+from occamdb.primitives import Thought, ToolCall
 from occamdb.tools.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
@@ -210,8 +211,8 @@ def test_cells_are_printed(shell: Shell, db: occamdb.Database) -> None:
 
 
 def test_traces_are_listed_and_drawn(shell: Shell, db: occamdb.Database) -> None:
-    root = db.traces.record(RUN, occamdb.Thought("top"), tags=["x"])
-    child = db.traces.record_child(RUN, root, occamdb.ToolCall("grep", {"for": "y"}, 3))
+    root = db.traces.record(RUN, Thought("top"), tags=["x"])
+    child = db.traces.record_child(RUN, root, ToolCall("grep", {"for": "y"}, 3))
     assert [row["id"] for row in shell.lines("traces", "DB", RUN, "--json")] == [root, child]
     assert [row["id"] for row in shell.lines("traces", "DB", RUN, "--tag", "x", "--json")] == [root]
     assert [row["id"] for row in shell.lines("traces", "DB", RUN, "--type", "ToolCall", "--json")] == [child]

@@ -16,6 +16,11 @@ def trace(content: Any, number: int = 1, tags: tuple[str, ...] = ()) -> Trace:
     return Trace(identity, None, content, datetime(2026, 1, 1, tzinfo=UTC), tags, {}, identity)
 
 
+def leaf(content: Any, number: int = 1, tags: tuple[str, ...] = ()) -> TraceTree:
+    shown = trace(content, number, tags)
+    return TraceTree(b"", [], lambda _id, _record: shown)
+
+
 def printed(tree: TraceTree, **options: Any) -> list[str]:
     out = io.StringIO()
     Console(file=out, width=120).print(render(tree, **options))
@@ -44,8 +49,9 @@ def test_long_texts_are_cut() -> None:
 
 
 def test_a_tree_shows_children_in_order_and_how_many_are_left_out() -> None:
-    children = [TraceTree(trace(Thought(f"child {n}"), n)) for n in range(2, 7)]
-    lines = printed(TraceTree(trace(Thought("top [not markup]"), tags=("goal",)), children), children_max=2)
+    top = leaf(Thought("top [not markup]"), tags=("goal",))
+    top.children = [leaf(Thought(f"child {n}"), n) for n in range(2, 7)]
+    lines = printed(top, children_max=2)
     assert lines == [
         "Thought top [not markup] #goal",
         "├── Thought child 2",
@@ -55,19 +61,19 @@ def test_a_tree_shows_children_in_order_and_how_many_are_left_out() -> None:
 
 
 def test_a_tree_can_be_cut_at_a_depth() -> None:
-    tree = TraceTree(trace(Thought("0")))
+    tree = leaf(Thought("0"))
     node = tree
     for level in range(1, 5):
-        node.children.append(TraceTree(trace(Thought(str(level)), level)))
+        node.children.append(leaf(Thought(str(level)), level))
         node = node.children[0]
     assert printed(tree, depth_max=1) == ["Thought 0", "└── Thought 1", "    └── … 3 below"]
 
 
 def test_a_tree_deeper_than_the_recursion_limit_is_rendered() -> None:
-    tree = TraceTree(trace(Thought("0")))
+    tree = leaf(Thought("0"))
     node = tree
     for level in range(5000):
-        node.children.append(TraceTree(trace(Thought(str(level)), level)))
+        node.children.append(leaf(Thought(str(level)), level))
         node = node.children[0]
     shown, depth = render(tree), 0
     while shown.children:
