@@ -252,7 +252,7 @@ class stream(single[P, R_co]):
 
 def from_microseconds(time_us: int) -> datetime:
     """An aware UTC datetime, exact to the microsecond."""
-    return EPOCH + timedelta(microseconds=time_us)
+    return EPOCH + timedelta(0, 0, time_us)
 
 
 def to_microseconds(when: datetime, what: str) -> int:

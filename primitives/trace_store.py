@@ -41,6 +41,7 @@ from .trace_types import (
     id_bytes,
     id_text,
     kind_of,
+    trace_decoder,
 )
 
 __all__ = ["TraceStore"]
@@ -241,7 +242,8 @@ class TraceStore(Primitive[H_co]):
         """The traces without a parent, in time order."""
         prefix = layout.traces_of_family(layout.ZERO_ID, layout.ZERO_ID)
         ids = map(layout.suffix_id, self.space.keys(prefix, limit=limit, reverse=reverse))
-        return [decode_trace(raw, self._fetch(raw)) for raw in ids]
+        decode = trace_decoder()
+        return [decode(raw, self._fetch(raw)) for raw in ids]
 
     @reader
     def get_tree(self, trace_id: IdLike) -> TraceTree:
@@ -252,7 +254,7 @@ class TraceStore(Primitive[H_co]):
         """
         raw = id_bytes(trace_id)
         record = self._existing(raw)
-        tree = TraceTree(decode_trace(raw, record))
+        tree = TraceTree(raw, record, trace_decoder())
         if record[PARENT] is None:
             self._grow_whole(raw, tree)
         else:
@@ -261,25 +263,26 @@ class TraceStore(Primitive[H_co]):
 
     def _grow_whole(self, root: bytes, tree: TraceTree) -> None:
         """All descendants of a root: one range of the family index, ordered by parent, then time."""
-        fetch = self._fetch
+        fetch, decode = self._fetch, tree._decode
+        family = layout.traces_of_family(root)
+        start, end = len(family), len(family) + layout.ID_SIZE
         nodes, links = {root: tree}, []
-        start = len(layout.traces_of_family(root))
-        for key in self.space.keys(layout.traces_of_family(root)):
+        for key in self.space.keys(family):
             raw = key[-layout.ID_SIZE :]
-            node = nodes[raw] = TraceTree(decode_trace(raw, fetch(raw)))
-            links.append((key[start : start + layout.ID_SIZE], node))
+            node = nodes[raw] = TraceTree(raw, fetch(raw), decode)
+            links.append((key[start:end], node))
         for parent, node in links:
             nodes[parent].children.append(node)
 
     def _grow_branch(self, root: bytes, top: bytes, tree: TraceTree) -> None:
         """The descendants of a trace inside a larger tree, one range of children after another."""
-        fetch, keys = self._fetch, self.space.keys
+        fetch, decode, keys = self._fetch, tree._decode, self.space.keys
         open_nodes = [(top, tree)]
         while open_nodes:
             parent, node = open_nodes.pop()
             for key in keys(layout.traces_of_family(root, parent)):
                 raw = layout.suffix_id(key)
-                child = TraceTree(decode_trace(raw, fetch(raw)))
+                child = TraceTree(raw, fetch(raw), decode)
                 node.children.append(child)
                 open_nodes.append((raw, child))
 
@@ -305,11 +308,12 @@ class TraceStore(Primitive[H_co]):
             return []
         index, tests = self._plan(wanted)
         found: list[Trace] = []
+        decode = trace_decoder()
         for key in index.keys(self.space, limit=None if tests else limit, reverse=reverse):
             raw = key[-layout.ID_SIZE :]
             record = self._fetch(raw)
             if all(test(record) for test in tests):
-                found.append(decode_trace(raw, record))
+                found.append(decode(raw, record))
                 if len(found) == limit:
                     break
         return found

@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -126,15 +126,35 @@ class Trace:
         return kind.name if isinstance(kind, Custom) else type(kind).__name__
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class TraceTree:
     """A trace with everything under it, children in time order.
 
-    Trees can be deeper than Python's recursion limit: use `walk` rather than recursion.
+    Trees can be deeper than Python's recursion limit: use `walk` rather than recursion. What was read is complete; each
+    trace is decoded when it is first asked for.
+
+    Attributes:
+      children: the trees of the traces directly under it.
     """
 
-    trace: Trace
-    children: list[TraceTree] = field(default_factory=list)
+    __slots__ = ("_decode", "_raw_id", "_record", "_trace", "children")
+
+    def __init__(self, raw_id: bytes, record: list[Any], decode: Callable[[bytes, list[Any]], Trace]) -> None:
+        self._raw_id = raw_id
+        self._record = record
+        self._decode = decode
+        self._trace: Trace | None = None
+        self.children: list[TraceTree] = []
+
+    @property
+    def trace(self) -> Trace:
+        """The trace itself.
+
+        Raises:
+          CorruptionError: its record is unreadable.
+        """
+        if self._trace is None:
+            self._trace = self._decode(self._raw_id, self._record)
+        return self._trace
 
     def walk(self) -> Iterator[tuple[int, Trace]]:
         """Every trace with its depth below this one, parents first, in time order among siblings."""
@@ -147,7 +167,12 @@ class TraceTree:
     @property
     def size(self) -> int:
         """How many traces it holds: O(size)."""
-        return sum(1 for _ in self.walk())
+        count, stack = 0, [self]
+        while stack:
+            tree = stack.pop()
+            count += 1
+            stack.extend(tree.children)
+        return count
 
     def __repr__(self) -> str:
         return f"TraceTree({self.trace.type_name} {self.trace.id}, {len(self.children)} children)"
@@ -210,24 +235,40 @@ def fields_of(trace: TraceType, kind: int) -> list[Any]:
     return [list(value) if type(value) is tuple else value for value in values]
 
 
-def decode_trace(raw_id: bytes, record: list[Any]) -> Trace:
+class _Names(dict[bytes, TraceId]):
+    """The texts of ids, each made once: in a tree most are needed as id, as parent and as root."""
+
+    def __missing__(self, raw: bytes) -> TraceId:
+        text = self[raw] = id_text(raw)
+        return text
+
+
+def trace_decoder() -> Callable[[bytes, list[Any]], Trace]:
+    """A `decode_trace` for many traces of one answer."""
+    names = _Names()
+    return lambda raw_id, record: decode_trace(raw_id, record, names)
+
+
+def decode_trace(raw_id: bytes, record: list[Any], names: _Names | None = None) -> Trace:
     """The trace of a stored record.
 
     Raises:
       CorruptionError: the record is not one.
     """
+    if names is None:
+        names = _Names()
     try:
         kind, fields, time_us, root, parent, tags, metadata = record
         if kind == 2:
             fields[1] = tuple(fields[1])
         return Trace(
-            id_text(raw_id),
-            id_text(parent) if parent else None,
+            names[raw_id],
+            names[parent] if parent else None,
             _TYPES[kind](*fields),
             from_microseconds(time_us),
             tuple(tags) if tags else (),
             metadata or {},
-            id_text(root),
+            names[root],
         )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CorruptionError(f"trace {raw_id.hex()} is unreadable: {error}") from error

@@ -1,0 +1,67 @@
+"""What users' type checkers see: mypy runs over this file with the rest of the tests."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, assert_type
+
+from occamdb.engine.types import RunId, VersionedValue
+from occamdb.primitives import Database, Event, EventLog, KVStore, RunMetadata, State, TraceTree, Transaction
+from occamdb.primitives.kv import KVMapping
+
+
+def database_forms(db: Database, run: RunId) -> None:
+    """Never called."""
+    assert_type(db.kv.put(run, "k", 1), int)
+    assert_type(db.kv.get(run, "k"), Any)
+    assert_type(db.kv.get_versioned(run, "k"), VersionedValue | None)
+    assert_type(db.kv.increment(run, "k", by=2), int)
+    assert_type(db.kv.delete(run, "k"), bool)
+    assert_type(db.kv.list(run, "k", limit=3), Sequence[str | bytes])
+    assert_type(db.kv.mapping(run), KVMapping)
+    assert_type(db.kv.transaction(run, lambda kv: str(kv.get("k"))), str)
+    assert_type(db.events.append(run, "t", {"a": 1}), Event)
+    assert_type(db.events.iterate(run), Iterator[Event])
+    assert_type(db.cells.read(run, "c"), State | None)
+    assert_type(db.cells.cas(run, "c", 0, 1), int)
+    assert_type(db.cells.transition(run, "c", lambda state: (state.value, 1.5)), float)
+    assert_type(db.traces.get_tree(run, "id"), TraceTree)
+    assert_type(db.runs.create_run("name"), RunMetadata)
+    assert_type(db.runs.delete_run(run, cascade=True), int)
+    with db.runs.start("name") as started:
+        assert_type(started, RunMetadata)
+    assert_type(db.transaction(run, lambda txn: txn.events.append("t", {})), Event)
+    assert_type(KVStore(db), KVStore[Database])
+    for attempt in db.attempts(run):
+        with attempt as txn:
+            assert_type(txn, Transaction)
+
+
+def transaction_forms(txn: Transaction) -> None:
+    """Never called."""
+    txn.kv.put("k", 1)
+    assert_type(txn.kv.delete("k"), bool)
+    assert_type(txn.kv.mapping(), KVMapping)
+    assert_type(txn.events.append("t", {"a": 1}), Event)
+    assert_type(len(txn.events), int)
+    assert_type([event.hash for event in txn.events], list[bytes])
+    assert_type(txn.cells.read("c"), State | None)
+    assert_type(txn.cells.transition("c", lambda state: (state.value, "x")), str)
+    assert_type(txn.runs.create_run("name"), RunMetadata)
+    assert_type(txn.for_run(RunId.new()).kv, KVStore[Transaction])
+    assert_type(EventLog(txn), EventLog[Transaction])
+
+
+def wrong_calls(db: Database, txn: Transaction, run: RunId) -> None:
+    """Never called: each line must be an error, else the ignore is unused, which is one."""
+    db.kv.put("k", 1)  # type: ignore[call-arg, arg-type]
+    txn.kv.put(run, "k", 1)  # type: ignore[call-arg, arg-type]
+    db.events.append(run, "t", [1])  # type: ignore[arg-type]
+    txn.cells.cas("c", "0", 1)  # type: ignore[arg-type]
+    db.traces.record(run, "thought")  # type: ignore[arg-type]
+    txn.runs.start("x")  # type: ignore[misc]
+
+
+def test_run_time_classes_are_the_engines() -> None:
+    from occamdb.engine.database import Database as EngineDatabase
+    from occamdb.engine.transaction import Transaction as EngineTransaction
+
+    assert (Database, Transaction) == (EngineDatabase, EngineTransaction)
