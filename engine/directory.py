@@ -89,9 +89,7 @@ def decode_meta(data: bytes, path: str) -> Meta:
       IncompatibleFormatError: a later version of occamdb wrote it, or it is no database at all.
       CorruptionError: it is damaged.
     """
-    if data[:8] != _MAGIC:
-        if len(data) == META_SIZE and checksum(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
-            raise CorruptionError(f"{path} is damaged", file=path, offset=0, expected=f"magic {_MAGIC!r}")
+    if data[:8] != _MAGIC and len(data) != META_SIZE and any(data):
         raise IncompatibleFormatError(
             f"{path} was not written by occamdb", hint="choose another directory", details={"file": path}
         )
@@ -104,7 +102,7 @@ def decode_meta(data: bytes, path: str) -> Meta:
         )
     found = checksum(data[: META_SIZE - 4])
     fields = _LAYOUT.unpack(data[:META_SIZE])
-    if found != fields[-1]:
+    if found != fields[-1] or fields[0] != _MAGIC:
         raise CorruptionError(
             f"{path} is damaged: checksum {found:#010x}, stored {fields[-1]:#010x}",
             file=path, offset=META_SIZE - 4, expected=f"checksum {found:#010x}",
