@@ -7,7 +7,14 @@ class Bell:
     def publish(self, value: int) -> None: ...
     def wait_for(self, value: int, timeout_ns: int, may_spin: bool) -> int: ...
     def play(
-        self, other: Bell, first: int, rounds: int, leads: bool, timeout_ns: int, may_spin: bool
+        self,
+        other: Bell,
+        first: int,
+        rounds: int,
+        leads: bool,
+        timeout_ns: int,
+        may_spin: bool,
+        pause_max: int = 0,
     ) -> int: ...
     @property
     def sleeping(self) -> bool: ...

@@ -195,19 +195,28 @@ cdef class Bell:
             outcome = doorbell_wait(&self.waiter, self.base, self.base + 64, target_reached, &target, timeout_ns, may_spin)
         return outcome
 
-    def play(self, Bell other, u64 first, u64 rounds, bint leads, i64 timeout_ns, bint may_spin):
+    def play(self, Bell other, u64 first, u64 rounds, bint leads, i64 timeout_ns, bint may_spin,
+             u32 pause_max=0):
         """Ping-pong: `rounds` times publish on `other` and wait here (waiting first unless it leads).
+
+        A random pause of up to `pause_max` spin steps before each publication lets it collide with every step of
+        the other side's way into sleep.
 
         Returns:
           The rounds completed before a wait timed out; interrupted waits are repeated.
         """
         cdef Target target
-        cdef u64 value
+        cdef u64 value, random = first * 2 + 1
+        cdef u32 step
         cdef int outcome = 1
         target.value = self.base + 128
         with nogil:
             for value in range(first, first + rounds):
+                # A linear congruence (Knuth's constants); its high bits are random enough.
+                random = random * <u64>6364136223846793005 + <u64>1442695040888963407
                 if leads:
+                    for step in range(<u32>(random >> 33) % (pause_max + 1)):
+                        cpu_relax()
                     store_release_u64(other.base + 128, value)
                     doorbell_ring(other.base, other.base + 64)
                 target.wanted = value
@@ -218,6 +227,8 @@ cdef class Bell:
                 if outcome == 0:
                     break
                 if not leads:
+                    for step in range(<u32>(random >> 33) % (pause_max + 1)):
+                        cpu_relax()
                     store_release_u64(other.base + 128, value)
                     doorbell_ring(other.base, other.base + 64)
         return rounds if outcome else value - first

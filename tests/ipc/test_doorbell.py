@@ -22,12 +22,14 @@ def two_bells() -> tuple[mmap.mmap, Bell, Bell]:
 
 
 @contextmanager
-def echo(memory: mmap.mmap, rounds: int, may_spin: bool, *, check: bool = True) -> Iterator[Child]:
+def echo(
+    memory: mmap.mmap, rounds: int, may_spin: bool, *, check: bool = True, pause_max: int = 0
+) -> Iterator[Child]:
     """A child that answers `rounds` times: waits on the bell at 1024, rings the one at 0."""
 
     def body() -> None:
         own, other = Bell(memory, 1024), Bell(memory, 0)
-        assert own.play(other, 1, rounds, False, LONG, may_spin) == rounds
+        assert own.play(other, 1, rounds, False, LONG, may_spin, pause_max) == rounds
 
     with child(body, check=check) as process:
         yield process
@@ -57,6 +59,14 @@ def test_no_wake_up_is_lost(rounds: int, leader_spins: bool, echo_spins: bool) -
         assert own.play(other, 1, rounds, True, LONG, leader_spins) == rounds
     if not leader_spins:
         assert own.statistics["spins"] == 0, "forbidden to spin means not to"
+
+
+@pytest.mark.parametrize("pause_max", [4, 40, 400])
+def test_a_publication_at_any_step_into_sleep_is_seen(pause_max: int) -> None:
+    """One side always sleeps at once, the other answers at random instants around that."""
+    memory, own, other = two_bells()
+    with echo(memory, 60_000, True, pause_max=pause_max):
+        assert own.play(other, 1, 60_000, True, LONG, False) == 60_000
 
 
 def test_stopping_and_continuing_the_other_side_is_a_stall_only() -> None:
@@ -119,6 +129,19 @@ def test_ringing_nobody_leaves_the_word_alone() -> None:
     memory, own, _ = two_bells()
     own.publish(1)
     assert memory[:4] == bytes(4), "no system call for a waiter that is awake"
+
+
+def test_ringing_a_sleeper_changes_the_word() -> None:
+    """Else one that is between its last look and the system call would sleep on."""
+    memory, own, _ = two_bells()
+
+    def sleeps() -> None:
+        assert Bell(memory, 0).wait_for(1, LONG, False) == 1
+
+    with child(sleeps):
+        wait_until(lambda: own.sleeping)
+        own.publish(1)
+        assert memory[:4] == b"\1\0\0\0"
 
 
 def test_spinning_that_never_pays_ends_and_stays_rare() -> None:
