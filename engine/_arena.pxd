@@ -22,6 +22,8 @@ cdef struct Arena:              # private to the writer
     int fd
     u32 page_count
     u32 pages_high              # pages below have been used; above nothing was ever written
+    u32 free_pages              # in free runs
+    bint urgent                 # set around an allocation that may use the reserve: it is there to free more
     u64 backed                  # bytes preallocated from the start
     Page *pages
     u64 *bitmaps                # 16 words a page; bit set: block is free

@@ -10,7 +10,9 @@ the log, never reattached, so nothing here needs to be crash-safe.
    failed allocation, never SIGBUS.
 4. A block that was ever published goes through `arena_retire`; its bytes stay as they are until `arena_flip` has raised
    `reclaim_sequence`. Only blocks that no reader can have seen may go to `arena_free` directly.
-5. Callers promise retirements ahead (`arena_reserve`), so that taking a block out of use cannot fail half-way.
+5. Ordinary allocations leave a reserve of pages, backed like the rest, for urgent ones (tombstones): a store that is
+   full, or whose shared memory is, can still delete.
+6. Callers promise retirements ahead (`arena_reserve`), so that taking a block out of use cannot fail half-way.
 """
 
 from libc.errno cimport EINTR, EINVAL, ENOMEM, ENOSPC
@@ -18,6 +20,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
+from ..ipc._atomics cimport i64, u8, u16, u32, u64
 from ..ipc._atomics cimport fence_release, load_relaxed_u64, store_release_u64, store_seq_cst_u64
 from ._layout cimport PAGE_SIZE, REF_SHIFT, SLACK_PAGES
 
@@ -29,7 +32,7 @@ cdef extern from "fcntl.h" nogil:
     int posix_fallocate(int fd, i64 offset, i64 size)
 
 cdef enum:
-    PAGE_NEVER = 0
+    PAGE_NEVER = 0              # never used, or inside a free run
     PAGE_SLAB = 1
     PAGE_LARGE = 2
     PAGE_FREE = 3               # first and last page of a free run
@@ -38,6 +41,7 @@ cdef enum:
     PAGE_REFS = 1024
     SMALL_MAX = 512
     BLOCK_MAX = 131072          # larger blocks are runs of pages
+    RESERVE_PAGES_MIN = 4
     BACKING_STEP_MIN = 1 << 20
     BACKING_STEP_MAX = 64 << 20
 
@@ -167,6 +171,7 @@ cdef void link_run(Arena *a, u32 start, u32 pages) noexcept nogil:
     a.pages[start + pages - 1].start = start
     if first:
         a.pages[first].previous = start
+    a.free_pages += pages
     a.run_bins[b] = start
     a.run_bins_used[b >> 6] |= <u64>1 << (b & 63)
 
@@ -174,6 +179,7 @@ cdef void link_run(Arena *a, u32 start, u32 pages) noexcept nogil:
 cdef void unlink_run(Arena *a, u32 start) noexcept nogil:
     cdef Page *p = &a.pages[start]
     cdef u32 b = bin_of(p.pages)
+    a.free_pages -= p.pages
     if p.next:
         a.pages[p.next].previous = p.previous
     if p.previous:
@@ -210,10 +216,21 @@ cdef u32 search_run(Arena *a, u32 pages) noexcept nogil:
     return run
 
 
+cdef bint leaves_reserve(Arena *a, u32 pages) noexcept nogil:
+    """May an allocation take so many pages? The reserve that must then be left is 1/64 of what is used."""
+    cdef u64 need = <u64>pages + a.pages_high // 64 + RESERVE_PAGES_MIN
+    if a.urgent or need <= a.free_pages:
+        return True
+    need += a.pages_high - a.free_pages
+    return need <= a.page_count and back(a, need * PAGE_SIZE)
+
+
 cdef u32 take_pages(Arena *a, u32 pages, u16 kind) noexcept nogil:
     """First page of a new slab or large run; 0: full."""
-    cdef u32 run = find_run(a, pages)
-    cdef u32 rest
+    cdef u32 run, rest
+    if not leaves_reserve(a, pages):
+        return 0
+    run = find_run(a, pages)
     if run == 0:
         if pages <= a.page_count - a.pages_high and back(a, <u64>(a.pages_high + pages) * PAGE_SIZE):
             run = a.pages_high
@@ -244,6 +261,7 @@ cdef void give_pages(Arena *a, u32 start) noexcept nogil:
     """Return a slab or large run, merged with free neighbours."""
     cdef u32 pages = a.pages[start].pages
     cdef u32 neighbour
+    a.pages[start].kind = PAGE_NEVER        # merged into a neighbour it is no longer the start of anything
     if a.pages[start - 1].kind == PAGE_FREE:
         neighbour = a.pages[start - 1].start
         unlink_run(a, neighbour)
@@ -532,7 +550,7 @@ cdef int check_lists(const Arena *a, u64 free_runs, u64 partial_slabs, char *mes
 cdef int arena_check(const Arena *a, char *message, size_t message_size) noexcept nogil:
     """0: all invariants hold; else 1 and a message."""
     cdef u32 page = 0
-    cdef u64 allocated = 0, free_runs = 0, partial_slabs = 0
+    cdef u64 allocated = 0, free_runs = 0, free_pages = 0, partial_slabs = 0
     cdef bint after_free = False
     cdef const Page *p
     while page < a.pages_high:
@@ -549,12 +567,83 @@ cdef int arena_check(const Arena *a, char *message, size_t message_size) noexcep
             if after_free or a.pages[page + p.pages - 1].start != page or page + p.pages == a.pages_high:
                 return fail(message, message_size, "free run not merged or badly marked", page)
             free_runs += 1
+            free_pages += p.pages
         else:
             return fail(message, message_size, "page of unknown kind", page)
         after_free = p.kind == PAGE_FREE
         page += p.pages
+    if free_pages != a.free_pages:
+        return fail(message, message_size, "free pages do not add up", free_pages)
     if allocated != a.allocated:
         return fail(message, message_size, "bytes handed out do not add up", allocated)
     if a.backed < <u64>(a.pages_high + SLACK_PAGES) * PAGE_SIZE:
         return fail(message, message_size, "pages in use without backing", a.backed)
     return check_lists(a, free_runs, partial_slabs, message, message_size)
+
+
+# ---- for tests ----
+
+cdef class ArenaDriver:
+    """An arena driven from Python, for tests. It keeps `reclaim_sequence` and `readable` outside the memory.
+
+    Args:
+      buffer: writable memory; it stays referenced.
+      fd: its file, -1 for anonymous memory.
+    """
+
+    cdef Arena arena
+    cdef u64 reclaim_sequence
+    cdef u64 readable
+    cdef object view
+
+    def __init__(self, buffer, int fd=-1):
+        self.view = memoryview(buffer).cast("B")
+        cdef u8[::1] bytes_view = self.view
+        cdef int error = arena_open(&self.arena, &bytes_view[0], bytes_view.shape[0], fd, &self.reclaim_sequence,
+                                    &self.readable)
+        if error:
+            raise OSError(error, "arena_open failed")
+
+    def __dealloc__(self):
+        arena_close(&self.arena)
+
+    def alloc(self, u64 size, bint urgent=False):
+        """Ref of a block, 0 when full; urgent ones may use the reserve."""
+        self.arena.urgent = urgent
+        return arena_alloc(&self.arena, size)
+
+    def free(self, u32 ref):
+        """Give a block back at once."""
+        arena_free(&self.arena, ref)
+
+    def retire(self, u32 ref):
+        """Put a block in quarantine."""
+        if not arena_reserve(&self.arena, 1):
+            raise MemoryError
+        return arena_retire(&self.arena, ref)
+
+    def flip(self):
+        """Give the quarantine back; the reclaim sequence after it."""
+        arena_flip(&self.arena)
+        return self.reclaim_sequence
+
+    def block_size(self, u32 ref):
+        """Bytes of the block, 0: no block starts there."""
+        return arena_block_size(&self.arena, ref)
+
+    def rounded(self, u64 size):
+        """Bytes a block of this size takes."""
+        return arena_rounded(size)
+
+    def check(self):
+        """Raise AssertionError with the first invariant found broken."""
+        cdef char[256] message
+        if arena_check(&self.arena, message, 256):
+            raise AssertionError((<bytes>message).decode())
+
+    def stats(self):
+        """Counters, sizes in bytes."""
+        return {
+            "allocated": self.arena.allocated, "used": <u64>self.arena.pages_high * PAGE_SIZE,
+            "backed": self.arena.backed, "quarantine": self.arena.quarantine_bytes, "readable": self.readable,
+        }

@@ -25,7 +25,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
 from ..ipc._atomics cimport fence_acquire, load_acquire_u32, load_acquire_u64, load_relaxed_u32, load_relaxed_u64, load_seq_cst_u64
-from ..ipc._atomics cimport prefetch
+from ..ipc._atomics cimport prefetch, store_seq_cst_u64
 from ._layout cimport BUCKET_CHAIN_MAX, BUCKET_SIZE, BUCKET_SLOTS, DEPTH_MAX, HEIGHT_MAX, PAGE_SIZE
 from ._layout cimport RECORD_SIZE, RECORD_TOMBSTONE, REF_SHIFT, SLACK_PAGES, STORE_HEADER_SIZE, STORE_LAYOUT_VERSION
 from ._layout cimport Bucket, Node, Record, block_at, home_slot, key_compare, node_key, node_next, record_value, store_magic
@@ -570,14 +570,21 @@ cdef class StoreReader:
             else:
                 start, exclusive = resume, True
 
+    def pin(self, slots, Py_ssize_t index):
+        """Take a snapshot of the newest version in slot `index` of u64 words; returns the version. Free it by writing 0."""
+        cdef u64[::1] words = slots
+        cdef const StoreHeader *header = <const StoreHeader *>self.reader.base
+        cdef u64 version
+        while True:
+            # Acquire: every record up to this version is seen.
+            version = load_acquire_u64(&header.committed_version)
+            # seq_cst store before the seq_cst load: either the collector's scan sees the pin, or this sees the horizon.
+            store_seq_cst_u64(&words[index], version + 1)
+            if load_seq_cst_u64(&header.gc_horizon) <= version:
+                return version
+
     @property
     def committed_version(self):
         """The newest version a snapshot may take."""
         # Acquire: every record up to this version is seen.
         return load_acquire_u64(&(<const StoreHeader *>self.reader.base).committed_version)
-
-    @property
-    def gc_horizon(self):
-        """Snapshots below this are safe only if their pin was seen."""
-        # seq_cst: the pin protocol's second look.
-        return load_seq_cst_u64(&(<const StoreHeader *>self.reader.base).gc_horizon)

@@ -19,8 +19,8 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
 from ..ipc._atomics cimport i64, u8, u16, u32, u64
-from ..ipc._atomics cimport clock_monotonic_ns, load_relaxed_u64, store_release_u32, store_release_u64
-from ..ipc._atomics cimport store_relaxed_u64, store_seq_cst_u64
+from ..ipc._atomics cimport clock_monotonic_ns, load_relaxed_u64, load_seq_cst_u64, store_release_u32
+from ..ipc._atomics cimport store_relaxed_u64, store_release_u64, store_seq_cst_u64
 from ._arena cimport arena_alloc, arena_block_size, arena_close, arena_flip, arena_free, arena_open, arena_reserve
 from ._arena cimport arena_retire, arena_rounded
 from ._hash_index cimport hash_find, hash_insert, hash_open
@@ -179,7 +179,9 @@ cdef u32 store_new_record(Store *s, u64 version, i64 timestamp, i64 expires_at, 
     # The place in the quarantine is taken ahead: undoing an installed record must not fail.
     if not arena_reserve(&s.arena, 1):
         return 0
+    s.arena.urgent = tombstone      # a full store can still delete
     ref = arena_alloc(&s.arena, TOMBSTONE_SIZE if tombstone else RECORD_SIZE + <u64>value_size)
+    s.arena.urgent = False
     if ref == 0:
         return 0
     s.arena.quarantine_promised += 1
@@ -438,6 +440,25 @@ cdef class StoreWriter:
                 store_collect(&self.store, array, count, budget)
         free(array)
 
+    def collect_slots(self, slots):
+        """A round for pins in shared slots: raise the horizon to the newest version, then read the slots.
+
+        Returns the pins seen. Slots are u64 words, snapshot version + 1, 0 free; see `StoreReader.pin`.
+        """
+        self.require_open()
+        cdef const u64[::1] words = slots
+        cdef u64 value
+        cdef Py_ssize_t i
+        # seq_cst store, then seq_cst loads: a reader that this misses sees the raised horizon and takes a newer version.
+        store_seq_cst_u64(&self.store.header.gc_horizon, load_relaxed_u64(&self.store.header.committed_version))
+        pins = []
+        for i in range(words.shape[0]):
+            value = load_seq_cst_u64(&words[i])
+            if value:
+                pins.append(value - 1)
+        self.collect(pins)
+        return pins
+
     def flip(self):
         """Give the quarantine back at once."""
         self.require_open()
@@ -494,6 +515,11 @@ cdef class StoreWriter:
             "committed_version": load_relaxed_u64(&s.header.committed_version),
             "gc_horizon": load_relaxed_u64(&s.header.gc_horizon),
         }
+
+
+def hash_of(bytes key, bytes database_id=b"0123456789abcdef"):
+    """The hash of a key in the store of this database."""
+    return key_hash(key, len(key), key_hash(database_id, 16, STORE_LAYOUT_VERSION))
 
 
 def assert_layout():

@@ -1,0 +1,1 @@
+"""Tests of the compiled shared store against plain models."""
