@@ -12,7 +12,20 @@ from collections.abc import Sequence
 import typer
 
 from occamdb.ipc.errors import OccamError
-from occamdb.tools import console, data, demo, doctor, primitives, runs, serving, stats, traces, wal
+from occamdb.tools import (
+    backup,
+    console,
+    data,
+    demo,
+    doctor,
+    mounted,
+    primitives,
+    runs,
+    serving,
+    stats,
+    traces,
+    wal,
+)
 
 app = typer.Typer(
     name="occamdb",
@@ -23,7 +36,7 @@ app = typer.Typer(
 )
 
 
-for group in (serving, stats, data, runs, primitives, traces, wal, doctor, demo):
+for group in (serving, stats, data, runs, primitives, traces, backup, wal, doctor, demo, mounted):
     group.register(app)
 
 

@@ -134,10 +134,13 @@ def database(path: Path, namespace: str | None = None, *, create: bool = False) 
       NotFoundError: there is none, and `create` is false.
     """
     import occamdb
+    from occamdb.engine.directory import read_meta
 
     if not create:
         require_database(path)
-    db = occamdb.open(path)
+    meta = read_meta(path)
+    # With the durability it has: a command must not be refused for wanting another.
+    db = occamdb.open(path, durability=(meta and meta.durability) or "standard")
     try:
         yield db.namespace(*namespace.split("/", 2)) if namespace else db
     finally:
