@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -84,7 +87,9 @@ class Database:
         assert self.log is not None
         return self.log
 
-    def encode(self, operations: Sequence[Operation], *, session: int = 1, timestamp: int | None = None) -> int:
+    def encode(
+        self, operations: Sequence[Operation], *, session: int = 1, timestamp: int | None = None
+    ) -> int:
         """Put one transaction into the batch; returns its version."""
         self.version += 1
         when = self.version * 10 if timestamp is None else timestamp
@@ -110,7 +115,12 @@ class Database:
         """A checkpoint of what was recovered; the store does not follow what is appended since."""
         outcomes = [(session, *outcome) for session, outcome in self.result.outcomes.items()]
         write_checkpoint(
-            self.directory, self.store.mapping, self.result.version, outcomes, duty=1, still_wanted=still_wanted
+            self.directory,
+            self.store.mapping,
+            self.result.version,
+            outcomes,
+            duty=1,
+            still_wanted=still_wanted,
         )
 
     def close(self) -> None:
@@ -167,6 +177,20 @@ def flip(path: Path, offset: int, bit: int = 0) -> None:
     data = bytearray(path.read_bytes())
     data[offset] ^= 1 << bit
     path.write_bytes(data)
+
+
+@contextlib.contextmanager
+def memory_directory(fallback: Path) -> Iterator[Path]:
+    """A directory on a file system in memory, for tests that sync thousands of times; removed at the end."""
+    parent = Path("/dev/shm")
+    if not os.access(parent, os.W_OK):
+        yield fallback
+        return
+    path = Path(tempfile.mkdtemp(prefix="durability-test-", dir=parent))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
 
 
 def in_child(action: Callable[[], None]) -> int:

@@ -194,9 +194,7 @@ def test_later_formats(path: Path, which: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flip", "header", "longer", "doubled block"])
-def test_damaged_newest_checkpoint_falls_back(
-    path: Path, source: tuple[Path, Model], damage: str
-) -> None:
+def test_damaged_newest_checkpoint_falls_back(path: Path, source: tuple[Path, Model], damage: str) -> None:
     newest = checkpoints(path)[1]
     data = newest.read_bytes()
     damaged: dict[str, Callable[[], bytes]] = {

@@ -70,7 +70,9 @@ def test_zeros_inside_the_last_transaction(
         assert (result.version, rows) == (7, models[7].listing())
 
 
-@pytest.mark.parametrize("junk", [b"\xff" * 100, bytes(range(1, 200)), b"\x31\0\0\0" * 40, bytes(64) + b"\x07"])
+@pytest.mark.parametrize(
+    "junk", [b"\xff" * 100, bytes(range(1, 200)), b"\x31\0\0\0" * 40, bytes(64) + b"\x07"]
+)
 def test_junk_is_cut(written: tuple[Path, list[int], list[Model]], tmp_path: Path, junk: bytes) -> None:
     path, ends, models = written
     target = copy(path, tmp_path / "db", junk, ends[-1])
@@ -89,9 +91,7 @@ def test_doubled_tail_does_not_count_twice(
     assert (result.version, rows, result.bytes_cut) == (8, models[8].listing(), len(doubled))
 
 
-def test_what_follows_a_cut_is_readable(
-    written: tuple[Path, list[int], list[Model]], tmp_path: Path
-) -> None:
+def test_what_follows_a_cut_is_readable(written: tuple[Path, list[int], list[Model]], tmp_path: Path) -> None:
     """The trap: appending behind a torn tail. And the version of the torn transaction is given out again."""
     path, ends, models = written
     target = copy(path, tmp_path / "db", b"", ends[8] - 1)
