@@ -108,6 +108,7 @@ class Coordinator:
         self._cleanup.callback(self.directory.close)
         self.incarnation = self.directory.begin_incarnation()
         self.database_id = self.directory.database_id
+        self._refuse_copy()
         self._create_segments()
         self._create_core()
         self.durable = DurableState(self.directory, self.core, self.settings, self.durability, self.store.map)
@@ -120,6 +121,20 @@ class Coordinator:
         self._cleanup.callback(listener.close)
         self.server = ControlServer(self, listener)
         self._write_coordinator_file()
+
+    def _refuse_copy(self) -> None:
+        """We hold this directory's LOCK: a living coordinator with our database id serves a copy of it (F15).
+
+        Both would use the same segment names, and we would take the other's for a dead one's.
+        """
+        for incarnation in list_incarnations(self.database_id):
+            owner = incarnation.owner
+            if owner is not None and not incarnation.dead and owner.pid != os.getpid():
+                raise CoordinatorUnavailable(
+                    f"process {owner.pid} serves another directory with the same database id: one is a copy",
+                    hint="use one of them at a time; `occamdb backup` and `occamdb restore` make independent copies",
+                    details={"path": self.path, "pid": owner.pid},
+                )
 
     def _create_segments(self) -> None:
         size = self.settings.max_store_size // _PAGE * _PAGE

@@ -96,6 +96,9 @@ class Link:
             self._close_segments()
             raise
         self.session = self.terms.session
+        # Bound once, for the commit path: exchange(request, timeout, on_idle).
+        self.exchange = self.channel.exchange
+        self.on_idle = self._check_coordinator
         self.sequence = self.terms.last_sequence
 
     def _map(self, name: str, *, writable: bool) -> Segment:
@@ -107,25 +110,20 @@ class Link:
     @property
     def reusable(self) -> bool:
         """Whether the next request may go through this link."""
-        return not (self._detached or self.channel.dirty or self.channel.broken or self.channel.closed)
+        return self.channel.idle and not self._detached
 
-    def exchange(self, request: bytearray, timeout: float | None) -> bytes:
-        """Send a request whose sequence is filled in and wait for the reply.
+    def _check_coordinator(self) -> None:
+        """Called now and then while waiting for an answer.
 
         Raises:
-          CoordinatorGone: before an answer came.
-          ChannelTimeout: in time no answer came; `sent` says whether the request was wholly published.
+          CoordinatorGone: there will be none.
         """
-        return self.channel.exchange(request, timeout, self.check_coordinator)
-
-    def check_coordinator(self) -> None:
-        """Called now and then while waiting."""
         if self.client.peer_gone():
             raise CoordinatorGone
 
     def gone(self) -> bool:
         """Whether the coordinator has closed the connection."""
-        return self._detached or self.client.peer_gone()
+        return self._detached or self.client.fileno() < 0 or self.client.peer_gone()
 
     def detach(self) -> None:
         """Say goodbye and let go. Open snapshots of this link's attachment keep their mapping."""

@@ -100,19 +100,22 @@ class SharedHandle:
 
     def submit(self, request: bytearray, deadline: float | None) -> bytes:
         limit = time.monotonic() + self._timeout if deadline is None else deadline
-        link = self._take(limit)
         try:
-            sequence = link.sequence + 1
-            request[8:16] = sequence.to_bytes(8, "little")
-            self._local.session = link.session
+            # Popping and appending are atomic under the GIL: no lock on this path.
+            link = self._idle.pop()
+        except IndexError:
+            link = self._take(limit)
+        # Used up by being written here: whatever interrupts us, no second request carries this number.
+        link.sequence = sequence = link.sequence + 1
+        request[8:16] = sequence.to_bytes(8, "little")
+        self._local.session = link.session
+        try:
             if failpoints.armed():
                 failpoints.hit("worker.before_submit")
             remaining = limit - time.monotonic()
             if remaining <= 0:
                 raise TransactionTimeout("the deadline passed before the commit was sent")
-            # From here on the number is used up, whatever interrupts us: a second request must not carry it.
-            link.sequence = sequence
-            return link.exchange(request, remaining)
+            return link.exchange(request, remaining, link.on_idle)
         except CoordinatorGone:
             return self._resolve(link, request, sequence, limit)
         except ChannelTimeout as error:
@@ -123,7 +126,10 @@ class SharedHandle:
                 txn_id=(link.session, sequence),
             ) from None
         finally:
-            self._give_back(link)
+            if link.channel.idle and not self._closed:
+                self._idle.append(link)
+            else:
+                self._forget(link)
 
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
         reply = self._ask(dict(message))
@@ -179,9 +185,9 @@ class SharedHandle:
         """A link for this thread alone, attached to a living coordinator; gives it back with `_give_back`."""
         self._check_open()
         while True:
-            with self._lock:
-                link = self._idle.pop() if self._idle else None
-            if link is None:
+            try:
+                link = self._idle.pop()
+            except IndexError:
                 return self._attach(limit, session=0)
             if not link.gone():
                 return link
@@ -303,7 +309,7 @@ class SharedHandle:
                 again.sequence = sequence
                 self._local.session = session
                 sent = True
-                return again.exchange(request, max(0.001, limit - time.monotonic()))
+                return again.exchange(request, max(0.001, limit - time.monotonic()), again.on_idle)
             except CoordinatorGone:
                 self._forget(again)
             except ChannelTimeout as error:

@@ -329,6 +329,11 @@ cdef class ClientChannel:
         return self.state == CHANNEL_BROKEN or self.state == CHANNEL_CLOSED
 
     @property
+    def idle(self):
+        """The next request may be sent."""
+        return self.state == CHANNEL_IDLE
+
+    @property
     def dirty(self):
         """A request was published and its reply has not been received."""
         return self.state == CHANNEL_WAITING
