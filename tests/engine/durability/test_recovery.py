@@ -39,13 +39,16 @@ STEP = st.one_of(
 )
 
 
-@settings(max_examples=60)
 @given(steps=st.lists(STEP, max_size=30))
 def test_any_life_comes_back(
     tmp_path_factory: pytest.TempPathFactory, steps: list[list[Operation] | str]
 ) -> None:
     """Commits, kills, clean closes, checkpoints and rotations in any order, against a dict."""
-    path = tmp_path_factory.mktemp("life") / "db"
+    with memory_directory(tmp_path_factory.mktemp("life")) as parent:
+        live(parent / "db", steps)
+
+
+def live(path: Path, steps: list[list[Operation] | str]) -> None:
     database = Database(path, segment_size=4096)
     flushed, pending, outcomes = Model(), Model(), {}
     for step in [*steps, "kill"]:
