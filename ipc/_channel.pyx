@@ -82,7 +82,8 @@ cdef class ClientChannel:
     Args:
       channel_buffer: the mapped channel segment, writable; kept exported until `close`.
       bell_buffer: the mapped doorbell segment, writable; kept exported until `close`.
-      may_spin_address: address of a u32 that is non-zero while spinning is welcome; 0: always.
+      may_spin_address: address of a u32 that is non-zero while spinning is welcome; 0: always. It must stay
+        mapped until `close`.
       ring_size: bytes of each ring; 0: as the segment's header says.
 
     Raises:

@@ -67,11 +67,11 @@ class FrameParser:
 
 def _unpack(body: bytes) -> dict[str, Any]:
     try:
-        message = msgpack.unpackb(body, raw=False, strict_map_key=True)
+        message = msgpack.unpackb(body, raw=False)
     # msgpack has no common base for what malformed input raises.
     except Exception as error:
         raise ControlProtocolError(f"a control frame of {len(body)} bytes is no msgpack: {error}") from error
-    if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
+    if not isinstance(message, dict) or not all(isinstance(name, str) for name in message):
         raise ControlProtocolError(
             f"a control frame holds a {type(message).__name__}, not a dict with str keys"
         )

@@ -205,9 +205,9 @@ def _memory_available() -> int:
     found = {}
     with open("/proc/meminfo", "rb") as file:
         for line in file:
-            key, _, rest = line.partition(b":")
-            if key in (b"MemAvailable", b"SwapFree"):
-                found[key] = int(rest.split()[0]) * 1024
+            field, _, rest = line.partition(b":")
+            if field in (b"MemAvailable", b"SwapFree"):
+                found[field] = int(rest.split()[0]) * 1024
     return found.get(b"MemAvailable", sys.maxsize) + found.get(b"SwapFree", 0)
 
 

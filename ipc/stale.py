@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
 from .errors import SegmentError
@@ -60,7 +61,7 @@ def list_incarnations(database_id: bytes | None = None) -> list[Incarnation]:
         if part is not None
     ]
     found = []
-    for (database, number), rows in groupby(sorted(parsed), key=lambda row: row[:2]):
+    for (database, number), rows in groupby(sorted(parsed), itemgetter(0, 1)):
         incarnation = _describe(database, number, [name for _, _, name in rows])
         if incarnation is not None:
             found.append(incarnation)
