@@ -146,7 +146,9 @@ class ControlTimeoutError(ControlError):
 
     code = "ipc.control.timeout"
     retryable = True
-    default_hint = "raise `timeout`, or see with `occamdb status` whether the coordinator is stopped or overloaded"
+    default_hint = (
+        "raise `timeout`, or see with `occamdb status` whether the coordinator is stopped or overloaded"
+    )
 
 
 class ControlProtocolError(ControlError):
@@ -187,7 +189,9 @@ class ChannelTimeout(ChannelError):
 
     code = "ipc.channel.timeout"
     retryable = True
-    default_hint = "raise `timeout`, or see with `occamdb status` whether the coordinator is stopped or overloaded"
+    default_hint = (
+        "raise `timeout`, or see with `occamdb status` whether the coordinator is stopped or overloaded"
+    )
 
     def __init__(self, message: str, *, sent: bool, hint: str = "") -> None:
         super().__init__(message, hint=hint, details={"sent": sent})

@@ -1,12 +1,12 @@
 """Every offset, size and alignment of the channel segment and the doorbell segment, and the segments' names.
 
-Used by whoever creates or attaches a segment; the compiled side has the same constants in `_layout.pxd`, and a
-test keeps the two equal. ipc does not know what a slot value means.
+Used by whoever creates or attaches a segment; the compiled side has the same constants in `_layout.pxd`, and
+a test keeps the two equal. ipc does not know what a slot value means.
 
 Invariants:
   1. Each word that one process writes and another polls has a 64-byte line of its own.
   2. A word has one writer: request tail, reply head, sleeping flag, `slots_high` and slot values the worker;
-     request head, reply tail, slot marks the coordinator. Doorbell words are counters that any ringer increments.
+     request head, reply tail, slot marks the coordinator. Doorbell words are counters any ringer increments.
   3. The header page is written once, before the name is handed over. The coordinator never reads it back:
      the worker can write there.
   4. Rings are powers of two and page-aligned; counters are u64 and never wrap in practice.
@@ -151,7 +151,9 @@ def read_channel_header(buffer: memoryview | bytes | bytearray) -> ChannelHeader
       LayoutError: not a channel segment of this build, or its size does not agree with its header.
     """
     if len(buffer) < RINGS_OFFSET:
-        raise LayoutError(f"channel segment has {len(buffer)} bytes, its fixed part alone takes {RINGS_OFFSET}")
+        raise LayoutError(
+            f"channel segment has {len(buffer)} bytes, its fixed part alone takes {RINGS_OFFSET}"
+        )
     magic, version, header_size, session, ring_size, size, slots, _ = _CHANNEL_HEADER.unpack_from(buffer, 0)
     found = (magic, version, header_size, slots)
     expected = (CHANNEL_MAGIC, LAYOUT_VERSION, _CHANNEL_HEADER.size, SLOT_COUNT)
