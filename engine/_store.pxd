@@ -66,11 +66,14 @@ cdef void store_install(Store *s, u32 node, u32 record) noexcept nogil
 cdef void store_uninstall(Store *s, u32 node, u32 record) noexcept nogil
 cdef void store_publish(Store *s, u64 version) noexcept nogil
 # pins: snapshot versions (slot value - 1), sorted ascending, duplicates allowed. budget: records looked at per queue.
+# The caller has raised header.gc_horizon (seq_cst) before it read them. pins NULL: no reader has the store yet (recovery), or
+# none can have a pin; the horizon is then raised to committed_version here.
 cdef void store_collect(Store *s, const u64 *pins, u32 count, u32 budget) noexcept nogil
 # All collectable records at once, and the quarantine given back whatever the time. Never removes a node, so node refs stay
 # valid inside a batch. (Allocations that fail flip the quarantine by themselves before they report "full".)
 cdef void store_force_collect(Store *s, const u64 *pins, u32 count) noexcept nogil
 cdef u64 store_held_by(Store *s, u64 pin_version) noexcept nogil
+# Not 0 while another store_collect may free something: superseded, quarantined, tombstones, nodes of failed commits.
 cdef u64 store_pending_bytes(Store *s) noexcept nogil
 # 0 sound; else 1 and a message. Slow (walks everything); the writer's thread only, also inside a batch.
 cdef int store_check(Store *s, char *message, size_t message_size) noexcept nogil

@@ -294,6 +294,9 @@ cdef void store_publish(Store *s, u64 version) noexcept nogil:
 
 cdef void store_collect(Store *s, const u64 *pins, u32 count, u32 budget) noexcept nogil:
     cdef i64 now
+    if pins == NULL:
+        # seq_cst: as the pin protocol asks of whoever raises it; with no reader there is nothing to wait for.
+        store_seq_cst_u64(&s.header.gc_horizon, load_relaxed_u64(&s.header.committed_version))
     collect_records(s, pins, count, budget)
     collect_nodes(s, pins, count, budget)
     if s.arena.quarantine_count == 0:
@@ -320,7 +323,8 @@ cdef u64 store_held_by(Store *s, u64 pin_version) noexcept nogil:
 
 
 cdef u64 store_pending_bytes(Store *s) noexcept nogil:
-    return s.superseded_bytes + s.arena.quarantine_bytes
+    return s.superseded_bytes + s.arena.quarantine_bytes + TOMBSTONE_SIZE * s.tombstone_count \
+        + <u64>NODE_SIZE * s.fresh_count
 
 
 cdef int store_check(Store *s, char *message, size_t message_size) noexcept nogil:

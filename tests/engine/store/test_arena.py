@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from occamdb.engine._arena import ArenaDriver
 
 PAGE = 16384
@@ -95,7 +96,7 @@ class ArenaMachine(RuleBasedStateMachine):
             assert self.arena.stats()["allocated"] == PAGE
 
 
-ArenaMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
+ArenaMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 TestArenaMachine = ArenaMachine.TestCase
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from tests.engine.store.support import Model, make_store, settle
 
 RECORD = 48

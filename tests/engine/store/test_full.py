@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 
 import pytest
+
 from occamdb.engine._reader import StoreReader
 from occamdb.engine._store import StoreWriter
 from tests.engine.store.support import make_store, settle
@@ -153,11 +155,16 @@ def test_shared_memory_that_runs_out_is_a_full_store() -> None:
 
 def map_beyond(fd: int, size: int) -> memoryview:
     """A mapping longer than the file, which Python's mmap refuses to make."""
-    import ctypes
-
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+    libc.mmap.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_long,
+    ]
     address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
     assert address not in (None, ctypes.c_void_p(-1).value)
     return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from occamdb.engine._store import hash_of
 from tests.engine.store.support import make_store, settle
 
@@ -13,7 +14,7 @@ def colliding_keys(count: int, bits: int) -> list[bytes]:
     """Keys whose hashes end in the same bits."""
     mask = (1 << bits) - 1
     wanted = hash_of(b"0") & mask
-    found = []
+    found: list[bytes] = []
     number = 0
     while len(found) < count:
         key = b"%d" % number
@@ -123,8 +124,10 @@ def test_a_long_stretch_of_deleted_keys_is_walked_in_bounded_pages(reverse: bool
     for key in keys[1:-1]:
         writer.delete(key, 2)
     writer.publish(2)
-    start, end = b"", None
-    pages, rows, exclusive = 0, [], False
+    start: bytes = b""
+    end: bytes | None = None
+    rows: list[bytes] = []
+    pages, exclusive = 0, False
     while True:
         more, resume = reader.page(start, end, 2, 1000, exclusive, reverse)
         rows += [row[0] for row in more]

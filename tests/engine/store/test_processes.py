@@ -65,7 +65,7 @@ def run_reader(store_path: Path, slots_path: Path, slot: int, snapshots: int, re
         version = reader.pin(slots, slot)
         versions.add(version)
         expected = state_at(version)
-        rounds = 30 if number % 25 == 0 else 1      # a long snapshot: the writer goes on far beyond it
+        rounds = 30 if number % 25 == 0 else 1  # a long snapshot: the writer goes on far beyond it
         for _ in range(rounds):
             wrong = mistake(reader, version, expected, chance)
             if wrong:
@@ -104,7 +104,9 @@ def write_until(writer: StoreWriter, slots: memoryview, finished: Callable[[], b
                 writer.undo()
                 for index in range(KEYS):
                     key, value = key_of(version % GROUPS, index), value_at(version, index)
-                    assert writer.put(key, value, version) if value is not None else writer.delete(key, version)
+                    assert (
+                        writer.put(key, value, version) if value is not None else writer.delete(key, version)
+                    )
             writer.publish(version)
             writer.collect_slots(slots)
     return version
@@ -136,13 +138,14 @@ def test_readers_in_other_processes_see_exact_snapshots_while_the_writer_reclaim
             slots,
             lambda: time.monotonic() > deadline or not any(process.is_alive() for process in processes),
         )
-        results = [report.recv() if report.poll() else "no report" for report in reports]
+        results: list[int | str] = [report.recv() if report.poll() else "no report" for report in reports]
     finally:
         for process in processes:
             process.kill()
             process.join()
-    assert all(isinstance(result, int) for result in results), results
-    assert all(result > 10 for result in results), "the readers must have met many different versions"
+    versions_met = [result for result in results if isinstance(result, int)]
+    assert len(versions_met) == READERS, results
+    assert min(versions_met) > 10, "the readers must have met many different versions"
     stats = writer.stats()
     assert stats["flips"] > 20, "memory must have been reused under the readers"
     for slot in range(READERS):

@@ -8,7 +8,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.engine.store.support import Model, make_store, settle
 
-KEYS = [b"", b"a", b"aa", b"ab", b"a\x00", b"b", b"run1/1", b"run1/2", b"run1/22", b"run2/1", b"\xff", b"\xff\xff"]
+KEYS = [
+    b"",
+    b"a",
+    b"aa",
+    b"ab",
+    b"a\x00",
+    b"b",
+    b"run1/1",
+    b"run1/2",
+    b"run1/22",
+    b"run2/1",
+    b"\xff",
+    b"\xff\xff",
+]
 KEYS += [b"long" * 40 + bytes([i]) for i in range(4)]
 keys = st.sampled_from(KEYS)
 bounds = st.one_of(keys, st.binary(max_size=3))
@@ -126,5 +139,5 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.writer.stats()["keys"] == self.model.live_keys()
 
 
-StoreMachine.TestCase.settings = settings(max_examples=400, stateful_step_count=60, deadline=None)
+StoreMachine.TestCase.settings = settings(max_examples=250, stateful_step_count=50, deadline=None)
 TestStoreMachine = StoreMachine.TestCase
