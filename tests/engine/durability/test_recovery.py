@@ -23,6 +23,7 @@ from .support import (
     checkpoints,
     content,
     fingerprint,
+    memory_directory,
     segments,
     write,
 )
