@@ -35,7 +35,7 @@ cdef enum:
     FOUND = 1
     DAMAGED = -1
     RETRIES_MAX = 10000
-    STEPS_MAX = 1 << 20         # nodes and records one walk may visit
+    STEPS_MAX = 1 << 22         # nodes and records one walk may visit
     NODES_PER_WALK = 4096       # of a scan; fewer on each retry, so that a walk fits between two reclaims
     SCOUT_LEAD = 4              # tall nodes the scout is ahead: about 16 nodes
     GROUP = 64                  # nodes gathered before their records are read: the prefetches overlap
@@ -463,6 +463,8 @@ cdef int reader_scan(const Reader *r, const u8 *start, u32 start_size, bint star
         # Acquire: all unlinkings before this value are seen by the walk.
         sequence = load_acquire_u64(&header.reclaim_sequence)
         outcome = scan_down(r, &scan) if reverse else scan_up(r, &scan)
+        if outcome == DAMAGED and scan.steps_left == 0 and scan.last_key != NULL:
+            outcome = FOUND     # very long chains: what was walked makes a page
         if outcome == FOUND and not scan.done:
             if moved_on(&scan, reverse):
                 memcpy(key_copy, scan.last_key, scan.last_size)

@@ -41,6 +41,7 @@ cdef struct Store:
     u32 superseded_last
     u32 tombstone_first         # queue of tombstones, oldest first
     u32 tombstone_last
+    u32 queued                  # records, tombstones and nodes that joined a queue since the last collect
     u64 tombstone_count
     PinBucket *buckets          # sorted by pin
     u32 bucket_count
@@ -65,7 +66,8 @@ cdef void store_drop_record(Store *s, u32 record) noexcept nogil
 cdef void store_install(Store *s, u32 node, u32 record) noexcept nogil
 cdef void store_uninstall(Store *s, u32 node, u32 record) noexcept nogil
 cdef void store_publish(Store *s, u64 version) noexcept nogil
-# pins: snapshot versions (slot value - 1), sorted ascending, duplicates allowed. budget: records looked at per queue.
+# pins: snapshot versions (slot value - 1), sorted ascending, duplicates allowed. budget: entries looked at per queue, beside
+# twice as many as were queued since the last call (so a backlog shrinks under any load, at O(1) a write).
 # The caller has raised header.gc_horizon (seq_cst) before it read them. pins NULL: no reader has the store yet (recovery), or
 # none can have a pin; the horizon is then raised to committed_version here.
 cdef void store_collect(Store *s, const u64 *pins, u32 count, u32 budget) noexcept nogil

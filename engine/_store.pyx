@@ -34,7 +34,7 @@ from ._store_collect cimport bucket_search, collect_nodes, collect_records, tomb
 cdef enum:
     FLIP_INTERVAL_NS = 1000000          # readers repeat a walk that a flip falls into: flip seldom
     FLIP_BYTES = 4 << 20                # but do not let the quarantine grow beyond this
-    COLLECT_ALL = 0xFFFFFFFF
+    COLLECT_ALL = 0x7FFFFFFF        # more than a store can hold
 
 
 # ---- life ----
@@ -147,6 +147,7 @@ cdef u32 store_ensure_node(Store *s, const u8 *key, u32 key_size, u64 hash) noex
     ordered_insert(&s.order, s.base, ref)
     s.fresh[s.fresh_count] = ref
     s.fresh_count += 1
+    s.queued += 1
     s.node_count += 1
     s.node_bytes += arena_rounded(NODE_SIZE + 4 * height + key_size)
     return ref
@@ -223,6 +224,7 @@ cdef void store_install(Store *s, u32 node, u32 record) noexcept nogil:
         s.key_count -= not (old.flags & RECORD_TOMBSTONE)
     if r.flags & RECORD_TOMBSTONE:
         tombstone_append(s, record)
+        s.queued += 1
     else:
         s.key_count += 1
     s.record_count += 1
@@ -272,6 +274,7 @@ cdef void queue_pending(Store *s) noexcept nogil:
         if record.flags & RECORD_TOMBSTONE:
             tombstone_unlink(s, ref)    # replaced for good: it leaves with the superseded records
         record.gc_next = first
+        s.queued += 1
         first = ref
         ref = following
     if first == 0:
@@ -294,6 +297,9 @@ cdef void store_publish(Store *s, u64 version) noexcept nogil:
 
 cdef void store_collect(Store *s, const u64 *pins, u32 count, u32 budget) noexcept nogil:
     cdef i64 now
+    cdef u64 effort = budget + 2 * <u64>s.queued
+    s.queued = 0
+    budget = <u32>effort if effort < COLLECT_ALL else COLLECT_ALL
     if pins == NULL:
         # seq_cst: as the pin protocol asks of whoever raises it; with no reader there is nothing to wait for.
         store_seq_cst_u64(&s.header.gc_horizon, load_relaxed_u64(&s.header.committed_version))
@@ -423,7 +429,7 @@ cdef class StoreWriter:
         self.require_open()
         return sorted(pins)
 
-    def collect(self, pins=(), u64 horizon=0, u32 budget=COLLECT_ALL, bint force=False):
+    def collect(self, pins=(), u64 horizon=0, u32 budget=0x7FFFFFFF, bint force=False):
         """One round of garbage collection: raise gc_horizon to `horizon` (if higher), collect for these pins.
 
         The caller has made sure that no snapshot below the horizon exists except the pins.

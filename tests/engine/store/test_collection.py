@@ -64,14 +64,37 @@ def test_a_small_budget_gets_there_in_more_rounds() -> None:
     for version in range(1, 501):
         writer.put(b"hot", b"x", version)
         writer.publish(version)
+    pins = [500]
+    writer.collect([1, *pins], horizon=1, budget=0)
     rounds = 0
     while writer.stats()["superseded"]:
         before = writer.stats()["superseded"]
-        writer.collect(horizon=500, budget=7)
+        writer.collect(pins, horizon=500, budget=7)
         assert before - writer.stats()["superseded"] <= 7
         writer.check()
         rounds += 1
     assert rounds == -(-499 // 7)
+
+
+@pytest.mark.parametrize("budget", [0, 1, 512])
+def test_no_budget_is_too_small_for_a_steady_load(budget: int) -> None:
+    """A round does at least as much as was added since the last one, so nothing piles up."""
+    writer, _ = make_store(16 << 20)
+    for version in range(1, 400):
+        for i in range(40):
+            key = b"%d" % ((version * 13 + i * 7) % 900)
+            if i % 5 == 0:
+                writer.delete(key, version)
+            else:
+                writer.put(key, b"x" * 100, version)
+            writer.ensure(b"failed %d" % (version * 40 + i))
+        writer.publish(version)
+        writer.collect([version], horizon=version, budget=budget)
+        stats = writer.stats()
+        assert stats["superseded"] <= 40
+        assert stats["tombstones"] <= 80
+        assert stats["nodes"] <= 900
+    writer.check()
 
 
 def test_nothing_above_the_horizon_goes() -> None:
