@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,7 @@ class Link:
     ) -> None:
         self.client = client
         self._segments: list[Segment] = []
-        self._detached = False
+        self._detached = True
         try:
             reply = client.call(
                 {
@@ -96,10 +97,11 @@ class Link:
             self._close_segments()
             raise
         self.session = self.terms.session
-        # Bound once, for the commit path: exchange(request, timeout, on_idle).
+        # Bound once, for the commit path: exchange(request, timeout, on_idle). Neither refers back to the link.
         self.exchange = self.channel.exchange
-        self.on_idle = self._check_coordinator
+        self.on_idle = functools.partial(_check_coordinator, client)
         self.sequence = self.terms.last_sequence
+        self._detached = False
 
     def _map(self, name: str, *, writable: bool) -> Segment:
         segment = attach_segment(name, writable=writable)
@@ -112,18 +114,16 @@ class Link:
         """Whether the next request may go through this link."""
         return self.channel.idle and not self._detached
 
-    def _check_coordinator(self) -> None:
-        """Called now and then while waiting for an answer.
-
-        Raises:
-          CoordinatorGone: there will be none.
-        """
-        if self.client.peer_gone():
-            raise CoordinatorGone
-
     def gone(self) -> bool:
         """Whether the coordinator has closed the connection."""
         return self._detached or self.client.fileno() < 0 or self.client.peer_gone()
+
+    def __del__(self) -> None:
+        # An exception of a signal handler can take a link out of its owner's hands between any two lines.
+        # Closing the connection is what gives its channel back then.
+        with contextlib.suppress(Exception):
+            if not self._detached:
+                self.drop()
 
     def detach(self) -> None:
         """Say goodbye and let go. Open snapshots of this link's attachment keep their mapping."""
@@ -153,3 +153,11 @@ class Link:
         self._segments = []
 
 
+def _check_coordinator(client: ControlClient) -> None:
+    """Called now and then while waiting for an answer.
+
+    Raises:
+      CoordinatorGone: there will be none.
+    """
+    if client.peer_gone():
+        raise CoordinatorGone

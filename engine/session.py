@@ -18,7 +18,14 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-from ..ipc.errors import ChannelTimeout, ControlError, IpcError, SegmentError
+from ..ipc.errors import (
+    AddressSpaceError,
+    ChannelBroken,
+    ChannelTimeout,
+    ControlError,
+    OccamError,
+    SegmentError,
+)
 from . import failpoints
 from ._view import StoreAttachment
 from .control_messages import raise_refusal
@@ -73,7 +80,8 @@ class SharedHandle:
         self._lock = threading.RLock()
         self._primary: Link | None = None
         self._idle: list[Link] = []
-        self._all: list[Link] = []
+        # Weak: a link that an interrupt took from its thread is in nobody's hands, and ends with its last reference.
+        self._all: weakref.WeakSet[Link] = weakref.WeakSet()
         self._local = threading.local()
 
     def __reduce__(self) -> Any:
@@ -117,7 +125,10 @@ class SharedHandle:
                 raise TransactionTimeout("the deadline passed before the commit was sent")
             return link.exchange(request, remaining, link.on_idle)
         except CoordinatorGone:
-            return self._resolve(link, request, sequence, limit)
+            return self._resolve(link, request, sequence, limit, sent=link.channel.dirty)
+        except ChannelBroken:
+            # The reply may have been the damaged part: the coordinator knows what became of the request.
+            return self._resolve(link, request, sequence, limit, sent=True)
         except ChannelTimeout as error:
             if not error.sent:
                 raise TransactionTimeout("the coordinator took no request in time; nothing was committed") from None
@@ -169,7 +180,9 @@ class SharedHandle:
             return
         with self._lock:
             self._closed = True
-            links, self._all, self._idle, self._primary = self._all, [], [], None
+            links = set(self._all)
+            self._all.clear()
+            self._idle, self._primary = [], None
         for link in links:
             link.detach()
 
@@ -203,20 +216,19 @@ class SharedHandle:
         self._forget(link)
 
     def _forget(self, link: Link) -> None:
-        """Stop using a link. The primary's snapshots go on: its coordinator is gone, or revokes them itself."""
+        """Commit through a link no more. The primary's snapshots go on."""
         with self._lock:
-            if link in self._all:
-                self._all.remove(link)
             if link in self._idle:
                 self._idle.remove(link)
             primary = link is self._primary
-        if primary and link.gone():
-            # Reading goes on without a coordinator: keep the mapping until a new one supersedes the store.
-            link.client.close()
-        else:
-            if primary:
-                self._primary = None
+            if not primary or link.gone():
+                self._all.discard(link)
+        if not primary:
             link.detach()
+        elif link.gone():
+            # Reading goes on without a coordinator: keep the mapping until a new one supersedes the store. One that
+            # lives and threw us out says so in the channel, which ends the attachment too.
+            link.client.close()
 
     def _attach_primary(self, limit: float) -> Link:
         self._check_open()
@@ -240,6 +252,8 @@ class SharedHandle:
                     durability=self.durability,
                     timeout=max(0.1, limit - time.monotonic()),
                 )
+            except AddressSpaceError:
+                raise
             except (ControlError, SegmentError, OSError) as error:
                 # It went away between connect and attach; the next turn finds or starts another.
                 last = error
@@ -274,7 +288,7 @@ class SharedHandle:
                 link.detach()
                 raise DatabaseClosedError("the database is closed")
             self._settings = Settings.of(link.terms.settings)
-            self._all.append(link)
+            self._all.add(link)
             primary = self._primary
             if primary is None or not primary.attachment.usable or primary.terms.incarnation != link.terms.incarnation:
                 if primary is not None:
@@ -283,19 +297,22 @@ class SharedHandle:
 
     # ---- outcomes ---------------------------------------------------------------------------------------
 
-    def _resolve(self, link: Link, request: bytearray, sequence: int, limit: float) -> bytes:
-        """What became of a request whose coordinator vanished; sends it again if it never happened."""
-        sent = link.channel.dirty
+    def _resolve(self, link: Link, request: bytearray, sequence: int, limit: float, *, sent: bool) -> bytes:
+        """What became of a request whose coordinator vanished; sends it again if it never happened.
+
+        Args:
+          sent: whether it was wholly published: from then on no error but CommitOutcomeUnknown is true.
+        """
         session = link.session
         self._forget(link)
         while True:
             try:
                 again = self._attach(limit, session=session)
-            except (CoordinatorUnavailable, IpcError) as error:
+            except OccamError as error:
                 if not sent:
                     raise
                 raise CommitOutcomeUnknown(
-                    f"the coordinator vanished during the commit and none came back: {error}",
+                    f"the coordinator vanished during the commit, and no other could be asked: {error}",
                     txn_id=(session, sequence),
                 ) from error
             if again.session == session and again.terms.last_sequence == sequence:
@@ -310,7 +327,7 @@ class SharedHandle:
                 self._local.session = session
                 sent = True
                 return again.exchange(request, max(0.001, limit - time.monotonic()), again.on_idle)
-            except CoordinatorGone:
+            except (CoordinatorGone, ChannelBroken):
                 self._forget(again)
             except ChannelTimeout as error:
                 raise CommitOutcomeUnknown(
@@ -326,7 +343,13 @@ class SharedHandle:
         results: list[ResultEntry] = []
         committed_at = time.time_ns()
         if wanted:
-            logged = self.admin({"kind": "logged_commit", "version": version})
+            try:
+                logged = self.admin({"kind": "logged_commit", "version": version})
+            except OccamError as error:
+                raise CommitOutcomeUnknown(
+                    f"committed as version {version}, but what it resulted in cannot be told: {error}",
+                    hint="read the key again",
+                ) from error
             committed_at = int(logged["committed_at"])
             written = {bytes(key): value for key, value in logged["writes"]}
             for index in wanted:
