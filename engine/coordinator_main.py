@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import traceback
+from typing import Any
 
 from ..ipc.errors import OccamError
 from .control_messages import refusal
@@ -23,11 +25,17 @@ def main() -> int:
         traceback.print_exc()
         if not isinstance(error, OccamError):
             error = CoordinatorUnavailable(f"the coordinator could not start: {error!r}")
-        os.write(report_fd, json.dumps(refusal(error), default=repr).encode())
+        _report(report_fd, refusal(error))
         return 1
-    os.write(report_fd, b'{"ok": true}')
-    os.close(report_fd)
+    _report(report_fd, {"ok": True})
     return coordinator.serve()
+
+
+def _report(fd: int, message: dict[str, Any]) -> None:
+    # Whoever started us may be gone by now; the other workers are not.
+    with contextlib.suppress(OSError):
+        os.write(fd, json.dumps(message, default=repr).encode() + b"\n")
+    os.close(fd)
 
 
 if __name__ == "__main__":

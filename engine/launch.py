@@ -4,7 +4,8 @@
    starts a new one and the others wait for its socket. The lock goes with its holder, however that dies.
 2. The new process belongs to nobody: own session, parent init, so that neither Ctrl-C nor the end of the worker that
    started it reaches it.
-3. It reports success or its error through a pipe; end of file without a report means that it died on the way.
+3. It reports success or its error as one line through a pipe; end of file without a report means that it died on
+   the way. That the pipe's other end is gone does not concern it.
 """
 
 from __future__ import annotations
@@ -80,10 +81,16 @@ class Launcher:
             return
         try:
             # Held: a coordinator is alive, or recovering and about to listen.
-            if lock_holder(os.path.join(self.path, "LOCK")) is None:
+            if not self._owned():
                 self._spawn_and_wait(limit)
         finally:
             starter.release()
+
+    def _owned(self) -> bool:
+        try:
+            return lock_holder(os.path.join(self.path, "LOCK")) is not None
+        except LockHeldError:
+            return True  # held, its owner has not written its name yet
 
     def _spawn_and_wait(self, limit: float) -> None:
         report, report_child = os.pipe()
@@ -142,9 +149,10 @@ class Launcher:
 
 
 def _read_report(fd: int, limit: float) -> bytes | None:
-    """All the child wrote until it closed the pipe; None when the time is up."""
+    """The line the child wrote, or what it wrote until the pipe was closed; None when the time is up."""
     data = b""
-    while True:
+    # Not only until end of file: a process forked meanwhile by another thread may hold the pipe for ever.
+    while not data.endswith(b"\n"):
         remaining = limit - time.monotonic()
         if remaining <= 0:
             return None
@@ -152,5 +160,6 @@ def _read_report(fd: int, limit: float) -> bytes | None:
             return None
         piece = os.read(fd, 65536)
         if not piece:
-            return data
+            break
         data += piece
+    return data
