@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import threading
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ class ControlServer:
         self._workers: dict[int, _Worker] = {}
         self._draining: list[_Worker] = []
         self._outcomes: OrderedDict[int, tuple[int, int]] = OrderedDict(coordinator.durable.outcomes)
+        self._outcomes_lock = threading.Lock()  # a checkpoint reads the table in its own thread
         self._idle_since = time.monotonic()
         self._next_liveness = 0.0
         self._started_at = time.time()
@@ -121,7 +123,14 @@ class ControlServer:
 
     def outcomes(self) -> dict[int, tuple[int, int]]:
         """{session: (sequence, commit version)}: the last commit of every session that may still ask."""
-        return dict(self._outcomes) | self._core.outcomes()
+        found = self._core.outcomes()
+        # Read second: a session's outcome is in the table before its channel is freed.
+        with self._outcomes_lock:
+            known = list(self._outcomes.items())
+        for session, outcome in known:
+            # By sequence: a session that came back has an older entry here than in its channel.
+            found[session] = max(outcome, found.get(session, outcome))
+        return found
 
     def close(self) -> None:
         """Disconnect everybody. REQUIRES: the commit thread has ended."""
@@ -187,10 +196,11 @@ class ControlServer:
     def _remember(self, worker: _Worker) -> None:
         session, sequence, version = self._core.channel_outcome(worker.index)
         if sequence:
-            self._outcomes[session] = (sequence, version)
-            self._outcomes.move_to_end(session)
-            while len(self._outcomes) > OUTCOMES_KEPT:
-                self._outcomes.popitem(last=False)
+            with self._outcomes_lock:
+                self._outcomes[session] = (sequence, version)
+                self._outcomes.move_to_end(session)
+                while len(self._outcomes) > OUTCOMES_KEPT:
+                    self._outcomes.popitem(last=False)
 
     def _dispose(self, worker: _Worker) -> None:
         segment, worker.segment, worker.index = worker.segment, None, -1
@@ -233,7 +243,8 @@ class ControlServer:
             if time.monotonic() > limit:
                 raise StoreFullError("the session's previous channel is still being served", hint="try again")
             time.sleep(0.0005)
-        return self._outcomes.pop(session, (0, 0))
+        # Kept in the table too: if the attach fails from here on, the next one must find it.
+        return self._outcomes.get(session, (0, 0))
 
     def _open_channel(self, worker: _Worker, session: int, sequence: int, version: int) -> None:
         coordinator = self._coordinator
