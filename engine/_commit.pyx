@@ -44,19 +44,19 @@ from occamdb.engine._failpoints cimport (
 )
 from occamdb.engine._pins cimport collect, oldest_pin, pin_own, revoke_all, revoke_older, unpin_own
 from occamdb.engine._replay cimport Loader
-from occamdb.engine._store cimport store_check, store_create, store_destroy, store_held_by, store_pending_bytes, store_publish
+from occamdb.engine._store cimport store_check, store_create, store_destroy, store_pending_bytes, store_publish
 from occamdb.engine._validate cimport check_format, reserve_reply, validate_request
 from occamdb.engine._wire cimport (
     REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_HEADER_SIZE, REQUEST_SYNC, STATUS_BAD_REQUEST, STATUS_COMMITTED,
     STATUS_CONFLICT, STATUS_LOG_FAILED, STATUS_LOG_WRITE_ERROR, STATUS_STORE_FULL, ReplyHeader, RequestHeader,
 )
 from occamdb.ipc._atomics cimport (
-    clock_monotonic_ns, clock_realtime_ns, fence_acquire, fence_release, load_acquire_u32, load_acquire_u64,
+    cas_u32, clock_monotonic_ns, clock_realtime_ns, fence_acquire, fence_release, load_acquire_u32, load_acquire_u64,
     load_relaxed_u32, load_relaxed_u64, store_relaxed_u32, store_relaxed_u64, store_release_u32,
 )
 from occamdb.ipc._doorbell cimport doorbell_ring, doorbell_wait, waiter_init
 from occamdb.ipc._layout cimport (
-    BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, REPLY_HEAD_OFFSET, REPLY_TAIL_OFFSET, REQUEST_HEAD_OFFSET,
+    BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, CLOSED_OFFSET, REPLY_HEAD_OFFSET, REPLY_TAIL_OFFSET, REQUEST_HEAD_OFFSET,
     REQUEST_TAIL_OFFSET, RINGS_OFFSET, SLOT_COUNT, SLOT_SIZE, SLOTS_HIGH_OFFSET, SLOTS_OFFSET, WORKER_BELL_OFFSET,
     WORKER_SLEEPING_OFFSET,
 )
@@ -236,6 +236,7 @@ cdef class CommitCore:
         channel.sleeping = base + WORKER_SLEEPING_OFFSET
         channel.slots = base + SLOTS_OFFSET
         channel.slots_high = base + SLOTS_HIGH_OFFSET
+        channel.closed = base + CLOSED_OFFSET
         # One reply is outstanding at most, so half the ring always has room for it.
         channel.reply_max = ring_size // 2 if ring_size // 2 > REPLY_SIZE_MIN else REPLY_SIZE_MIN
         # Release: the commit thread sees a filled slot once it sees the state.
@@ -498,7 +499,8 @@ cdef class CommitCore:
 
     cdef void _break_channel(self, Channel *channel) noexcept nogil:
         """Bad input: serve this channel no more; the control plane disconnects its worker."""
-        store_release_u32(&channel.state, CHANNEL_BROKEN)
+        # Only from ACTIVE: the control plane may have set CLOSING meanwhile, and then nobody would close it again.
+        cas_u32(&channel.state, CHANNEL_ACTIVE, CHANNEL_BROKEN)
         self._notify_control()
 
     cdef void _close_channels(self) noexcept nogil:
@@ -512,8 +514,10 @@ cdef class CommitCore:
                 continue
             any_sync = self.sync_all
             self.core.now = clock_realtime_ns()
-            if channel.inbox.state != 3 and self._take_from(channel) and self._commit_batch(any_sync):
-                self._answer()
+            if channel.inbox.state != 3 and self._take_from(channel):
+                any_sync = any_sync or (<const RequestHeader *>channel.inbox.data).flags & REQUEST_SYNC
+                if self._commit_batch(any_sync):
+                    self._answer()
             # The worker may live on (it detached, or was thrown out): from here on its pins protect nothing.
             revoke_all(channel)
             store_release_u32(&channel.state, CHANNEL_CLOSED)
@@ -665,7 +669,7 @@ cdef class CommitCore:
         if oldest_pin(&self.core, channel, &version, &since):
             figures["snapshot_version"] = version
             figures["snapshot_age"] = (clock_monotonic_ns() - since) / 1e9 if since else 0.0
-            figures["held_bytes"] = store_held_by(&self.core.store, version)
+            figures["held_bytes"] = load_relaxed_u64(&channel.held_bytes)
         return figures
 
     def stats(self):

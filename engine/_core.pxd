@@ -53,11 +53,13 @@ cdef struct Channel:
     void *sleeping
     u8 *slots                       # SLOT_COUNT x {u64 value, u64 mark}, in its segment
     void *slots_high
+    void *closed                    # set before the slots are looked at for the last time
     u8 *out                         # the reply under construction
     u64 out_size
     u64 out_capacity
     u64 reply_max                   # largest reply that always fits the reply ring
     PinSeen *seen                   # one per slot; NULL until the first sweep
+    u64 held_bytes                  # by the oldest snapshot, as of the last sweep
     u64 window                      # last activity window it was counted in
     u64 commits
     u64 conflicts

@@ -19,9 +19,12 @@ thread believes nothing but this: a lying value can only keep garbage alive or l
 
 from libc.stdlib cimport calloc, qsort, realloc
 
-from occamdb.engine._core cimport CHANNEL_ACTIVE, CHANNEL_CLOSING, CHANNEL_FREE, Channel, PinSeen
+from occamdb.engine._core cimport CHANNEL_ACTIVE, CHANNEL_CLOSED, CHANNEL_CLOSING, CHANNEL_FREE, Channel, PinSeen
 from occamdb.engine._store cimport store_collect, store_force_collect, store_held_by, store_pending_bytes
-from occamdb.ipc._atomics cimport load_acquire_u32, load_acquire_u64, load_seq_cst_u32, load_seq_cst_u64, store_release_u64, store_seq_cst_u64, u8, u64
+from occamdb.ipc._atomics cimport (
+    load_acquire_u32, load_acquire_u64, load_seq_cst_u32, load_seq_cst_u64, store_relaxed_u64, store_release_u64,
+    store_seq_cst_u32, store_seq_cst_u64, u8, u64,
+)
 from occamdb.ipc._layout cimport SLOT_COUNT, SLOT_SIZE
 
 
@@ -40,7 +43,8 @@ cdef inline u32 _slots_in_use(const Channel *channel) noexcept nogil:
     """How many slots to look at: the worker's word, clamped to what there is."""
     cdef u32 state = load_acquire_u32(&channel.state)
     cdef u32 high
-    if state == CHANNEL_FREE or channel.slots == NULL:
+    # A CLOSED channel is the control plane's again, which may unmap it at any moment.
+    if state == CHANNEL_FREE or state == CHANNEL_CLOSED or channel.slots == NULL:
         return 0
     # seq_cst, after gc_horizon was raised: the worker stores slots_high before the slot's value, so a scan that misses
     # the slot comes before a worker that will see the raised horizon.
@@ -133,7 +137,7 @@ cdef bint make_room(Core *core) noexcept nogil:
     Returns True when memory was freed and the allocation may be tried again.
     """
     cdef i64 count
-    cdef u32 index
+    cdef u32 index = 0
     cdef u64 before = store_pending_bytes(&core.store)
     if before == 0:
         return False
@@ -144,21 +148,24 @@ cdef bint make_room(Core *core) noexcept nogil:
     store_force_collect(&core.store, core.pins, <u32>count)
     if store_pending_bytes(&core.store) < before:
         return True
-    for index in range(<u32>count):
+    while index < <u32>count:
         if store_held_by(&core.store, core.pins[index]) == 0:
+            index += 1
             continue
+        # What the oldest pin held may be held by the next one too: go on until something came free.
         _revoke_version(core, core.pins[index])
         count = gather_pins(core)
         if count < 0:
             return False
         store_force_collect(&core.store, core.pins, <u32>count)
-        return store_pending_bytes(&core.store) < before
+        if store_pending_bytes(&core.store) < before:
+            return True
     return False
 
 
 cdef u32 _sweep_channel(Core *core, Channel *channel, u64 committed, i64 now, i64 age_max) noexcept nogil:
     cdef u32 slot, revoked = 0
-    cdef u64 value
+    cdef u64 value, oldest = 0
     if channel.seen == NULL:
         channel.seen = <PinSeen *>calloc(SLOT_COUNT, sizeof(PinSeen))
         if channel.seen == NULL:
@@ -173,6 +180,11 @@ cdef u32 _sweep_channel(Core *core, Channel *channel, u64 committed, i64 now, i6
         elif now - channel.seen[slot].since > age_max:
             store_seq_cst_u64(channel.slots + slot * SLOT_SIZE + 8, value)
             revoked += 1
+            continue
+        if value != 0 and (oldest == 0 or value < oldest):
+            oldest = value
+    # Relaxed: for display by the control plane, which must not walk the store's private tables itself.
+    store_relaxed_u64(&channel.held_bytes, store_held_by(&core.store, oldest - 1) if oldest else 0)
     return revoked
 
 
@@ -189,9 +201,12 @@ cdef u32 revoke_older(Core *core, i64 now, i64 age_max) noexcept nogil:
 
 
 cdef void revoke_all(Channel *channel) noexcept nogil:
-    """Revoke every snapshot of a channel that is about to be forgotten."""
+    """Revoke every snapshot of a channel that is about to be forgotten, and those its worker may yet take."""
     cdef u32 slot
     cdef u64 value
+    # seq_cst, before the slots are read: a worker that pins stores its value, then looks at this word. So either we
+    # see the value here, or the worker sees the word and revokes the pin itself.
+    store_seq_cst_u32(channel.closed, 1)
     for slot in range(_slots_in_use(channel)):
         value = _pinned_value(channel, slot)
         if value != 0:

@@ -26,6 +26,7 @@ cdef class StoreAttachment:
     cdef const StoreHeader *header
     cdef u8 *slots
     cdef void *slots_high
+    cdef const void *closed         # u32: the coordinator looks at our slots no more
     cdef u32 high                   # own copy of slots_high: never re-read from shared memory
     cdef u32 free_count
     cdef u32 free_slots[SLOT_COUNT]

@@ -23,14 +23,15 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.string cimport memcpy
 
+from occamdb.engine._failpoints cimport FP_WORKER_AFTER_PIN, failpoint_armed, failpoint_hit
 from occamdb.engine._layout cimport STORE_HEADER_SIZE
 from occamdb.engine._reader cimport key_hash, reader_get, reader_open
 from occamdb.engine._values cimport decode_value
 from occamdb.ipc._atomics cimport (
-    clock_realtime_ns, fence_acquire, load_acquire_u32, load_acquire_u64, load_relaxed_u64, load_seq_cst_u64,
+    clock_realtime_ns, fence_acquire, load_acquire_u32, load_acquire_u64, load_relaxed_u64, load_seq_cst_u32, load_seq_cst_u64,
     store_relaxed_u64, store_release_u64, store_seq_cst_u32, store_seq_cst_u64,
 )
-from occamdb.ipc._layout cimport RINGS_OFFSET, SLOT_SIZE, SLOTS_HIGH_OFFSET, SLOTS_OFFSET
+from occamdb.ipc._layout cimport CLOSED_OFFSET, RINGS_OFFSET, SLOT_SIZE, SLOTS_HIGH_OFFSET, SLOTS_OFFSET
 
 from .errors import CorruptionError, ForkedHandleError, LimitExceeded, SnapshotExpired, TransactionStateError
 
@@ -78,6 +79,7 @@ cdef class StoreAttachment:
         self.header = <const StoreHeader *>self.store_buffer.buf
         self.slots = channel_base + SLOTS_OFFSET
         self.slots_high = channel_base + SLOTS_HIGH_OFFSET
+        self.closed = channel_base + CLOSED_OFFSET
         self.owner_pid = os.getpid()
         self.generation = fork_generation
         cdef u32 index
@@ -122,6 +124,10 @@ cdef class StoreAttachment:
             store_seq_cst_u64(words, newest + 1)
             if load_seq_cst_u64(&self.header.gc_horizon) <= newest:
                 break
+        # Sequentially consistent: a coordinator that closes the channel sets the word, then reads the slots. So either it
+        # saw our value and revoked it, or we see the word and do so.
+        if load_seq_cst_u32(self.closed):
+            store_seq_cst_u64(words + 8, newest + 1)
         version[0] = newest
         return slot
 
@@ -137,7 +143,7 @@ cdef class StoreAttachment:
         # Acquire: pairs with the new coordinator's store before its first acknowledgement. A begin that follows an
         # acknowledged commit in real time therefore sees the mark.
         return (not self.retired and self.generation == fork_generation
-                and load_acquire_u32(&self.header.superseded) == 0)
+                and load_acquire_u32(&self.header.superseded) == 0 and load_acquire_u32(self.closed) == 0)
 
     def retire(self):
         """Begin nothing more on this store. Snapshots already open stay readable."""
@@ -145,7 +151,7 @@ cdef class StoreAttachment:
 
     @property
     def usable(self):
-        """Whether new snapshots may begin here: not retired, not superseded, not inherited through a fork."""
+        """Whether new snapshots may begin here: not retired, superseded, thrown out, or inherited through a fork."""
         return self.is_usable()
 
     @property
@@ -189,6 +195,8 @@ cdef class PinnedView:
     cdef int open(self, StoreAttachment attachment) except -1:
         self.attachment = attachment
         self.slot = attachment.pin(&self.version)
+        if failpoint_armed():
+            failpoint_hit(FP_WORKER_AFTER_PIN)
         return 0
 
     cdef void release(self) noexcept:

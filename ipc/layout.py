@@ -6,7 +6,8 @@ a test keeps the two equal. ipc does not know what a slot value means.
 Invariants:
   1. Each word that one process writes and another polls has a 64-byte line of its own.
   2. A word has one writer: request tail, reply head, sleeping flag, `slots_high` and slot values the worker;
-     request head, reply tail, slot marks the coordinator. Doorbell words are counters any ringer increments.
+     request head, reply tail, slot marks, `closed` the coordinator. Doorbell words are counters any ringer
+     increments.
   3. The header page is written once, before the name is handed over. The coordinator never reads it back:
      the worker can write there.
   4. Rings are powers of two and page-aligned; counters are u64 and never wrap in practice.
@@ -35,6 +36,7 @@ REPLY_TAIL_OFFSET: Final = 0x1C0
 WORKER_BELL_OFFSET: Final = 0x200
 WORKER_SLEEPING_OFFSET: Final = 0x240
 SLOTS_HIGH_OFFSET: Final = 0x280
+CLOSED_OFFSET: Final = 0x2C0
 SLOTS_OFFSET: Final = 0x1000
 SLOT_SIZE: Final = 16
 SLOT_COUNT: Final = 1024
@@ -70,6 +72,7 @@ _polled = (
     WORKER_BELL_OFFSET,
     WORKER_SLEEPING_OFFSET,
     SLOTS_HIGH_OFFSET,
+    CLOSED_OFFSET,
 )
 assert all(offset % LINE_SIZE == 0 for offset in _polled)
 assert len({offset // LINE_SIZE for offset in _polled}) == len(_polled)
