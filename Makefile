@@ -15,8 +15,8 @@ AGENTS ?= 4
 DIR ?=
 ARGS ?=
 
-# DEPS: the environment and the editable install; BUILT: the compiled modules are up to date. Both stamps live in
-# the virtual environment, so that a second environment installs and builds for itself.
+# DEPS: the environment and the editable install, without compiling anything; BUILT: the compiled modules are up to
+# date. Both stamps live in the virtual environment, so that a second environment installs and builds for itself.
 DEPS := $(VENV)/.occamdb-deps
 BUILT := $(VENV)/.occamdb-built
 SOURCES := $(wildcard ipc/*.pyx ipc/*.pxd engine/*.pyx engine/*.pxd primitives/*.pyx primitives/*.pxd)
@@ -37,14 +37,14 @@ help:
 
 $(DEPS): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "occamdb needs Python 3.11 or later; set PYTHON=/path/to/python3"; exit 1; }
-	@echo "== virtual environment in $(VENV) ($$($(PYTHON) -V)); compiling takes a minute"
+	@echo "== virtual environment in $(VENV) ($$($(PYTHON) -V))"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install 'setuptools>=77' 'cython>=3.1' wheel
-	@$(PIP) install --no-build-isolation -e '.[dev]'
+	@OCCAMDB_ONLY=none $(PIP) install --no-build-isolation -e '.[dev]'
 	@touch $@
 
 $(BUILT): $(DEPS) setup.py $(SOURCES)
-	@echo "== compiled modules"
+	@echo "== compiling (a minute or two the first time)"
 	@$(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
 
