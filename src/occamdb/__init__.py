@@ -3,7 +3,6 @@
 A database that many processes on one machine share through memory; see README.md.
 """
 
-from .engine.database import Database
 from .engine.errors import (
     AlreadyExistsError,
     CASConflict,
@@ -42,33 +41,60 @@ from .engine.errors import (
 from .engine.extensions import register_extension
 from .engine.keys import Namespace
 from .engine.limits import Limits
-from .engine.opening import open_database as open
-from .engine.opening import open_in_memory
 from .engine.retry import RetryPolicy
 from .engine.settings import Settings
 from .engine.snapshot import ClonedSnapshotView, SharedSnapshotView, SnapshotView
-from .engine.transaction import Transaction
 from .engine.types import CommitReceipt, RunId, TransactionStatus, TypeTag, VersionedValue
+from .primitives import (
+    ChainVerification,
+    Custom,
+    Database,
+    Decision,
+    Event,
+    EventLog,
+    KVStore,
+    Query,
+    RunIndex,
+    RunMetadata,
+    RunStatus,
+    State,
+    StateCell,
+    Thought,
+    ToolCall,
+    Trace,
+    TraceStore,
+    TraceTree,
+    TraceType,
+    Transaction,
+    open_in_memory,
+)
+from .primitives import open_database as open
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AlreadyExistsError",
     "CASConflict",
+    "ChainVerification",
     "ClonedSnapshotView",
     "CommitOutcomeUnknown",
     "CommitReceipt",
     "ConflictError",
     "CoordinatorUnavailable",
     "CorruptionError",
+    "Custom",
     "Database",
     "DatabaseClosedError",
+    "Decision",
+    "Event",
+    "EventLog",
     "ForkedHandleError",
     "IncompatibleFormatError",
     "IntegerOverflowError",
     "InvalidArgumentError",
     "InvalidKeyError",
     "InvalidTransition",
+    "KVStore",
     "KeyTooLarge",
     "LimitExceeded",
     "Limits",
@@ -77,19 +103,31 @@ __all__ = [
     "NotAnIntegerError",
     "NotFoundError",
     "OccamError",
+    "Query",
     "ReadConflict",
     "ReadOnlyError",
     "RetriesExhausted",
     "RetryPolicy",
     "RunId",
+    "RunIndex",
+    "RunMetadata",
+    "RunStatus",
     "Settings",
     "SettingsError",
     "SettingsMismatchError",
     "SharedSnapshotView",
     "SnapshotExpired",
     "SnapshotView",
+    "State",
+    "StateCell",
     "StoreFullError",
+    "Thought",
     "TooManyChannelsError",
+    "ToolCall",
+    "Trace",
+    "TraceStore",
+    "TraceTree",
+    "TraceType",
     "Transaction",
     "TransactionStateError",
     "TransactionStatus",
