@@ -40,6 +40,7 @@ cdef class SegmentImage:
     cdef int entry_at(self, u64 offset, LogEntry *out) noexcept nogil
     cdef int next_transaction(self, u64 previous_version, LogTransaction *out) noexcept nogil
     cdef int _operation(self, const LogEntry *entry, u64 *version) noexcept nogil
+    cdef u64 _version_at(self, u64 at) noexcept nogil
     cdef bint _zeros_from(self, u64 offset) noexcept nogil
     cdef int _broken(self, u64 offset, const char *reason) noexcept nogil
     cdef int _wrong(self, u64 offset, const char *reason) noexcept nogil

@@ -207,6 +207,39 @@ cdef class SegmentImage:
                 at += 1
         return found, synced
 
+    def resume_after(self, u64 offset):
+        """For salvage: go on with the first whole transaction behind damage at `offset`.
+
+        Returns:
+          The version before it, or None when there is none.
+        """
+        cdef u64 at = offset + 1, version = 0
+        cdef LogEntry entry
+        cdef LogTransaction transaction
+        cdef bint found = False
+        with nogil:
+            while at + ENTRY_HEADER_SIZE < self.size and not found:
+                if self.entry_at(at, &entry) and entry.type == ENTRY_BEGIN:
+                    version = self._version_at(at)
+                    self.offset = at
+                    found = version and self.next_transaction(version - 1, &transaction) == TX_WHOLE
+                at += 1
+        if not found:
+            return None
+        self.offset = transaction.start
+        return version - 1
+
+    cdef u64 _version_at(self, u64 at) noexcept nogil:
+        """The version of the transaction beginning at `at`, from its CommitTxn; 0 when that is not there."""
+        cdef LogEntry entry
+        cdef CommitBody commit
+        while self.entry_at(at, &entry):
+            if entry.type == ENTRY_COMMIT and entry.body_size == sizeof(CommitBody):
+                memcpy(&commit, entry.body, sizeof(CommitBody))
+                return commit.version
+            at += ENTRY_HEADER_SIZE + 1 + entry.body_size
+        return 0
+
     def ends_in_zeros(self, u64 offset) -> bool:
         """Whether nothing but zeros follows."""
         return self._zeros_from(offset)

@@ -18,6 +18,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from . import failpoints
 from ._checkpoint import FORMAT_VERSION, HEADER_SIZE, MAGIC, CheckpointReader, CheckpointWriter
@@ -27,6 +28,9 @@ from .directory import DatabaseDirectory
 from .errors import CorruptionError, IncompatibleFormatError
 from .files import TEMPORARY_SUFFIX, File
 from .wal_reader import list_segments
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 __all__ = [
     "CheckpointFile",
@@ -84,12 +88,13 @@ def list_checkpoints(directory: DatabaseDirectory) -> list[CheckpointFile]:
 
 def write_checkpoint(
     directory: DatabaseDirectory,
-    mapping: memoryview | bytearray,
+    mapping: ReadableBuffer,
     version: int,
     outcomes: Iterable[tuple[int, int, int]],
     *,
     duty: float = 0.5,
     still_wanted: Callable[[], None] | None = None,
+    remove: bool = True,
 ) -> CheckpointInfo:
     """Write a checkpoint of the snapshot at `version` and remove what it makes superfluous.
 
@@ -102,6 +107,7 @@ def write_checkpoint(
         log after the checkpoint has them.
       duty: share of the time to work, from 0 to 1; 1 for a clean stop, when nobody else is there.
       still_wanted: called after each block; what it raises ends the checkpoint (a revoked pin, a stop).
+      remove: remove the files it makes superfluous.
 
     Raises:
       OSError: it could not be written; the directory is as before.
@@ -130,7 +136,10 @@ def write_checkpoint(
     failpoints.hit("checkpoint.after_rename")
     # Before anything it supersedes is removed.
     directory.checkpoints.sync()
-    remove_superfluous(directory)
+    if remove:
+        # The checkpoint stands: files that cannot be removed this time go the next time.
+        with contextlib.suppress(OSError):
+            remove_superfluous(directory)
     return CheckpointInfo(
         version,
         directory.checkpoints.file_path(name),
@@ -175,16 +184,32 @@ def remove_superfluous(directory: DatabaseDirectory) -> list[str]:
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def _decode_header(data: bytes, file: CheckpointFile, database_id: bytes) -> int:
-    """Check a checkpoint's header; returns its checksum, the seed of all others."""
+def _fields(data: bytes, path: str) -> tuple[Any, ...]:
+    """The fields of a sound header."""
     fields = _HEADER.unpack(data) if len(data) == HEADER_SIZE else None
     if fields is None or fields[0] != MAGIC or fields[-1] != checksum(data[:-4]):
         raise CorruptionError(
-            f"{file.path}: not a checkpoint, or its header is damaged",
-            file=file.path,
+            f"{path}: not a checkpoint, or its header is damaged",
+            file=path,
             offset=min(len(data), HEADER_SIZE - 4),
             expected=f"a header of {HEADER_SIZE} bytes with magic {MAGIC!r} and its checksum",
         )
+    return fields
+
+
+def checkpoint_header(data: bytes, path: str) -> tuple[bytes, int]:
+    """(database id, incarnation) of a checkpoint's header.
+
+    Raises:
+      CorruptionError: it is damaged.
+    """
+    fields = _fields(data, path)
+    return fields[3], fields[5]
+
+
+def _decode_header(data: bytes, file: CheckpointFile, database_id: bytes) -> int:
+    """Check a checkpoint's header; returns its checksum, the seed of all others."""
+    fields = _fields(data, file.path)
     if fields[1] != FORMAT_VERSION:
         raise IncompatibleFormatError(
             f"{file.path} has checkpoint format version {fields[1]}; this build reads {FORMAT_VERSION}",

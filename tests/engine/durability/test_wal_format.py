@@ -17,7 +17,7 @@ from .support import RUN_ID, Database, Model, Operation, content, segments
 KEYS = st.binary(min_size=1, max_size=40)
 TIMES = st.integers(min_value=0, max_value=2**63 - 1)
 OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
-    st.tuples(st.just("write"), KEYS, st.binary(max_size=300), TIMES),  # type: ignore[arg-type]
+    st.tuples(st.just("write"), KEYS, st.binary(max_size=300), TIMES),
     st.tuples(st.just("delete"), KEYS, st.integers(min_value=0, max_value=2**60)),
     st.tuples(st.just("delete_range"), KEYS, KEYS),
 )
