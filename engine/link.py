@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ from ..ipc.control import ControlClient
 from ..ipc.errors import ControlError
 from ..ipc.process import own_identity
 from ..ipc.segment import Segment, attach_segment
+from . import failpoints
 from ._view import StoreAttachment
 from .control_messages import raise_refusal
 
@@ -108,6 +111,15 @@ class Link:
         segment.close_fd()
         self._segments.append(segment)
         return segment
+
+    def exchange_slowly(self, request: bytearray, timeout: float, on_idle: Callable[[], None]) -> bytes:
+        """What `exchange` does, by way of the failpoints worker.mid_submit, worker.after_submit, worker.before_result."""
+        deadline = time.monotonic() + timeout
+        self.channel.send(request, timeout, on_idle, functools.partial(failpoints.hit, "worker.mid_submit"))
+        failpoints.hit("worker.after_submit")
+        reply = self.channel.receive(deadline - time.monotonic(), on_idle)
+        failpoints.hit("worker.before_result")
+        return reply
 
     @property
     def reusable(self) -> bool:

@@ -118,12 +118,14 @@ class SharedHandle:
         request[8:16] = sequence.to_bytes(8, "little")
         self._local.session = link.session
         try:
+            exchange = link.exchange
             if failpoints.armed():
                 failpoints.hit("worker.before_submit")
+                exchange = link.exchange_slowly
             remaining = limit - time.monotonic()
             if remaining <= 0:
                 raise TransactionTimeout("the deadline passed before the commit was sent")
-            return link.exchange(request, remaining, link.on_idle)
+            return exchange(request, remaining, link.on_idle)
         except CoordinatorGone:
             return self._resolve(link, request, sequence, limit, sent=link.channel.dirty)
         except ChannelBroken:

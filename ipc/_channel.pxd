@@ -31,7 +31,8 @@ cdef class ClientChannel:
 
     cdef bint may_spin(self) noexcept nogil
     cdef int claim(self) except -1
-    cdef int transmit(self, const u8 *data, u64 size, i64 deadline, object on_idle, double timeout) except -1
+    cdef int transmit(self, const u8 *data, u64 size, i64 deadline, object on_idle, double timeout,
+                      object on_part) except -1
     cdef bytes collect(self, i64 deadline, object on_idle, double timeout)
     cdef bytes take_reply(self)
     cdef int await_room(self, i64 deadline) noexcept nogil

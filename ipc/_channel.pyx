@@ -150,15 +150,19 @@ cdef class ClientChannel:
         try:
             PyObject_GetBuffer(request, &view, PyBUF_SIMPLE)
             try:
-                self.transmit(<const u8 *>view.buf, view.len, deadline, on_idle, seconds)
+                self.transmit(<const u8 *>view.buf, view.len, deadline, on_idle, seconds, None)
             finally:
                 PyBuffer_Release(&view)
             return self.collect(deadline, on_idle, seconds)
         finally:
             self.busy = False
 
-    def send(self, request, timeout, on_idle=None):
+    def send(self, request, timeout, on_idle=None, on_part=None):
         """Publish a request and ring the coordinator. Blocks only while the ring lacks room.
+
+        Args:
+          request, timeout, on_idle: as for `exchange`.
+          on_part: called while a part of the request is published and the rest is not; for failpoints.
 
         Raises:
           ChannelTimeout: with `sent` false: the request was not wholly published and never will be acted on; the
@@ -174,7 +178,7 @@ cdef class ClientChannel:
         try:
             PyObject_GetBuffer(request, &view, PyBUF_SIMPLE)
             try:
-                self.transmit(<const u8 *>view.buf, view.len, deadline, on_idle, seconds)
+                self.transmit(<const u8 *>view.buf, view.len, deadline, on_idle, seconds, on_part)
             finally:
                 PyBuffer_Release(&view)
         finally:
@@ -225,7 +229,8 @@ cdef class ClientChannel:
         return doorbell_wait(&self.room_waiter, self.base + WORKER_BELL_OFFSET, self.base + WORKER_SLEEPING_OFFSET,
                              room_ready, &need, max(<i64>0, min(left, <i64>ROOM_NS)), self.may_spin())
 
-    cdef int transmit(self, const u8 *data, u64 size, i64 deadline, object on_idle, double timeout) except -1:
+    cdef int transmit(self, const u8 *data, u64 size, i64 deadline, object on_idle, double timeout,
+                      object on_part) except -1:
         cdef int written, waited
         cdef i64 now, idle_at = 0
         if self.state != CHANNEL_IDLE:
@@ -249,6 +254,8 @@ cdef class ClientChannel:
                     waited = self.await_room(deadline)
             if written == 1:
                 return 0
+            if on_part is not None and written == 0 and self.outgoing.sent:
+                on_part()
             if written < 0:
                 self.state = CHANNEL_BROKEN
                 raise ChannelBroken("the coordinator's counter of the request ring is impossible")
