@@ -1,7 +1,8 @@
 """The engine's `Database` and `Transaction` as they are once the primitives are registered."""
 
+import os
 from collections.abc import Callable, Iterator
-from typing import Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
 
 from ..engine.database import Database as EngineDatabase
 from ..engine.retry import RetryPolicy
@@ -85,3 +86,24 @@ class Database(EngineDatabase):
     def namespace(
         self, tenant: str | None = None, app: str | None = None, agent: str | None = None
     ) -> Database: ...
+
+def open_database(
+    path: str | os.PathLike[str],
+    *,
+    durability: str = "standard",
+    isolation: str = "serializable",
+    start: str = "auto",
+    timeout: float = 10.0,
+    tenant: str = "default",
+    app: str = "default",
+    agent: str = "default",
+    **settings: Any,
+) -> Database: ...
+def open_in_memory(
+    *,
+    isolation: str = "serializable",
+    tenant: str = "default",
+    app: str = "default",
+    agent: str = "default",
+    **settings: Any,
+) -> Database: ...
