@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from occamdb.stress.campaigns.chaos import chaos_campaign
+from occamdb.stress.campaigns.chaos import CHOICES, chaos_campaign
 from occamdb.stress.campaigns.crash import crash_campaign
+from occamdb.stress.campaigns.faults import NAMES
 from occamdb.stress.checker import check_history
 from occamdb.stress.history import HistoryFormatError
 from occamdb.stress.runner import run_workload
@@ -48,7 +51,7 @@ def run(
         raise typer.BadParameter(f"no workload is called {name!r}; see occamdb stress list")
     if not seconds and not count:
         raise typer.BadParameter("--seconds 0 needs --count: something must end the run")
-    base = directory or Path(tempfile.mkdtemp(prefix="occam-stress-"))
+    base = _empty_base(directory, "stress")
     valid = True
     for one in WORKLOADS if name == "all" else [name]:
         place = base / one
@@ -89,11 +92,11 @@ def crash(
     directory: Annotated[Path | None, typer.Option("--dir", help="Keep database and log here.")] = None,
 ) -> None:
     """Kill the coordinator at random instants and at failpoints, and verify that nothing is lost."""
-    base = directory or Path(tempfile.mkdtemp(prefix="occam-crash-"))
+    base = _empty_base(directory, "crash")
     verdict = crash_campaign(
         kills, base, workers=workers, seed=seed, durability=durability, progress=_progress
     )
-    typer.echo("", err=True)
+    _progress("")
     typer.echo(verdict.text())
     _finish(base, verdict.valid, keep=directory is not None)
 
@@ -103,18 +106,46 @@ def chaos(
     minutes: Annotated[float, typer.Option(min=0.01, help="For how long.")] = 10.0,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes at a time.")] = 4,
     seed: Annotated[int, typer.Option(help="Draws sessions and faults.")] = 1,
+    workloads: Annotated[str, typer.Option(help="Workloads to draw from, comma separated.")] = "",
+    faults: Annotated[str, typer.Option(help=f"Faults to draw from: {', '.join(NAMES)}.")] = "",
     directory: Annotated[Path | None, typer.Option("--dir", help="Keep failing sessions here.")] = None,
 ) -> None:
     """Run random workloads under random faults, and end with one verdict."""
-    base = directory or Path(tempfile.mkdtemp(prefix="occam-chaos-"))
-    verdict = chaos_campaign(minutes, base, workers=workers, seed=seed, progress=_progress)
-    typer.echo("", err=True)
+    base = _empty_base(directory, "chaos")
+    loads = _names(workloads, WORKLOADS) or CHOICES
+    verdict = chaos_campaign(
+        minutes,
+        base,
+        workers=workers,
+        seed=seed,
+        workloads=loads,
+        faults=_names(faults, NAMES),
+        progress=_progress,
+    )
+    _progress("")
     typer.echo(verdict.text())
     _finish(base, verdict.valid, keep=directory is not None)
 
 
+def _empty_base(directory: Path | None, what: str) -> Path:
+    if directory is None:
+        return Path(tempfile.mkdtemp(prefix=f"occam-{what}-"))
+    if directory.exists() and any(directory.iterdir()):
+        raise typer.BadParameter(f"{directory} is not empty; what an earlier run kept is not overwritten")
+    return directory
+
+
+def _names(text: str, known: Container[str]) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"{name!r} is not known here")
+    return names
+
+
 def _progress(text: str) -> None:
-    typer.echo(f"\r\x1b[K{text}", nl=False, err=True)
+    if sys.stderr.isatty():
+        typer.echo(f"\r\x1b[K{text}", nl=False, err=True)
 
 
 def _finish(base: Path, valid: bool, *, keep: bool) -> None:

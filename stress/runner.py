@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from occamdb.stress.checker import Report, check_history
+from occamdb.stress.coordinators import leaked_segments, stop_coordinator
 from occamdb.stress.history import SUFFIX, HistoryWriter
 from occamdb.stress.tally import Tally, totals
 from occamdb.stress.worker import Context, Place, Settings, work
@@ -243,6 +244,8 @@ def run_workload(name: str, settings: Settings, directory: Path) -> RunResult:
       name: a name `occamdb stress list` shows.
       settings: with `path` set.
       directory: for the workers' files; kept.
+
+    The database is left closed, its coordinator stopped.
     """
     runner = Runner(get_workload(name), settings, directory)
     began = time.monotonic()
@@ -250,6 +253,11 @@ def run_workload(name: str, settings: Settings, directory: Path) -> RunResult:
         runner.start()
         limit = settings.seconds * 2 + STOP_TIMEOUT if settings.seconds else float("inf")
         runner.wait(limit)
-        return runner.verify(time.monotonic() - began)
+        result = runner.verify(time.monotonic() - began)
     finally:
         runner.kill_all()
+        stopped = stop_coordinator(settings.path)
+    if not stopped:
+        result.problems.append("the coordinator did not end within 30 s of SIGTERM")
+    result.problems += [f"shared memory was left behind: {name}" for name in leaked_segments(settings.path)]
+    return result

@@ -193,6 +193,8 @@ class Context:
             name = "refused"
             self._say(f"{error.code}: {error}", error.code)
         self.tally.add(name)
+        if name == "unknown":
+            self._say(f"{error.code}: {error}", error.code)
         if name != "conflict":
             time.sleep(PAUSE_AFTER_ERROR)
         return Outcome(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -82,7 +83,7 @@ def run(
     scale = Scale(seconds or base.seconds, repeat or base.repeat, base.size, base.warm_up)
     about = machine()
     results = run_rows(chosen, peers=wanted, scale=scale, directory=directory, progress=_progress)
-    typer.echo("", err=True)
+    _progress("")
     typer.echo(table_text(results))
     specified = targets_text({result.row.name: result for result in results})
     if specified:
@@ -105,4 +106,5 @@ def _chart_function() -> Callable[[Sequence[RowResult], Path], None]:
 
 
 def _progress(text: str) -> None:
-    typer.echo(f"\r\x1b[K{text}", nl=False, err=True)
+    if sys.stderr.isatty():
+        typer.echo(f"\r\x1b[K{text}", nl=False, err=True)

@@ -17,7 +17,7 @@ import psutil
 from occamdb.stress.bench.model import OCCAM, Row, Scale, Target
 from occamdb.stress.bench.occam import OccamTask, SoloSide, fill, long_key, open_db, store_bytes
 from occamdb.stress.bench.stores import RUN, key_name, value_of
-from occamdb.stress.campaigns.scene import stop_coordinator
+from occamdb.stress.coordinators import stop_coordinator
 
 KEYS = 1_000_000
 OVERWRITES = 10_000_000

@@ -44,7 +44,7 @@ def _side_line(result: RowResult, name: str, side: SideResult) -> str:
     if not side.samples:
         return f"    {name:<18} {side.skipped or 'no samples'}"
     line = f"    {name:<18} {figure(side.median):>12}  spread {side.spread:5.1%}"
-    ratio = result.ratio(name) if name != OCCAM else None
+    ratio = result.ratio(name) if name != OCCAM and result.row.baseline else None
     if ratio is not None:
         each = sorted(result.ratios(name))
         line += f"  occamdb {ratio:.2f} x (repetitions {each[0]:.2f} to {each[-1]:.2f})"

@@ -244,8 +244,8 @@ class TraceTree(SoloSide):
         began = time.perf_counter()
         tree = self.db.traces.get_tree(RUN, self.root)
         took = (time.perf_counter() - began) * 1e3
-        if tree.size() != self.count:
-            raise RuntimeError(f"the tree holds {tree.size()} of {self.count} nodes")
+        if tree.size != self.count:
+            raise RuntimeError(f"the tree holds {tree.size} of {self.count} nodes")
         return took
 
 

@@ -14,7 +14,7 @@ from occamdb.stress.bench.model import OCCAM, Row, Scale, Target
 from occamdb.stress.bench.occam import SoloSide, fill, open_db
 from occamdb.stress.bench.stores import RUN, key_name, value_of
 from occamdb.stress.bench.tasks import StoreTask
-from occamdb.stress.campaigns.scene import signal_coordinator, stop_coordinator, wait_until
+from occamdb.stress.coordinators import signal_coordinator, stop_coordinator, wait_until
 
 NO_CHECKPOINTS: dict[str, Any] = {"checkpoint_bytes": 64 << 30, "checkpoint_interval": 0.0}
 PER_TRANSACTION = 10

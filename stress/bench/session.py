@@ -16,6 +16,7 @@ from pathlib import Path
 
 from occamdb.stress.bench.model import Row, RowResult, Scale, Side, SideResult, Unavailable
 from occamdb.stress.bench.stores import PEERS
+from occamdb.stress.coordinators import stop_coordinator
 
 Progress = Callable[[str], None]
 
@@ -44,6 +45,10 @@ def run_rows(
         try:
             results.append(_run_row(row, peers, scale, scratch, progress))
         finally:
+            for lock in scratch.rglob(
+                "LOCK"
+            ):  # the coordinators of this row, which would idle on for a while
+                stop_coordinator(str(lock.parent))
             shutil.rmtree(scratch, ignore_errors=True)
     return results
 

@@ -10,13 +10,14 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from occamdb.stress.campaigns.faults import COMMON, Fault, fill_disk, fill_store
-from occamdb.stress.campaigns.scene import Scene, leaked_segments, stop_coordinator
+from occamdb.stress.campaigns.faults import COMMON, FILLING, NAMES, fill_disk, fill_store
+from occamdb.stress.campaigns.scene import Scene
+from occamdb.stress.coordinators import leaked_segments, stop_coordinator
 from occamdb.stress.runner import Runner, RunResult
 from occamdb.stress.worker import Settings
 from occamdb.stress.workloads import WORKLOADS, get_workload
@@ -52,6 +53,7 @@ class ChaosVerdict:
     kept: list[str] = field(default_factory=list)
     skipped: set[str] = field(default_factory=set)
     by_workload: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
 
     @property
     def kills(self) -> int:
@@ -76,6 +78,7 @@ class ChaosVerdict:
             f"anomalies: {self.anomalies}",
             f"acknowledged commits lost: {self.lost}",
             f"leaked segments: {len(self.leaked)}",
+            *(f"workers saw {text}" for text in self.errors.values()),
             *(f"PROBLEM: {problem}" for problem in self.problems[:20]),
             *(f"kept: {place}" for place in self.kept),
             "CLEAN" if self.valid else "NOT CLEAN",
@@ -89,7 +92,8 @@ def chaos_campaign(
     *,
     workers: int = 4,
     seed: int = 1,
-    workloads: tuple[str, ...] = CHOICES,
+    workloads: Sequence[str] = CHOICES,
+    faults: Sequence[str] = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> ChaosVerdict:
     """Run sessions until the time is up; the last one is finished and verified.
@@ -100,6 +104,7 @@ def chaos_campaign(
       workers: worker processes at a time.
       seed: draws the sessions, and with the session's number everything in it.
       workloads: what to choose from.
+      faults: names of `faults.NAMES`; all unless given.
       progress: called with a line of text now and then.
     """
     verdict = ChaosVerdict()
@@ -108,7 +113,7 @@ def chaos_campaign(
         number = verdict.sessions
         place = directory / f"session-{number:04d}"
         dice = Random(f"{seed}/{number}")
-        session = _Session(place, dice, workers, dice.choice(workloads), seed * 1000 + number)
+        session = _Session(place, dice, workers, dice.choice(workloads), seed * 1000 + number, faults)
         progress(
             f"session {number}: {session.name}; {verdict.transactions:,} transactions, {verdict.kills} kills so far"
         )
@@ -125,12 +130,13 @@ def chaos_campaign(
 class _Session:
     """One workload under faults."""
 
-    def __init__(self, place: Path, dice: Random, workers: int, name: str, seed: int):
+    def __init__(self, place: Path, dice: Random, workers: int, name: str, seed: int, only: Sequence[str]):
         self.place = place
         self.dice = dice
         self.name = name
         self.mount: Path | None = None
-        self.faults: dict[Fault, int] = dict(COMMON)
+        self.only = {NAMES[fault] for fault in only} or {*COMMON, *FILLING}
+        self.faults = {fault: weight for fault, weight in COMMON.items() if fault in self.only}
         self.options: dict[str, object] = {"wal_segment_size": 1 << 20, "checkpoint_bytes": 8 << 20}
         self.settings = Settings(
             workers=workers,
@@ -139,7 +145,8 @@ class _Session:
             keys=get_workload(name).keys,
             durability=dice.choice(("standard", "standard", "always")),
         )
-        self.special = dice.choice(("", "store", "disk"))
+        places = ["store" if fill_store in self.only else "", "disk" if fill_disk in self.only else ""]
+        self.special = dice.choice([*(place for place in places if place), *([""] if self.faults else [])])
 
     def run(self, verdict: ChaosVerdict, seconds: float) -> bool:
         """Run, verify, add up; True when nothing was wrong."""
@@ -177,13 +184,13 @@ class _Session:
         home = self.place
         if self.special == "store":
             self.options["max_store_size"] = SMALL_STORE
-            self.faults[fill_store] = 3
+            self.faults[fill_store] = FILLING[fill_store]
         elif self.special == "disk":
             self.mount = self.place / "mount"
             self.mount.mkdir()
             if _mount_tmpfs(self.mount):
                 home = self.mount
-                self.faults[fill_disk] = 3
+                self.faults[fill_disk] = FILLING[fill_disk]
             else:
                 self.mount = None
                 verdict.skipped.add("filling the disk: mounting a tmpfs is not permitted")
@@ -210,6 +217,9 @@ class _Session:
         verdict.refused += result.counts["refused"]
         verdict.unknown += result.counts["unresolved"]
         verdict.lost += result.lost
+        for text in result.errors:
+            code = text.split(": ")[1]
+            verdict.errors.setdefault(code, text.split(": ", 1)[1])
         if result.report is not None:
             verdict.anomalies += sum(anomaly.count for anomaly in result.report.forbidden)
         verdict.anomalies += len(result.problems)

@@ -18,8 +18,8 @@ from random import Random
 
 from occamdb.engine import failpoints
 from occamdb.ipc.process import ProcessIdentity, is_alive
-from occamdb.stress.campaigns.scene import (
-    Scene,
+from occamdb.stress.campaigns.scene import Scene
+from occamdb.stress.coordinators import (
     coordinator_of,
     leaked_segments,
     signal_coordinator,

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from occamdb.engine.errors import StoreFullError
 from occamdb.ipc.errors import OccamError
 from occamdb.ipc.process import is_alive
-from occamdb.stress.campaigns.scene import Scene, coordinator_of, signal_coordinator, wait_until
+from occamdb.stress.campaigns.scene import Scene
+from occamdb.stress.coordinators import coordinator_of, signal_coordinator, wait_until
 
 FILLER_RUN = uuid.UUID("0197c0de-0000-7000-8000-00000000f111")
 FILLER_BYTES = 1 << 20
@@ -177,3 +178,5 @@ COMMON: dict[Fault, int] = {
     fail_sync: 2,
     fail_write: 2,
 }
+FILLING: dict[Fault, int] = {fill_store: 3, fill_disk: 3}
+NAMES: dict[str, Fault] = {fault.__name__.replace("_", "-"): fault for fault in (*COMMON, *FILLING)}

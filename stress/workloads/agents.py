@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from occamdb.primitives.run_types import RunStatus
 from occamdb.primitives.trace_types import Thought, ToolCall
 from occamdb.stress.workloads.base import RUN, Counts, Problem, Workload, between
 
@@ -129,9 +130,9 @@ def _check_run(db: Any, run: Any) -> tuple[int, list[Problem]]:
         problems.append(Problem(f"run {run.run_id}: {findings} events, {steps} steps, {len(traces)} traces"))
     (root,) = db.traces.get_roots(run.run_id)
     tree = db.traces.get_tree(run.run_id, root.id)
-    if tree.size() != findings + 1:
-        problems.append(Problem(f"run {run.run_id}: its trace tree holds {tree.size()} of {findings + 1}"))
+    if tree.size != findings + 1:
+        problems.append(Problem(f"run {run.run_id}: its trace tree holds {tree.size} of {findings + 1}"))
     completed = events[-1].event_type == "completed"
-    if completed != (str(run.status) == "completed") and completed != (run.status.name == "COMPLETED"):
+    if completed != (run.status is RunStatus.COMPLETED):
         problems.append(Problem(f"run {run.run_id}: status {run.status}, last event {events[-1].event_type}"))
     return findings, problems
