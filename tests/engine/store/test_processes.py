@@ -157,3 +157,62 @@ def test_readers_in_other_processes_see_exact_snapshots_while_the_writer_reclaim
     assert writer.stats()["superseded"] == 0
     assert StoreReader(map_file(store_path)).scan(version) == state_at(version)
     assert stats["used_bytes"] < SIZE // 8, "snapshots that end must not leave memory behind"
+
+
+CHAIN = 3000
+HOT = [b"hot 1", b"hot 2"]
+
+
+def run_chain_reader(store_path: Path, slots_path: Path, report: Connection) -> None:
+    """From one snapshot, read keys whose chains are long and freed over and over, until slot 1 says stop."""
+    reader = StoreReader(memoryview(map_file(store_path)).toreadonly())
+    slots = memoryview(map_file(slots_path)).cast("Q")
+    version = reader.pin(slots, 0)
+    expected = {key: reader.get(key, version) for key in HOT}
+    report.send("ready")
+    wrong = ""
+    while slots[1] == 0 and not wrong:
+        for key in HOT:
+            if reader.get(key, version) != expected[key]:
+                wrong = f"{key!r} changed in the snapshot at {version}"
+        if reader.scan(version) != [(key, found[1], found[0]) for key, found in expected.items() if found]:
+            wrong = f"the scan at {version} changed"
+    slots[0] = 0
+    report.send(wrong)
+
+
+def test_a_walk_whose_blocks_are_reused_is_walked_again(tmp_path: Path) -> None:
+    """Chains so long that a walk takes longer than the writer needs to free them and use them for another key."""
+    store_path, slots_path = tmp_path / "store", tmp_path / "slots"
+    store_path.touch()
+    with store_path.open("r+b") as file:
+        file.truncate(SIZE)
+    slots_path.write_bytes(bytes(16))
+    writer = StoreWriter(map_file(store_path))
+    slots = memoryview(map_file(slots_path)).cast("Q")
+    for key in HOT:
+        writer.put(key, b"seen by the snapshot of " + key, 1)
+    writer.publish(1)
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=run_chain_reader, args=(store_path, slots_path, there))
+    process.start()
+    there.close()
+    try:
+        assert here.recv() == "ready"
+        version = 1
+        for cycle in range(40):
+            key = HOT[cycle % 2]
+            for _ in range(CHAIN):
+                version += 1
+                assert writer.put(key, b"written later, of the same size." + key, version)
+            writer.publish(version)
+            writer.collect([1], horizon=version, force=True)
+        slots[1] = 1
+        assert here.poll(DEADLINE_S)
+        assert here.recv() == ""
+    finally:
+        process.kill()
+        process.join()
+    writer.check()
+    assert writer.stats()["records"] == 4
