@@ -114,8 +114,9 @@ class Worker:
         self.pid = int(self.process.pid)
 
     def say(self, message: Any) -> None:
-        """Send it something; it takes it by `peer.hear()`."""
-        self._pipe.send(message)
+        """Send it something; it takes it by `peer.hear()`. That it has failed meanwhile is `result`'s to say."""
+        with contextlib.suppress(BrokenPipeError):
+            self._pipe.send(message)
 
     def hear(self, deadline_s: float = DEADLINE_S) -> Any:
         """The next thing it says; fails with its traceback if it failed instead."""
