@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from occamdb import RunId
-from occamdb.engine.database import Database
+from occamdb import Database, RunId
 from tests.support import processes
 
 

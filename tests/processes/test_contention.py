@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from occamdb import RetryPolicy, RunId, Transaction
-from occamdb.engine.database import Database
+from occamdb import Database, RetryPolicy, RunId, Transaction
 from tests.support.processes import Peer, Worker, open_database
 
 PROCESSES = 8

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import occamdb
-from occamdb.engine.database import Database
+from occamdb import Database
 from occamdb.ipc.errors import LockHeldError
 from occamdb.ipc.process import ProcessIdentity, identify, is_alive
 from occamdb.tools import coordinator
