@@ -1,28 +1,42 @@
 """`db` over both engines, each test in a namespace of its own, and `do`: every operation in both of its forms."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from occamdb.engine.types import RunId
-from occamdb.primitives import Database, open_database
-from tests.conftest import stop_coordinator
+from occamdb.primitives import Database
 from tests.support.databases import memory_database
+from tests.support.processes import Worker, open_database, stop_coordinator, workers
 
 from .forms import Inside, Outside
 
 
 # Autouse and of the session: it is there before any test, whose leak guard would else count its coordinator.
 @pytest.fixture(scope="session", autouse=True)
-def shared_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    """A database with a coordinator, for all tests of this process."""
+def shared_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A database directory whose coordinator serves all tests of this process."""
     path = tmp_path_factory.mktemp("primitives") / "db"
-    database = open_database(path)
-    yield database
-    database.close()
+    with open_database(path):
+        yield path
     stop_coordinator(path)
+
+
+@pytest.fixture(scope="session")
+def shared_database(shared_path: Path) -> Iterator[Database]:
+    """This process's handle on it."""
+    with open_database(shared_path) as database:
+        yield database
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Worker]]:
+    """Starts worker processes; kills at the end what is left of them."""
+    with workers() as starter:
+        yield starter
 
 
 @pytest.fixture(params=["memory", "shared"])
