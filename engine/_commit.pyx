@@ -348,10 +348,11 @@ cdef class CommitCore:
     cdef bint _take_from(self, Channel *channel) noexcept nogil:
         """Serve the channel's request if one is complete. False: nothing to answer yet."""
         cdef int polled = inbox_poll(&channel.inbox, &channel.request, self.core.request_size_max)
-        if channel.inbox.progressed:
-            # A producer streaming a message larger than its ring waits for this room.
-            doorbell_ring(channel.word, channel.sleeping)
         if polled == 0:
+            if channel.inbox.progressed:
+                # A producer streaming a message larger than its ring waits for this room. (Once the message is whole
+                # it waits for the answer: ringing then would wake it twice a commit.)
+                doorbell_ring(channel.word, channel.sleeping)
             return False
         if polled < 0 or channel.inbox.size < REQUEST_HEADER_SIZE:
             self._break_channel(channel)
