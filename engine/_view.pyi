@@ -1,6 +1,6 @@
 """Types of the compiled read side; see _view.pyx."""
 
-from collections.abc import Buffer
+from typing_extensions import Buffer
 
 class StoreAttachment:
     """One process's mapping of one store, and the pin slots through which it holds snapshots."""

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, overload
 from uuid import UUID
 
-from ._transaction import DatabaseBase, ImplicitSpace
+from ._transaction import DatabaseBase
 from .handle import EngineHandle
 from .keys import Namespace
 from .retry import RetryPolicy
@@ -96,11 +96,15 @@ class Database(DatabaseBase):
         return run_transaction(self, run_id, fn, retry=retry, timeout=timeout, isolation=isolation)
 
     @overload
-    def transactional(self, fn: Callable[Concatenate[Transaction, P], T], /) -> TransactionalFunction[P, T]: ...
+    def transactional(
+        self, fn: Callable[Concatenate[Transaction, P], T], /
+    ) -> TransactionalFunction[P, T]: ...
 
     @overload
     def transactional(
         self,
+        fn: None = None,
+        /,
         *,
         retry: RetryPolicy = _DEFAULT_RETRY,
         timeout: float | None = None,
@@ -109,14 +113,14 @@ class Database(DatabaseBase):
 
     def transactional(
         self,
-        fn: Callable[..., Any] | None = None,
+        fn: Any = None,
         /,
         *,
         retry: RetryPolicy = _DEFAULT_RETRY,
         timeout: float | None = None,
         isolation: str | None = None,
     ) -> Any:
-        """Decorator for `f(txn, ...)`: called as `f(run_id, ...)` it runs as by `transaction`, as `f(txn, ...)` it joins.
+        """Decorator for `f(txn, ...)`: `f(run_id, ...)` then runs as by `transaction`, and `f(txn, ...)` joins.
 
         Raises:
           InvalidArgumentError: `f` is a generator or async function.
@@ -156,9 +160,7 @@ class Database(DatabaseBase):
         """The newest committed value with version and times, None when absent."""
         return self.space(run_id, KV).get_versioned(key)
 
-    def put(
-        self, run_id: Run, key: UserKey, value: Any, *, ttl: float | timedelta | None = None
-    ) -> int:
+    def put(self, run_id: Run, key: UserKey, value: Any, *, ttl: float | timedelta | None = None) -> int:
         """Set a key; the commit's version. It cannot conflict: it begins and commits inside the coordinator's order."""
         return self.space(run_id, KV).put(key, value, ttl=ttl)
 

@@ -39,10 +39,11 @@ class Extension:
     @property
     def factory(self) -> Factory:
         """The factory, imported now if it was named as text."""
-        if isinstance(self._factory, str):
-            module, _, attribute = self._factory.partition(":")
-            self._factory = getattr(import_module(module), attribute)
-        return self._factory
+        factory = self._factory
+        if isinstance(factory, str):
+            module, _, attribute = factory.partition(":")
+            self._factory = factory = getattr(import_module(module), attribute)
+        return factory
 
     def __get__(self, owner: Any, owner_type: type | None = None) -> Any:
         if owner is None:
@@ -55,7 +56,9 @@ class Extension:
 
     def is_same(self, factory: Factory | str) -> bool:
         """Whether it was registered with this factory."""
-        return self._factory == factory or (isinstance(factory, str) and self.factory is Extension("", factory).factory)
+        return self._factory == factory or (
+            isinstance(factory, str) and self.factory is Extension("", factory).factory
+        )
 
 
 def register_extension(name: str, factory: Factory | str) -> None:
@@ -72,7 +75,9 @@ def register_extension(name: str, factory: Factory | str) -> None:
       AlreadyExistsError: the name means something else already.
     """
     if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
-        raise InvalidArgumentError(f"{name!r} cannot be the name of an extension", hint="use a plain identifier")
+        raise InvalidArgumentError(
+            f"{name!r} cannot be the name of an extension", hint="use a plain identifier"
+        )
     if not callable(factory) and not (isinstance(factory, str) and factory.count(":") == 1):
         raise InvalidArgumentError(
             f"the factory of {name!r} must be callable or 'module:attribute', got {factory!r}",
@@ -82,7 +87,9 @@ def register_extension(name: str, factory: Factory | str) -> None:
     if present:
         if all(isinstance(item, Extension) and item.is_same(factory) for item in present):
             return
-        raise AlreadyExistsError(f"{name!r} is taken on transactions or databases", hint="choose another name")
+        raise AlreadyExistsError(
+            f"{name!r} is taken on transactions or databases", hint="choose another name"
+        )
     extension = Extension(name, factory)
     for owner in _OWNERS:
         setattr(owner, name, extension)

@@ -317,4 +317,3 @@ class Attempts:
                 f"a commit was lost: its block was left by break or return, and it conflicted: {pending.message}",
                 hint="leave a block of db.attempts at its end, or use db.transaction(run_id, fn)",
             )
-

@@ -60,7 +60,9 @@ class SharedSnapshotView:
     @property
     def _open(self) -> Transaction:
         if self._transaction is None:
-            raise TransactionStateError("the snapshot is closed", hint="take a new one with db.snapshot(run_id)")
+            raise TransactionStateError(
+                "the snapshot is closed", hint="take a new one with db.snapshot(run_id)"
+            )
         return self._transaction
 
     @property
@@ -163,7 +165,10 @@ class ClonedSnapshotView:
         self._version = version
         # By encoded key: the order of str and bytes keys together is that of their bytes.
         self._rows = SortedDict(
-            (encode_user_key(key), (encode_value(row.value, _ANY_SIZE), row.version, row.timestamp_ns, row.expires_at_ns))
+            (
+                encode_user_key(key),
+                (encode_value(row.value, _ANY_SIZE), row.version, row.timestamp_ns, row.expires_at_ns),
+            )
             for key, row in rows
         )
 

@@ -260,12 +260,13 @@ def test_rule_3_read_conflict(db: Database, run: RunId) -> None:
 
 
 def test_rule_3_a_read_of_absence_is_a_read(db: Database, run: RunId) -> None:
-    for look in (
+    looks: list[Callable[[Transaction], Any]] = [
         lambda txn: txn.get("k"),
         lambda txn: txn.get_versioned("k"),
         lambda txn: txn.exists("k"),
         lambda txn: txn.delete("k"),
-    ):
+    ]
+    for look in looks:
         txn = db.begin(run)
         assert not look(txn)
         txn.put("other", 1)
@@ -276,7 +277,8 @@ def test_rule_3_a_read_of_absence_is_a_read(db: Database, run: RunId) -> None:
 
 def test_rule_3_write_conflict_whether_read_or_not(db: Database, run: RunId) -> None:
     db.put(run, "k", 1)
-    for write in (lambda txn: txn.put("k", 2), lambda txn: txn.delete("k")):
+    writes: list[Callable[[Transaction], Any]] = [lambda txn: txn.put("k", 2), lambda txn: txn.delete("k")]
+    for write in writes:
         txn = db.begin(run, isolation="snapshot")
         write(txn)
         version = db.put(run, "k", 3)

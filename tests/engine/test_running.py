@@ -133,7 +133,7 @@ def test_conflicts_of_other_transactions_inside_propagate(db: Database, run: Run
 def test_nested_use_of_the_same_database_is_allowed(db: Database, run: RunId) -> None:
     def work(txn: Transaction) -> int:
         db.put(run, "inner", 1)
-        total = db.transaction(run, lambda inner: inner.get("inner") + 1)
+        total: int = db.transaction(run, lambda inner: inner.get("inner") + 1)
         txn.put("outer", total)
         return total
 
@@ -371,7 +371,7 @@ def test_attempts_must_be_entered_and_entered_once(db: Database, run: RunId) -> 
     with pytest.raises(TransactionStateError, match="not entered"):
         for _ in db.attempts(run):
             pass
-    (attempt,) = [a for a in [next(iter(db.attempts(run)))]]
+    attempt = next(iter(db.attempts(run)))
     with attempt as txn:
         txn.put("k", 1)
     with pytest.raises(TransactionStateError, match="once"), attempt:

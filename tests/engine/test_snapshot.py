@@ -61,7 +61,12 @@ def test_closed_view_says_so_and_closes_twice(db: Database, run: RunId) -> None:
     view.close()
     view.close()
     assert view.closed and view.version == version
-    for call in (lambda: view.get("k"), lambda: view.scan_prefix(), lambda: view.clone(), lambda: view.expired):
+    for call in (
+        lambda: view.get("k"),
+        lambda: view.scan_prefix(),
+        lambda: view.clone(),
+        lambda: view.expired,
+    ):
         with pytest.raises(TransactionStateError, match="snapshot is closed"):
             call()
 
@@ -198,7 +203,7 @@ def test_readers_and_a_writer_at_the_same_time(db: Database, run: RunId) -> None
     problems: list[str] = []
 
     def write() -> None:
-        for index in range(3000):
+        for index in range(800):
             with db.begin(run) as txn:
                 txn.put("x", [index] * (index % 50))
                 txn.put("y", [index] * (index % 50))

@@ -24,7 +24,7 @@ from occamdb.engine.errors import (
 from occamdb.engine.local import LocalHandle
 from occamdb.engine.messages import OpCode, OpFlags, Reply, RequestFlags, Status
 from occamdb.engine.settings import Settings
-from occamdb.engine.transaction import TransactionStatus
+from occamdb.engine.transaction import Transaction, TransactionStatus
 from occamdb.engine.types import RunId
 from tests.support.databases import memory_database
 
@@ -207,8 +207,13 @@ def test_what_submit_raises_leaves_an_honest_status(
 def test_an_unknown_outcome_is_not_retried(handle: Interposed, run: RunId) -> None:
     handle.respond = raising(CommitOutcomeUnknown("who knows"))
     calls = []
+
+    def work(txn: Transaction) -> None:
+        calls.append(txn)
+        txn.put("k", 1)
+
     with pytest.raises(CommitOutcomeUnknown):
-        Database(handle).transaction(run, lambda txn: (calls.append(1), txn.put("k", 1)))
+        Database(handle).transaction(run, work)
     assert len(calls) == 1
 
 
@@ -304,7 +309,7 @@ def test_transaction_inherited_through_a_fork_is_refused_and_unharmed(run: RunId
 def test_child_letting_go_of_a_transaction_leaves_the_parents_pin(run: RunId) -> None:
     db = memory_database()
     db.put(run, "k", b"old" * 1000)
-    holder = {"txn": db.begin(run), "view": db.snapshot(run)}
+    holder: dict[str, Any] = {"txn": db.begin(run), "view": db.snapshot(run)}
 
     def let_go() -> str:
         holder["view"].close()

@@ -3,6 +3,7 @@
 import datetime as dt
 import pickle
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -47,10 +48,12 @@ RICH: dict[str, Any] = {
 
 def test_status_goes_from_active_to_committed(db: Database, run: RunId) -> None:
     txn = db.begin(run)
-    assert txn.status is TransactionStatus.ACTIVE
+    begun: TransactionStatus = txn.status
+    assert begun is TransactionStatus.ACTIVE
     txn.put("k", 1)
     receipt = txn.commit()
-    assert txn.status is TransactionStatus.COMMITTED
+    ended: TransactionStatus = txn.status
+    assert ended is TransactionStatus.COMMITTED
     assert txn.receipt is receipt and receipt.attempts == 1
     assert receipt.durability == db.durability
     assert receipt.version > txn.start_version
@@ -62,7 +65,7 @@ def test_every_call_after_the_end_is_refused(db: Database, run: RunId, ending: s
     txn.put("k", 1)
     rows = txn.scan()
     getattr(txn, ending)()
-    calls = [
+    calls: list[Callable[[], Any]] = [
         lambda: txn.get("k"),
         lambda: txn.get_versioned("k"),
         lambda: txn.exists("k"),
@@ -574,7 +577,7 @@ def test_delete_range_of_nothing_is_nothing(db: Database, run: RunId) -> None:
 def test_read_only_transaction_refuses_writes_and_goes_on_reading(db: Database, run: RunId) -> None:
     db.put(run, "k", 1)
     with db.begin(run, read_only=True) as txn:
-        calls = [
+        calls: list[Callable[[], Any]] = [
             lambda: txn.put("k", 2),
             lambda: txn.delete("k"),
             lambda: txn.cas("k", 1, 2),
@@ -669,7 +672,7 @@ def test_large_values_come_back_whole(db: Database, run: RunId) -> None:
 @pytest.mark.parametrize("key", ["", b"", 7, None, ["k"], bytearray(b"k"), "\ud800"])
 def test_bad_keys_are_refused(db: Database, run: RunId, key: Any) -> None:
     with db.begin(run) as txn:
-        calls = [
+        calls: list[Callable[[], Any]] = [
             lambda: txn.get(key),
             lambda: txn.get(key, track=False),
             lambda: txn.get_versioned(key),
@@ -687,7 +690,7 @@ def test_bad_keys_are_refused(db: Database, run: RunId, key: Any) -> None:
     assert txn.txn_id is None
 
 
-@pytest.mark.parametrize("value", [{1: 2}, (1,), {1}, object(), 2**64, "\ud800", dt.datetime(2026, 1, 1)])  # noqa: DTZ001
+@pytest.mark.parametrize("value", [{1: 2}, (1,), {1}, object(), 2**64, "\ud800", dt.datetime(2026, 1, 1)])
 def test_bad_values_are_refused(db: Database, run: RunId, value: Any) -> None:
     with db.begin(run) as txn:
         for call in (

@@ -149,7 +149,9 @@ class Interleavings(RuleBasedStateMachine):
         key = self.key(name)
         if session.writes.get(key) is ABSENT or key in session.cas:
             return  # what these mean has tests of its own
-        expected = (session.view[key][1] if key in session.view else 0) if guess else self.model.newest_version
+        expected = (
+            (session.view[key][1] if key in session.view else 0) if guess else self.model.newest_version
+        )
         session.txn.cas(name, expected, value)
         session.cas[key] = expected
         session.writes[key] = value
@@ -163,14 +165,22 @@ class Interleavings(RuleBasedStateMachine):
         reverse=st.booleans(),
     )
     def scan(
-        self, session: Session, prefix: str, start: str | None, end: str | None, limit: int | None, reverse: bool
+        self,
+        session: Session,
+        prefix: str,
+        start: str | None,
+        end: str | None,
+        limit: int | None,
+        reverse: bool,
     ) -> None:
         low, high = self.key(prefix), successor(self.key(prefix))
         assert high is not None
         low = max(low, self.key(start or ""))
         high = min(high, self.key(end)) if end is not None else high
         merged = {key: value for key, (value, _) in session.view.items()} | session.writes
-        rows = [(k, v) for k, v in sorted(merged.items(), reverse=reverse) if low <= k < high and v is not ABSENT]
+        rows = [
+            (k, v) for k, v in sorted(merged.items(), reverse=reverse) if low <= k < high and v is not ABSENT
+        ]
         found = session.txn.scan(prefix, start=start, end=end, limit=limit, reverse=reverse)
         got = [(self.key(str(key)), row.value) for key, row in found]
         assert got == rows[:limit]

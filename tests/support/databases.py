@@ -1,8 +1,8 @@
 """Databases for tests that hold whatever engine stands behind them.
 
-`db_factory` is parametrised over the engines there are: "memory" always, "shared" (a coordinator process) wherever the
-environment variable OCCAMDB_TEST_ENGINES asks for it. Tests use a fresh run each, so one shared database serves
-a whole session; a test that asks for settings of its own gets a database of its own.
+`db_factory` is parametrised over the engines there are: "memory", and "shared" with a coordinator process
+(OCCAMDB_TEST_ENGINES=memory leaves the latter out). Tests use a fresh run each, so one shared database serves a whole
+session; a test that asks for settings of its own gets a database of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,15 +25,15 @@ __all__ = [
     "DatabaseFactory",
     "db",
     "db_factory",
+    "engine",
     "memory_database",
     "open_shared_database",
     "revoke_snapshots",
     "run",
-    "shared_database",
 ]
 
 DatabaseFactory = Callable[..., Database]
-ENGINES = os.environ.get("OCCAMDB_TEST_ENGINES", "memory").split(",")
+ENGINES = os.environ.get("OCCAMDB_TEST_ENGINES", "memory,shared").split(",")
 
 
 def memory_database(isolation: str = "serializable", **settings: Any) -> Database:
@@ -41,11 +42,14 @@ def memory_database(isolation: str = "serializable", **settings: Any) -> Databas
     return Database(LocalHandle(Settings.of(settings)), isolation)
 
 
-def open_shared_database(path: os.PathLike[str], isolation: str = "serializable", **settings: Any) -> Database:
+def open_shared_database(
+    path: os.PathLike[str], isolation: str = "serializable", **settings: Any
+) -> Database:
     """A database with a coordinator process."""
     import occamdb
 
-    opened: Database = getattr(occamdb, "open")(path, isolation=isolation, **settings)
+    settings.setdefault("idle_timeout", 0.2)  # so that the coordinator is gone soon after the test
+    opened: Database = occamdb.open(path, isolation=isolation, **settings)
     return opened
 
 
@@ -62,28 +66,31 @@ def revoke_snapshots(db: Database) -> int:
     return revoked
 
 
-@pytest.fixture(scope="session")
-def shared_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    """One database with a coordinator for the whole session; each test uses runs of its own."""
-    database = open_shared_database(tmp_path_factory.mktemp("shared") / "db")
-    yield database
-    database.close()
+@pytest.fixture(scope="session", params=ENGINES)
+def engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Database | None]:
+    """The shared database of the session, or None for "memory". Started before any test that uses it is guarded."""
+    if request.param == "memory":
+        yield None
+    else:
+        database = open_shared_database(tmp_path_factory.mktemp("shared") / "db")
+        yield database
+        database.close()
 
 
-@pytest.fixture(params=ENGINES)
-def db_factory(request: pytest.FixtureRequest) -> Iterator[DatabaseFactory]:
+@pytest.fixture
+def db_factory(engine: Database | None, tmp_path: Path) -> Iterator[DatabaseFactory]:
     """Makes databases: `db_factory()`, or with isolation and settings. Closes them at the end."""
     opened: list[Database] = []
 
     def make(isolation: str = "serializable", **settings: Any) -> Database:
-        if request.param == "memory":
+        if engine is None:
             opened.append(memory_database(isolation, **settings))
         elif isolation == "serializable" and not settings:
-            shared: Database = request.getfixturevalue("shared_database")
-            return shared
+            return engine
         else:
-            path = request.getfixturevalue("tmp_path_factory").mktemp("own") / "db"
-            opened.append(open_shared_database(path, isolation, **settings))
+            opened.append(open_shared_database(tmp_path / f"db{len(opened)}", isolation, **settings))
         return opened[-1]
 
     yield make
