@@ -13,8 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,11 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from occamdb.tools import console
+from occamdb.tools.bars import bars, stages
 from occamdb.tools.console import PathArgument
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from occamdb.engine.directory import DatabaseDirectory
 
 PANEL = "Care"
@@ -136,8 +134,8 @@ def copy_stopped(path: Path, destination: Path) -> Copied:
     directory = DatabaseDirectory(path, create=False)
     try:
         scratch = ScratchStore(directory.database_id)
-        with _progress() as progress:
-            result = recover(directory, scratch.loader(), progress=_report_to(progress), repair_disk=False)
+        with bars() as progress:
+            result = recover(directory, scratch.loader(), progress=stages(progress), repair_disk=False)
         fault = scratch.check()
         assert fault is None, fault
         durability = directory.meta.durability or "standard"
@@ -180,7 +178,7 @@ def _write_checkpoint(
     name = checkpoint_name(version)
     with directory.checkpoints.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
         writer = CheckpointWriter(file.fd, directory.database_id, 0, version, time.time_ns(), mapping)
-        with _progress() as progress:
+        with bars() as progress:
             task = progress.add_task("writing", total=None)
             while writer.write_rows():
                 check()
@@ -200,24 +198,3 @@ def _require_free(destination: Path) -> None:
         raise AlreadyExistsError(
             f"{destination} is not empty", hint="choose a directory that does not exist yet"
         )
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    from rich.progress import Progress
-
-    out = console.err()
-    with Progress(console=out, transient=True, disable=not out.is_terminal) as progress:
-        yield progress
-
-
-def _report_to(progress: Progress) -> Callable[[str, int, int], None]:
-    """A callback of recoveries that draws one bar for each stage."""
-    tasks: dict[str, Any] = {}
-
-    def report(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            tasks[stage] = progress.add_task(stage, total=total)
-        progress.update(tasks[stage], completed=done, total=total)
-
-    return report

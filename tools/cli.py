@@ -14,6 +14,7 @@ import typer
 from occamdb.ipc.errors import OccamError
 from occamdb.tools import (
     backup,
+    checking,
     console,
     data,
     demo,
@@ -36,7 +37,7 @@ app = typer.Typer(
 )
 
 
-for group in (serving, stats, data, runs, primitives, traces, backup, wal, doctor, demo, mounted):
+for group in (serving, stats, data, runs, primitives, traces, backup, checking, wal, doctor, demo, mounted):
     group.register(app)
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from occamdb.tools.demo_agent import FIGURES, PROGRESS, Figures, Plan
+from occamdb.tools.demo_agent import FIGURES, NOTHING_DONE, PROGRESS, Figures, Plan
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -41,7 +41,7 @@ class Watcher:
     def progress(self) -> tuple[int, int, str]:
         """Files and words so far, and the largest file."""
         state = self.db.cells.read(self.plan.shared, PROGRESS)
-        done = state.value if state else {"files": 0, "words": 0, "largest_file": ""}
+        done: dict[str, Any] = state.value if state else NOTHING_DONE
         return done["files"], done["words"], done["largest_file"]
 
     def agents(self) -> dict[str, Figures]:

@@ -72,9 +72,10 @@ def verify(path: PathArgument, as_json: JsonOption = False) -> None:
         for item in read_log(directory):
             counts[type(item.entry).__name__] += 1
             last = item.version
+    size = sum(segment.size for segment in segments)
     found = {
         "segments": len(segments),
-        "bytes": sum(segment.size for segment in segments),
+        "bytes": size,
         "entries": counts.total(),
         "transactions": counts["CommitTxn"],
         "writes": counts["Write"],
@@ -87,7 +88,7 @@ def verify(path: PathArgument, as_json: JsonOption = False) -> None:
     else:
         console.out().print(
             f"[green]sound[/]: {found['transactions']:,} transactions with {found['writes']:,} writes and "
-            f"{found['deletes']:,} deletes, in {found['segments']} segments ({console.size(found['bytes'])}), "
+            f"{found['deletes']:,} deletes, in {found['segments']} segments ({console.size(size)}), "
             f"up to version {last:,}"
         )
 
