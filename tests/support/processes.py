@@ -75,7 +75,7 @@ class Peer:
         """Wait for what the test says. Ends the process when the test is gone."""
         try:
             return self._pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             os._exit(3)
 
     def told(self) -> bool:
@@ -138,7 +138,7 @@ class Worker:
         assert self._pipe.poll(max(0.0, deadline_s)), f"{self.name}: not a word within {deadline_s:g} s"
         try:
             kind, message = self._pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             self.process.join(DEADLINE_S)
             kind, message = "dead", f"it died with {self.process.exitcode}"
         return str(kind), message
