@@ -103,7 +103,6 @@ class Database(DatabaseBase):
     @overload
     def transactional(
         self,
-        fn: None = None,
         /,
         *,
         retry: RetryPolicy = _DEFAULT_RETRY,
