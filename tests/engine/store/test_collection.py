@@ -153,6 +153,22 @@ def test_a_tombstone_alone_waits_for_pins_older_than_itself() -> None:
     assert writer.newest(b"k") is None
 
 
+@pytest.mark.parametrize(("pins", "horizon"), [([2], 3), ([], 2)])
+def test_a_tombstone_stays_for_a_snapshot_just_before_it(pins: list[int], horizon: int) -> None:
+    """Written and deleted by one commit: nothing older is left, and still the write must be found."""
+    writer, _ = make_store()
+    writer.publish(2)
+    writer.put(b"k", b"x", 3)
+    writer.delete(b"k", 3)
+    writer.publish(3)
+    writer.collect(pins, horizon=3 if pins else horizon)
+    writer.collect(pins, horizon=horizon)
+    assert writer.newest(b"k") == (3, 1, b"")
+    assert writer.stats()["tombstone_horizon"] == 0
+    settle(writer)
+    assert writer.stats()["nodes"] == 0
+
+
 def test_delete_and_rewrite_in_any_state_of_the_tombstone() -> None:
     writer, reader = make_store()
     version = 0
