@@ -1,24 +1,19 @@
 """Types of the compiled transaction; see _transaction.pyx. Primitives build on `Space` and `ImplicitSpace`."""
 
 from datetime import timedelta
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self
 from uuid import UUID
 
+from ._scan import ScanIterator
 from ._view import StoreAttachment
 from .errors import Conflict
 from .handle import EngineHandle
 from .keys import Namespace, RunId, TypeTag
 from .types import CommitReceipt, TransactionStatus, VersionedValue
 
-_Row = TypeVar("_Row")
 _Key = str | bytes
 _Run = RunId | UUID | str
 _Ttl = float | timedelta | None
-
-class ScanIterator(Generic[_Row]):
-    def __iter__(self) -> Self: ...
-    def __next__(self) -> _Row: ...
-    def close(self) -> None: ...
 
 class Space:
     """One tag of one run inside a transaction: what every primitive is made of.

@@ -1,0 +1,10 @@
+"""Types of ordered walks; see _scan.pyx."""
+
+from typing import Generic, Self, TypeVar
+
+_Row = TypeVar("_Row")
+
+class ScanIterator(Generic[_Row]):
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> _Row: ...
+    def close(self) -> None: ...

@@ -1,0 +1,11 @@
+"""Committing a transaction; see _txn_commit.pyx. Called from `_transaction.pyx` only."""
+
+from collections.abc import Iterable
+
+from .validation import Newest
+
+class NewestState:
+    """The `VersionSource` of validation.py over what a reader can see."""
+
+    def newest(self, key: bytes) -> Newest | None: ...
+    def written_in_range(self, start: bytes, end: bytes) -> Iterable[tuple[bytes, int]]: ...
