@@ -15,6 +15,7 @@ import os
 import selectors
 import threading
 import time
+import traceback
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from ..ipc.segment import Segment, create_segment
 from . import failpoints
 from ._commit import CHANNEL_STATE_BROKEN, CHANNEL_STATE_CLOSED
 from .control_messages import refusal
-from .errors import InvalidArgumentError, StoreFullError, TooManyChannelsError
+from .errors import CoordinatorUnavailable, InvalidArgumentError, StoreFullError, TooManyChannelsError
 from .statistics import core_figures
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ __all__ = ["ControlServer"]
 
 OUTCOMES_KEPT = 65536
 _LIVENESS_PERIOD = 1.0
-# A freed session may come back with a request in flight; the wait for its old channel to drain is bounded.
-_DRAIN_SECONDS = 2.0
+# A session may come back while its old channel still drains; who comes too early is told to try again.
+_DRAIN_SECONDS = 0.2
 
 
 class _Worker:
@@ -62,7 +63,9 @@ class ControlServer:
         self._listener = listener
         self._workers: dict[int, _Worker] = {}
         self._draining: list[_Worker] = []
-        self._outcomes: OrderedDict[int, tuple[int, int]] = OrderedDict(coordinator.durable.outcomes)
+        # Oldest first: the table forgets from the front.
+        recovered = sorted(coordinator.durable.outcomes.items(), key=lambda entry: entry[1][1])
+        self._outcomes: OrderedDict[int, tuple[int, int]] = OrderedDict(recovered)
         self._outcomes_lock = threading.Lock()  # a checkpoint reads the table in its own thread
         self._idle_since = time.monotonic()
         self._next_liveness = 0.0
@@ -159,8 +162,14 @@ class ControlServer:
             return {"ok": True, **operation(worker, message)}
         except OccamError as error:
             return refusal(error)
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             return refusal(InvalidArgumentError(f"malformed {message.get('op')!r} message: {error!r}"))
+        except Exception as error:
+            # One worker's request must not end everybody's coordinator: no descriptors, no memory, no threads left.
+            traceback.print_exc()
+            return refusal(
+                CoordinatorUnavailable(f"the coordinator failed at {message.get('op')!r}: {error!r}")
+            )
 
     def _update(self, worker: _Worker) -> None:
         if worker.connection.eof:
@@ -221,6 +230,8 @@ class ControlServer:
         if identity is None or identity.pid != worker.connection.pid:
             identity = identify(worker.connection.pid)
         session = int(message["session"])
+        if not 0 <= session < 1 << 64:
+            raise InvalidArgumentError(f"session {session} is not in 0..2**64 - 1")
         sequence, version = self._continue(session) if session else (0, 0)
         session = session or self._coordinator.new_session()
         self._open_channel(worker, session, sequence, version)
@@ -241,7 +252,9 @@ class ControlServer:
         while any(other.session == session for other in self._draining):
             self._free_drained()
             if time.monotonic() > limit:
-                raise StoreFullError("the session's previous channel is still being served", hint="try again")
+                raise CoordinatorUnavailable(
+                    "the session's previous channel is still being served", hint="try again"
+                )
             time.sleep(0.0005)
         # Kept in the table too: if the attach fails from here on, the next one must find it.
         return self._outcomes.get(session, (0, 0))
@@ -254,12 +267,18 @@ class ControlServer:
             segment = create_segment(name, layout.channel_size(ring_size))
         except ShmFullError as error:
             raise StoreFullError(
-                f"no shared memory for a worker's channel: {error.message}", hint=error.hint, details=error.details
+                f"no shared memory for a worker's channel: {error.message}",
+                hint=error.hint,
+                details=error.details,
             ) from error
-        view = memoryview(segment.map)
-        layout.write_channel_header(view, session, ring_size)
-        view.release()
-        index = self._core.open_channel(session, segment.map, ring_size, sequence, version)
+        try:
+            with memoryview(segment.map) as view:
+                layout.write_channel_header(view, session, ring_size)
+            index = self._core.open_channel(session, segment.map, ring_size, sequence, version)
+        except BaseException:
+            segment.unlink()
+            segment.close()
+            raise
         if index < 0:
             segment.unlink()
             segment.close()
@@ -296,10 +315,14 @@ class ControlServer:
                 figures = self._core.channel_figures(other.index)
                 pid = other.identity.pid if other.identity else other.connection.pid
                 workers.append({"pid": pid, "attached_at": other.attached_at, **figures})
-        return core_figures(self._core) | self._status(worker, message) | {
-            "workers": workers,
-            "durable": self._coordinator.durable.figures(),
-        }
+        return (
+            core_figures(self._core)
+            | self._status(worker, message)
+            | {
+                "workers": workers,
+                "durable": self._coordinator.durable.figures(),
+            }
+        )
 
     def _checkpoint(self, _worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
         return self._coordinator.durable.checkpoint(self.outcomes)

@@ -36,6 +36,8 @@ from .wal_writer import start_log
 
 __all__ = ["DurableState", "OutcomesFunction"]
 
+_INTEGER_SIZE_MAX = 9
+
 OutcomesFunction = Callable[[], dict[int, tuple[int, int]]]
 
 _NEVER = 3600.0
@@ -136,7 +138,11 @@ class DurableState:
                 self._next_sync = now + _NEVER
         if core.log is None and now >= self._next_reserve:
             self._next_reserve = now + _RESERVE_SECONDS
-            self._directory.reserve_versions(core.committed_version)
+            try:
+                self._directory.reserve_versions(core.committed_version)
+            except OSError as error:
+                # What is set aside lasts for days, and the next try is in a minute.
+                self._complain(f"no further versions set aside: {error}")
         if self._checkpoint_due(now):
             self._begin(outcomes)
 
@@ -154,12 +160,18 @@ class DurableState:
         self._thread = threading.Thread(
             target=self._in_background, args=(outcomes,), name="checkpoint", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no more threads for this user
+            self._thread = None
+            self._not_before = time.monotonic() + _RETRY_SECONDS
+            self._next_checkpoint = max(self._next_checkpoint, self._not_before)
+            self._complain(f"no checkpoint: {error}")
 
     def _in_background(self, outcomes: OutcomesFunction) -> None:
         try:
             self._write(outcomes, duty=0.3)
-        except (OSError, OccamError) as error:
+        except Exception as error:
             if not self._stopping.is_set():
                 self._complain(f"no checkpoint: {error}")
                 self._not_before = time.monotonic() + _RETRY_SECONDS
@@ -175,7 +187,12 @@ class DurableState:
         try:
             table = [(session, *outcome) for session, outcome in outcomes().items()]
             self._last = write_checkpoint(
-                self._directory, memoryview(self._store), version, table, duty=duty, still_wanted=self._check_wanted
+                self._directory,
+                memoryview(self._store),
+                version,
+                table,
+                duty=duty,
+                still_wanted=self._check_wanted,
             )
         finally:
             core.unpin()
@@ -220,7 +237,9 @@ class DurableState:
     # ---- outcomes -----------------------------------------------------------------------------------------
 
     def logged_commit(self, version: int) -> dict[str, Any]:
-        """What the log holds of one commit: {"committed_at": ns, "writes": [(key, value)]}; True for a delete.
+        """What the log holds of one commit: {"committed_at": ns, "writes": [(key, integer)]}.
+
+        Integers are what increments resulted in; None stands for any other value, True for a delete.
 
         Raises:
           NotFoundError: no log, or it does not reach back so far.
@@ -232,7 +251,7 @@ class DurableState:
             if found.version != version:
                 break
             if isinstance(entry, Write):
-                writes.append((entry.key, msgpack.unpackb(entry.value, timestamp=3)))
+                writes.append((entry.key, _integer_in(entry.value)))
             elif isinstance(entry, Delete):
                 writes.append((entry.key, True))
             elif not isinstance(entry, CommitTxn):
@@ -257,7 +276,9 @@ class DurableState:
         self._stopping.clear()
         log = core.log
         if core.log_poisoned:
-            raise LogWriteError("the log failed earlier: the next start recovers from what is on disk", errno=0)
+            raise LogWriteError(
+                "the log failed earlier: the next start recovers from what is on disk", errno=0
+            )
         if log is not None:
             log.close()
         version = core.committed_version
@@ -287,3 +308,12 @@ class DurableState:
         """For a start that failed, and after `finish`."""
         if self._core is not None and self._core.log is not None:
             self._core.log.abandon()
+
+
+def _integer_in(value: bytes) -> int | None:
+    """The integer that a stored value is; None for any other. Nothing large is decoded or sent."""
+    if len(value) > _INTEGER_SIZE_MAX or not (
+        value[0] <= 0x7F or 0xCC <= value[0] <= 0xD3 or value[0] >= 0xE0
+    ):
+        return None
+    return int(msgpack.unpackb(value))
