@@ -34,6 +34,7 @@ cdef class SegmentImage:
     cdef readonly u64 size
     cdef readonly u32 seed
     cdef readonly u64 offset          # of the next transaction
+    cdef readonly u64 synced          # bytes that an fdatasync had reached, as the last whole transaction knew
     cdef readonly u64 error_offset    # after TX_BROKEN and TX_WRONG
     cdef const char *why
 

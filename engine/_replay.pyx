@@ -57,6 +57,7 @@ cdef class SegmentImage:
         self.size = size
         self.seed = seed
         self.offset = WAL_HEADER_SIZE
+        self.synced = WAL_HEADER_SIZE
 
     def __dealloc__(self):
         free(self.data)
@@ -159,6 +160,7 @@ cdef class SegmentImage:
             return self._wrong(at, "a CommitTxn of another transaction")
         out.end = at + ENTRY_HEADER_SIZE + COMMIT_LENGTH
         self.offset = out.end
+        self.synced = out.head.synced
         return TX_WHOLE
 
     # --- for Python -----------------------------------------------------------------------------------------
@@ -244,9 +246,11 @@ cdef class SegmentImage:
         """Whether nothing but zeros follows."""
         return self._zeros_from(offset)
 
-    def content(self) -> bytes:
-        """The whole image."""
-        return self.data[:self.size]
+    def part(self, u64 start, u64 end) -> bytes:
+        """The bytes from `start` up to `end`."""
+        if not start <= end <= self.size:
+            raise IndexError(f"{start} to {end} of {self.size} bytes")
+        return self.data[start:end]
 
 
 cdef class Loader:

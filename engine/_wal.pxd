@@ -87,7 +87,7 @@ cdef class WalAppender:
     cdef u64 flush_count
     cdef u64 sync_count
     cdef u64 rotate_count
-    cdef u32 lock                    # held by a rotation or a sync_aside; the other then does without
+    cdef u32 lock                    # held by whoever syncs: rotation, sync_aside, a synced flush
     cdef bint poisoned               # no append until the database is opened again
     cdef bint uncertain              # a failed batch could not be cut off: it may be there after a recovery
     cdef int poison_errno
@@ -124,5 +124,6 @@ cdef class WalAppender:
     cdef int _rotate(self) noexcept nogil
     cdef int _create_segment(self, u64 previous_version, int *fd, u32 *seed) noexcept nogil
     cdef int _sync_to(self, u64 position) noexcept nogil
+    cdef int _sync_alone(self, u64 position) noexcept nogil
     cdef int _poison(self, int error) noexcept nogil
     cdef void _drop_batch(self) noexcept nogil

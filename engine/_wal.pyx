@@ -37,6 +37,7 @@ cdef extern from *:
     """
     #include <stdint.h>
     #include <string.h>
+    #include <unistd.h>
     #if defined(__x86_64__) && defined(__GNUC__)
     /* The processor's own CRC32C instruction, eight bytes a step. */
     __attribute__((target("sse4.2")))
@@ -52,6 +53,7 @@ cdef extern from *:
     static int occ_crc32c_available(void) { return 0; }
     #endif
     """
+    int usleep(unsigned int microseconds) nogil
     u32 occ_crc32c_hardware(u32 crc, const u8 *data, u64 size) nogil
     int occ_crc32c_available() nogil
 
@@ -381,7 +383,6 @@ cdef class WalAppender:
 
     cdef int flush(self, bint sync) noexcept nogil:
         cdef i64 result = 0
-        cdef int error
         if self.poisoned:
             self._drop_batch()
             return self.poison_errno
@@ -397,8 +398,7 @@ cdef class WalAppender:
         if result >= 0 and failpoint_armed():
             result = -failpoint_hit(FP_WAL_AFTER_WRITE)
         if result >= 0 and sync:
-            error = self._sync_to(self.position + self.used)
-            result = -error
+            result = -self._sync_alone(self.position + self.used)
         if result < 0:
             self._cut_back()
             self._drop_batch()
@@ -427,7 +427,21 @@ cdef class WalAppender:
             return self.poison_errno
         if not self.needs_sync():
             return 0
-        return self._sync_to(self.position)
+        return self._sync_alone(self.position)
+
+    cdef int _sync_alone(self, u64 position) noexcept nogil:
+        """`_sync_to` while no sync_aside is under way.
+
+        The kernel reports a failed write-back once for each open file: of two syncs at the same time one may
+        succeed although the other learns that pages were lost. So the second starts only when it can see that.
+        """
+        cdef int error
+        while not cas_u32(&self.lock, 0, 1):
+            usleep(20)      # the other fdatasync is at work on the same pages; there is nothing to win by spinning
+        error = self.poison_errno if self.poisoned else self._sync_to(position)
+        # Release: `poisoned` is settled before the next sync starts.
+        store_release_u32(&self.lock, 0)
+        return error
 
     cdef int sync_aside(self) noexcept nogil:
         cdef int error
@@ -497,7 +511,7 @@ cdef class WalAppender:
 
     cdef int _rotate(self) noexcept nogil:
         """Go on in a new segment. On an error other than a failed sync, stay in the old one and try later."""
-        cdef int error, fd = -1
+        cdef int error = 0, fd = -1
         cdef u32 seed = 0
         cdef i64 result = 0
         self.rotate_at = self.position + ROTATE_RETRY
@@ -505,7 +519,10 @@ cdef class WalAppender:
             self.rotate_at = self.position
             return 0
         # All of the old segment is on disk before a later one exists: only the last may have a torn tail.
-        error = self.sync()
+        if self.poisoned:
+            error = self.poison_errno
+        elif self.needs_sync():
+            error = self._sync_to(self.position)
         if error == 0 and failpoint_armed():
             error = failpoint_hit(FP_WAL_ROTATE)
         if error == 0:

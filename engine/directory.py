@@ -208,6 +208,18 @@ class DatabaseDirectory:
         """Of the latest coordinator start: this one, after `begin_incarnation`."""
         return self.meta.incarnation
 
+    def is_in_place(self) -> bool:
+        """Whether the path still leads to this directory: not so once it was moved, replaced or deleted.
+
+        The open files go on being written wherever they are; whoever opens the path then meets another database.
+        """
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return False
+        own = os.fstat(self.folder.fd)
+        return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
+
     def _require_folder(self, name: str) -> None:
         if not os.path.isdir(os.path.join(self.path, name)):
             raise CorruptionError(

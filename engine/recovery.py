@@ -74,12 +74,12 @@ class RecoveryResult:
 
 @dataclass(slots=True)
 class _Tail:
-    """Where the last segment ends, once replayed."""
+    """Where the last segment ends, once replayed; `unsynced`: its last bytes, not known to be on disk."""
 
     segment: Segment
     end: int
     torn: int
-    empty: bool
+    unsynced: bytes
 
 
 def recover(
@@ -234,7 +234,7 @@ def _replay(
             judge_tail(segment, image, last=last, same_boot=same_boot, clean=directory.meta.clean)
         done += segment.size
         torn = segment.size - image.offset if state == "broken" else 0
-        tail = _Tail(segment, image.offset, torn, empty=image.offset == HEADER_SIZE)
+        tail = _Tail(segment, image.offset, torn, image.part(min(image.synced, image.offset), image.offset))
     return tail
 
 
@@ -285,7 +285,7 @@ def _last_logged(version: int, tail: _Tail | None) -> int:
     That is where the content stands; but when versions were skipped and nothing was committed since, the version
     before the skip, which is the last that an older checkpoint and the log lead to.
     """
-    if tail and tail.empty and version < tail.segment.first_version:
+    if tail and tail.end == HEADER_SIZE and version < tail.segment.first_version:
         return tail.segment.previous_version
     return version
 
@@ -297,8 +297,10 @@ def _settle_disk(directory: DatabaseDirectory, tail: _Tail | None, damaged: Sequ
             if file.size() > tail.end:
                 file.truncate(tail.end)
             failpoints.hit("recovery.after_cut")
-            # Also when nothing was cut: it may hold bytes that only the page cache has, and the next segment
-            # turns this one into one that must be whole.
+            # The next segment makes this one a segment that must be whole, so what may be in the page cache only
+            # is synced, also when nothing was cut. And written again before: if a sync failed in the last run,
+            # the kernel took those pages for clean, and would not write them now.
+            file.write(tail.unsynced, tail.end - len(tail.unsynced))
             file.sync()
     for checkpoint in damaged:
         directory.checkpoints.rename(checkpoint.name, checkpoint.name + ".damaged")

@@ -143,7 +143,12 @@ def test_descriptors_are_given_back(tmp_path: Path) -> None:
 def test_renamed_while_open(tmp_path: Path) -> None:
     """F15: an open directory goes on meaning the same files."""
     directory = DatabaseDirectory(tmp_path / "db")
+    assert directory.is_in_place()
     (tmp_path / "db").rename(tmp_path / "moved")
+    assert not directory.is_in_place()
+    (tmp_path / "db").mkdir()
+    assert not directory.is_in_place()
+    (tmp_path / "db").rmdir()
     assert directory.begin_incarnation() == 1
     directory.close()
     found = read_meta(tmp_path / "moved")
