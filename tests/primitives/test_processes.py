@@ -29,7 +29,7 @@ def team_of(start: Callable[..., Worker], function: Callable[..., Any], *argumen
 @pytest.fixture
 def shared(shared_path: Path) -> Iterator[Database]:
     with open_database(shared_path) as db:
-        yield db  # type: ignore[misc]
+        yield db
 
 
 def ready(peer: Peer) -> None:
