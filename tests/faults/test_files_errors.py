@@ -7,13 +7,16 @@ import os
 import resource
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from occamdb.engine import failpoints
+from occamdb.engine import _files, failpoints
 from occamdb.engine.errors import LogWriteError
+from tests.engine.durability.disk_model import SYNC, WRITE, read_trace
 from tests.engine.durability.support import (
     Database,
     Model,
@@ -317,3 +320,64 @@ def test_out_of_descriptors(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     Database(tmp_path / "db").kill()
+
+
+def test_a_synced_commit_learns_of_the_timers_failure(tmp_path: Path) -> None:
+    """The kernel reports a lost page to one fsync only; the one beside it must not be taken for success.
+
+    The timer's sync is held back, a synced commit comes, then the timer's sync fails.
+    """
+    database = Database(tmp_path / "db")
+    database.commit([write(b"a")])
+    failpoints.set("wal.before_sync", "sleep:200@1")
+    failpoints.set("file.sync", "errno:EIO@1")
+    failures: list[OSError] = []
+
+    def timer() -> None:
+        try:
+            database.appender.sync_in_background()
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=timer)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while failpoints.hits("wal.before_sync") == 0:
+        assert time.monotonic() < deadline
+    with pytest.raises(OSError, match="Input/output"):
+        database.commit([write(b"b")], sync=True)
+    thread.join()
+    assert len(failures) == 1
+    assert failpoints.hits("file.sync") == failpoints.hits("wal.before_sync") == 1
+    database.kill()
+    assert [row[0] for row in content(tmp_path / "db")[1]] == [b"a"]
+
+
+def test_recovery_writes_again_what_no_sync_had_reached(tmp_path: Path) -> None:
+    """After a failed fsync the page cache holds what the disk lost, marked clean: a sync alone would not help."""
+    path = tmp_path / "db"
+    database = Database(path)
+    database.commit([write(b"synced")], sync=True)
+    synced = int(database.appender.statistics()["log_segment_bytes"])
+    for number in range(3):
+        database.commit([write(b"%d" % number)])
+    end = int(database.appender.statistics()["log_segment_bytes"])
+    failpoints.set("file.sync", "errno:EIO@1")
+    with pytest.raises(OSError, match="Input/output"):
+        database.appender.sync_in_background()
+    database.kill()
+    segment = segments(path)[0]
+    written = segment.read_bytes()[synced:end]
+    _files.trace_start(tmp_path / "trace")
+    try:
+        Database(path, durability=None).close()
+    finally:
+        _files.trace_stop()
+    calls = read_trace(tmp_path / "trace")
+    again = [
+        index
+        for index, call in enumerate(calls)
+        if (call.op, call.number, call.first) == (WRITE, synced, written)
+    ]
+    assert len(again) == 1
+    assert calls[again[0] + 1].op == SYNC and calls[again[0] + 1].fd == calls[again[0]].fd
