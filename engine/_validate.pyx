@@ -27,7 +27,7 @@ from occamdb.engine._store cimport store_find, store_next, store_seek
 from occamdb.engine._wire cimport (
     CONFLICT_CAS, CONFLICT_HEADER_SIZE, CONFLICT_RANGE, CONFLICT_READ, CONFLICT_WRITE, CONFLICTS_LISTED_MAX,
     KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE, OP_DELETE_RANGE, OP_HEADER_SIZE, OP_PUT, OP_RANGE, OP_READ,
-    OP_UNCHECKED, OP_WANT_RESULT, REPLY_HEADER_SIZE, REQUEST_BLIND, REQUEST_HEADER_SIZE, REQUEST_MAGIC, RESULT_SIZE,
+    OP_UNCHECKED, OP_WANT_RESULT, REPLY_HEADER_SIZE, REQUEST_BLIND, REQUEST_HEADER_SIZE, REQUEST_MAGIC, REQUEST_SYNC, RESULT_SIZE,
     STATUS_BAD_REQUEST, STATUS_COMMITTED, STATUS_TOO_LARGE, ConflictHeader, OpHeader, ReplyHeader, RequestHeader,
     op_is_check, op_is_effect,
 )
@@ -35,7 +35,7 @@ from occamdb.ipc._atomics cimport u16
 
 
 cdef u32 _check_op(Core *core, const OpHeader *op) noexcept nogil:
-    if op.key_size == 0:
+    if op.key_size == 0 or op.flags & ~<u32>(OP_UNCHECKED | OP_WANT_RESULT):
         return STATUS_BAD_REQUEST
     if op.key_size > core.key_size_max:
         return STATUS_TOO_LARGE
@@ -61,7 +61,9 @@ cdef u32 check_format(Core *core, const u8 *request, u64 size, u64 reply_max) no
     cdef u32 index, status
     if size < REQUEST_HEADER_SIZE or header.magic != REQUEST_MAGIC or header.kind != KIND_COMMIT:
         return STATUS_BAD_REQUEST
-    if header.body_size != size - REQUEST_HEADER_SIZE:
+    if header.body_size != size - REQUEST_HEADER_SIZE or header.reserved != 0:
+        return STATUS_BAD_REQUEST
+    if header.flags & ~<u32>(REQUEST_BLIND | REQUEST_SYNC):
         return STATUS_BAD_REQUEST
     for index in range(header.op_count):
         if size - position < OP_HEADER_SIZE:
