@@ -26,6 +26,21 @@ cdef enum:
     STACK_KEY_SIZE = 512
 
 
+cdef u8 *spare_resume = NULL        # the buffer of a scan that ended, for the next: most scans are short
+
+
+cdef u8 *take_resume() except NULL:
+    """A buffer of RESUME_SIZE bytes. The GIL guards the spare one."""
+    global spare_resume
+    cdef u8 *taken = spare_resume
+    spare_resume = NULL
+    if taken == NULL:
+        taken = <u8 *>malloc(RESUME_SIZE)
+        if taken == NULL:
+            raise MemoryError()
+    return taken
+
+
 cdef ScanIterator new_scan(TransactionCore txn, bytes low, bytes high, u32 prefix_size, object limit, bint reverse,
                            int rows, bint raw):
     """A walk over [low, high) of stored keys.
@@ -82,9 +97,16 @@ cdef u64 count_rows(TransactionCore txn, bytes low, bytes high) except? 0xFFFFFF
 cdef class ScanIterator:
     """Rows in key order, read lazily; ends for good at its end, at its limit, or when closed."""
 
+    def __cinit__(self):
+        self.finished = True
+
     def __dealloc__(self):
+        global spare_resume
         free(self.page)
-        free(self.resume)
+        if spare_resume == NULL:
+            spare_resume = self.resume
+        else:
+            free(self.resume)
 
     def __iter__(self):
         return self
@@ -107,9 +129,7 @@ cdef class ScanIterator:
         cdef u32 wanted = FIRST_PAGE_ROWS
         cdef int count
         if self.resume == NULL:
-            self.resume = <u8 *>malloc(RESUME_SIZE)
-            if self.resume == NULL:
-                raise MemoryError()
+            self.resume = take_resume()
         if self.page_size:
             wanted = PAGE_ROWS
         if self.page_size < wanted:

@@ -15,7 +15,6 @@ cdef class Space:
 
 cdef class TransactionBase(Space):
     cdef DatabaseBase db
-    cdef readonly object receipt    # CommitReceipt, None before the commit
 
 
 cdef class ImplicitSpace:

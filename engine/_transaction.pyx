@@ -44,6 +44,10 @@ cdef tuple STATUSES = (
 cdef object transaction_class = None      # set once, when transaction.py is imported
 
 
+cdef TransactionCore NEVER_BEGUN = TransactionCore.__new__(TransactionCore)
+NEVER_BEGUN.state = STATE_ABORTED
+
+
 def use_transaction_class(cls):
     """Make `begin` return instances of `cls`, a subclass of `TransactionBase` without fields of its own."""
     global transaction_class
@@ -108,9 +112,11 @@ cdef class Space:
     raw space always as bytes.
     """
 
+    def __cinit__(self):
+        self.core = NEVER_BEGUN     # so that one made by hand refuses calls instead of crashing
+
     def __init__(self):
-        if self.core is None:
-            raise TypeError(f"{type(self).__name__} is not made directly: use db.begin(run_id)")
+        raise TypeError(f"{type(self).__name__} is not made directly: use db.begin(run_id)")
 
     cdef bytes full_key(self, object key):
         cdef Py_ssize_t size = 0
@@ -121,6 +127,7 @@ cdef class Space:
         """[low, high) of stored keys that have the prefix and lie in [start, end)."""
         cdef bytes low = self.prefix, high, bound
         cdef u64 size_max = self.core.key_size_max
+        self.core.require_active()
         if prefix is not None:
             low = low + bound_bytes(prefix, "prefix", size_max)
         high = successor(low)
@@ -294,6 +301,11 @@ cdef class TransactionBase(Space):
         return (self.core.session, self.core.sequence) if self.core.sequence else None
 
     @property
+    def receipt(self):
+        """What the commit returned; None before it."""
+        return self.core.receipt
+
+    @property
     def start_version(self):
         """The version of the snapshot it reads."""
         return self.core.version
@@ -362,12 +374,11 @@ cdef class TransactionBase(Space):
           CommitOutcomeUnknown: the coordinator went away and did not come back in time.
         """
         try:
-            self.receipt = commit_transaction(self.core, durable)
+            return commit_transaction(self.core, durable)
         except BaseException:
             if self.core.state == STATE_ACTIVE:
                 self.core.finish(STATE_ABORTED)
             raise
-        return self.receipt
 
     def abort(self):
         """Give up: nothing of it will be seen."""
@@ -417,15 +428,19 @@ cdef class ImplicitSpace:
     """
 
     def __init__(self):
-        if self.db is None:
-            raise TypeError("ImplicitSpace is not made directly: use db.space(run_id, tag)")
+        raise TypeError("an ImplicitSpace is not made directly: use db.space(run_id, tag)")
 
     cdef Space reading(self):
         """A new snapshot, given back when the returned space goes."""
+        if self.db is None:
+            self.__init__()
         return make_space(self.db.new_reader(self.prefix), self.prefix, self.raw)
 
     cdef Space writing(self):
-        cdef TransactionCore core = self.db.new_core(self.prefix)
+        cdef TransactionCore core
+        if self.db is None:
+            self.__init__()
+        core = self.db.new_core(self.prefix)
         core.blind = True
         return make_space(core, self.prefix, self.raw)
 

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 from .validation import Newest
 
+def conflicts_found_early() -> int: ...
+
 class NewestState:
     """The `VersionSource` of validation.py over what a reader can see."""
 

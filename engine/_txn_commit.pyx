@@ -7,8 +7,8 @@ that the state VALIDATING keeps other threads out.
    What is found early is found by `validation.py`; the commit core finds the same, and what only it can know.
 2. A transaction without writes is done at once: it read one snapshot, so it stands at that version in the order.
 3. The pin is given back only when the answer is there, so the tombstones validation needs are still in the store.
-4. After `submit` was called, an exception that leaves the outcome open leaves the state VALIDATING; every other ends in
-   COMMITTED or ABORTED.
+4. After `submit` was called, an OccamError other than CommitOutcomeUnknown says that nothing was committed: ABORTED. Any
+   other exception (a signal handler's, whatever its class) leaves the outcome open and the state VALIDATING.
 """
 
 cimport cython
@@ -32,16 +32,22 @@ from occamdb.engine._wire cimport (
 )
 from occamdb.ipc._atomics cimport clock_realtime_ns, load_acquire_u64, u8, u16, u32, u64
 
-from .errors import CommitOutcomeUnknown, ConflictError, CorruptionError, ProtocolError, TransactionTooLarge
+from .errors import CommitOutcomeUnknown, ConflictError, CorruptionError, OccamError, ProtocolError, TransactionTooLarge
 from .limits import PREFIX_SIZE_MAX as _PREFIX_SIZE_MAX
 from .messages import decode_reply, decode_request
 from .validation import CommitSets, Newest, validate_transaction
 
+cdef u64 early_conflicts = 0        # of this process: the commit core never hears of them
 cdef u64 PREFIX_SIZE_MAX = _PREFIX_SIZE_MAX
 
 cdef enum:
     KEY_BUFFER_SIZE = 65536         # KEY_SIZE_MAX + 1: where a page of a scan says how far it came
     PAGE_ROWS = 64
+
+
+def conflicts_found_early():
+    """How many commits of this process were refused without asking the commit core."""
+    return early_conflicts
 
 
 # ---- failing early ------------------------------------------------------------------------------------------------
@@ -94,6 +100,8 @@ cdef class NewestState:
     cdef u64 version
 
     def __cinit__(self, TransactionCore txn not None):
+        if txn.attachment is None:
+            raise TypeError("a transaction without a snapshot has no newest state to look at")
         self.txn = txn
         self.version = load_acquire_u64(&txn.attachment.header.committed_version)
 
@@ -318,17 +326,21 @@ cdef object commit_transaction(TransactionCore txn, bint durable):
       TransactionTimeout, CoordinatorUnavailable: nothing was applied.
       CommitOutcomeUnknown: no coordinator came back in time to tell.
     """
+    global early_conflicts
     txn.require_active()
     if txn.doomed is not None:
+        early_conflicts += 1
         conflicts = txn.doomed
         txn.finish(STATE_ABORTED)
         raise ConflictError(conflicts=conflicts)
     if not txn.effects and not txn.cleared and not txn.checks:
         txn.finish(STATE_COMMITTED)
-        return make_receipt(txn.version, txn.now(), txn.handle.durability, txn.attempts)
+        txn.receipt = make_receipt(txn.version, txn.now(), txn.handle.durability, txn.attempts)
+        return txn.receipt
     if not txn.blind and is_stale(txn):
         validation = find_conflicts(txn)
         if not validation.ok:
+            early_conflicts += 1
             txn.finish(STATE_ABORTED)
             raise validation.error()
     return submit(txn, durable)
@@ -348,10 +360,10 @@ cdef object submit(TransactionCore txn, bint durable):
     except CommitOutcomeUnknown:
         txn.release()
         raise
-    except Exception:
+    except OccamError:
         txn.finish(STATE_ABORTED)
         raise
-    except BaseException:           # interrupted: what became of the request is not known here
+    except BaseException:           # a signal handler's exception, no memory: what became of the request is not known here
         txn.release()
         raise
     txn.session = txn.handle.session_id()
@@ -374,4 +386,5 @@ cdef object accept_reply(TransactionCore txn, bytearray request, bytes reply, bi
         txn.result = result.value
     txn.finish(STATE_COMMITTED)
     durability = "always" if durable else txn.handle.durability
-    return make_receipt(header.commit_version, header.committed_at, durability, txn.attempts)
+    txn.receipt = make_receipt(header.commit_version, header.committed_at, durability, txn.attempts)
+    return txn.receipt

@@ -205,7 +205,11 @@ cdef class PinnedView:
             self.slot = NO_SLOT
 
     cdef bint revoked(self) noexcept:
-        cdef u8 *words = self.attachment.slots + <u64>self.slot * SLOT_SIZE
+        cdef u8 *words
+        if self.slot == NO_SLOT:
+            # A finalizer that ran while a value was decoded may have closed the view under its reader.
+            return True
+        words = self.attachment.slots + <u64>self.slot * SLOT_SIZE
         # The fence keeps the copies before it from being read after the mark: memory is reused only after the mark
         # is set, so a copy of reused bytes is always noticed. The value is our own word, relaxed.
         fence_acquire()

@@ -13,7 +13,7 @@ import functools
 import inspect
 import time
 from collections.abc import Callable
-from types import TracebackType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 
 from .errors import (
@@ -32,11 +32,15 @@ from .types import TransactionStatus
 if TYPE_CHECKING:
     from .database import Database
 
-__all__ = ["Attempt", "Attempts", "refuse_lazy_function", "run_transaction", "transactional"]
+__all__ = ["Attempt", "Attempts", "refuse_lazy_function", "retries_made", "run_transaction", "transactional"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+_ACTIVE = TransactionStatus.ACTIVE
+_retries = 0
+_LAZY_FLAGS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 class TransactionalFunction(Protocol[P, T_co]):
@@ -45,12 +49,20 @@ class TransactionalFunction(Protocol[P, T_co]):
     def __call__(self, run_or_txn: Any, /, *args: P.args, **kwargs: P.kwargs) -> T_co: ...
 
 
+def retries_made() -> int:
+    """How many times this process has tried a transaction again."""
+    return _retries
+
+
 def refuse_lazy_function(fn: Callable[..., Any]) -> None:
     """Refuse functions whose body runs only after they returned: the transaction would be over by then.
 
     Raises:
       InvalidArgumentError: not callable, or a generator or async function.
     """
+    code = getattr(fn, "__code__", None)
+    if code is not None and not code.co_flags & _LAZY_FLAGS and not hasattr(fn, "__wrapped__"):
+        return  # a plain function: by far the usual case
     if not callable(fn):
         raise InvalidArgumentError(f"a transaction function must be callable, got {type(fn).__name__}")
     inner = inspect.unwrap(fn)
@@ -73,8 +85,8 @@ def _lazy(name: str, kind: str) -> InvalidArgumentError:
 
 
 def _refuse_lazy_result(result: object) -> None:
-    if inspect.isgenerator(result) or inspect.iscoroutine(result) or inspect.isasyncgen(result):
-        if inspect.iscoroutine(result):
+    if isinstance(result, GeneratorType | CoroutineType | AsyncGeneratorType):
+        if isinstance(result, CoroutineType):
             result.close()  # else it would warn that it was never awaited
         raise _lazy("the function's result", f"a {type(result).__name__}")
 
@@ -94,18 +106,29 @@ def deadline_of(timeout: float | None) -> float | None:
     return time.monotonic() + timeout
 
 
+def _require_policy(retry: object) -> None:
+    if not isinstance(retry, RetryPolicy):
+        raise InvalidArgumentError(f"retry must be a RetryPolicy, got {type(retry).__name__}")
+
+
 class _Retrying:
     """The bookkeeping shared by `run_transaction` and `Attempts`: what was tried, what comes next."""
 
     __slots__ = ("_deadline", "_delays", "_isolation", "_run_id", "count", "db")
 
     def __init__(
-        self, db: Database, run_id: Any, retry: RetryPolicy, timeout: float | None, isolation: str | None
+        self,
+        db: Database,
+        run_id: Any,
+        retry: RetryPolicy,
+        timeout: float | None,
+        isolation: str | None,
+        *,
+        count: int = 0,
     ) -> None:
-        if not isinstance(retry, RetryPolicy):
-            raise InvalidArgumentError(f"retry must be a RetryPolicy, got {type(retry).__name__}")
+        _require_policy(retry)
         self.db = db
-        self.count = 0
+        self.count = count
         self._run_id = run_id
         self._delays = retry.delays()
         self._isolation = isolation
@@ -122,6 +145,7 @@ class _Retrying:
 
     def pause(self, error: ConflictError | SnapshotExpired) -> None:
         """Wait before the next attempt, or raise because there is none."""
+        global _retries
         try:
             delay = next(self._delays)
         except StopIteration:
@@ -132,6 +156,7 @@ class _Retrying:
                 hint="give it a longer timeout, or write fewer shared keys per transaction",
                 details={"attempts": self.count},
             ) from error
+        _retries += 1
         time.sleep(delay)
 
     def _exhausted(self, error: ConflictError | SnapshotExpired) -> OccamError:
@@ -167,13 +192,15 @@ def run_transaction(
       TransactionTimeout: `timeout` seconds passed first.
     """
     refuse_lazy_function(fn)
-    retrying = _Retrying(db, run_id, retry, timeout, isolation)
+    _require_policy(retry)
+    # The usual transaction commits at once and has no deadline: it needs no bookkeeping.
+    retrying = None if timeout is None else _Retrying(db, run_id, retry, timeout, isolation)
+    txn: Transaction = db.begin(run_id, isolation=isolation) if retrying is None else retrying.begin()
     while True:
-        txn = retrying.begin()
         try:
             result = fn(txn)
             _refuse_lazy_result(result)
-            if txn.status is TransactionStatus.ACTIVE:
+            if txn.status is _ACTIVE:
                 txn.commit()
             return result
         except (ConflictError, SnapshotExpired) as error:
@@ -185,7 +212,10 @@ def run_transaction(
         except BaseException as error:
             txn.__exit__(type(error), error, None)
             raise
+        if retrying is None:
+            retrying = _Retrying(db, run_id, retry, None, isolation, count=1)
         retrying.pause(reason)
+        txn = retrying.begin()
 
 
 def transactional(

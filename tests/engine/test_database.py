@@ -255,3 +255,19 @@ def test_one_database_serves_many_threads(db: Database) -> None:
     assert not errors
     assert set(totals) <= {count * 100}
     assert sum(row.value for _, row in db.begin(run).scan("account")) == count * 100
+
+
+def test_retries_and_early_conflicts_are_counted(db: Database, run: RunId) -> None:
+    before = db.stats()
+    calls = []
+
+    def work(txn: Transaction) -> None:
+        calls.append(txn.get("k"))
+        if len(calls) == 1:
+            db.put(run, "k", 1)
+        txn.put("other", 1)
+
+    db.transaction(run, work)
+    after = db.stats()
+    assert after["retries"] - before["retries"] == 1
+    assert after["conflicts_found_early"] - before["conflicts_found_early"] == 1

@@ -757,3 +757,18 @@ def test_conflict_records_name_run_and_tag(db: Database, run: RunId) -> None:
         txn.commit()
     (conflict,) = caught.value.conflicts
     assert conflict == WriteConflict("cell", txn.start_version, version, run, TypeTag.STATE)
+
+
+def test_receipt_is_seen_from_every_run_of_the_transaction(db: Database, run: RunId) -> None:
+    txn = db.begin(run)
+    seen = txn.for_run(RunId.new())
+    seen.put("k", 1)
+    assert txn.receipt is None
+    assert seen.commit() is txn.receipt
+
+
+def test_what_was_made_by_hand_refuses_calls(run: RunId) -> None:
+    made: Transaction = Transaction.__new__(Transaction)
+    for call in (made.commit, made.abort, made.scan, made.validate, lambda: made.get("k"), lambda: made.put("k", 1)):
+        with pytest.raises(TransactionStateError):
+            call()
