@@ -1,7 +1,8 @@
 """What a coordinator does about files: recovery at the start, the log's timer, checkpoints, the clean stop.
 
 Threads: the control plane's main thread calls everything here; a checkpoint runs in a thread of its own, so
-that workers can attach meanwhile. The log is written by the commit thread alone; `sync_in_background` is made for others.
+that workers can attach meanwhile. The log is written by the commit thread alone; `sync_in_background` is made for
+others.
 
 A checkpoint pins its version first and asks for the sessions' outcomes afterwards: an outcome is noted before its
 commit is published, so every commit up to the pinned version has its outcome in the table.
@@ -24,7 +25,6 @@ from .errors import (
     InvalidArgumentError,
     LogWriteError,
     NotFoundError,
-    OccamError,
     SettingsMismatchError,
     SnapshotExpired,
 )

@@ -26,16 +26,19 @@ from .control_messages import raise_refusal
 from .directory import DatabaseDirectory
 from .errors import CoordinatorUnavailable
 
-__all__ = ["LOG_NAME", "SOCKET_NAME", "Launcher", "socket_path"]
+__all__ = ["LOG_NAME", "SOCKET_NAME", "CoordinatorDied", "Launcher", "socket_path"]
 
 SOCKET_NAME = "coordinator.sock"
 LOG_NAME = "coordinator.log"
-_POLL = 0.002
 
 
 def socket_path(path: str) -> str:
     """Where the coordinator of the directory `path` listens."""
     return os.path.join(path, SOCKET_NAME)
+
+
+class CoordinatorDied(CoordinatorUnavailable):
+    """The coordinator that was started ended without a word: killed, or out of memory."""
 
 
 class Launcher:
@@ -106,7 +109,7 @@ class Launcher:
         if answer is None:
             return
         if answer == b"":
-            raise CoordinatorUnavailable(
+            raise CoordinatorDied(
                 f"the coordinator of {self.path} died while starting", hint=f"look into {self.log_path}"
             )
         reply = json.loads(answer)
@@ -116,7 +119,12 @@ class Launcher:
 
     def _spawn(self, report_fd: int) -> None:
         options = json.dumps(
-            {"path": self.path, "durability": self._durability, "settings": self._settings, "report_fd": report_fd}
+            {
+                "path": self.path,
+                "durability": self._durability,
+                "settings": self._settings,
+                "report_fd": report_fd,
+            }
         )
         root = str(Path(__file__).parent.parent.parent)
         paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ class Link:
             self._close_segments()
             raise
         self.session = self.terms.session
+        self.pid = os.getpid()
         # Bound once, for the commit path: exchange(request, timeout, on_idle). Neither refers back to the link.
         self.exchange = self.channel.exchange
         self.on_idle = functools.partial(_check_coordinator, client)

@@ -11,11 +11,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 from ..ipc.errors import (
@@ -23,6 +23,7 @@ from ..ipc.errors import (
     ChannelBroken,
     ChannelTimeout,
     ControlError,
+    ControlUnavailableError,
     OccamError,
     SegmentError,
 )
@@ -33,10 +34,11 @@ from .errors import (
     CommitOutcomeUnknown,
     CoordinatorUnavailable,
     DatabaseClosedError,
+    ForkedHandleError,
     LogWriteError,
     TransactionTimeout,
 )
-from .launch import Launcher
+from .launch import CoordinatorDied, Launcher
 from .limits import Limits
 from .link import CoordinatorGone, Link
 from .messages import OpCode, OpFlags, Reply, ResultEntry, ResultKind, Status, decode_request, encode_reply
@@ -45,6 +47,8 @@ from .settings import Settings
 __all__ = ["SharedHandle", "open_handle"]
 
 _CHECKPOINT_POLL = 0.01
+_PAUSE_MIN, _PAUSE_MAX = 0.001, 0.02  # between two looks for a coordinator
+_PAUSE_AFTER_DEATH = 0.1
 
 _handles: weakref.WeakSet[SharedHandle] = weakref.WeakSet()
 
@@ -63,7 +67,9 @@ class SharedHandle:
       CoordinatorUnavailable: none runs (`start="never"`) or none came up in time.
     """
 
-    def __init__(self, path: str, *, durability: str, asked: dict[str, Any], start: str, timeout: float) -> None:
+    def __init__(
+        self, path: str, *, durability: str, asked: dict[str, Any], start: str, timeout: float
+    ) -> None:
         self.path = path
         self.durability = durability
         self._asked = asked
@@ -108,9 +114,11 @@ class SharedHandle:
 
     def submit(self, request: bytearray, deadline: float | None) -> bytes:
         limit = time.monotonic() + self._timeout if deadline is None else deadline
+        # This very list: `close`, and a fork in a signal handler, put another in its place.
+        idle = self._idle
         try:
             # Popping and appending are atomic under the GIL: no lock on this path.
-            link = self._idle.pop()
+            link = idle.pop()
         except IndexError:
             link = self._take(limit)
         # Used up by being written here: whatever interrupts us, no second request carries this number.
@@ -129,18 +137,21 @@ class SharedHandle:
         except CoordinatorGone:
             return self._resolve(link, request, sequence, limit, sent=link.channel.dirty)
         except ChannelBroken:
-            # The reply may have been the damaged part: the coordinator knows what became of the request.
-            return self._resolve(link, request, sequence, limit, sent=True)
+            # The reply may have been the damaged part: the coordinator knows what became of the request. But a channel
+            # that another thread's `close` has closed took nothing.
+            return self._resolve(link, request, sequence, limit, sent=not link.channel.closed)
         except ChannelTimeout as error:
             if not error.sent:
-                raise TransactionTimeout("the coordinator took no request in time; nothing was committed") from None
+                raise TransactionTimeout(
+                    "the coordinator took no request in time; nothing was committed"
+                ) from None
             raise CommitOutcomeUnknown(
                 f"no answer from the coordinator within {self._timeout:g} s; the commit may still happen",
                 txn_id=(link.session, sequence),
             ) from None
         finally:
             if link.channel.idle and not self._closed:
-                self._idle.append(link)
+                idle.append(link)
             else:
                 self._forget(link)
 
@@ -153,7 +164,9 @@ class SharedHandle:
             time.sleep(_CHECKPOINT_POLL)
             reply = self._ask({"kind": "checkpoint_state"})
         if reply["error"]:
-            raise LogWriteError(reply["error"], hint="free space on the database's file system, then try again")
+            raise LogWriteError(
+                reply["error"], hint="free space on the database's file system, then try again"
+            )
         return reply
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -220,13 +233,12 @@ class SharedHandle:
     def _forget(self, link: Link) -> None:
         """Commit through a link no more. The primary's snapshots go on."""
         with self._lock:
-            if link in self._idle:
-                self._idle.remove(link)
             primary = link is self._primary
             if not primary or link.gone():
                 self._all.discard(link)
         if not primary:
-            link.detach()
+            # The end of the connection says it all; a goodbye would wait for a coordinator that may be stopped.
+            link.drop()
         elif link.gone():
             # Reading goes on without a coordinator: keep the mapping until a new one supersedes the store. One that
             # lives and threw us out says so in the channel, which ends the attachment too.
@@ -238,51 +250,69 @@ class SharedHandle:
             primary = self._primary
             if primary is not None and primary.attachment.usable:
                 return primary
-            link = self._attach(limit, session=0)
-            self._idle.append(link)
-            return link
+            self._idle.append(self._attach(limit, session=0))
+            # Not always the link just attached: a committing thread, or a signal handler, may have been first.
+            primary = self._primary
+            assert primary is not None
+            return primary
 
     def _attach(self, limit: float, *, session: int) -> Link:
         """Attach one more link, starting a coordinator if there is none and we may."""
         last: Exception | None = None
-        for client in self._coordinators(limit):
+        pause = _PAUSE_MIN
+        while True:
             try:
-                link = Link(
-                    client,
-                    session=session,
-                    asked=self._asked,
-                    durability=self.durability,
-                    timeout=max(0.1, limit - time.monotonic()),
-                )
+                link = self._try_attach(limit, session)
             except AddressSpaceError:
                 raise
-            except (ControlError, SegmentError, OSError) as error:
-                # It went away between connect and attach; the next turn finds or starts another.
+            except CoordinatorDied as error:
+                # Killed while it recovered: the next one can do it. Not too fast, should it be our fault.
+                last, pause = error, max(pause, _PAUSE_AFTER_DEATH)
+            except (ControlError, SegmentError) as error:
+                # It went away between connect and attach, or asks for patience.
                 last = error
-                continue
-            self._adopt(link)
-            return link
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise  # a signal handler's
+                raise CoordinatorUnavailable(
+                    f"no descriptors left to reach the coordinator of {self.path}: {error.strerror}",
+                    hint="close files, or raise `ulimit -n`",
+                    details={"errno": error.errno},
+                ) from error
+            else:
+                if link is not None:
+                    self._adopt(link)
+                    return link
+            if time.monotonic() >= limit:
+                break
+            time.sleep(pause)
+            pause = min(max(_PAUSE_MAX, pause), pause * 1.5)
         reason = f"; last error: {last}" if last else ""
         raise CoordinatorUnavailable(
             f"no coordinator for {self.path} within {self._timeout:g} s{reason}",
             hint="start one with `occamdb serve`, or open with start='auto'"
             if self._start == "never"
             else f"look into {self._launcher.log_path}, or give a larger timeout",
-        )
+        ) from last
 
-    def _coordinators(self, limit: float) -> Iterator[Any]:
-        """Connected control clients, one a turn, until the time is up."""
-        pause = 0.001
-        while True:
-            client = self._launcher.connect(limit)
-            if client is not None:
-                yield client
-            elif self._start == "auto":
-                self._launcher.start(limit)
-            if time.monotonic() >= limit:
-                return
-            time.sleep(pause)
-            pause = min(0.02, pause * 1.5)
+    def _try_attach(self, limit: float, session: int) -> Link | None:
+        """A link to the coordinator that listens; None when none does, having started one if we may."""
+        client = self._launcher.connect(limit)
+        if client is not None:
+            try:
+                return Link(
+                    client,
+                    session=session,
+                    asked=self._asked,
+                    durability=self.durability,
+                    timeout=max(0.1, limit - time.monotonic()),
+                )
+            except CoordinatorUnavailable as error:
+                # It lives, but cannot serve us in this moment.
+                raise ControlUnavailableError(error.message) from error
+        if self._start == "auto":
+            self._launcher.start(limit)
+        return None
 
     def _adopt(self, link: Link) -> None:
         with self._lock:
@@ -292,7 +322,11 @@ class SharedHandle:
             self._settings = Settings.of(link.terms.settings)
             self._all.add(link)
             primary = self._primary
-            if primary is None or not primary.attachment.usable or primary.terms.incarnation != link.terms.incarnation:
+            if (
+                primary is None
+                or not primary.attachment.usable
+                or primary.terms.incarnation != link.terms.incarnation
+            ):
                 if primary is not None:
                     primary.attachment.retire()
                 self._primary = link
@@ -305,12 +339,15 @@ class SharedHandle:
         Args:
           sent: whether it was wholly published: from then on no error but CommitOutcomeUnknown is true.
         """
+        if link.pid != os.getpid():
+            # Forked in a signal handler: the commit, and the session, are our parent's.
+            raise ForkedHandleError()
         session = link.session
         self._forget(link)
         while True:
             try:
                 again = self._attach(limit, session=session)
-            except OccamError as error:
+            except Exception as error:
                 if not sent:
                     raise
                 raise CommitOutcomeUnknown(
@@ -327,11 +364,20 @@ class SharedHandle:
                     request[8:16] = sequence.to_bytes(8, "little")
                 again.sequence = sequence
                 self._local.session = session
-                sent = True
+                # That it never happened is final: whoever says so has the log, and has served all of our old channel.
+                sent = False
                 return again.exchange(request, max(0.001, limit - time.monotonic()), again.on_idle)
-            except (CoordinatorGone, ChannelBroken):
+            except CoordinatorGone:
+                sent = again.channel.dirty
+                self._forget(again)
+            except ChannelBroken:
+                sent = not again.channel.closed
                 self._forget(again)
             except ChannelTimeout as error:
+                if not error.sent:
+                    raise TransactionTimeout(
+                        "the restarted coordinator took no request in time; nothing was committed"
+                    ) from None
                 raise CommitOutcomeUnknown(
                     "no answer from the restarted coordinator in time", txn_id=(session, sequence)
                 ) from error
