@@ -74,6 +74,8 @@ RunLike: TypeAlias = RunId | UUID | str
 # chance below 1e-68. A loser's next attempt takes microseconds: pausing much longer would only idle the key.
 CONTENDED = RetryPolicy(max_attempts=10_000, max_backoff=0.002)
 
+_new = object.__new__
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -85,41 +87,39 @@ class Primitive(Generic[H_co]):
       name: how it hangs on databases and transactions, as in `db.<name>`.
       tag: its part of every run; 0x10 and up are free.
       raw: keys are binary: scans give them back as bytes and never as text.
+      inside: it acts in a transaction that somebody else ends.
+      space: inside, the primitive's own part of the transaction's run.
     """
 
-    __slots__ = ("_handle", "_space")
+    __slots__ = ("_handle", "inside", "space")
     name: ClassVar[str]
     tag: ClassVar[int]
     raw: ClassVar[bool] = True
 
+    inside: bool
+    space: Space
+
     def __init__(self, handle: H_co) -> None:
         self._handle = handle
         if isinstance(handle, DatabaseBase):
-            self._space: Space | None = None
+            self.inside = False
         else:
-            self._space = self._space_in(cast(TransactionBase, handle))
+            self.inside = True
+            self.space = self._space_in(cast(TransactionBase, handle))
 
     def _space_in(self, transaction: TransactionBase) -> Space:
         return transaction.space(self.tag, raw=self.raw)
 
-    @property
-    def space(self) -> Space:
-        """The primitive's own part of the run.
+    if not TYPE_CHECKING:
 
-        Raises:
-          InvalidArgumentError: the facade holds a database, which has no run of its own.
-        """
-        if self._space is None:
+        def __getattr__(self, name: str) -> Any:
+            # Only an attribute that is not there gets here: `space` on a facade over a database.
+            if name != "space":
+                raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
             raise InvalidArgumentError(
                 f"{self.name}: this form works inside a transaction only",
                 hint=f"use db.transaction(run_id, lambda txn: txn.{self.name}...)",
             )
-        return self._space
-
-    @property
-    def inside(self) -> bool:
-        """Whether it acts in a transaction that somebody else ends."""
-        return not isinstance(self._handle, DatabaseBase)
 
     @property
     def now_us(self) -> int:
@@ -149,14 +149,15 @@ class Operation:
         self.__wrapped__ = body
         self.__name__ = body.__name__
 
+        self.implicit: Callable[..., Any] = self.make_implicit(body)
+
     def bind(self, instance: Any) -> Callable[..., Any]:
         """The method as `instance` offers it."""
-        # A C-level bound method on both sides: binding costs less than a Python call.
-        if instance._space is None:
-            return MethodType(self.outside, instance)
-        return MethodType(self.body, instance)
+        # Both are plain functions, bound without a Python call: reads cost little more than binding does.
+        return MethodType(self.body if instance.inside else self.implicit, instance)
 
-    def outside(self, instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
+    def make_implicit(self, body: Callable[..., Any]) -> Callable[..., Any]:
+        """The function that a facade over a database calls instead of `body`."""
         raise NotImplementedError
 
 
@@ -178,12 +179,16 @@ class single(Operation, Generic[P, R_co]):
     def __get__(self, instance: Any, owner: object = None) -> Any:
         return self if instance is None else self.bind(instance)
 
-    def outside(self, instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
-        cls = type(instance)
-        view = object.__new__(cls)
-        view._handle = instance._handle
-        view._space = instance._handle.space(run_id, cls.tag, raw=cls.raw)
-        return self.body(view, *args, **kwargs)
+    def make_implicit(self, body: Callable[..., Any]) -> Callable[..., Any]:
+        def implicit(instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
+            cls = type(instance)
+            view = _new(cls)
+            view._handle = handle = instance._handle
+            view.inside = False
+            view.space = handle.space(run_id, cls.tag, raw=cls.raw)
+            return body(view, *args, **kwargs)
+
+        return implicit
 
 
 class blind(single[P, None]):
@@ -209,17 +214,18 @@ class blind(single[P, None]):
 class operation(single[P, R_co]):
     """Reads and writes; outside it is a transaction with retries."""
 
-    retry: RetryPolicy | None = None
+    retry = RetryPolicy()
 
-    def outside(self, instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
-        cls, body = type(instance), self.body
+    def make_implicit(self, body: Callable[..., Any]) -> Callable[..., Any]:
+        retry = self.retry
 
-        def attempt(txn: TransactionBase) -> Any:
-            return body(cls(txn), *args, **kwargs)
+        def implicit(instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
+            cls = type(instance)
+            return instance._handle.transaction(
+                run_id, lambda txn: body(cls(txn), *args, **kwargs), retry=retry
+            )
 
-        if self.retry is None:
-            return instance._handle.transaction(run_id, attempt)
-        return instance._handle.transaction(run_id, attempt, retry=self.retry)
+        return implicit
 
 
 class contended(operation[P, R_co]):
@@ -231,20 +237,23 @@ class contended(operation[P, R_co]):
 class reader(single[P, R_co]):
     """Reads and returns something finished."""
 
-    def outside(self, instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
-        with instance._handle.begin(run_id, read_only=True) as txn:
-            return self.body(type(instance)(txn), *args, **kwargs)
+    def make_implicit(self, body: Callable[..., Any]) -> Callable[..., Any]:
+        def implicit(instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
+            with instance._handle.begin(run_id, read_only=True) as txn:
+                return body(type(instance)(txn), *args, **kwargs)
+
+        return implicit
 
 
 class stream(single[P, R_co]):
     """Reads while it is iterated; the snapshot is held until then."""
 
-    def outside(self, instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
-        return self._rows(instance, run_id, args, kwargs)
+    def make_implicit(self, body: Callable[..., Any]) -> Callable[..., Any]:
+        def implicit(instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
+            with instance._handle.begin(run_id, read_only=True) as txn:
+                yield from body(type(instance)(txn), *args, **kwargs)
 
-    def _rows(self, instance: Any, run_id: RunLike, args: Any, kwargs: Any) -> Iterator[Any]:
-        with instance._handle.begin(run_id, read_only=True) as txn:
-            yield from self.body(type(instance)(txn), *args, **kwargs)
+        return implicit
 
 
 # --- Times ---------------------------------------------------------------------------------------

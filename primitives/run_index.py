@@ -52,8 +52,6 @@ RESERVED_RUN = RunId(bytes=layout.ZERO_ID)
 class indexed(Operation, Generic[P, R_co]):
     """An operation on the index, which needs no run in front: outside it is a transaction on the reserved run."""
 
-    read_only = False
-
     if TYPE_CHECKING:
 
         def __init__(self, body: Callable[Concatenate[Any, P], R_co]) -> None: ...
@@ -65,18 +63,24 @@ class indexed(Operation, Generic[P, R_co]):
     def __get__(self, instance: Any, owner: object = None) -> Any:
         return self if instance is None else self.bind(instance)
 
-    def outside(self, instance: Any, /, *args: Any, **kwargs: Any) -> Any:
-        body = self.body
-        if self.read_only:
-            with instance._handle.begin(RESERVED_RUN, read_only=True) as txn:
-                return body(RunIndex(txn), *args, **kwargs)
-        return instance._handle.transaction(RESERVED_RUN, lambda txn: body(RunIndex(txn), *args, **kwargs))
+    def make_implicit(self, body: Callable[..., Any]) -> Callable[..., Any]:
+        def implicit(instance: Any, /, *args: Any, **kwargs: Any) -> Any:
+            return instance._handle.transaction(
+                RESERVED_RUN, lambda txn: body(RunIndex(txn), *args, **kwargs)
+            )
+
+        return implicit
 
 
 class lookup(indexed[P, R_co]):
     """A read of the index: outside on a snapshot of its own."""
 
-    read_only = True
+    def make_implicit(self, body: Callable[..., Any]) -> Callable[..., Any]:
+        def implicit(instance: Any, /, *args: Any, **kwargs: Any) -> Any:
+            with instance._handle.begin(RESERVED_RUN, read_only=True) as txn:
+                return body(RunIndex(txn), *args, **kwargs)
+
+        return implicit
 
 
 @register

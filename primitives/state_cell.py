@@ -130,7 +130,7 @@ class StateCell(Primitive[H_co]):
           NotFoundError: there is no such cell.
           RetriesExhausted: it met other writers on every attempt.
         """
-        if self._space is not None:
+        if self.inside:
             return self._transition(*args)
         run_id, name, fn = args
         handle = self._handle
