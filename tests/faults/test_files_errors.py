@@ -38,7 +38,7 @@ def no_failpoints_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def in_memory(tmp_path: Path) -> Iterator[Path]:
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
     """The same operations on a file system where a sync costs nothing."""
     with memory_directory(tmp_path) as path:
         yield path
@@ -116,11 +116,11 @@ def check(path: Path, life: Life, note: str) -> None:
 
 
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO", "EMFILE"])
-def test_any_operation_fails_once(in_memory: Path, error: str) -> None:
+def test_any_operation_fails_once(tmp_path: Path, error: str) -> None:
     number, refused = 0, 0
     while True:
         number += 1
-        path = in_memory / f"{number}"
+        path = tmp_path / f"{number}"
         life = Life()
         failpoints.set("file.any", f"errno:{error}@{number}")
         life.run(path)

@@ -25,7 +25,7 @@ SEGMENT_SIZE = 4096
 
 
 @pytest.fixture
-def in_memory(tmp_path: Path) -> Iterator[Path]:
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
     """The same operations on a file system where a sync costs nothing."""
     with memory_directory(tmp_path) as path:
         yield path
@@ -79,12 +79,12 @@ def check(path: Path, acknowledged: int, note: str) -> None:
     assert content(path)[1] == state(version + 1), note
 
 
-def test_killed_before_any_operation(in_memory: Path) -> None:
+def test_killed_before_any_operation(tmp_path: Path) -> None:
     number = 0
     while True:
         number += 1
-        path = in_memory / f"{number}"
-        code, acknowledged = run_killed(path, in_memory / "notes", "file.any", f"kill@{number}")
+        path = tmp_path / f"{number}"
+        code, acknowledged = run_killed(path, tmp_path / "notes", "file.any", f"kill@{number}")
         if code == 0:
             break
         assert code == -signal.SIGKILL
@@ -93,12 +93,12 @@ def test_killed_before_any_operation(in_memory: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 8, 100, 600])
-def test_killed_inside_any_write(in_memory: Path, size: int) -> None:
+def test_killed_inside_any_write(tmp_path: Path, size: int) -> None:
     number = 0
     while True:
         number += 1
-        path = in_memory / f"{number}"
-        code, acknowledged = run_killed(path, in_memory / "notes", "file.write", f"torn:{size}@{number}")
+        path = tmp_path / f"{number}"
+        code, acknowledged = run_killed(path, tmp_path / "notes", "file.write", f"torn:{size}@{number}")
         if code == 0:
             break
         assert code == -signal.SIGKILL
@@ -132,16 +132,16 @@ def test_killed_inside_any_write(in_memory: Path, size: int) -> None:
         "create.before_meta",
     ],
 )
-def test_killed_at_each_failpoint(in_memory: Path, point: str) -> None:
-    code, acknowledged = run_killed(in_memory / "db", in_memory / "notes", point, "kill@1")
+def test_killed_at_each_failpoint(tmp_path: Path, point: str) -> None:
+    code, acknowledged = run_killed(tmp_path / "db", tmp_path / "notes", point, "kill@1")
     assert code == -signal.SIGKILL, f"{point} was not passed"
-    check(in_memory / "db", acknowledged, point)
+    check(tmp_path / "db", acknowledged, point)
 
 
-def test_recovery_killed_again_and_again(in_memory: Path) -> None:
+def test_recovery_killed_again_and_again(tmp_path: Path) -> None:
     """C8: a torn tail, a damaged checkpoint and left-over files; recovery dies at every operation in turn."""
-    path = in_memory / "db"
-    notes = os.open(in_memory / "notes", os.O_RDWR | os.O_CREAT)
+    path = tmp_path / "db"
+    notes = os.open(tmp_path / "notes", os.O_RDWR | os.O_CREAT)
     live(path, notes)
     os.close(notes)
     database = Database(path)

@@ -32,7 +32,7 @@ SEGMENT_SIZE = 4096  # the smallest: a rotation every few commits
 
 
 @pytest.fixture
-def in_memory(tmp_path: Path) -> Iterator[Path]:
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
     """The same operations on a file system where a sync costs nothing."""
     with memory_directory(tmp_path) as path:
         yield path
@@ -128,19 +128,19 @@ def cut_everywhere(tmp_path: Path, calls: list[Call], stride: int = 1) -> tuple[
 
 
 @pytest.mark.parametrize(("sync", "stride"), [("always", 1), ("mixed", 1), ("never", 1)])
-def test_power_cut_after_every_operation(in_memory: Path, sync: str, stride: int) -> None:
-    calls = record(in_memory, sync)
+def test_power_cut_after_every_operation(tmp_path: Path, sync: str, stride: int) -> None:
+    calls = record(tmp_path, sync)
     assert sum(b".log.new" in call.first for call in calls) > 12, "too few rotations to mean anything"
-    begun, checked = cut_everywhere(in_memory, calls, stride)
+    begun, checked = cut_everywhere(tmp_path, calls, stride)
     assert begun == 28 and checked > 200
 
 
 @pytest.mark.parametrize("op", [SYNC, DIRECTORY_SYNC])
-def test_a_missing_sync_would_be_noticed(in_memory: Path, op: int) -> None:
+def test_a_missing_sync_would_be_noticed(tmp_path: Path, op: int) -> None:
     """The canary: with syncs taken out of the record, the same checks must fail."""
-    calls = [call for call in record(in_memory, "always") if call.op != op]
+    calls = [call for call in record(tmp_path, "always") if call.op != op]
     with pytest.raises((AssertionError, OccamError)):
-        cut_everywhere(in_memory, calls, stride=3)
+        cut_everywhere(tmp_path, calls, stride=3)
 
 
 def check_image(

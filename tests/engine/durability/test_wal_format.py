@@ -3,6 +3,7 @@
 import struct
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ from occamdb.engine._wal import checksum
 from occamdb.engine.wal_format import BeginTxn, CommitTxn, Delete, DeleteRange, Entry, Write
 from occamdb.engine.wal_reader import read_log
 
-from .support import RUN_ID, Database, Model, Operation, content, segments
+from .support import RUN_ID, Database, Model, Operation, content, memory_directory, segments
 
 KEYS = st.binary(min_size=1, max_size=40)
 TIMES = st.integers(min_value=0, max_value=2**63 - 1)
@@ -55,14 +56,21 @@ def test_a_checksum_can_be_continued(data: bytes, middle: int) -> None:
 
 
 @given(TRANSACTIONS)
-def test_appended_bytes_and_what_is_read_back(tmp_path_factory, transactions) -> None:  # type: ignore[no-untyped-def]
-    path: Path = tmp_path_factory.mktemp("format") / "db"
+def test_appended_bytes_and_what_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, transactions: list[list[Operation]]
+) -> None:
+    with memory_directory(tmp_path_factory.mktemp("format")) as parent:
+        append_and_compare(parent / "db", transactions)
+
+
+def append_and_compare(path: Path, transactions: list[list[Operation]]) -> None:
     database = Database(path)
-    model, entries = Model(), []
+    model = Model()
+    entries: list[Entry] = []
     for operations in transactions:
         version = database.encode(operations, session=5)
         model.apply(version, version * 10, operations)
-        entries += expected_entries(database, version, operations, wal_format.HEADER_SIZE)
+        entries += expected_entries(version, operations, wal_format.HEADER_SIZE)
     database.flush()
     database.close()
 
@@ -73,8 +81,9 @@ def test_appended_bytes_and_what_is_read_back(tmp_path_factory, transactions) ->
         encoded += wal_format.encode_entry(entry, header.crc, wal_format.HEADER_SIZE + len(encoded))
     assert data == header.encode() + encoded
 
-    directory_entries = [found.entry for found in read_log(Database(path, durability=None).directory)]
-    assert directory_entries == entries
+    reader = Database(path, durability=None)
+    assert [found.entry for found in read_log(reader.directory)] == entries
+    reader.close()
     result, rows = content(path)
     assert rows == model.listing()
     assert result.outcomes == {5: (len(transactions), len(transactions))}
