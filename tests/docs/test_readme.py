@@ -1,7 +1,7 @@
 """What README.md shows works as typed: its Python runs, its commands exist and succeed.
 
 Python blocks run in order in one namespace and one directory; a block that begins with a file name is a script of
-its own. Lines of `sh` blocks that call `occamdb` run in order in the same directory.
+its own. Lines of `sh` blocks that call `occamdb` run in order in one directory, those with `&` in the background.
 """
 
 import os
@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,9 @@ SCRIPT_NAME = re.compile(r"# (\w+\.py)\n")
 
 
 def commands() -> list[list[str]]:
-    """Every `occamdb ...` line of the README that ends by itself, without its comment."""
+    """Every `occamdb ...` line of the README, without its comment."""
     lines = [line for kind, body in BLOCKS if kind == "sh" for line in body.splitlines()]
-    found = [shlex.split(line, comments=True) for line in lines if line.startswith("occamdb ")]
-    return [words[1:] for words in found if words[1] not in ("serve", "top")]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("occamdb ")]
 
 
 def test_the_two_commands_stand_at_the_top() -> None:
@@ -83,11 +83,27 @@ def test_the_commands_run(
     assert len(commands()) >= 5
     try:
         for words in commands():
-            assert main(words) == 0, f"occamdb {shlex.join(words)}: {capsys.readouterr()}"
+            if words[-1] == "&":
+                in_background(words[:-1])
+            else:
+                once = ["--count", "1", "--interval", "0.1"] if words[0] == "top" else []
+                assert main(words + once) == 0, f"occamdb {shlex.join(words)}: {capsys.readouterr()}"
     finally:
         stop_coordinator(tmp_path / "agents.db")
     output = capsys.readouterr().out
     assert '{"mood": "good"}' in output
+
+
+def in_background(words: list[str]) -> None:
+    """Start `occamdb serve PATH` and wait until it serves."""
+    assert words[0] == "serve"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-m", "occamdb.tools", *words]
+    server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    assert server.stderr.readline().startswith("serving")
+    # It outlives this function; `occamdb stop` ends it.
+    threading.Thread(target=server.communicate, daemon=True).start()
 
 
 def test_every_command_it_names_exists() -> None:
@@ -96,5 +112,5 @@ def test_every_command_it_names_exists() -> None:
     from occamdb.tools.cli import app
 
     known = set(get_command(app).commands)  # type: ignore[attr-defined]
-    named = set(re.findall(r"`occamdb (\w+)", README)) | {words[0] for words in commands()} | {"serve", "top"}
+    named = set(re.findall(r"`occamdb (\w+)", README)) | {words[0] for words in commands()}
     assert named - {"open"} <= known

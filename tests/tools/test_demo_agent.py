@@ -80,7 +80,9 @@ def test_a_batch_is_claimed_once(db: occamdb.Database, tree: Path) -> None:
     db.cells.init(plan.shared, claim_name(1), {"agent": 9, "done": 0})
     figures = run_agent(db, plan, 1)
     assert figures.files == 7
-    assert db.cells.read(plan.shared, claim_name(1)).value == {"agent": 9, "done": 0}
+    state = db.cells.read(plan.shared, claim_name(1))
+    assert state is not None
+    assert state.value == {"agent": 9, "done": 0}
 
 
 def test_a_claim_lost_in_the_race_is_counted(

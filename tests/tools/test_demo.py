@@ -1,0 +1,66 @@
+"""The demo as a user runs it: a coordinator, agent processes, a verdict."""
+
+from pathlib import Path
+
+import pytest
+
+import occamdb
+from occamdb.tools.cli import main
+from tests.conftest import stop_coordinator
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    directory = tmp_path / "source"
+    directory.mkdir()
+    for number in range(24):
+        (directory / f"{number:02}.txt").write_text(
+            "every agent wants these words " * (number % 5 + 1) + f"w{number}"
+        )
+    return directory
+
+
+def test_several_processes_index_a_tree_exactly(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", str(source), "--agents", "3", "--batch", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "24 text files" in out
+    assert "What indexer-1 did" in out
+    assert "4 event logs" in out
+    assert "all valid" in out
+    assert "exactly equal" in out
+
+
+def test_the_database_can_be_kept(
+    source: Path, database_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", str(source), "--agents", "2", "--keep", str(database_path)]) == 0
+    assert "The database is in" in capsys.readouterr().out
+    with occamdb.open(database_path) as db:
+        names = [run.name for run in db.runs.list_runs()]
+        (index,) = [run for run in db.runs.list_runs() if run.name.startswith("index of")]
+        assert sorted(names)[1:] == ["indexer-1", "indexer-2"]
+        assert {run.status.value for run in db.runs.list_runs()} == {"completed"}
+        assert db.kv.get(index.run_id, "word/every") == sum(number % 5 + 1 for number in range(24))
+    stop_coordinator(database_path)
+
+
+def test_a_wrong_index_is_exit_code_1(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from occamdb.tools import demo_report
+
+    real = demo_report.recounted
+    monkeypatch.setattr(demo_report, "recounted", lambda plan: real(plan) + real(plan))
+    assert main(["demo", str(source), "--agents", "1"]) == 1
+    assert "WRONG the index differs from the recount" in capsys.readouterr().out
+
+
+def test_no_agent_and_empty_batches_are_wrong_usage(source: Path) -> None:
+    assert main(["demo", str(source), "--agents", "0"]) == 2
+    assert main(["demo", str(source), "--batch", "0"]) == 2
+
+
+def test_a_directory_without_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "binary").write_bytes(b"\0")
+    assert main(["demo", str(tmp_path)]) == 1
+    assert "no text files" in capsys.readouterr().err
