@@ -10,6 +10,7 @@ from occamdb.engine._reader cimport Found, Reader
 cdef enum:
     STACK_VALUE_SIZE = 1024         # values up to this are decoded from a copy on the stack
     NO_SLOT = 0x7FFFFFFF
+    PIN_TURNS_MAX = 1000000         # the horizon passes a fresh version by once or twice; this often only in a broken store
 
 cdef u64 fork_generation            # grows by 1 in each forked child: handles of another generation are not ours
 

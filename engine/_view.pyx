@@ -96,9 +96,9 @@ cdef class StoreAttachment:
 
     cdef u32 pin(self, u64 *version) except 0x7FFFFFFF:
         """Hold a snapshot of the newest committed version; the slot that holds it."""
-        cdef u32 slot
+        cdef u32 slot, turns = 0
         cdef u8 *words
-        cdef u64 newest
+        cdef u64 newest = 0
         if self.generation != fork_generation:
             raise ForkedHandleError("this mapping of the store belongs to the parent process")
         if self.free_count == 0:
@@ -117,13 +117,20 @@ cdef class StoreAttachment:
         words = self.slots + <u64>slot * SLOT_SIZE
         # Relaxed: a revoker compares with the value, which is stored after this.
         store_relaxed_u64(words + 8, 0)
-        while True:
+        while turns < PIN_TURNS_MAX:
+            turns += 1
             # Acquire: everything committed up to `newest` is visible to the walks that follow.
             newest = load_acquire_u64(&self.header.committed_version)
             # Sequentially consistent, both: either the coordinator's scan sees this value, or we see its raised horizon.
             store_seq_cst_u64(words, newest + 1)
             if load_seq_cst_u64(&self.header.gc_horizon) <= newest:
                 break
+        else:
+            self.unpin(slot)
+            raise CorruptionError(
+                f"the store's header says that versions up to {self.header.gc_horizon} are gone, but the newest is {newest}",
+                expected="gc_horizon at or below committed_version",
+            )
         # Sequentially consistent: a coordinator that closes the channel sets the word, then reads the slots. So either it
         # saw our value and revoked it, or we see the word and do so.
         if load_seq_cst_u32(self.closed):
