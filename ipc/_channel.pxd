@@ -29,7 +29,7 @@ cdef class ClientChannel:
     cdef bint busy
     cdef u64 header_reply       # size of the reply whose header was read, or NO_HEADER
 
-    cdef bint may_spin(self) noexcept nogil
+    cdef int may_spin(self) noexcept nogil
     cdef int claim(self) except -1
     cdef int transmit(self, const u8 *data, u64 size, i64 deadline, object on_idle, double timeout,
                       object on_part) except -1

@@ -16,7 +16,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 
 from ._atomics cimport clock_monotonic_ns, load_relaxed_u32
-from ._doorbell cimport doorbell_ring, doorbell_wait, waiter_init
+from ._doorbell cimport SPIN_ADAPTIVE, SPIN_BRIEF, SPIN_NEVER, doorbell_ring, doorbell_wait, waiter_init
 from ._layout cimport (BELL_SEGMENT_SIZE, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, MESSAGE_CHECK, MESSAGE_HEADER_SIZE,
                        REPLY_HEAD_OFFSET, REPLY_TAIL_OFFSET, REQUEST_HEAD_OFFSET, REQUEST_TAIL_OFFSET, RINGS_OFFSET,
                        RING_SIZE_MAX, RING_SIZE_MIN, WORKER_BELL_OFFSET, WORKER_SLEEPING_OFFSET)
@@ -216,9 +216,11 @@ cdef class ClientChannel:
         self.busy = True
         return 0
 
-    cdef bint may_spin(self) noexcept nogil:
-        # Relaxed: a hint; stale, it costs one spin or one sleep.
-        return self.may_spin_word == NULL or load_relaxed_u32(self.may_spin_word) != 0
+    cdef int may_spin(self) noexcept nogil:
+        # Relaxed, both: hints; stale, they cost one spin or one sleep.
+        if self.may_spin_word == NULL or load_relaxed_u32(self.may_spin_word) != 0:
+            return SPIN_ADAPTIVE
+        return SPIN_NEVER if load_relaxed_u32(self.bell + BELL_SLEEPING_OFFSET) else SPIN_BRIEF
 
     cdef int await_room(self, i64 deadline) noexcept nogil:
         """Wait a slice for half the ring, or for all the message still needs."""

@@ -16,6 +16,8 @@ from ._atomics cimport i64, u32, u64
 ctypedef bint (*ready_fn)(void *) noexcept nogil
 
 cdef struct Waiter:          # private, adaptive state of one waiting side
+    u32 brief_score         # the same of brief spins
+    u32 brief_skipped       # waits since the last brief spin that was tried although they do not pay
     u32 score               # 0..256: share of recent spins that paid off; spins while >= SCORE_SPIN
     u32 probe_backoff       # probe only in windows whose index is a multiple of 1 << probe_backoff
     u64 probe_window        # window in which probes are counted
@@ -25,8 +27,14 @@ cdef struct Waiter:          # private, adaptive state of one waiting side
 cdef void waiter_init(Waiter *w) noexcept nogil
 
 # Wait until ready(context) is true. 1: ready; 0: timed out; 2: interrupted by a signal (EINTR), call again.
-# timeout_ns < 0 waits without a bound, 0 only looks. may_spin: the caller's knowledge that a core is free.
+# timeout_ns < 0 waits without a bound, 0 only looks. may_spin: the caller's knowledge: no, a core is free, or only
+# that the peer is awake.
+cdef enum:
+    SPIN_NEVER = 0
+    SPIN_ADAPTIVE = 1
+    SPIN_BRIEF = 2
+
 cdef int doorbell_wait(Waiter *w, void *word, void *sleeping, ready_fn ready, void *context,
-                       i64 timeout_ns, bint may_spin) noexcept nogil
+                       i64 timeout_ns, int may_spin) noexcept nogil
 # Call after publishing (with at least release order).
 cdef void doorbell_ring(void *word, void *sleeping) noexcept nogil
