@@ -1,4 +1,4 @@
-"""Pins as the coordinator sees them: slot values and marks, the published count of slots, superseded and closed stores."""
+"""Pins as the coordinator sees them: slot values, marks, the published count of slots; stores superseded and closed."""
 
 import mmap
 import struct
