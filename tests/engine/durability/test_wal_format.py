@@ -25,9 +25,7 @@ OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
 TRANSACTIONS = st.lists(st.lists(OPERATIONS, max_size=6), min_size=1, max_size=8)
 
 
-def expected_entries(
-    database: Database, version: int, operations: list[Operation], synced: int
-) -> list[Entry]:
+def expected_entries(version: int, operations: list[Operation], synced: int) -> list[Entry]:
     entries: list[Entry] = [BeginTxn(5, version, RUN_ID, version * 10, synced)]
     for operation in operations:
         if operation[0] == "write":
