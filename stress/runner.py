@@ -27,7 +27,7 @@ from occamdb.stress.workloads import Workload, get_workload
 
 VERIFIER = 4095  # the worker number under which the runner itself reads at the end
 START_TIMEOUT = 60.0
-STOP_TIMEOUT = 60.0
+STOP_TIMEOUT = 90.0
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["occamdb.stress.worker", "occamdb.stress.workloads"])
@@ -248,12 +248,12 @@ def run_workload(name: str, settings: Settings, directory: Path) -> RunResult:
     The database is left closed, its coordinator stopped.
     """
     runner = Runner(get_workload(name), settings, directory)
-    began = time.monotonic()
     try:
         runner.start()
+        began = time.monotonic()
         limit = settings.seconds * 2 + STOP_TIMEOUT if settings.seconds else float("inf")
         runner.wait(limit)
-        result = runner.verify(time.monotonic() - began)
+        result = runner.verify(max(settings.seconds, time.monotonic() - began))
     finally:
         runner.kill_all()
         stopped = stop_coordinator(settings.path)

@@ -24,9 +24,9 @@ from occamdb.stress.workloads import WORKLOADS, get_workload
 
 SESSION_SECONDS = (8.0, 20.0)
 FAULT_PAUSE = 0.4  # seconds between two faults on average
-CARRY_ON_TIMEOUT = 30.0
+CARRY_ON_TIMEOUT = 60.0
 SMALL_STORE = 48 << 20
-TMPFS_BYTES = 48 << 20
+TMPFS_BYTES = 256 << 20  # room for two checkpoints and the log between them
 # The ledger and the recorded workloads see most; they are drawn more often than the others.
 CHOICES = (
     *(name for name in WORKLOADS if not name.startswith("ycsb")),
@@ -137,7 +137,11 @@ class _Session:
         self.mount: Path | None = None
         self.only = {NAMES[fault] for fault in only} or {*COMMON, *FILLING}
         self.faults = {fault: weight for fault, weight in COMMON.items() if fault in self.only}
-        self.options: dict[str, object] = {"wal_segment_size": 1 << 20, "checkpoint_bytes": 8 << 20}
+        self.options: dict[str, object] = {
+            "wal_segment_size": 1 << 20,
+            "checkpoint_bytes": 8 << 20,
+            "timeout": 60.0,  # as in crash.py
+        }
         self.settings = Settings(
             workers=workers,
             seconds=0.0,

@@ -31,9 +31,11 @@ from occamdb.stress.worker import Settings
 from occamdb.stress.workloads import get_workload
 
 ROUND = 40  # kills between two verifications
-CARRY_ON_TIMEOUT = 30.0
+CARRY_ON_TIMEOUT = 60.0
 FAILPOINT_TIMEOUT = 2.0  # an armed failpoint that is not passed in this time is given up for a plain kill
-OPTIONS = {"wal_segment_size": 256 * 1024, "checkpoint_bytes": 2 * 1024 * 1024}  # rotate and checkpoint often
+# Rotate and checkpoint often. The timeout is long, for a loaded machine may take many seconds to start a process, and
+# what is looked for is commits lost, not slowness.
+OPTIONS = {"wal_segment_size": 256 * 1024, "checkpoint_bytes": 2 * 1024 * 1024, "timeout": 60.0}
 
 # Passed by every commit, or brought about by asking for a checkpoint. Those of workers, files and recovery have
 # tests of their own; a kill soon after a kill hits recovery here.

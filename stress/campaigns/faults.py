@@ -21,7 +21,7 @@ from occamdb.stress.coordinators import coordinator_of, signal_coordinator, wait
 
 FILLER_RUN = uuid.UUID("0197c0de-0000-7000-8000-00000000f111")
 FILLER_BYTES = 1 << 20
-RESTART_TIMEOUT = 30.0
+RESTART_TIMEOUT = 60.0
 
 Fault = Callable[[Scene], None]
 
