@@ -22,7 +22,7 @@ cdef struct Waiter:          # private, adaptive state of one waiting side
     u32 probe_backoff       # probe only in windows whose index is a multiple of 1 << probe_backoff
     u64 probe_window        # window in which probes are counted
     u32 probe_failures      # failed probes in that window
-    u64 spins, spins_paid, sleeps, wakes        # statistics
+    u64 spins, spins_paid, briefs, briefs_paid, sleeps, wakes       # statistics
 
 cdef void waiter_init(Waiter *w) noexcept nogil
 

@@ -47,7 +47,7 @@ cdef void waiter_init(Waiter *w) noexcept nogil:
     w.probe_backoff = 0
     w.probe_window = 0
     w.probe_failures = 0
-    w.spins = w.spins_paid = w.sleeps = w.wakes = 0
+    w.spins = w.spins_paid = w.briefs = w.briefs_paid = w.sleeps = w.wakes = 0
 
 
 cdef bint may_probe(Waiter *w, i64 now) noexcept nogil:
@@ -109,7 +109,7 @@ cdef bint spin_briefly(Waiter *w, ready_fn ready, void *context, i64 start) noex
         if w.brief_skipped < BRIEF_TRY:
             return False
         w.brief_skipped = 0
-    w.spins += 1
+    w.briefs += 1
     while not done and clock_monotonic_ns() - start < BRIEF_NS:
         for check in range(CHECKS_PER_CLOCK):
             cpu_relax()
@@ -117,7 +117,7 @@ cdef bint spin_briefly(Waiter *w, ready_fn ready, void *context, i64 start) noex
                 done = True
                 break
     if done:
-        w.spins_paid += 1
+        w.briefs_paid += 1
         w.brief_score += (SCORE_MAX - w.brief_score + 15) >> 4
     else:
         w.brief_score -= w.brief_score >> 4
