@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from occamdb.ipc.errors import OccamError
 from occamdb.tools import console
 from occamdb.tools.console import JsonOption
 
@@ -57,7 +58,7 @@ def doctor(
 ) -> None:
     """Look for what is wrong with this machine, its shared memory and a database; exit code 1 if something is."""
     findings = [*_clean_up()] if clean else []
-    findings += [*machine(), *segments()]
+    findings += [*machine(), *segments(path)]
     if path is not None:
         findings += directory(path)
     if as_json:
@@ -101,9 +102,22 @@ def _limits(store_size: int) -> Iterator[Finding]:
             yield Finding(PROBLEM, f"{name} is limited to {console.size(soft)}", hint)
 
 
-def segments() -> Iterator[Finding]:
-    """What lies in shared memory, of every database."""
+def _database_of(path: Path | None) -> str | None:
+    """How the segments of the database at `path` are named; None: no path, or no database there."""
+    from occamdb.engine.directory import read_meta
+
+    try:
+        meta = read_meta(path) if path is not None else None
+    except (OccamError, OSError):
+        return None  # `directory` says what is wrong with it
+    return meta.database_id.hex()[:16] if meta else None
+
+
+def segments(path: Path | None = None) -> Iterator[Finding]:
+    """What lies in shared memory, of every database. What others left is no problem of the one at `path`."""
     from occamdb.ipc.stale import list_incarnations
+
+    own = _database_of(path)
 
     found = list_incarnations()
     for item in found:
@@ -111,7 +125,8 @@ def segments() -> Iterator[Finding]:
         if item.foreign:
             yield Finding(NOTE, f"{text}, of another user")
         elif item.dead:
-            yield Finding(PROBLEM, f"{text}, left by a dead coordinator", "occamdb doctor --clean removes it")
+            level = PROBLEM if own in (None, item.database) else NOTE
+            yield Finding(level, f"{text}, left by a dead coordinator", "occamdb doctor --clean removes it")
         else:
             owner = f"pid {item.owner.pid}" if item.owner else "a coordinator that is starting"
             yield Finding(OK, f"{text}, of {owner}")
