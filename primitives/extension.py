@@ -220,7 +220,7 @@ class operation(single[P, R_co]):
         retry = self.retry
 
         def implicit(instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
-            cls = type(instance)
+            cls, (args, kwargs) = type(instance), repeatable(args, kwargs)
             return instance._handle.transaction(
                 run_id, lambda txn: body(cls(txn), *args, **kwargs), retry=retry
             )
@@ -254,6 +254,16 @@ class stream(single[P, R_co]):
                 yield from body(type(instance)(txn), *args, **kwargs)
 
         return implicit
+
+
+def repeatable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with every iterator read into a list: a retry must find the same in it as the first attempt."""
+    if any(hasattr(value, "__next__") for value in args):
+        args = tuple(list(value) if hasattr(value, "__next__") else value for value in args)
+    for name, value in kwargs.items():
+        if hasattr(value, "__next__"):
+            kwargs[name] = list(value)
+    return args, kwargs
 
 
 # --- Times ---------------------------------------------------------------------------------------

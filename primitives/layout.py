@@ -38,7 +38,13 @@ def time_key(time_us: int) -> bytes:
 
 def sized_name(name: str, what: str) -> bytes:
     """A text with its length in front; the length is limited so that index keys stay small."""
-    raw = name.encode()
+    try:
+        raw = name.encode()
+    except UnicodeEncodeError as error:
+        hint = "use text without lone surrogates"
+        raise InvalidArgumentError(
+            f"{what} {name!a} is not valid Unicode: {error.reason}", hint=hint
+        ) from None
     if not 0 < len(raw) <= NAME_SIZE_MAX:
         raise InvalidArgumentError(
             f"{what} has {len(raw)} bytes, it must have 1 to {NAME_SIZE_MAX}",

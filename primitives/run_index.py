@@ -21,7 +21,17 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, Ty
 from ..engine.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, OccamError
 from ..engine.types import RunId, TypeTag
 from . import layout
-from .extension import DatabaseBase, H_co, Operation, Primitive, RunLike, Space, TransactionBase, register
+from .extension import (
+    DatabaseBase,
+    H_co,
+    Operation,
+    Primitive,
+    RunLike,
+    Space,
+    TransactionBase,
+    register,
+    repeatable,
+)
 from .planner import Choice, IndexRange, Record, Test, checked_limit, choose, window
 from .run_types import (
     COMPLETED,
@@ -65,6 +75,7 @@ class indexed(Operation, Generic[P, R_co]):
 
     def make_implicit(self, body: Callable[..., Any]) -> Callable[..., Any]:
         def implicit(instance: Any, /, *args: Any, **kwargs: Any) -> Any:
+            args, kwargs = repeatable(args, kwargs)
             return instance._handle.transaction(
                 RESERVED_RUN, lambda txn: body(RunIndex(txn), *args, **kwargs)
             )

@@ -141,5 +141,5 @@ def decode_run(raw_id: bytes, record: list[Any]) -> RunMetadata:
             None if completed is None else from_microseconds(completed),
             error,
         )
-    except (TypeError, ValueError, KeyError) as problem:
+    except (TypeError, ValueError, KeyError, OverflowError) as problem:
         raise CorruptionError(f"the metadata of run {raw_id.hex()} is unreadable: {problem}") from problem

@@ -124,7 +124,7 @@ class TraceStore(Primitive[H_co]):
     ) -> TraceId:
         kind, space, time_us = kind_of(trace), self.space, self.now_us
         root = raw_id if parent is None else self._root_of(parent)
-        labels = checked_tags(tags) if tags else []
+        labels = checked_tags(tags)
         suffix = layout.trace_suffix(time_us, raw_id)
         entries = [layout.traces_tagged(tag) for tag in labels]
         if kind == CUSTOM:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -270,7 +270,7 @@ def decode_trace(raw_id: bytes, record: list[Any], names: _Names | None = None) 
             metadata or {},
             names[root],
         )
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise CorruptionError(f"trace {raw_id.hex()} is unreadable: {error}") from error
 
 
@@ -291,6 +291,9 @@ def checked_tags(tags: object) -> list[str]:
     Raises:
       InvalidArgumentError: one text instead of several, or something else than text.
     """
-    if isinstance(tags, str | bytes) or not all(type(tag) is str for tag in tags):  # type: ignore[attr-defined]
+    several: list[Any] = (
+        list(tags) if isinstance(tags, Iterable) and not isinstance(tags, str | bytes) else [None]
+    )
+    if not all(type(tag) is str for tag in several):
         raise InvalidArgumentError(f"tags are several str, got {tags!r}", hint='tags=["a", "b"]')
-    return list(dict.fromkeys(tags))  # type: ignore[call-overload]
+    return list(dict.fromkeys(several))

@@ -116,7 +116,7 @@ def test_the_coordinator_dies_at_every_moment_of_a_commit(
 
 def watch(peer: Peer, path: Path, run: RunId, child: RunId) -> list[tuple[Any, ...]]:
     """Every picture of the two runs that a reader sees until told to stop, each once."""
-    seen = []
+    seen: list[tuple[Any, ...]] = []
     with open_database(path, timeout=60.0) as db:
         peer.say("ready")
         last = False

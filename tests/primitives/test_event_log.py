@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from occamdb.engine.errors import CorruptionError, InvalidArgumentError, ValueEncodingError
 from occamdb.engine.types import RunId, TypeTag
-from occamdb.primitives import ChainVerification, Event, layout
+from occamdb.primitives import ChainVerification, Event, EventLog, layout
 
 
 def test_append_returns_the_event(do: Any) -> None:
@@ -118,6 +119,36 @@ def test_of_two_appends_at_once_the_second_is_retried(db: Any, run: RunId) -> No
     assert db.events.verify_chain(run).is_valid
 
 
+def test_an_iterator_is_read_once_and_survives_a_retry(db: Any, run: RunId) -> None:
+    def events() -> Iterator[tuple[str, dict[str, Any]]]:
+        yield "slow", {"n": 0}
+        if db.events.len(run) == 0:
+            db.events.append(run, "fast", {})
+        yield "slow", {"n": 1}
+
+    begun = db.begin(run)
+    appended = db.events.append_many(run, events())
+    assert [event.sequence for event in appended] == [1, 2]
+    begun.abort()
+
+    raced: list[Event] = []
+
+    class Racing(EventLog[Any]):
+        """Between the first attempt's read and its commit somebody appends."""
+
+        __slots__ = ()
+
+        def _append(self, events: Any) -> Any:
+            appended = super()._append(events)
+            if not raced:
+                raced.append(db.events.append(run, "fast", {}))
+            return appended
+
+    appended = Racing(db).append_many(run, iter([("slow", {"n": 2}), ("slow", {"n": 3})]))
+    assert [event.sequence for event in appended] == [4, 5]
+    assert [event.payload for event in db.events.read_range(run, 4)] == [{"n": 2}, {"n": 3}]
+
+
 # --- What may go in ---
 
 
@@ -155,7 +186,7 @@ def test_a_bad_event_among_many_appends_none(do: Any) -> None:
     assert do.events.len() == 0
 
 
-@pytest.mark.parametrize("event_type", ["", "x" * 1025, None, 5])
+@pytest.mark.parametrize("event_type", ["", "x" * 1025, "\ud800", None, 5])
 def test_a_wrong_type_is_refused(do: Any, event_type: Any) -> None:
     with pytest.raises(InvalidArgumentError):
         do.events.append(event_type, {})

@@ -56,6 +56,11 @@ def test_tags_and_metadata(do: Any) -> None:
     assert trace.metadata == {"n": [1]}
 
 
+def test_tags_may_come_from_an_iterator(do: Any) -> None:
+    trace = do.traces.get(do.traces.record(Thought("x"), tags=(tag for tag in "ab")))
+    assert trace.tags == ("a", "b")
+
+
 def test_get_of_an_absent_trace(do: Any) -> None:
     assert do.traces.get(uuid.uuid4()) is None
     assert do.traces.count() == 0
@@ -267,6 +272,8 @@ def test_wrong_arguments_are_refused(do: Any) -> None:
         lambda: do.traces.record(Thought),
         lambda: do.traces.record(Thought("x"), tags="abc"),
         lambda: do.traces.record(Thought("x"), tags=[5]),
+        lambda: do.traces.record(Thought("x"), tags=5),
+        lambda: do.traces.record(Thought("x"), tags=["\ud800"]),
         lambda: do.traces.record(Thought("x"), tags=[""]),
         lambda: do.traces.record(Thought("x"), metadata=[1]),
         lambda: do.traces.record(Custom("")),
