@@ -54,12 +54,10 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     wider scope started before the test is not the test's.
     """
     directory = Path(request.getfixturevalue("tmp_path")) if "tmp_path" in request.fixturenames else None
-    processes_before = set(leaks.own_processes(_MARKER))
+    pids_before = leaks.all_pids()
     segments_before = leaks.own_segments(None)
     yield
-    pids = leaks.wait_until_gone(
-        lambda: {p: q for p, q in leaks.own_processes(_MARKER).items() if p not in processes_before}
-    )
+    pids = leaks.wait_until_gone(lambda: leaks.own_processes(_MARKER, besides=pids_before))
     description = leaks.describe(pids)
     leaks.kill(pids)
     names = leaks.wait_until_gone(lambda: leaks.own_segments(directory) - segments_before)

@@ -15,7 +15,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,22 @@ def record_segments() -> None:
     posix_ipc.SharedMemory = RecordingSharedMemory
 
 
-def own_processes(marker: str) -> dict[int, psutil.Process]:
-    """Living processes of this test process, by pid; zombies that await their parent do not count."""
-    found = {child.pid: child for child in psutil.Process().children(recursive=True)}
+def all_pids() -> set[int]:
+    """Every process of this machine: one listing of a directory, cheap enough for each test."""
+    return {int(entry) for entry in os.listdir("/proc") if entry.isdigit()}
+
+
+def own_processes(marker: str, besides: set[int] | None = None) -> dict[int, psutil.Process]:
+    """Living processes of this test process, by pid; zombies that await their parent do not count.
+
+    Args:
+      marker: that of this test process.
+      besides: pids that need not be looked at; looking costs more than listing.
+    """
     needle = f"{MARKER}={marker}".encode()
-    for pid in _all_pids():
-        if pid != os.getpid() and pid not in found and needle in _environment(pid).split(b"\0"):
+    found = {}
+    for pid in all_pids() - (besides or set()) - {os.getpid()}:
+        if _descends_from_us(pid) or needle in _environment(pid).split(b"\0"):
             try:
                 found[pid] = psutil.Process(pid)
             except psutil.NoSuchProcess:
@@ -114,8 +124,17 @@ def unlink(names: list[str]) -> None:
         (SHARED_MEMORY / name).unlink(missing_ok=True)
 
 
-def _all_pids() -> Iterator[int]:
-    return (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
+def _descends_from_us(pid: int) -> bool:
+    while pid > 1:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_bytes()
+        except OSError:
+            return False
+        # The command may hold anything: the parent's pid is the second field after its closing parenthesis.
+        pid = int(stat[stat.rindex(b")") + 2 :].split()[1])
+        if pid == os.getpid():
+            return True
+    return False
 
 
 def _environment(pid: int) -> bytes:
@@ -139,7 +158,7 @@ def _database_ids(directory: Path) -> set[str]:
     """The first 16 hex digits of every database id found below `directory`."""
     found = set()
     for meta in directory.rglob("meta"):
-        # Damaged on purpose by some tests; the id stands in front of what they damage, or there is none to find.
+        # Some tests damage theirs on purpose; the id stands in front of that, or there is none to find.
         with contextlib.suppress(OSError):
             content = meta.read_bytes()
             if content.startswith(_META_MAGIC):
