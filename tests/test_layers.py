@@ -7,7 +7,7 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -129,51 +129,46 @@ def words(identifier: str) -> set[str]:
     return set(re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", identifier).lower().split("_")) - {""}
 
 
-@pytest.mark.parametrize("path", ALL_PYTHON + ALL_CYTHON, ids=name_of)
-def test_imports_only_go_down(path: Path) -> None:
-    layer = own_layer(path)
-    wrong = [
-        f"line {line}: {module}"
-        for module, line, _ in imports(path)
-        if (target := layer_of(module)) is not None and target not in MAY_IMPORT[layer]
-    ]
-    assert not wrong, f"{layer} must not import from a layer above it: {wrong}"
+BELOW = [path for path in ALL_PYTHON + ALL_CYTHON if own_layer(path) in BELOW_THE_PUBLIC_FACE]
 
 
-@pytest.mark.parametrize("path", ALL_PYTHON + ALL_CYTHON, ids=name_of)
-def test_nothing_imports_a_bare_layer(path: Path) -> None:
-    wrong = [
-        f"line {line}: {module}"
+def offences(paths: list[Path], is_wrong: Callable[[Path, str, int], bool]) -> list[str]:
+    """Every import for which `is_wrong(file, absolute name, level)` holds, as `file:line: name`."""
+    assert paths
+    return [
+        f"{name_of(path)}:{line}: {module}"
+        for path in paths
         for module, line, level in imports(path)
-        if level == 0 and module.split(".")[0] in LAYERS
+        if is_wrong(path, module, level)
     ]
-    assert not wrong, f"write `occamdb.…` or a relative import: {wrong}"
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in ALL_PYTHON + ALL_CYTHON if own_layer(p) in BELOW_THE_PUBLIC_FACE], ids=name_of
-)
-def test_nothing_below_imports_the_public_face(path: Path) -> None:
-    wrong = [
-        f"line {line}: {module}"
-        for module, line, level in imports(path)
-        if module == "occamdb" or (level and not module.startswith("occamdb."))
-    ]
-    assert not wrong, f"import from the module that owns the name: {wrong}"
+def test_imports_only_go_down() -> None:
+    def goes_up(path: Path, module: str, _level: int) -> bool:
+        target = layer_of(module)
+        return target is not None and target not in MAY_IMPORT[own_layer(path)]
+
+    assert offences(ALL_PYTHON + ALL_CYTHON, goes_up) == []
 
 
-@pytest.mark.parametrize(
-    "path",
-    [p for p in ALL_PYTHON if own_layer(p) in BELOW_THE_PUBLIC_FACE and p.suffix == ".py"],
-    ids=name_of,
-)
-def test_lower_layers_import_their_own_package_relatively(path: Path) -> None:
-    wrong = [
-        f"line {line}: {module}"
-        for module, line, level in imports(path)
-        if level == 0 and module.startswith("occamdb.")
-    ]
-    assert not wrong, f"relative imports inside ipc, engine and primitives: {wrong}"
+def test_nothing_imports_a_bare_layer() -> None:
+    """Write `occamdb.…` or a relative import."""
+    everything = ALL_PYTHON + ALL_CYTHON
+    assert offences(everything, lambda _, module, level: level == 0 and module.split(".")[0] in LAYERS) == []
+
+
+def test_nothing_below_imports_the_public_face() -> None:
+    """Import from the module that owns the name."""
+
+    def is_face(_path: Path, module: str, level: int) -> bool:
+        return module == "occamdb" or (level > 0 and not module.startswith("occamdb."))
+
+    assert offences(BELOW, is_face) == []
+
+
+def test_lower_layers_import_their_own_package_relatively() -> None:
+    python = [path for path in BELOW if path.suffix == ".py"]
+    assert offences(python, lambda _, module, level: level == 0 and module.startswith("occamdb.")) == []
 
 
 @pytest.mark.parametrize("layer", sorted(FORBIDDEN_WORDS))
@@ -224,10 +219,10 @@ def test_every_compiled_module_python_can_use_has_a_stub() -> None:
     assert [name_of(p) for p in wanted if not p.with_suffix(".pyi").exists()] == []
 
 
-@pytest.mark.parametrize("path", [p for p in ALL_PYTHON if p.suffix == ".py"], ids=name_of)
-def test_every_module_says_what_it_owns(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree), "no module docstring"
+def test_every_module_says_what_it_owns() -> None:
+    python = [path for path in ALL_PYTHON if path.suffix == ".py"]
+    silent = [name_of(p) for p in python if not ast.get_docstring(ast.parse(p.read_text(encoding="utf-8")))]
+    assert silent == []
 
 
 def test_public_names_exist_and_are_documented() -> None:
