@@ -14,12 +14,12 @@ from libc.errno cimport EIO, ENOMEM
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
+from occamdb.engine._crc32c cimport crc32c
 from occamdb.engine._failpoints cimport FP_CHECKPOINT_BLOCK, failpoint_armed, failpoint_hit
 from occamdb.engine._files cimport file_datasync, file_read, file_size, file_write
 from occamdb.engine._layout cimport KEY_SIZE_MAX, key_compare
 from occamdb.engine._reader cimport Found, Reader, reader_open, reader_scan
 from occamdb.engine._replay cimport Loader, Outcome
-from occamdb.engine._wal cimport crc32c
 from occamdb.ipc._atomics cimport i64, u8, u32, u64
 
 import os as _os

@@ -1,4 +1,4 @@
-"""The interface of the log appender and of CRC32C for compiled code. See `_wal.pyx`."""
+"""The interface of the log appender for compiled code. See `_wal.pyx`."""
 
 from occamdb.ipc._atomics cimport i64, u8, u32, u64
 
@@ -58,9 +58,6 @@ cdef packed struct SegmentHeader:
 
 # The checksum of an entry: seeded with its segment and position, so no entry is valid anywhere else.
 cdef u32 entry_crc(u32 seed, u64 position, const u8 *entry, u32 length) noexcept nogil
-
-# CRC32C (Castagnoli) of `size` bytes, continuing from `crc` (0 to begin). crc32c(b"123456789") is 0xE3069283.
-cdef u32 crc32c(u32 crc, const u8 *data, u64 size) noexcept nogil
 
 cdef class WalAppender:
     """Every `cdef` method: the commit thread only, no GIL, 0 or an errno. `sync_aside` may run in one other thread."""

@@ -1,8 +1,6 @@
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from _typeshed import ReadableBuffer
-
 FORMAT_VERSION: int
 MAGIC: bytes
 HEADER_SIZE: int
@@ -10,8 +8,6 @@ HEADER_SIZE: int
 WriteOperation = tuple[Literal["write"], bytes, bytes, int]
 DeleteOperation = tuple[Literal["delete"], bytes, int]
 RangeOperation = tuple[Literal["delete_range"], bytes, bytes]
-
-def checksum(data: ReadableBuffer, crc: int = 0, by_table: bool = False) -> int: ...
 
 class WalAppender:
     def __init__(

@@ -1,4 +1,4 @@
-"""CRC32C and the log appender: entries are encoded into a private buffer and written in one piece a batch.
+"""The log appender: entries are encoded into a private buffer and written in one piece a batch.
 
 One WalAppender belongs to the commit thread. docs/log-format.md describes the bytes.
 
@@ -19,6 +19,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 from posix.fcntl cimport O_CREAT, O_RDWR, O_TRUNC
 
+from occamdb.engine._crc32c cimport crc32c
 from occamdb.engine._failpoints cimport (
     FP_WAL_AFTER_ROTATE, FP_WAL_AFTER_SYNC, FP_WAL_AFTER_WRITE, FP_WAL_BEFORE_SYNC, FP_WAL_BEFORE_WRITE,
     FP_WAL_ROTATE, FP_WAL_ROTATE_RENAME, failpoint_armed, failpoint_hit,
@@ -33,29 +34,8 @@ from occamdb.ipc._atomics cimport (
 
 import os as _os
 
-cdef extern from *:
-    """
-    #include <stdint.h>
-    #include <string.h>
-    #include <unistd.h>
-    #if defined(__x86_64__) && defined(__GNUC__)
-    /* The processor's own CRC32C instruction, eight bytes a step. */
-    __attribute__((target("sse4.2")))
-    static uint32_t occ_crc32c_hardware(uint32_t crc, const uint8_t *p, uint64_t n) {
-        uint64_t c = ~crc & 0xFFFFFFFFu, w;
-        for (; n >= 8; p += 8, n -= 8) { memcpy(&w, p, 8); c = __builtin_ia32_crc32di(c, w); }
-        for (; n; p++, n--) c = __builtin_ia32_crc32qi((uint32_t)c, *p);
-        return ~(uint32_t)c;
-    }
-    static int occ_crc32c_available(void) { return __builtin_cpu_supports("sse4.2"); }
-    #else
-    static uint32_t occ_crc32c_hardware(uint32_t crc, const uint8_t *p, uint64_t n) { return 0; }
-    static int occ_crc32c_available(void) { return 0; }
-    #endif
-    """
-    int usleep(unsigned int microseconds) nogil
-    u32 occ_crc32c_hardware(u32 crc, const u8 *data, u64 size) nogil
-    int occ_crc32c_available() nogil
+cdef extern from "<unistd.h>" nogil:
+    int usleep(unsigned int microseconds)
 
 cdef enum:
     BUFFER_SIZE = 1 << 20
@@ -69,67 +49,12 @@ FORMAT_VERSION = 1
 MAGIC = b"OCCAMLOG"
 HEADER_SIZE = WAL_HEADER_SIZE
 
-cdef u32 crc_tables[8][256]
-cdef bint crc_in_hardware = occ_crc32c_available() != 0
-
-
-cdef void _build_crc_tables() noexcept nogil:
-    cdef u32 i, j, c
-    for i in range(256):
-        c = i
-        for j in range(8):
-            c = (c >> 1) ^ (<u32>0x82F63B78U * (c & 1))
-        crc_tables[0][i] = c
-    for i in range(256):
-        for j in range(1, 8):
-            c = crc_tables[j - 1][i]
-            crc_tables[j][i] = (c >> 8) ^ crc_tables[0][c & 0xFF]
-
-
-_build_crc_tables()
-
-
-cdef u32 crc32c_by_table(u32 crc, const u8 *data, u64 size) noexcept nogil:
-    """Slicing-by-8 (Kounavis and Berry, Intel 2005), for processors without the instruction."""
-    cdef u64 word
-    crc = ~crc
-    while size >= 8:
-        memcpy(&word, data, 8)
-        word ^= crc
-        crc = (
-            crc_tables[7][word & 0xFF] ^ crc_tables[6][(word >> 8) & 0xFF]
-            ^ crc_tables[5][(word >> 16) & 0xFF] ^ crc_tables[4][(word >> 24) & 0xFF]
-            ^ crc_tables[3][(word >> 32) & 0xFF] ^ crc_tables[2][(word >> 40) & 0xFF]
-            ^ crc_tables[1][(word >> 48) & 0xFF] ^ crc_tables[0][word >> 56]
-        )
-        data += 8
-        size -= 8
-    while size:
-        crc = (crc >> 8) ^ crc_tables[0][(crc ^ data[0]) & 0xFF]
-        data += 1
-        size -= 1
-    return ~crc
-
-
-cdef u32 crc32c(u32 crc, const u8 *data, u64 size) noexcept nogil:
-    if crc_in_hardware:
-        return occ_crc32c_hardware(crc, data, size)
-    return crc32c_by_table(crc, data, size)
-
 
 cdef u32 entry_crc(u32 seed, u64 position, const u8 *entry, u32 length) noexcept nogil:
     cdef u64 place[2]
     place[0] = position
     place[1] = length
     return crc32c(crc32c(seed, <const u8 *>place, 16), entry + ENTRY_HEADER_SIZE, length)
-
-
-def checksum(const u8[::1] data, u32 crc=0, bint by_table=False) -> int:
-    """CRC32C of a buffer; `by_table` uses the portable way, so that tests can compare the two."""
-    cdef const u8 *start = &data[0] if data.shape[0] else NULL
-    if by_table:
-        return crc32c_by_table(crc, start, data.shape[0])
-    return crc32c(crc, start, data.shape[0])
 
 
 cdef class WalAppender:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import failpoints
 from ._checkpoint import FORMAT_VERSION, HEADER_SIZE, MAGIC, CheckpointReader, CheckpointWriter
+from ._crc32c import checksum
 from ._replay import Loader
-from ._wal import checksum
 from .directory import DatabaseDirectory
 from .errors import CorruptionError, IncompatibleFormatError
 from .files import TEMPORARY_SUFFIX, File

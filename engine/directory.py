@@ -28,7 +28,7 @@ import uuid
 from dataclasses import dataclass, replace
 
 from . import failpoints
-from ._wal import checksum
+from ._crc32c import checksum
 from .errors import CorruptionError, IncompatibleFormatError
 from .files import TEMPORARY_SUFFIX, Folder
 

@@ -12,15 +12,16 @@ import struct
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ._wal import FORMAT_VERSION, HEADER_SIZE, MAGIC, checksum
+from ._crc32c import checksum
+from ._wal import FORMAT_VERSION, HEADER_SIZE, MAGIC
 from .errors import CorruptionError, IncompatibleFormatError
 
 __all__ = [
+    "HEADER_SIZE",
     "BeginTxn",
     "CommitTxn",
     "Delete",
     "DeleteRange",
-    "HEADER_SIZE",
     "Entry",
     "SegmentHeader",
     "Write",

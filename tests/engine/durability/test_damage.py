@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from occamdb.engine import wal_format
-from occamdb.engine._wal import checksum
+from occamdb.engine._crc32c import checksum
 from occamdb.engine.errors import CorruptionError, IncompatibleFormatError
 
 from .support import (

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from occamdb.engine import wal_format
+from occamdb.engine._crc32c import checksum
 from occamdb.engine._replay import SegmentImage
-from occamdb.engine._wal import checksum
 from occamdb.engine.wal_format import BeginTxn, CommitTxn, Delete, DeleteRange, Entry, Write
 from occamdb.engine.wal_reader import read_log
 

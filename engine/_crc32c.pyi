@@ -1,0 +1,3 @@
+from _typeshed import ReadableBuffer
+
+def checksum(data: ReadableBuffer, crc: int = 0, by_table: bool = False) -> int: ...
