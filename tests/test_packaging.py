@@ -47,7 +47,7 @@ def sources(*suffixes: str) -> set[str]:
 
 
 def test_the_sdist_holds_every_source(sdist: set[str]) -> None:
-    assert sources(".py", ".pyi", ".pyx", ".pxd") - sdist == set()
+    assert sources(".py", ".pyi", ".pyx", ".pxd", ".json") - sdist == set()
     assert {"src/occamdb/__init__.py", "src/occamdb/py.typed", "setup.py", "README.md", "LICENSE"} <= sdist
 
 
@@ -60,6 +60,14 @@ def test_the_folders_are_linked_below_one_namespace() -> None:
         link = ROOT / "src" / "occamdb" / layer
         assert link.is_symlink()
         assert link.resolve() == ROOT / layer
+
+
+def test_what_is_read_at_run_time_goes_into_the_wheel() -> None:
+    """Files beside the code are installed by suffix."""
+    installed = {pattern.removeprefix("*") for pattern in PROJECT["tool"]["setuptools"]["package-data"]["*"]}
+    present = {Path(name).suffix for name in sources(".json", ".pyi", ".pxd", ".toml", ".txt")}
+    assert present - {".txt"} <= installed
+    assert "py.typed" in installed
 
 
 def test_the_console_script_exists() -> None:

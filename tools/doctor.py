@@ -5,6 +5,7 @@ Each examination yields findings and changes nothing; `--clean` removes what is 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from collections.abc import Iterator
@@ -52,12 +53,12 @@ def register(app: typer.Typer) -> None:
 def doctor(
     path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="Also look at this database.")] = None,
     clean: Annotated[
-        bool, typer.Option("--clean", help="Remove segments whose coordinator is dead.")
+        bool, typer.Option("--clean", help="Remove segments whose coordinator is dead (of PATH, or all).")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Look for what is wrong with this machine, its shared memory and a database; exit code 1 if something is."""
-    findings = [*_clean_up()] if clean else []
+    findings = [*_clean_up(path)] if clean else []
     findings += [*machine(), *segments(path)]
     if path is not None:
         findings += directory(path)
@@ -194,10 +195,24 @@ def _file_system_of(path: Path) -> str:
     return ""
 
 
-def _clean_up() -> Iterator[Finding]:
-    from occamdb.ipc.stale import remove_dead
+def _clean_up(path: Path | None) -> Iterator[Finding]:
+    """Remove the segments of dead coordinators: of the database at `path`, or of all of this user's."""
+    from occamdb.engine.coordinator import mark_superseded
+    from occamdb.engine.directory import read_meta
+    from occamdb.ipc.errors import SegmentError
+    from occamdb.ipc.stale import list_incarnations, remove_dead
 
-    for name in remove_dead():
+    meta = read_meta(path) if path is not None else None
+    database_id = meta.database_id if meta else None
+    for item in list_incarnations(database_id):
+        if item.dead and not item.foreign:
+            for name in item.names:
+                # Workers may still have it mapped. The next coordinator could not find it any more to tell them
+                # that there is a newer store, and they would go on beginning snapshots of this one.
+                if name.endswith("-store"):
+                    with contextlib.suppress(SegmentError):
+                        mark_superseded(name)
+    for name in remove_dead(database_id):
         yield Finding(OK, f"removed {name}")
 
 

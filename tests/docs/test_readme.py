@@ -1,4 +1,4 @@
-"""What README.md shows works as typed: its Python runs, its commands exist and succeed.
+"""What README.md and the guide show works as typed: their Python runs, the commands exist and succeed.
 
 Python blocks run in order in one namespace and one directory; a block that begins with a file name is a script of
 its own. Lines of `sh` blocks that call `occamdb` run in order in one directory, those with `&` in the background.
@@ -20,6 +20,7 @@ from tests.conftest import stop_coordinator
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = [(kind, body) for kind, body in re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)]
+DOCUMENTS = ["README.md", "docs/guide.md"]
 SCRIPT_NAME = re.compile(r"# (\w+\.py)\n")
 
 
@@ -36,19 +37,24 @@ def test_the_two_commands_stand_at_the_top() -> None:
     assert README.index("make demo") < 100
 
 
-def test_the_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_python_blocks_run(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "readme"}
-    blocks = [body for kind, body in BLOCKS if kind == "python" and not SCRIPT_NAME.match(body)]
+    namespace: dict[str, object] = {"__name__": "document"}
+    text = (ROOT / document).read_text(encoding="utf-8")
+    blocks = [
+        body for body in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if not SCRIPT_NAME.match(body)
+    ]
     assert len(blocks) >= 3
     try:
         for body in blocks:
-            exec(compile(body, "README.md", "exec"), namespace)
+            exec(compile(body, document, "exec"), namespace)
     finally:
         db = namespace.get("db")
         if db is not None:
             db.close()  # type: ignore[attr-defined]
-        stop_coordinator(tmp_path / "agents.db")
+        for path in tmp_path.glob("*.db"):
+            stop_coordinator(path)
 
 
 def test_the_scripts_run(tmp_path: Path) -> None:
