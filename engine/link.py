@@ -19,13 +19,16 @@ from typing import Any
 from ..ipc._channel import ClientChannel
 from ..ipc.control import ControlClient
 from ..ipc.errors import ControlError
-from ..ipc.process import own_identity
+from ..ipc.process import identify, is_alive, own_identity
 from ..ipc.segment import Segment, attach_segment
 from . import failpoints
 from ._view import StoreAttachment
 from .control_messages import raise_refusal
 
 __all__ = ["CoordinatorGone", "Link", "LinkTerms"]
+
+
+_DYING_SECONDS = 0.2
 
 
 class CoordinatorGone(Exception):
@@ -102,6 +105,7 @@ class Link:
             raise
         self.session = self.terms.session
         self.pid = os.getpid()
+        self._coordinator = identify(client.peer_pid)
         # Bound once, for the commit path: exchange(request, timeout, on_idle). Neither refers back to the link.
         self.exchange = self.channel.exchange
         self.on_idle = functools.partial(_check_coordinator, client)
@@ -127,6 +131,17 @@ class Link:
     def reusable(self) -> bool:
         """Whether the next request may go through this link."""
         return self.channel.idle and not self._detached
+
+    def died_with_request_untaken(self) -> bool:
+        """Whether the coordinator is dead and had not begun to take our last request: then it never happened."""
+        # A process's sockets close a moment before it counts as dead.
+        limit = time.monotonic() + _DYING_SECONDS
+        while self._coordinator is not None and is_alive(self._coordinator):
+            if time.monotonic() > limit:
+                return False
+            time.sleep(0.001)
+        # Only now: a living one may take it at any moment.
+        return bool(self.channel.untaken)
 
     def gone(self) -> bool:
         """Whether the coordinator has closed the connection."""

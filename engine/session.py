@@ -120,7 +120,7 @@ class SharedHandle:
             # Popping and appending are atomic under the GIL: no lock on this path.
             link = idle.pop()
         except IndexError:
-            link = self._take(limit)
+            link = self._take_by(limit, deadline)
         # Used up by being written here: whatever interrupts us, no second request carries this number.
         link.sequence = sequence = link.sequence + 1
         request[8:16] = sequence.to_bytes(8, "little")
@@ -135,7 +135,8 @@ class SharedHandle:
                 raise TransactionTimeout("the deadline passed before the commit was sent")
             return exchange(request, remaining, link.on_idle)
         except CoordinatorGone:
-            return self._resolve(link, request, sequence, limit, sent=link.channel.dirty)
+            sent = link.channel.dirty and not link.died_with_request_untaken()
+            return self._resolve(link, request, sequence, limit, sent=sent)
         except ChannelBroken:
             # The reply may have been the damaged part: the coordinator knows what became of the request. But a channel
             # that another thread's `close` has closed took nothing.
@@ -221,6 +222,17 @@ class SharedHandle:
                 return link
             self._forget(link)
 
+    def _take_by(self, limit: float, deadline: float | None) -> Link:
+        """`_take` for a commit; `deadline`: the transaction's own."""
+        try:
+            return self._take(limit)
+        except CoordinatorUnavailable as error:
+            if deadline is None or time.monotonic() < deadline:
+                raise
+            raise TransactionTimeout(
+                f"the deadline passed while no coordinator could be reached; nothing was committed: {error.message}"
+            ) from error
+
     def _give_back(self, link: Link) -> None:
         with self._lock:
             if link not in self._all:
@@ -260,6 +272,7 @@ class SharedHandle:
         """Attach one more link, starting a coordinator if there is none and we may."""
         last: Exception | None = None
         pause = _PAUSE_MIN
+        began = time.monotonic()
         while True:
             try:
                 link = self._try_attach(limit, session)
@@ -289,7 +302,7 @@ class SharedHandle:
             pause = min(max(_PAUSE_MAX, pause), pause * 1.5)
         reason = f"; last error: {last}" if last else ""
         raise CoordinatorUnavailable(
-            f"no coordinator for {self.path} within {self._timeout:g} s{reason}",
+            f"no coordinator for {self.path} within {time.monotonic() - began:.3g} s{reason}",
             hint="start one with `occamdb serve`, or open with start='auto'"
             if self._start == "never"
             else f"look into {self._launcher.log_path}, or give a larger timeout",
@@ -368,7 +381,7 @@ class SharedHandle:
                 sent = False
                 return again.exchange(request, max(0.001, limit - time.monotonic()), again.on_idle)
             except CoordinatorGone:
-                sent = again.channel.dirty
+                sent = again.channel.dirty and not again.died_with_request_untaken()
                 self._forget(again)
             except ChannelBroken:
                 sent = not again.channel.closed

@@ -15,7 +15,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 
-from ._atomics cimport clock_monotonic_ns, load_relaxed_u32
+from ._atomics cimport clock_monotonic_ns, load_acquire_u64, load_relaxed_u32
 from ._doorbell cimport SPIN_ADAPTIVE, SPIN_BRIEF, SPIN_NEVER, doorbell_ring, doorbell_wait, waiter_init
 from ._layout cimport (BELL_SEGMENT_SIZE, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, MESSAGE_CHECK, MESSAGE_HEADER_SIZE,
                        REPLY_HEAD_OFFSET, REPLY_TAIL_OFFSET, REQUEST_HEAD_OFFSET, REQUEST_TAIL_OFFSET, RINGS_OFFSET,
@@ -347,6 +347,14 @@ cdef class ClientChannel:
     def dirty(self):
         """A request was published and its reply has not been received."""
         return self.state == CHANNEL_WAITING
+
+    @property
+    def untaken(self):
+        """Not a byte of the last request was taken by the coordinator. Final once the coordinator is dead."""
+        if self.state == CHANNEL_CLOSED:
+            return False
+        # Acquire, as everywhere on this word; a damaged counter is at most a request that counts as taken.
+        return self.outgoing.sent > 0 and self.request.position - load_acquire_u64(self.request.head_word) == self.outgoing.sent
 
     @property
     def closed(self):
