@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Iterable, Mapping
@@ -376,6 +377,9 @@ class _Counter(threading.local):
 
 
 _counter = _Counter()
+# Of its own: users who seed the module's generator alike in every worker must not get alike ids.
+_random = random.Random()
+os.register_at_fork(after_in_child=_random.seed)
 
 
 def new_id(time_us: int) -> bytes:
@@ -389,5 +393,5 @@ def new_id(time_us: int) -> bytes:
     ms, us = divmod(max(time_us, 0), 1000)
     # After the version digit 12 bits: microseconds and the top of the counter; after the variant the rest of it.
     high = ms << 16 | 0x7 << 12 | us << 2 | (repeats >> 20) & 0x3
-    low = 0b10 << 62 | (repeats & 0xFFFFF) << 42 | random.getrandbits(42)
+    low = 0b10 << 62 | (repeats & 0xFFFFF) << 42 | _random.getrandbits(42)
     return (high << 64 | low).to_bytes(16, "big")

@@ -1,6 +1,9 @@
 """TraceStore: recording, every query and index, trees, ids."""
 
+import os
+import random
 import uuid
+import warnings
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -320,6 +323,32 @@ def test_ids_are_time_ordered_uuids() -> None:
     assert {uuid.UUID(bytes=raw).version for raw in made} == {7}
     assert {uuid.UUID(bytes=raw).variant for raw in made} == {uuid.RFC_4122}
     assert [id_bytes(id_text(raw)) for raw in made] == made
+
+
+def test_ids_do_not_depend_on_the_users_random_seed() -> None:
+    made = set()
+    for _ in range(50):
+        random.seed(7)
+        made.add(new_id(1_700_000_000_000_000)[-5:])
+    assert len(made) == 50
+
+
+def test_ids_of_forked_processes_differ() -> None:
+    """Both sides of a fork make ids at the same clock reading with the same count."""
+    new_id(5)
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that this process has threads
+        pid = os.fork()
+    if pid == 0:
+        os.write(writer, b"".join(new_id(5) for _ in range(20)))
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        theirs = pipe.read()
+    os.waitpid(pid, 0)
+    assert len(theirs) == 20 * 16
+    assert not {theirs[at : at + 16] for at in range(0, len(theirs), 16)} & {new_id(5) for _ in range(20)}
 
 
 def test_recorded_ids_sort_in_the_order_of_recording(db: Any, run: RunId) -> None:
