@@ -260,6 +260,9 @@ class Coordinator:
                         self.server.handle(key, events)
                 self.server.settle()
                 self.durable.tick(self.server.outcomes)
+                if not self.durable.in_place():
+                    # What the path means by now is another database, or none: stop before anything more is promised.
+                    return
                 if self.auto and self.server.idle_since() + self.settings.idle_timeout < time.monotonic():
                     return
 

@@ -43,6 +43,7 @@ OutcomesFunction = Callable[[], dict[int, tuple[int, int]]]
 _NEVER = 3600.0
 _RETRY_SECONDS = 5.0
 _RESERVE_SECONDS = 60.0
+_PLACE_SECONDS = 1.0
 
 
 class DurableState:
@@ -75,6 +76,7 @@ class DurableState:
         self._next_sync = 0.0
         self._next_reserve = 0.0
         self._next_checkpoint = 0.0
+        self._next_place = 0.0
         self._not_before = 0.0  # after a failure: no further try until then
 
     def recover(self) -> None:
@@ -145,6 +147,16 @@ class DurableState:
                 self._complain(f"no further versions set aside: {error}")
         if self._checkpoint_due(now):
             self._begin(outcomes)
+
+    def in_place(self) -> bool:
+        """Whether the directory still lies where it was opened; looks once a second (F15)."""
+        now = time.monotonic()
+        if now >= self._next_place:
+            self._next_place = now + _PLACE_SECONDS
+            if not self._directory.is_in_place():
+                self._complain(f"{self._directory.path} was moved, replaced or deleted while it was open")
+                return False
+        return True
 
     def _checkpoint_due(self, now: float) -> bool:
         core = self._running()

@@ -161,6 +161,6 @@ def _database_ids(directory: Path) -> set[str]:
         # Some tests damage theirs on purpose; the id stands in front of that, or there is none to find.
         with contextlib.suppress(OSError):
             content = meta.read_bytes()
-            if content.startswith(_META_MAGIC):
+            if content.startswith(_META_MAGIC) and len(content) >= 32:
                 found.add(content[16:32].hex()[:16])
     return found
