@@ -6,7 +6,7 @@ The model keeps whole states: one dict per version, and when each key was last w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from occamdb.engine.database import Database
 from occamdb.engine.errors import ConflictError
 from occamdb.engine.keys import successor
 from occamdb.engine.transaction import Transaction
@@ -88,10 +89,11 @@ class Interleavings(RuleBasedStateMachine):
     """Several transactions at once, in every order that hypothesis finds interesting."""
 
     sessions = Bundle("sessions")
+    make_database: Callable[..., Database] = staticmethod(memory_database)
 
     @initialize()
     def open(self) -> None:
-        self.db = memory_database(max_store_size="4MiB")
+        self.db = self.make_database(max_store_size="4MiB")
         self.run_id = RunId.new()
         self.prefix = self.db.prefix_of(self.run_id)
         self.model = Model()
