@@ -11,7 +11,7 @@
 from libc.stdlib cimport free, realloc
 
 from occamdb.engine._core cimport RECENT_COUNT, Recent, Undo
-from occamdb.engine._expiry cimport ExpiryEntry, expiry_pop, expiry_push, expiry_rebuild
+from occamdb.engine._expiry cimport ExpiryEntry, expiry_free, expiry_pop, expiry_push, expiry_rebuild
 from occamdb.engine._integer cimport Integer, integer_add, integer_decode, integer_encode
 from occamdb.engine._layout cimport (
     RECORD_EXPIRY, RECORD_TOMBSTONE, Node, Record, key_compare, key_hash, node_at, node_key, record_at,
@@ -91,8 +91,6 @@ cdef u32 _write(Core *core, const u8 *key, u32 key_size, u64 hash, u64 version, 
         return STATUS_STORE_FULL
     status = _install(core, node, version, expires_at, 0, value, value_size)
     if status == STATUS_COMMITTED and expires_at != 0:
-        if core.expiry.count >= core.expiry.compact_at:
-            compact_expiry(core)
         # Without room for the entry the key still expires for readers; only its memory stays until it is overwritten.
         expiry_push(&core.expiry, expires_at, version, key, key_size)
     return status
@@ -270,8 +268,8 @@ cdef u32 _live_expiring_node(Core *core, const ExpiryEntry *entry) noexcept nogi
 cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log, bint logged) noexcept nogil:
     """Delete keys whose time has passed, as one commit of the coordinator's own (session 0) at version next_version + 1.
 
-    Returns how many were deleted; the caller gives out the version if that is not 0. When something fails the keys stay
-    in the heap or expire unseen by readers; nothing is half done.
+    Returns how many were deleted; the caller gives out the version if that is not 0. When something fails nothing is
+    half done, and the keys stay in the heap or `expiry_stale` is set.
     """
     cdef u64 version = core.next_version + 1, mark = core.undo_count, log_mark = 0
     cdef u8 run_id[16]
@@ -299,6 +297,7 @@ cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log, bint lo
     if not error and removed and logged:
         error = log.end_transaction(version)
     if error or removed == 0:
+        core.expiry_stale = core.expiry_stale or core.undo_count > mark
         undo_to(core, mark)
         if logged:
             log.discard_to(log_mark)
@@ -307,7 +306,10 @@ cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log, bint lo
 
 
 cdef void compact_expiry(Core *core) noexcept nogil:
-    """Drop stale entries, so that the heap follows the number of live expiring keys."""
+    """Drop stale entries, so that the heap follows the number of live expiring keys.
+
+    Between batches only: what an unpublished record makes stale is not stale any more once that is undone.
+    """
     cdef u64 index, kept = 0
     for index in range(core.expiry.count):
         if _live_expiring_node(core, &core.expiry.entries[index]) != 0:
@@ -320,10 +322,12 @@ cdef void compact_expiry(Core *core) noexcept nogil:
 
 
 cdef void load_expiry(Core *core) noexcept nogil:
-    """Fill the heap from a recovered store."""
+    """Fill the heap from the store: after recovery, or when entries were lost. O(keys)."""
     cdef u32 node = store_seek(&core.store, <const u8 *>b"", 0)
     cdef const Node *entry
     cdef const Record *record
+    expiry_free(&core.expiry)
+    core.expiry_stale = False
     while node != 0:
         entry = node_at(core.store.base, node)
         if entry.head != 0:

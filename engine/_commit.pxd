@@ -1,5 +1,7 @@
 """The commit core; see _commit.pyx."""
 
+from cpython.pythread cimport PyThread_type_lock
+
 from occamdb.engine._core cimport Channel, Core
 from occamdb.engine._wal cimport WalAppender
 from occamdb.ipc._atomics cimport i64, u8, u32, u64
@@ -20,11 +22,15 @@ cdef class CommitCore:
     cdef i64 window_end             # monotonic ns
     cdef i64 snapshot_age_max       # ns
     cdef i64 next_sweep             # monotonic ns
+    cdef i64 expire_after           # monotonic ns
+    cdef PyThread_type_lock mutex   # in memory: who holds it is the commit thread
+    cdef u64 sequence               # in memory: of the last request
     cdef object store_buffer
     cdef object bell_buffer
     cdef list channel_buffers
 
     cdef void _serve(self, Channel *channel, const u8 *request, u64 size) noexcept nogil
+    cdef u32 _refusal(self) noexcept nogil
     cdef void _refuse(self, Channel *channel, u32 status, u32 detail) noexcept nogil
     cdef bint _commit_batch(self, bint any_sync) noexcept nogil
     cdef void _note_outcomes(self) noexcept nogil
@@ -39,6 +45,7 @@ cdef class CommitCore:
     cdef void _roll_window(self, i64 now) noexcept nogil
     cdef void _note_batch(self, u32 size, i64 started) noexcept nogil
     cdef void _notify_control(self) noexcept nogil
+    cdef bint _claim(self, double timeout) except -1
     cdef void _settle(self, Channel *channel) noexcept nogil
     cdef _free_channel(self, u32 index)
     cdef void _run(self) noexcept nogil

@@ -20,22 +20,29 @@ so nobody is answered: `fatal_errno` ends the process and the next coordinator f
 
 Threads: the commit thread runs `_run` without the GIL. The control plane (GIL) fills channel slots, changes their
 state by the transitions in _core.pxd, reads counters (each is one word; a sum may be off by one batch) and sets
-`stop_flag`. In memory there is no commit thread: `process` serves one request under the handle's mutex.
+`stop_flag`. In memory there is no commit thread: `process` serves one request in the caller's, under a lock.
 """
 
 import os
 import struct
 
 cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport PyThread_type_lock
+from cpython.pythread cimport (
+    NOWAIT_LOCK, PY_LOCK_ACQUIRED, PyLockStatus, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
+    PyThread_release_lock,
+)
 from libc.errno cimport EIO
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport write as posix_write
 
-from occamdb.engine._apply cimport apply_request, expire_due, load_expiry, undo_to
+from occamdb.engine._apply cimport apply_request, compact_expiry, expire_due, load_expiry, undo_to
 from occamdb.engine._core cimport (
-    ANSWER_COMMITTED, ANSWER_NONE, ANSWER_REFUSED, CHANNEL_ACTIVE, CHANNEL_BROKEN, CHANNEL_CLOSED, CHANNEL_CLOSING,
-    CHANNEL_FREE, HISTOGRAM_COUNT, HOT_KEYS, RECENT_COUNT, Recent, Undo,
+    ANSWER_COMMITTED, ANSWER_DEPENDENT, ANSWER_NONE, ANSWER_REFUSED, CHANNEL_ACTIVE, CHANNEL_BROKEN, CHANNEL_CLOSED,
+    CHANNEL_CLOSING, CHANNEL_FREE, HISTOGRAM_COUNT, HOT_KEYS, RECENT_COUNT, Recent, Undo,
 )
 from occamdb.engine._expiry cimport expiry_free, expiry_init
 from occamdb.engine._failpoints cimport (
@@ -64,6 +71,9 @@ from occamdb.ipc._ring cimport (
     inbox_destroy, inbox_init, inbox_poll, inbox_take_done, outbox_send, ring_init, ring_readable,
 )
 
+cdef extern from "pythread.h" nogil:
+    PyLockStatus PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int intr_flag)
+
 # For the control plane, which is plain Python: offsets in the store header, channel states.
 SUPERSEDED_OFFSET = 256
 SPIN_HINT_OFFSET = 512
@@ -79,6 +89,10 @@ cdef enum:
     IDLE_NS_MAX = 50000000          # an idle coordinator looks around this often, whatever its doorbell says
     WINDOW_NS = 2000000             # over which active channels are counted for spin_hint
     REPLY_SIZE_MIN = 1024
+    EXPIRE_RETRY_NS = 200000000     # after a removal of expired keys that failed
+    CLAIM_SLICE_NS = 1000000000
+
+cdef i64 I64_MAX = 0x7FFFFFFFFFFFFFFF
 
 
 cdef bint _work_ready(void *context) noexcept nogil:
@@ -148,6 +162,9 @@ cdef class CommitCore:
         if len(database_id) != 16:
             raise ValueError("database_id must be 16 bytes")
         memset(&self.core, 0, sizeof(Core))
+        self.mutex = PyThread_allocate_lock()
+        if self.mutex == NULL:
+            raise MemoryError("no lock for the commit core")
         self.store_buffer = memoryview(store_buffer)
         self.channel_buffers = [None] * channel_count_max
         self.wake_fd = wake_fd
@@ -180,6 +197,8 @@ cdef class CommitCore:
 
     def __dealloc__(self):
         cdef u32 index
+        if self.mutex != NULL:
+            PyThread_free_lock(self.mutex)
         if self.core.channels != NULL:
             for index in range(self.core.channel_capacity):
                 self._free_channel(index)
@@ -389,13 +408,21 @@ cdef class CommitCore:
             # Validation may have moved the buffer.
             (<ReplyHeader *>channel.out).conflicts_found = conflicts
             self._refuse(channel, STATUS_CONFLICT, 0)
+            channel.answer = self._refusal()
             return
         if failpoint_armed():
             failpoint_hit(FP_COMMIT_AFTER_VALIDATE)
         status = apply_request(&self.core, channel, request, version, self.log, self.logged, &detail)
+        if status == STATUS_STORE_FULL and self._refusal() == ANSWER_REFUSED:
+            # First of its batch: the nodes of deleted keys may go now, which inside a batch they must not.
+            collect(&self.core, COLLECT_BUDGET_IDLE)
+            channel.out_size = REPLY_HEADER_SIZE
+            (<ReplyHeader *>channel.out).result_count = 0
+            status = apply_request(&self.core, channel, request, version, self.log, self.logged, &detail)
         if status != STATUS_COMMITTED:
             channel.out_size = REPLY_HEADER_SIZE
             self._refuse(channel, status, detail)
+            channel.answer = self._refusal()
             return
         self.core.next_version = version
         reply = <ReplyHeader *>channel.out
@@ -403,6 +430,10 @@ cdef class CommitCore:
         reply.committed_at = self.core.now
         channel.answer = ANSWER_COMMITTED
         channel.commits += 1
+
+    cdef inline u32 _refusal(self) noexcept nogil:
+        """What a refusal is that looked at the store: does it stand on its own, or on this batch's commits?"""
+        return ANSWER_REFUSED if self.core.next_version == self.core.store.header.committed_version else ANSWER_DEPENDENT
 
     cdef void _refuse(self, Channel *channel, u32 status, u32 detail) noexcept nogil:
         cdef ReplyHeader *reply = <ReplyHeader *>channel.out
@@ -451,7 +482,10 @@ cdef class CommitCore:
                 store_release_u32(&channel.outcome_lock, channel.outcome_lock + 1)
 
     cdef void _fail_batch(self, u32 error) noexcept nogil:
-        """The log refused the batch: leave no trace of it, and turn its acknowledgements into refusals."""
+        """The log refused the batch: leave no trace of it, and turn its acknowledgements into refusals.
+
+        What was refused because of a commit of the same batch is told the same: that commit never was.
+        """
         cdef u32 index
         cdef Channel *channel
         self.core.counters.log_errors += 1
@@ -466,11 +500,13 @@ cdef class CommitCore:
         for index in range(self.core.channels_high):
             channel = &self.core.channels[index]
             if channel.answer == ANSWER_COMMITTED:
-                channel.answer = ANSWER_REFUSED
                 channel.commits -= 1
-                memset(channel.out, 0, REPLY_HEADER_SIZE)
-                channel.out_size = REPLY_HEADER_SIZE
-                self._refuse(channel, STATUS_LOG_WRITE_ERROR, error)
+            elif channel.answer != ANSWER_DEPENDENT:
+                continue
+            channel.answer = ANSWER_REFUSED
+            memset(channel.out, 0, REPLY_HEADER_SIZE)
+            channel.out_size = REPLY_HEADER_SIZE
+            self._refuse(channel, STATUS_LOG_WRITE_ERROR, error)
 
     cdef void _answer(self) noexcept nogil:
         """Send each reply of the batch and take its request off the channel."""
@@ -529,9 +565,12 @@ cdef class CommitCore:
     cdef void _housekeeping(self, bint idle) noexcept nogil:
         cdef u64 committed = self.core.store.header.committed_version
         cdef i64 now
-        if self.core.expiry.count and self.core.expiry.entries[0].expires_at <= self.core.now:
+        if self.core.expiry.count >= self.core.expiry.compact_at:
+            compact_expiry(&self.core)
+        if self.core.expiry_stale or self.core.expiry.count and self.core.expiry.entries[0].expires_at <= self.core.now:
             self._expire()
-        if idle:
+        if idle or self.core.full:
+            self.core.full = False
             if store_pending_bytes(&self.core.store) or self.core.collected_version != committed:
                 collect(&self.core, COLLECT_BUDGET_IDLE)
         elif committed - self.core.collected_version >= COLLECT_EVERY:
@@ -545,15 +584,24 @@ cdef class CommitCore:
 
     cdef void _expire(self) noexcept nogil:
         """Remove expired keys through the log, as a commit of the coordinator's own."""
+        cdef u64 committed = self.core.store.header.committed_version
+        cdef i64 now = clock_monotonic_ns()
         cdef u32 removed
-        if self.logged and self.log.poisoned:
+        if self.logged and self.log.poisoned or now < self.expire_after:
             return
+        if self.core.expiry_stale:
+            load_expiry(&self.core)
         removed = expire_due(&self.core, self.core.now, EXPIRE_COUNT_MAX, self.log, self.logged)
-        if removed == 0:
-            return
-        self.core.next_version += 1
-        if self._commit_batch(False):
-            self.core.counters.expired += removed
+        if removed:
+            self.core.next_version += 1
+            self._commit_batch(False)
+            if self.core.store.header.committed_version != committed:
+                self.core.counters.expired += removed
+                return
+            # The log refused: the keys are back in the store, their entries went from the heap.
+            self.core.expiry_stale = True
+        if self.core.expiry_stale or self.core.expiry.count and self.core.expiry.entries[0].expires_at <= self.core.now:
+            self.expire_after = now + EXPIRE_RETRY_NS       # no room in the store or on the disk
 
     cdef void _roll_window(self, i64 now) noexcept nogil:
         """Publish whether a core is free for spinning workers, by the channels that were active lately."""
@@ -575,31 +623,69 @@ cdef class CommitCore:
 
     # ---- in memory ------------------------------------------------------------------------------------------------
 
-    def process(self, request):
-        """Serve one request in the calling thread; the caller holds the handle's mutex. Returns the reply.
+    def process(self, bytearray request not None, double timeout=-1):
+        """Serve one request in the calling thread, one thread at a time. Writes its sequence into it.
+
+        The lock is taken, used and released in here, between two bytecodes: an exception of a signal handler cannot
+        leave it locked, and a handler that commits itself never finds it held by the code it interrupted.
+
+        Args:
+          timeout: seconds to wait for other threads; negative: for ever.
+
+        Returns:
+          The reply; None when the time was up, with nothing done.
 
         REQUIRES: one channel was opened (its slots are the pins; its rings stay unused), and `run` is not in use.
         """
-        cdef const unsigned char[::1] view = request
         cdef Channel *channel = &self.core.channels[0]
-        cdef u64 size = view.shape[0]
-        cdef bint served
+        cdef u8 *data = <u8 *>PyByteArray_AS_STRING(request)
+        cdef u64 size = PyByteArray_GET_SIZE(request)
         if size < REQUEST_HEADER_SIZE:
             raise ValueError("a request has at least 64 bytes")
-        with nogil:
-            self.core.now = clock_realtime_ns()
-            self._housekeeping(False)
-            self._serve(channel, &view[0], size)
-            self._commit_batch(False)
-            self._settle(channel)
-            self._housekeeping(False)
-        return (<char *>channel.out)[:channel.out_size]
+        if not reserve_reply(channel, REPLY_SIZE_MIN):
+            raise MemoryError("no private memory for a reply")
+        if not self._claim(timeout):
+            return None
+        try:
+            self.sequence += 1
+            (<RequestHeader *>data).sequence = self.sequence
+            with nogil:
+                self.core.now = clock_realtime_ns()
+                self._housekeeping(False)
+                self._serve(channel, data, size)
+                self._commit_batch(False)
+                self._settle(channel)
+                self._housekeeping(False)
+            return (<char *>channel.out)[:channel.out_size]
+        finally:
+            PyThread_release_lock(self.mutex)
 
     def tick(self):
-        """Background work of an in-memory database: expiry and reclamation. The caller holds the handle's mutex."""
-        with nogil:
-            self.core.now = clock_realtime_ns()
-            self._housekeeping(True)
+        """Background work of an in-memory database: expiry and reclamation. Any thread."""
+        self._claim(-1)
+        try:
+            with nogil:
+                self.core.now = clock_realtime_ns()
+                self._housekeeping(True)
+        finally:
+            PyThread_release_lock(self.mutex)
+
+    cdef bint _claim(self, double timeout) except -1:
+        """Lock out the other threads; False when the time was up. Signal handlers run before it is held, never while."""
+        cdef i64 deadline = clock_monotonic_ns() + <i64>(timeout * 1e9) if 0 <= timeout < 1e9 else I64_MAX
+        cdef i64 left
+        cdef PyLockStatus status
+        if PyThread_acquire_lock(self.mutex, NOWAIT_LOCK):
+            return True
+        while True:
+            left = deadline - clock_monotonic_ns()
+            if left <= 0:
+                return False
+            with nogil:
+                status = PyThread_acquire_lock_timed(self.mutex, min(left, CLAIM_SLICE_NS) // 1000 + 1, 1)
+            if status == PY_LOCK_ACQUIRED:
+                return True
+            PyErr_CheckSignals()
 
     cdef void _settle(self, Channel *channel) noexcept nogil:
         cdef ReplyHeader *reply = <ReplyHeader *>channel.out
@@ -716,6 +802,10 @@ cdef class CommitCore:
         """Audit every invariant of the store. The commit thread must not be running. Returns None or what is wrong."""
         cdef char message[512]
         message[0] = 0
-        if store_check(&self.core.store, message, sizeof(message)):
-            return (<bytes>message).decode("utf-8", "replace")
+        self._claim(-1)
+        try:
+            if store_check(&self.core.store, message, sizeof(message)):
+                return (<bytes>message).decode("utf-8", "replace")
+        finally:
+            PyThread_release_lock(self.mutex)
         return None

@@ -33,6 +33,7 @@ cdef enum:
     ANSWER_NONE = 0
     ANSWER_COMMITTED = 1            # becomes LOG_WRITE_ERROR if the batch cannot be logged
     ANSWER_REFUSED = 2
+    ANSWER_DEPENDENT = 3            # refused in the light of commits of the same batch: they may yet be undone
 
 cdef struct PinSeen:                # when the commit thread first saw a pin that holds something back
     u64 value
@@ -113,6 +114,8 @@ cdef struct Core:
     u64 *pins                       # scratch of the pin scan
     u64 pins_capacity
     u64 collected_version           # committed_version at the last collect
+    bint full                       # an allocation failed since the last collect: do a thorough one
+    bint expiry_stale               # entries of the heap were lost in a batch that was undone: fill it anew
     u32 key_size_max                # of whole keys
     u32 value_size_max
     u64 request_size_max

@@ -41,7 +41,8 @@ cdef inline void _raise_horizon(Core *core) noexcept nogil:
 
 cdef inline u32 _slots_in_use(const Channel *channel) noexcept nogil:
     """How many slots to look at: the worker's word, clamped to what there is."""
-    cdef u32 state = load_acquire_u32(&channel.state)
+    # seq_cst, after gc_horizon was raised: a channel that this does not see open belongs to a worker that will see it.
+    cdef u32 state = load_seq_cst_u32(&channel.state)
     cdef u32 high
     # A CLOSED channel is the control plane's again, which may unmap it at any moment.
     if state == CHANNEL_FREE or state == CHANNEL_CLOSED or channel.slots == NULL:
@@ -60,8 +61,8 @@ cdef inline u64 _pinned_value(const Channel *channel, u32 slot) noexcept nogil:
 
 
 cdef inline Channel *_pinning(Core *core, u32 index) noexcept nogil:
-    """Channel `index`, or after the last one the coordinator's own pin."""
-    return &core.channels[index] if index < core.channels_high else &core.own
+    """The coordinator's own pin, then the channels. Own first: the control plane may add a channel in mid scan."""
+    return &core.own if index == 0 else &core.channels[index - 1]
 
 
 cdef bint _reserve_pins(Core *core, u64 count) noexcept nogil:
@@ -134,11 +135,13 @@ cdef u32 _revoke_version(Core *core, u64 version) noexcept nogil:
 cdef bint make_room(Core *core) noexcept nogil:
     """Called when the store is full: free garbage at once, and revoke the pins that hold it back if there is no other.
 
-    Returns True when memory was freed and the allocation may be tried again.
+    Returns True when memory was freed and the allocation may be tried again. Nodes cannot be removed inside a batch:
+    `full` asks for that right after it.
     """
     cdef i64 count
     cdef u32 index = 0
     cdef u64 before = store_pending_bytes(&core.store)
+    core.full = True
     if before == 0:
         return False
     _raise_horizon(core)

@@ -1,7 +1,8 @@
 """An in-memory database's engine: the same commit core, in the process that opened it.
 
-1. One mutex serialises everything that touches the core; the calling thread is the commit thread while it holds it.
-2. Snapshots are read without the mutex, exactly as from shared memory.
+1. The core's lock serialises commits; the calling thread is the commit thread while it holds it. It is held inside the
+   core only, never across a bytecode, so nothing a signal handler does or raises can meet it.
+2. Snapshots are read without the lock, exactly as from shared memory.
 3. Background work (expiry, reclamation) runs at commits; `admin` calls run it too, so a quiet database catches up.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
-import threading
 import time
 from typing import Any
 
@@ -44,9 +44,7 @@ class LocalHandle:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._mutex = threading.Lock()
         self._pid = os.getpid()
-        self._sequence = 0
         self._session = secrets.randbits(63) | 1
         # Both are shared anonymous mappings: pages appear when touched, so `max_store_size` costs nothing by itself.
         # Shared, so that a forked child cannot make the parent's pages copy on write behind our pointers.
@@ -88,30 +86,25 @@ class LocalHandle:
         remaining = -1.0 if deadline is None else deadline - time.monotonic()
         if deadline is not None and remaining <= 0:
             raise TransactionTimeout("the deadline passed before the commit was sent")
-        if not self._mutex.acquire(timeout=remaining):
+        if self._attachment is None:
+            raise DatabaseClosedError("the database is closed")
+        reply = self._core.process(request, remaining)
+        if reply is None:
             raise TransactionTimeout("the deadline passed while other threads were committing")
-        try:
-            if self._attachment is None:
-                raise DatabaseClosedError("the database is closed")
-            self._sequence += 1
-            request[8:16] = self._sequence.to_bytes(8, "little")
-            return self._core.process(request)
-        finally:
-            self._mutex.release()
+        return reply
 
     def session_id(self) -> int:
         return self._session
 
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
         self._check_usable()
-        with self._mutex:
-            if self._attachment is None:
-                raise DatabaseClosedError("the database is closed")
-            self._core.tick()
-            if message.get("kind") == "stats":
-                return core_figures(self._core) | {"durability": "none", "pid": self._pid, "workers": []}
-            if message.get("kind") == "check":
-                return {"problem": self._core.check()}
+        if self._attachment is None:
+            raise DatabaseClosedError("the database is closed")
+        self._core.tick()
+        if message.get("kind") == "stats":
+            return core_figures(self._core) | {"durability": "none", "pid": self._pid, "workers": []}
+        if message.get("kind") == "check":
+            return {"problem": self._core.check()}
         raise CoordinatorUnavailable(
             f"an in-memory database has no {message.get('kind')}",
             hint="open a directory with occamdb.open(path) for files, logs and checkpoints",
@@ -120,11 +113,10 @@ class LocalHandle:
     def close(self) -> None:
         if self._pid != os.getpid():
             return
-        with self._mutex:
-            if self._attachment is not None:
-                # Memory goes when the last open transaction lets go of the attachment.
-                self._attachment.retire()
-                self._attachment = None
+        attachment, self._attachment = self._attachment, None
+        if attachment is not None:
+            # Memory goes when the last open transaction lets go of the attachment.
+            attachment.retire()
 
     def __reduce__(self) -> Any:
         raise TypeError("an in-memory database cannot be pickled: it lives in one process; use occamdb.open(path)")
