@@ -1,16 +1,9 @@
 """The faces of a transaction; see _transaction.pyx."""
 
+from occamdb.engine._space cimport Space
 from occamdb.engine._txn_core cimport TransactionCore
 from occamdb.engine._view cimport StoreAttachment
 from occamdb.ipc._atomics cimport i64, u8, u32, u64
-
-
-cdef class Space:
-    cdef TransactionCore core
-    cdef bytes prefix               # namespace, run, tag
-    cdef bint raw                   # scans give keys as bytes
-    cdef bytes full_key(self, object key)
-    cdef tuple bounds(self, object prefix, object start, object end)
 
 
 cdef class TransactionBase(Space):

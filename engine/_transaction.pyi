@@ -5,6 +5,7 @@ from typing import Any, Self
 from uuid import UUID
 
 from ._scan import ScanIterator
+from ._space import Space as Space
 from ._view import StoreAttachment
 from .errors import Conflict
 from .handle import EngineHandle
@@ -14,47 +15,6 @@ from .types import CommitReceipt, TransactionStatus, VersionedValue
 _Key = str | bytes
 _Run = RunId | UUID | str
 _Ttl = float | timedelta | None
-
-class Space:
-    """One tag of one run inside a transaction: what every primitive is made of.
-
-    Keys are the part after namespace, run and tag. They come back from scans as str when they are UTF-8, else as bytes;
-    from a space made with `raw=True` always as bytes.
-    """
-
-    @property
-    def run_id(self) -> RunId: ...
-    @property
-    def tag(self) -> int: ...
-    def get(self, key: _Key, default: Any = None, *, track: bool = True) -> Any: ...
-    def get_versioned(self, key: _Key, *, track: bool = True) -> VersionedValue | None: ...
-    def exists(self, key: _Key, *, track: bool = True) -> bool: ...
-    def put(self, key: _Key, value: Any, *, ttl: _Ttl = None) -> None: ...
-    def delete(self, key: _Key) -> bool: ...
-    def cas(self, key: _Key, expected_version: int, value: Any, *, ttl: _Ttl = None) -> None: ...
-    def add(self, key: _Key, delta: int = 1) -> None: ...
-    def scan(
-        self,
-        prefix: _Key = "",
-        *,
-        start: _Key | None = None,
-        end: _Key | None = None,
-        limit: int | None = None,
-        reverse: bool = False,
-    ) -> ScanIterator[tuple[Any, VersionedValue]]: ...
-    def keys(
-        self,
-        prefix: _Key = "",
-        *,
-        start: _Key | None = None,
-        end: _Key | None = None,
-        limit: int | None = None,
-        reverse: bool = False,
-    ) -> ScanIterator[Any]: ...
-    def count(self, prefix: _Key = "", *, start: _Key | None = None, end: _Key | None = None) -> int: ...
-    def delete_range(
-        self, prefix: _Key = "", *, start: _Key | None = None, end: _Key | None = None
-    ) -> None: ...
 
 class TransactionBase(Space):
     @property

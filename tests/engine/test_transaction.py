@@ -769,6 +769,13 @@ def test_receipt_is_seen_from_every_run_of_the_transaction(db: Database, run: Ru
 
 def test_what_was_made_by_hand_refuses_calls(run: RunId) -> None:
     made: Transaction = Transaction.__new__(Transaction)
-    for call in (made.commit, made.abort, made.scan, made.validate, lambda: made.get("k"), lambda: made.put("k", 1)):
+    for call in (
+        made.commit,
+        made.abort,
+        made.scan,
+        made.validate,
+        lambda: made.get("k"),
+        lambda: made.put("k", 1),
+    ):
         with pytest.raises(TransactionStateError):
             call()
