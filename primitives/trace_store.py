@@ -21,7 +21,7 @@ from ..engine.errors import AlreadyExistsError, InvalidArgumentError, NotFoundEr
 from ..engine.types import TypeTag
 from . import layout
 from .extension import H_co, Primitive, operation, reader, register, single
-from .planner import Choice, IndexRange, Record, Test, checked_limit, choose, window
+from .planner import Choice, IndexRange, Test, checked_limit, choose, window
 from .trace_types import (
     CUSTOM,
     FIELDS,
@@ -31,18 +31,19 @@ from .trace_types import (
     PARENT,
     ROOT,
     TAGS,
+    Names,
     Trace,
     TraceId,
     TraceTree,
     TraceType,
     checked_metadata,
     checked_tags,
+    decode_record,
     decode_trace,
-    fields_of,
+    encode_record,
     id_bytes,
     id_text,
     kind_of,
-    trace_decoder,
 )
 
 __all__ = ["TraceStore"]
@@ -135,29 +136,21 @@ class TraceStore(Primitive[H_co]):
             layout.traces_of_family(layout.ZERO_ID if parent is None else root, parent or layout.ZERO_ID)
         )
         entries.append(layout.TRACE_BY_TIME)
-        record = [
-            kind,
-            fields_of(trace, kind),
-            time_us,
-            root,
-            parent,
-            labels or None,
-            checked_metadata(metadata),
-        ]
-        space.put(layout.trace(raw_id), record)
+        rest = [time_us, root, parent, labels or None, checked_metadata(metadata)]
+        space.put(layout.trace(raw_id), encode_record(kind, trace, rest))
         for prefix in entries:
             space.put(prefix + suffix, None)
         return id_text(raw_id)
 
     def _root_of(self, parent: bytes) -> bytes:
-        record = self.space.get(layout.trace(parent))
-        if record is None:
+        stored = self.space.get(layout.trace(parent))
+        if stored is None:
             raise NotFoundError(
                 f"there is no trace {id_text(parent)} in this run to be a parent",
                 hint="record the parent first, in this run; in this transaction is early enough",
                 details={"parent_id": id_text(parent)},
             )
-        root: bytes = record[ROOT]
+        root: bytes = decode_record(parent, stored)[ROOT]
         return root
 
     # --- Reading ---
@@ -166,8 +159,8 @@ class TraceStore(Primitive[H_co]):
     def get(self, trace_id: IdLike) -> Trace | None:
         """The trace with an id; None when the run has none."""
         raw = id_bytes(trace_id)
-        record = self.space.get(layout.trace(raw))
-        return None if record is None else decode_trace(raw, record)
+        stored = self.space.get(layout.trace(raw))
+        return None if stored is None else decode_trace(raw, decode_record(raw, stored), Names())
 
     @single
     def count(self) -> int:
@@ -243,8 +236,8 @@ class TraceStore(Primitive[H_co]):
         """The traces without a parent, in time order."""
         prefix = layout.traces_of_family(layout.ZERO_ID, layout.ZERO_ID)
         ids = map(layout.suffix_id, self.space.keys(prefix, limit=limit, reverse=reverse))
-        decode = trace_decoder()
-        return [decode(raw, self._fetch(raw)) for raw in ids]
+        names = Names()
+        return [decode_trace(raw, decode_record(raw, self._fetch(raw)), names) for raw in ids]
 
     @reader
     def get_tree(self, trace_id: IdLike) -> TraceTree:
@@ -254,53 +247,59 @@ class TraceStore(Primitive[H_co]):
           NotFoundError: the run has no such trace.
         """
         raw = id_bytes(trace_id)
-        record = self._existing(raw)
-        tree = TraceTree(raw, record, trace_decoder())
+        stored = self._existing(raw)
+        record, names = decode_record(raw, stored), Names()
+        tree = TraceTree(raw, stored, names)
         if record[PARENT] is None:
-            self._grow_whole(raw, tree)
+            self._grow_whole(raw, tree, names)
         else:
-            self._grow_branch(record[ROOT], raw, tree)
+            self._grow_branch(record[ROOT], raw, tree, names)
         return tree
 
-    def _grow_whole(self, root: bytes, tree: TraceTree) -> None:
+    def _grow_whole(self, root: bytes, tree: TraceTree, names: Names) -> None:
         """All descendants of a root: one range of the family index, ordered by parent, then time."""
-        fetch, decode = self._fetch, tree._decode
+        get = self.space.get
         family = layout.traces_of_family(root)
         start, end = len(family), len(family) + layout.ID_SIZE
         nodes, links = {root: tree}, []
         for key in self.space.keys(family):
             raw = key[-layout.ID_SIZE :]
-            node = nodes[raw] = TraceTree(raw, fetch(raw), decode)
+            # As `_fetch` does, without a call for each of many traces.
+            node = nodes[raw] = TraceTree(raw, get(layout.TRACE + raw, track=False), names)
             links.append((key[start:end], node))
         for parent, node in links:
-            nodes[parent].children.append(node)
+            nodes[parent].adopt(node)
 
-    def _grow_branch(self, root: bytes, top: bytes, tree: TraceTree) -> None:
+    def _grow_branch(self, root: bytes, top: bytes, tree: TraceTree, names: Names) -> None:
         """The descendants of a trace inside a larger tree, one range of children after another."""
-        fetch, decode, keys = self._fetch, tree._decode, self.space.keys
+        fetch, keys = self._fetch, self.space.keys
         open_nodes = [(top, tree)]
         while open_nodes:
             parent, node = open_nodes.pop()
             for key in keys(layout.traces_of_family(root, parent)):
                 raw = layout.suffix_id(key)
-                child = TraceTree(raw, fetch(raw), decode)
-                node.children.append(child)
+                child = TraceTree(raw, fetch(raw), names)
+                node.adopt(child)
                 open_nodes.append((raw, child))
 
-    def _fetch(self, raw: bytes) -> Record:
-        """The record an index entry names. Traces never change, so the entry in the read set is enough."""
-        record: Record = self.space.get(layout.trace(raw), track=False)
-        return record
+    def _fetch(self, raw: bytes) -> bytes:
+        """The stored trace an index entry names. Traces never change, so the entry in the read set is enough."""
+        stored: bytes = self.space.get(layout.trace(raw), track=False)
+        return stored
 
-    def _existing(self, raw: bytes) -> Record:
-        record: Record | None = self.space.get(layout.trace(raw))
-        if record is None:
+    def _existing(self, raw: bytes) -> bytes:
+        stored: bytes | None = self.space.get(layout.trace(raw))
+        if stored is None:
             raise NotFoundError(
                 f"there is no trace {id_text(raw)} in this run",
                 hint="traces are found only in the run they were recorded in",
                 details={"id": id_text(raw)},
             )
-        return record
+        return stored
+
+    def _root_of_existing(self, raw: bytes) -> bytes:
+        root: bytes = decode_record(raw, self._existing(raw))[ROOT]
+        return root
 
     # --- Queries ---
 
@@ -309,12 +308,12 @@ class TraceStore(Primitive[H_co]):
             return []
         index, tests = self._plan(wanted)
         found: list[Trace] = []
-        decode = trace_decoder()
+        names = Names()
         for key in index.keys(self.space, limit=None if tests else limit, reverse=reverse):
             raw = key[-layout.ID_SIZE :]
-            record = self._fetch(raw)
+            record = decode_record(raw, self._fetch(raw))
             if all(test(record) for test in tests):
-                found.append(decode(raw, record))
+                found.append(decode_trace(raw, record, names))
                 if len(found) == limit:
                     break
         return found
@@ -325,7 +324,7 @@ class TraceStore(Primitive[H_co]):
         filters: list[tuple[bytes, Test]] = []
         if wanted.parent_id is not None:
             raw = id_bytes(wanted.parent_id, "a parent id")
-            filters.append((layout.traces_of_family(self._existing(raw)[ROOT], raw), _under(raw)))
+            filters.append((layout.traces_of_family(self._root_of_existing(raw), raw), _under(raw)))
         filters += [(layout.traces_tagged(tag), _tagged(tag)) for tag in wanted.tags]
         if wanted.trace_type is not None:
             filters.append(_typed(wanted.trace_type))

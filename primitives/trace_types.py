@@ -1,7 +1,7 @@
 """What a trace can record: six frozen types, how they are stored, and the traces that hold them.
 
 1. The number of a type in `_TYPES` is written to the store and never changes; new types get new numbers.
-2. A trace is stored as one list (`encode_trace`), cheap to decode: a tree of 10,000 is read in one go.
+2. A trace is stored as the bytes of one list, under one key: a tree is read without decoding what nobody looks at.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, TypeAlias
 from uuid import UUID
 
-from ..engine.errors import CorruptionError, InvalidArgumentError
+from ..engine.errors import CorruptionError, InvalidArgumentError, OccamError, ValueEncodingError
+from ..engine.values import decode_value, encode_value
 from .extension import from_microseconds
 from .layout import ZERO_ID
 
@@ -92,8 +94,10 @@ _TYPES: dict[int, type[Any]] = {1: ToolCall, 2: Decision, 3: Query, 4: Thought, 
 KIND_OF: dict[type[Any], int] = {cls: number for number, cls in _TYPES.items()}
 KIND_NAMED: dict[str, int] = {cls.__name__: number for number, cls in _TYPES.items()}
 CUSTOM = KIND_OF[Custom]
-_FIELDS: dict[int, tuple[str, ...]] = {
-    number: tuple(cls.__dataclass_fields__) for number, cls in _TYPES.items()
+DECISION = KIND_OF[Decision]
+_FIELD_NAMES = {number: tuple(cls.__dataclass_fields__) for number, cls in _TYPES.items()}
+_FIELDS_OF: dict[int, Callable[[Any], tuple[Any, ...]]] = {
+    number: attrgetter(*names) for number, names in _FIELD_NAMES.items()
 }
 
 
@@ -131,19 +135,29 @@ class TraceTree:
 
     Trees can be deeper than Python's recursion limit: use `walk` rather than recursion. What was read is complete; each
     trace is decoded when it is first asked for.
-
-    Attributes:
-      children: the trees of the traces directly under it.
     """
 
-    __slots__ = ("_decode", "_raw_id", "_record", "_trace", "children")
+    # A leaf is this object and its stored bytes, nothing that the garbage collector would have to look into.
+    __slots__ = ("_children", "_names", "_raw_id", "_stored", "_trace")
 
-    def __init__(self, raw_id: bytes, record: list[Any], decode: Callable[[bytes, list[Any]], Trace]) -> None:
+    def __init__(self, raw_id: bytes, stored: bytes, names: Names) -> None:
         self._raw_id = raw_id
-        self._record = record
-        self._decode = decode
+        self._stored = stored
+        self._names = names
         self._trace: Trace | None = None
-        self.children: list[TraceTree] = []
+        self._children: list[TraceTree] | None = None
+
+    @property
+    def children(self) -> Sequence[TraceTree]:
+        """The trees of the traces directly under it."""
+        return self._children or ()
+
+    def adopt(self, child: TraceTree) -> None:
+        """Put a tree under this one, behind those that are there."""
+        if self._children is None:
+            self._children = [child]
+        else:
+            self._children.append(child)
 
     @property
     def trace(self) -> Trace:
@@ -153,7 +167,7 @@ class TraceTree:
           CorruptionError: its record is unreadable.
         """
         if self._trace is None:
-            self._trace = self._decode(self._raw_id, self._record)
+            self._trace = decode_trace(self._raw_id, decode_record(self._raw_id, self._stored), self._names)
         return self._trace
 
     def walk(self) -> Iterator[tuple[int, Trace]]:
@@ -212,6 +226,7 @@ def id_text(raw: bytes) -> TraceId:
 # [kind, fields, time in us, root id, parent id or None, tags or None, metadata or None]
 
 KIND, FIELDS, TIME, ROOT, PARENT, TAGS, METADATA = range(7)
+RECORD_LENGTH = 7
 
 
 def kind_of(trace: object) -> int:
@@ -229,37 +244,70 @@ def kind_of(trace: object) -> int:
     return kind
 
 
-def fields_of(trace: TraceType, kind: int) -> list[Any]:
-    """The storable fields of a trace, in order. Tuples at the top level become lists."""
-    values = [getattr(trace, name) for name in _FIELDS[kind]]
-    return [list(value) if type(value) is tuple else value for value in values]
+def encode_record(kind: int, trace: TraceType, rest: list[Any]) -> bytes:
+    """The stored bytes of a trace: its kind and fields, then time, root, parent, tags, metadata.
+
+    Raises:
+      ValueEncodingError: names the field that cannot be stored.
+    """
+    # Tuples at the top level, such as a Decision's options, are stored as lists.
+    fields = [list(value) if type(value) is tuple else value for value in _FIELDS_OF[kind](trace)]
+    try:
+        return encode_value([kind, fields, *rest])
+    except ValueEncodingError:
+        _explain(dict(zip(_FIELD_NAMES[kind], fields, strict=True)) | {"metadata": rest[-1]})
+        raise
 
 
-class _Names(dict[bytes, TraceId]):
-    """The texts of ids, each made once: in a tree most are needed as id, as parent and as root."""
+def _explain(parts: dict[str, Any]) -> None:
+    """Raise the error of the first part that cannot be stored, with the part's name in its path."""
+    for name, value in parts.items():
+        try:
+            encode_value(value)
+        except ValueEncodingError as error:
+            path = error.path.replace("value", name, 1)
+            message = error.message.replace("value", name, 1)
+            raise ValueEncodingError(message, path=path, hint=error.hint) from None
+
+
+def decode_record(raw_id: bytes, stored: Any) -> list[Any]:
+    """The list that `encode_record` stored.
+
+    Raises:
+      CorruptionError: it is none.
+    """
+    try:
+        record = decode_value(stored)
+        if type(record) is list and len(record) == RECORD_LENGTH:
+            return record
+        problem = "not a record"
+    except (TypeError, ValueError, OccamError) as error:
+        problem = str(error)
+    raise CorruptionError(f"trace {raw_id.hex()} is unreadable: {problem}")
+
+
+class Names(dict[bytes, TraceId]):
+    """The texts of ids, each made once: in one answer most are needed as id, as parent and as root."""
 
     def __missing__(self, raw: bytes) -> TraceId:
         text = self[raw] = id_text(raw)
         return text
 
 
-def trace_decoder() -> Callable[[bytes, list[Any]], Trace]:
-    """A `decode_trace` for many traces of one answer."""
-    names = _Names()
-    return lambda raw_id, record: decode_trace(raw_id, record, names)
-
-
-def decode_trace(raw_id: bytes, record: list[Any], names: _Names | None = None) -> Trace:
+def decode_trace(raw_id: bytes, record: list[Any], names: Names) -> Trace:
     """The trace of a stored record.
 
+    Args:
+      raw_id: its id.
+      record: from `decode_record`.
+      names: those of the traces of one answer.
+
     Raises:
-      CorruptionError: the record is not one.
+      CorruptionError: the record holds no trace.
     """
-    if names is None:
-        names = _Names()
     try:
         kind, fields, time_us, root, parent, tags, metadata = record
-        if kind == 2:
+        if kind == DECISION:
             fields[1] = tuple(fields[1])
         return Trace(
             names[raw_id],

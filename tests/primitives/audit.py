@@ -7,6 +7,7 @@ must exist from the records alone: any missing or superfluous one is found.
 from typing import Any
 
 from occamdb.engine.types import RunId, TypeTag
+from occamdb.engine.values import decode_value
 from occamdb.primitives import layout
 from occamdb.primitives.run_types import STATUS_NUMBERED
 from occamdb.primitives.trace_types import CUSTOM
@@ -46,7 +47,7 @@ def audit_events(txn: Any) -> None:
 
 def audit_traces(txn: Any) -> None:
     stored = rows(txn, TypeTag.TRACE)
-    records = {key[1:]: record for key, record in stored.items() if key[:1] == layout.TRACE}
+    records = {key[1:]: decode_value(record) for key, record in stored.items() if key[:1] == layout.TRACE}
     expected = set()
     for raw, record in records.items():
         kind, fields, time_us, root, parent, tags, _ = record

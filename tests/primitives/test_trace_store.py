@@ -17,6 +17,7 @@ from occamdb.engine.errors import (
     ValueEncodingError,
 )
 from occamdb.engine.types import RunId, TypeTag
+from occamdb.engine.values import encode_value
 from occamdb.primitives import Custom, Decision, Error, Query, Thought, ToolCall, Trace, layout
 from occamdb.primitives.trace_store import new_id
 from occamdb.primitives.trace_types import id_bytes, id_text
@@ -291,17 +292,26 @@ def test_wrong_arguments_are_refused(do: Any) -> None:
         with pytest.raises(InvalidArgumentError) as caught:
             call()
         assert caught.value.hint
-    with pytest.raises(ValueEncodingError):
-        do.traces.record(ToolCall("t", {1, 2}))
+    with pytest.raises(ValueEncodingError) as unstorable:
+        do.traces.record(ToolCall("t", {"a": [{1, 2}]}))
+    assert unstorable.value.path == 'args["a"][0]'
+    assert unstorable.value.message.startswith('args["a"][0]: ')
+    with pytest.raises(ValueEncodingError) as unstorable:
+        do.traces.record(Thought("t"), metadata={"a": object()})
+    assert unstorable.value.path == 'metadata["a"]'
     assert do.traces.count() == 0
 
 
-def test_an_unreadable_record_is_corruption(db: Any, run: RunId) -> None:
+@pytest.mark.parametrize("junk", [[99], b"", b"\xc1", None, 5, encode_value([1]), encode_value([0] * 7)])
+def test_an_unreadable_record_is_corruption(db: Any, run: RunId, junk: Any) -> None:
     trace_id = db.traces.record(run, Thought("x"))
     with db.begin(run) as txn:
-        txn.space(TypeTag.TRACE, raw=True).put(layout.trace(id_bytes(trace_id)), [99])
+        txn.space(TypeTag.TRACE, raw=True).put(layout.trace(id_bytes(trace_id)), junk)
+    if junk is not None:
+        with pytest.raises(CorruptionError):
+            db.traces.get(run, trace_id)
     with pytest.raises(CorruptionError):
-        db.traces.get(run, trace_id)
+        db.traces.query_by_type(run, Thought)
 
 
 # --- Indices and ids ---
