@@ -6,8 +6,8 @@ the log, never reattached, so nothing here needs to be crash-safe.
 
 1. Pages below `pages_high` are slabs, large runs or free runs; no two free runs touch; none touches `pages_high`.
 2. A bitmap bit is set exactly for the free blocks of a slab. A slab with a free block is in its class's partial list.
-3. Pages are preallocated (posix_fallocate) before anything is written to them: shared memory that runs out is a
-   failed allocation, never SIGBUS.
+3. Pages are preallocated (posix_fallocate) before anything is written to them, and only while the machine has the
+   memory (`_memory`): running out of either is a failed allocation, never SIGBUS or a process killed for it.
 4. A block that was ever published goes through `arena_retire`; its bytes stay as they are until `arena_flip` has raised
    `reclaim_sequence`. Only blocks that no reader can have seen may go to `arena_free` directly.
 5. Ordinary allocations leave a reserve of pages, backed like the rest, for urgent ones (tombstones): a store that is
@@ -23,6 +23,7 @@ from libc.string cimport memset
 from ..ipc._atomics cimport i64, u8, u16, u32, u64
 from ..ipc._atomics cimport fence_release, load_relaxed_u64, store_release_u64, store_seq_cst_u64
 from ._layout cimport PAGE_SIZE, REF_SHIFT, SLACK_PAGES
+from ._memory cimport memory_allows
 
 cdef extern from *:
     int ctz "__builtin_ctzll"(unsigned long long) nogil
@@ -153,6 +154,8 @@ cdef bint back(Arena *a, u64 need) noexcept nogil:
 
 cdef bint fallocate_range(int fd, u64 start, u64 end) noexcept nogil:
     cdef int error = EINTR
+    if not memory_allows(end - start):
+        return False
     while error == EINTR:
         error = posix_fallocate(fd, <i64>start, <i64>(end - start))
     return error == 0
