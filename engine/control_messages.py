@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..ipc import errors as ipc_errors
 from ..ipc.errors import OccamError
 from . import errors
 
 __all__ = ["raise_refusal", "refusal"]
 
+_COMMON = ("message", "hint", "details")
 _PLAIN = (str, bytes, int, float, bool, type(None))
 
 
 def refusal(error: OccamError) -> dict[str, Any]:
     """The frame that reports `error`."""
-    details = {k: v if isinstance(v, _PLAIN) else repr(v) for k, v in error.details.items()}
+    details = {key: _plain(value) for key, value in error.details.items()}
     return {
         "ok": False,
         "error": type(error).__name__,
@@ -25,14 +27,25 @@ def refusal(error: OccamError) -> dict[str, Any]:
         "message": error.message,
         "hint": error.hint,
         "details": details,
+        "attributes": {k: _plain(v) for k, v in vars(error).items() if k not in _COMMON},
     }
+
+
+def _plain(value: Any) -> Any:
+    """A value as a frame can carry it: plain data as it is, in dicts and lists too; the text of anything else."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, _PLAIN) else repr(value)
 
 
 def raise_refusal(reply: dict[str, Any]) -> None:
     """Raise what a frame reports; returns when it reports success."""
     if reply.get("ok"):
         return
-    cls = getattr(errors, str(reply.get("error", "")), None)
+    name = str(reply.get("error", ""))
+    cls = getattr(errors, name, None) or getattr(ipc_errors, name, None)
     if not (isinstance(cls, type) and issubclass(cls, OccamError)):
         cls = OccamError
     # Constructors differ from class to class; the fields common to all of them are set directly.
@@ -41,7 +54,6 @@ def raise_refusal(reply: dict[str, Any]) -> None:
     error.message = str(reply.get("message", "the coordinator refused without saying why"))
     error.hint = str(reply.get("hint", ""))
     error.details = dict(reply.get("details") or {})
-    for name, value in error.details.items():
-        if name not in ("message", "hint", "details", "code") and not hasattr(error, name):
-            setattr(error, name, value)
+    for field, value in dict(reply.get("attributes") or {}).items():
+        setattr(error, str(field), tuple(value) if isinstance(value, list) else value)
     raise error

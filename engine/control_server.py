@@ -68,6 +68,7 @@ class ControlServer:
         self._outcomes: OrderedDict[int, tuple[int, int]] = OrderedDict(recovered)
         self._outcomes_lock = threading.Lock()  # a checkpoint reads the table in its own thread
         self._idle_since = time.monotonic()
+        self._was_used = False
         self._next_liveness = 0.0
         self._started_at = time.time()
         self._operations = {
@@ -120,9 +121,14 @@ class ControlServer:
         if self._workers or self._draining:
             self._idle_since = now
 
-    def idle_since(self) -> float:
-        """When the last worker left, on the clock of time.monotonic; now, while there is one."""
-        return self._idle_since
+    def idle_seconds(self) -> float:
+        """How long ago the last worker left; -1 while there is one."""
+        return -1.0 if self._workers or self._draining else time.monotonic() - self._idle_since
+
+    @property
+    def was_used(self) -> bool:
+        """Whether any worker ever attached."""
+        return self._was_used
 
     def outcomes(self) -> dict[int, tuple[int, int]]:
         """{session: (sequence, commit version)}: the last commit of every session that may still ask."""
@@ -286,9 +292,11 @@ class ControlServer:
             raise TooManyChannelsError(
                 f"all {count} channels are taken",
                 hint="close databases that are not needed, or raise channel_count_max",
-                details={"limit": count},
+                size=count + 1,
+                limit=count,
             )
         worker.segment, worker.index, worker.session, worker.closing = segment, index, session, False
+        self._was_used = True
 
     def _detach(self, worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
         self._drain(worker)

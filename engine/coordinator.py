@@ -52,6 +52,7 @@ __all__ = ["Coordinator"]
 
 _PAGE = 65536
 _TICK = 0.25
+_FIRST_ATTACH_SECONDS = 10.0
 
 
 class Coordinator:
@@ -263,8 +264,14 @@ class Coordinator:
                 if not self.durable.in_place():
                     # What the path means by now is another database, or none: stop before anything more is promised.
                     return
-                if self.auto and self.server.idle_since() + self.settings.idle_timeout < time.monotonic():
+                if self.auto and self.server.idle_seconds() >= self._patience():
                     return
+
+    def _patience(self) -> float:
+        """Seconds without a worker after which an auto-started coordinator ends."""
+        # Who started it needs a moment to attach, however small the timeout.
+        idle_timeout = self.settings.idle_timeout
+        return idle_timeout if self.server.was_used else max(idle_timeout, _FIRST_ATTACH_SECONDS)
 
     def _finish(self) -> None:
         """A clean stop: the commit thread has ended."""

@@ -15,6 +15,7 @@ from .settings import Settings
 __all__ = ["open_database", "open_in_memory"]
 
 _DURABILITIES = ("none", "standard", "always")
+_ISOLATIONS = ("serializable", "snapshot")
 _STARTS = ("auto", "never")
 
 
@@ -53,6 +54,7 @@ def open_database(
       InvalidArgumentError, SettingsError: an argument is wrong.
     """
     _check_choice("durability", durability, _DURABILITIES)
+    _check_choice("isolation", isolation, _ISOLATIONS)
     _check_choice("start", start, _STARTS)
     namespace = Namespace(tenant, app, agent)
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
