@@ -1,11 +1,13 @@
 """Committing a transaction; see _txn_commit.pyx. Called from `_transaction.pyx` only."""
 
 from collections.abc import Iterable
+from typing import final
 
 from .validation import Newest
 
 def conflicts_found_early() -> int: ...
 
+@final
 class NewestState:
     """The `VersionSource` of validation.py over what a reader can see."""
 
