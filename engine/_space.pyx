@@ -23,7 +23,7 @@ from occamdb.engine._values cimport make_versioned
 
 from .errors import InvalidArgumentError, InvalidKeyError
 from .keys import RunId, encode_user_key, successor
-from .types import tag_of
+from .public_types import tag_of
 
 cdef enum:
     STACK_KEY_SIZE = 512

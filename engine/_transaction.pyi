@@ -10,7 +10,7 @@ from ._view import StoreAttachment
 from .errors import Conflict
 from .handle import EngineHandle
 from .keys import Namespace, RunId, TypeTag
-from .types import CommitReceipt, TransactionStatus, VersionedValue
+from .public_types import CommitReceipt, TransactionStatus, VersionedValue
 
 _Key = str | bytes
 _Run = RunId | UUID | str

@@ -18,7 +18,7 @@ from occamdb.ipc._atomics cimport clock_monotonic_ns
 
 from .errors import ConflictError, InvalidArgumentError
 from .keys import Namespace, RunId
-from .types import TransactionStatus, tag_of
+from .public_types import TransactionStatus, tag_of
 
 # A cimported class is no attribute of the module by itself; this one is part of what it offers.
 globals()["Space"] = Space

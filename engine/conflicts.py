@@ -17,7 +17,7 @@ from ..ipc.errors import OccamError
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from .types import TypeTag
+    from .public_types import TypeTag
 
 UserKey: TypeAlias = str | bytes
 

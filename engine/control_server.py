@@ -28,7 +28,7 @@ from . import failpoints
 from ._commit import CHANNEL_STATE_BROKEN, CHANNEL_STATE_CLOSED
 from .control_messages import refusal
 from .errors import CoordinatorUnavailable, InvalidArgumentError, StoreFullError, TooManyChannelsError
-from .statistics import core_figures
+from .figures import core_figures
 
 if TYPE_CHECKING:
     from .coordinator import Coordinator

@@ -18,11 +18,11 @@ from ._transaction import DatabaseBase
 from ._txn_commit import conflicts_found_early
 from .handle import EngineHandle
 from .keys import Namespace
+from .public_types import RunId, TypeTag, VersionedValue
 from .retry import RetryPolicy
 from .running import Attempt, Attempts, TransactionalFunction, retries_made, run_transaction, transactional
 from .snapshot import SharedSnapshotView
 from .transaction import Transaction
-from .types import RunId, TypeTag, VersionedValue
 
 __all__ = ["Database"]
 

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from .errors import CorruptionError, InvalidArgumentError, InvalidKeyError, KeyTooLarge
 from .limits import Limits
-from .types import RunId, TypeTag, tag_of
+from .public_types import RunId, TypeTag, tag_of
 
 __all__ = [
     "DecodedKey",

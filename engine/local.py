@@ -24,9 +24,9 @@ from .errors import (
     StoreFullError,
     TransactionTimeout,
 )
+from .figures import core_figures
 from .limits import Limits, sized
 from .settings import Settings
-from .statistics import core_figures
 
 __all__ = ["LocalHandle"]
 

@@ -25,9 +25,9 @@ from .errors import (
     TransactionStateError,
     TransactionTimeout,
 )
+from .public_types import TransactionStatus
 from .retry import RetryPolicy
 from .transaction import Transaction
-from .types import TransactionStatus
 
 if TYPE_CHECKING:
     from .database import Database

@@ -19,8 +19,8 @@ from sortedcontainers import SortedDict
 from ._transaction import Space
 from .errors import TransactionStateError
 from .keys import decode_user_key, encode_user_key
+from .public_types import RunId, VersionedValue
 from .transaction import Transaction
-from .types import RunId, VersionedValue
 from .values import decode_value, encode_value
 
 __all__ = ["ClonedSnapshotView", "SharedSnapshotView", "SnapshotView"]

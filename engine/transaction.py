@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._transaction import ImplicitSpace, Space, TransactionBase, use_transaction_class
-from .types import CommitReceipt, TransactionStatus
+from .public_types import CommitReceipt, TransactionStatus
 
 __all__ = ["CommitReceipt", "ImplicitSpace", "Space", "Transaction", "TransactionStatus"]
 

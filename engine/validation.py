@@ -37,7 +37,7 @@ from .errors import (
     WriteConflict,
 )
 from .keys import TypeTag, decode_key, decode_user_key
-from .types import RunId
+from .public_types import RunId
 
 __all__ = [
     "CONFLICTS_LISTED_MAX",

@@ -19,7 +19,7 @@ from hashlib import sha256
 from typing import Any
 
 from ..engine.errors import CorruptionError, InvalidArgumentError, OccamError, ValueEncodingError
-from ..engine.types import TypeTag
+from ..engine.public_types import TypeTag
 from ..engine.values import decode_value, encode_value
 from . import layout
 from .extension import (

@@ -40,8 +40,8 @@ from uuid import UUID
 from ..engine._transaction import DatabaseBase, Space, TransactionBase
 from ..engine.errors import InvalidArgumentError
 from ..engine.extensions import register_extension
+from ..engine.public_types import RunId
 from ..engine.retry import RetryPolicy
-from ..engine.types import RunId
 
 __all__ = [
     "CONTENDED",

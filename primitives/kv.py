@@ -15,8 +15,8 @@ from datetime import timedelta
 from typing import Any, TypeAlias, TypeVar, overload
 
 from ..engine.errors import InvalidArgumentError
+from ..engine.public_types import TypeTag, VersionedValue
 from ..engine.retry import RetryPolicy
-from ..engine.types import TypeTag, VersionedValue
 from .extension import (
     DatabaseBase,
     H_co,

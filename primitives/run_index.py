@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
 
 from ..engine.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, OccamError
-from ..engine.types import RunId, TypeTag
+from ..engine.public_types import RunId, TypeTag
 from . import layout
 from .extension import (
     DatabaseBase,

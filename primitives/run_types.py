@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..engine.errors import CorruptionError, InvalidArgumentError, InvalidTransition
-from ..engine.types import RunId
+from ..engine.public_types import RunId
 from .extension import from_microseconds
 
 __all__ = ["ALLOWED_TRANSITIONS", "RunMetadata", "RunStatus", "check_transition"]

@@ -12,8 +12,8 @@ from datetime import datetime
 from typing import Any, TypeVar, overload
 
 from ..engine.errors import AlreadyExistsError, CASConflict, NotFoundError
+from ..engine.public_types import TypeTag, VersionedValue
 from ..engine.retry import RetryPolicy
-from ..engine.types import TypeTag, VersionedValue
 from .extension import (
     CONTENDED,
     DatabaseBase,

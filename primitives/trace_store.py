@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from ..engine.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
-from ..engine.types import TypeTag
+from ..engine.public_types import TypeTag
 from . import layout
 from .extension import H_co, Primitive, operation, reader, register, single
 from .planner import Choice, IndexRange, Test, checked_limit, choose, window

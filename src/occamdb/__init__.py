@@ -44,7 +44,7 @@ from .engine.limits import Limits
 from .engine.retry import RetryPolicy
 from .engine.settings import Settings
 from .engine.snapshot import ClonedSnapshotView, SharedSnapshotView, SnapshotView
-from .engine.types import CommitReceipt, RunId, TransactionStatus, TypeTag, VersionedValue
+from .engine.public_types import CommitReceipt, RunId, TransactionStatus, TypeTag, VersionedValue
 from .primitives import (
     ChainVerification,
     Custom,

@@ -10,8 +10,8 @@ from occamdb.stress.workloads.event_log import EventLogWriters
 from occamdb.stress.workloads.ledger import Ledger
 from occamdb.stress.workloads.list_append import ListAppendWorkload
 from occamdb.stress.workloads.phantoms import Phantoms
-from occamdb.stress.workloads.queue import TaskQueue
 from occamdb.stress.workloads.register import RegisterWorkload
+from occamdb.stress.workloads.task_queue import TaskQueue
 from occamdb.stress.workloads.write_skew import WriteSkew
 from occamdb.stress.workloads.ycsb import ycsb_workloads
 

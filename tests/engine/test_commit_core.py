@@ -27,7 +27,7 @@ from occamdb.engine.messages import (
     decode_reply,
     encode_request,
 )
-from occamdb.engine.types import RunId
+from occamdb.engine.public_types import RunId
 from occamdb.ipc import layout
 from occamdb.ipc._channel import ClientChannel
 from tests.support.databases import memory_database

@@ -18,8 +18,8 @@ from occamdb.engine.errors import (
 from occamdb.engine.extensions import extension_names, register_extension
 from occamdb.engine.handle import EngineHandle
 from occamdb.engine.keys import Namespace
+from occamdb.engine.public_types import RunId, TypeTag
 from occamdb.engine.transaction import Transaction
-from occamdb.engine.types import RunId, TypeTag
 from tests.support.databases import memory_database
 
 

@@ -17,7 +17,7 @@ from occamdb.engine.errors import (
     RetriesExhausted,
     WriteConflict,
 )
-from occamdb.engine.types import RunId, TypeTag
+from occamdb.engine.public_types import RunId, TypeTag
 
 RUN = RunId("01890a5d-ac96-774b-bcce-b302099a8057")
 

@@ -8,8 +8,8 @@ import pytest
 
 from occamdb.engine.database import Database
 from occamdb.engine.errors import CASConflict, ConflictError, ReadConflict, WriteConflict
+from occamdb.engine.public_types import RunId, TypeTag
 from occamdb.engine.transaction import Transaction, TransactionStatus
-from occamdb.engine.types import RunId, TypeTag
 
 BOTH = pytest.mark.parametrize("isolation", ["serializable", "snapshot"])
 

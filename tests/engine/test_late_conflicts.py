@@ -13,9 +13,9 @@ from hypothesis.stateful import run_state_machine_as_test
 from occamdb.engine.database import Database
 from occamdb.engine.errors import CASConflict, ConflictError, ReadConflict, WriteConflict
 from occamdb.engine.local import LocalHandle
+from occamdb.engine.public_types import RunId, TypeTag
 from occamdb.engine.settings import Settings
 from occamdb.engine.transaction import Transaction
-from occamdb.engine.types import RunId, TypeTag
 from tests.engine.test_isolation import (
     test_phantom_only_under_snapshot_isolation as phantom_test,
 )

@@ -28,7 +28,7 @@ from occamdb.engine.messages import (
     encode_request,
     request_size,
 )
-from occamdb.engine.types import RunId
+from occamdb.engine.public_types import RunId
 
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)

@@ -19,9 +19,9 @@ from occamdb.engine.errors import (
     TransactionStateError,
     TransactionTimeout,
 )
+from occamdb.engine.public_types import RunId
 from occamdb.engine.retry import RetryPolicy
 from occamdb.engine.transaction import Transaction, TransactionStatus
-from occamdb.engine.types import RunId
 
 FAST = RetryPolicy(max_attempts=5, initial_backoff=0.0)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from occamdb.engine.database import Database
 from occamdb.engine.errors import TransactionStateError
-from occamdb.engine.types import RunId
+from occamdb.engine.public_types import RunId
 from tests.support.databases import memory_database
 
 

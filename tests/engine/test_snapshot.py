@@ -8,8 +8,8 @@ import pytest
 
 from occamdb.engine.database import Database
 from occamdb.engine.errors import LimitExceeded, ReadOnlyError, SnapshotExpired, TransactionStateError
+from occamdb.engine.public_types import RunId
 from occamdb.engine.snapshot import ClonedSnapshotView, SharedSnapshotView, SnapshotView
-from occamdb.engine.types import RunId
 from occamdb.ipc.layout import SLOT_COUNT
 from tests.support.databases import memory_database, revoke_snapshots
 

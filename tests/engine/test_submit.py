@@ -23,9 +23,9 @@ from occamdb.engine.errors import (
 )
 from occamdb.engine.local import LocalHandle
 from occamdb.engine.messages import OpCode, OpFlags, Reply, RequestFlags, Status
+from occamdb.engine.public_types import RunId
 from occamdb.engine.settings import Settings
 from occamdb.engine.transaction import Transaction, TransactionStatus
-from occamdb.engine.types import RunId
 from tests.support.databases import memory_database
 
 

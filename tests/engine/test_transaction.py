@@ -26,8 +26,8 @@ from occamdb.engine.errors import (
     ValueTooLarge,
     WriteConflict,
 )
+from occamdb.engine.public_types import RunId, TypeTag
 from occamdb.engine.transaction import Transaction, TransactionStatus
-from occamdb.engine.types import RunId, TypeTag
 from tests.support.databases import DatabaseFactory
 
 RICH: dict[str, Any] = {

@@ -18,8 +18,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from occamdb.engine.database import Database
 from occamdb.engine.errors import ConflictError
 from occamdb.engine.keys import successor
+from occamdb.engine.public_types import RunId
 from occamdb.engine.transaction import Transaction
-from occamdb.engine.types import RunId
 from occamdb.engine.validation import CommitSets, Newest, validate_transaction
 from tests.support.databases import memory_database
 

@@ -9,7 +9,7 @@ import pytest
 
 from occamdb.engine.database import Database
 from occamdb.engine.errors import ConflictError, InvalidArgumentError
-from occamdb.engine.types import RunId
+from occamdb.engine.public_types import RunId
 
 SOON = 0.02
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from occamdb.engine.errors import CASConflict, ConflictError, ReadConflict, WriteConflict
 from occamdb.engine.keys import Namespace, TypeTag, prefix_range, successor, tag_prefix
-from occamdb.engine.types import RunId
+from occamdb.engine.public_types import RunId
 from occamdb.engine.validation import (
     CONFLICTS_LISTED_MAX,
     CommitSets,

@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from occamdb.engine.errors import CorruptionError, ValueEncodingError, ValueTooLarge
-from occamdb.engine.types import CommitReceipt, VersionedValue
+from occamdb.engine.public_types import CommitReceipt, VersionedValue
 from occamdb.engine.values import DEPTH_MAX, decode_value, encode_value, explain
 
 UTC = dt.UTC

@@ -12,7 +12,7 @@ from occamdb.engine._view import StoreAttachment
 from occamdb.engine.database import Database
 from occamdb.engine.errors import CorruptionError, LimitExceeded, SnapshotExpired
 from occamdb.engine.limits import Limits
-from occamdb.engine.types import RunId
+from occamdb.engine.public_types import RunId
 from occamdb.engine.values import encode_value
 from occamdb.ipc import layout
 

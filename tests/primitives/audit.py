@@ -6,7 +6,7 @@ must exist from the records alone: any missing or superfluous one is found.
 
 from typing import Any
 
-from occamdb.engine.types import RunId, TypeTag
+from occamdb.engine.public_types import RunId, TypeTag
 from occamdb.engine.values import decode_value
 from occamdb.primitives import layout
 from occamdb.primitives.run_types import STATUS_NUMBERED

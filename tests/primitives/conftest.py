@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.types import RunId
+from occamdb.engine.public_types import RunId
 from occamdb.primitives import Database
 from tests.support.databases import memory_database
 from tests.support.processes import Worker, open_database, stop_coordinator, workers

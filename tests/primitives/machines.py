@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from occamdb.engine.types import RunId
+from occamdb.engine.public_types import RunId
 from tests.support.databases import memory_database
 
 from .audit import audit

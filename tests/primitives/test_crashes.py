@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.types import RunId
+from occamdb.engine.public_types import RunId
 from occamdb.primitives import Thought
 from tests.support.processes import (
     Peer,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from occamdb.engine.errors import ConflictError, InvalidTransition, NotFoundError
-from occamdb.engine.types import RunId, TypeTag
+from occamdb.engine.public_types import RunId, TypeTag
 from occamdb.primitives import RunStatus, Thought, ToolCall
 from tests.support.databases import memory_database
 

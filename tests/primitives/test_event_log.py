@@ -12,7 +12,7 @@ import msgpack
 import pytest
 
 from occamdb.engine.errors import CorruptionError, InvalidArgumentError, ValueEncodingError
-from occamdb.engine.types import RunId, TypeTag
+from occamdb.engine.public_types import RunId, TypeTag
 from occamdb.primitives import ChainVerification, Event, EventLog, layout
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from occamdb.engine.errors import AlreadyExistsError, InvalidArgumentError
-from occamdb.engine.types import RunId, TypeTag
+from occamdb.engine.public_types import RunId, TypeTag
 from occamdb.primitives import (
     EventLog,
     KVStore,

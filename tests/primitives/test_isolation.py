@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from occamdb.engine.errors import ConflictError, NotFoundError
-from occamdb.engine.types import RunId
+from occamdb.engine.public_types import RunId
 from occamdb.primitives import Thought
 
 from .forms import Inside, Outside

@@ -15,7 +15,7 @@ from occamdb.engine.errors import (
     NotAnIntegerError,
     ValueEncodingError,
 )
-from occamdb.engine.types import RunId
+from occamdb.engine.public_types import RunId
 from occamdb.primitives import KVStore, KVTransaction
 
 

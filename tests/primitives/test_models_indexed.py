@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from occamdb.engine.errors import InvalidTransition
-from occamdb.engine.types import RunId
+from occamdb.engine.public_types import RunId
 from occamdb.primitives import Custom, Error, RunStatus, Thought, ToolCall
 
 from .machines import MACHINE_SETTINGS, Machine

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.types import RunId
+from occamdb.engine.public_types import RunId
 from occamdb.primitives import ChainVerification, Database, RunStatus, Thought
 from tests.support.processes import Peer, Worker, open_database
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from occamdb.engine.errors import AlreadyExistsError, InvalidArgumentError, InvalidTransition, NotFoundError
-from occamdb.engine.types import RunId, TypeTag
+from occamdb.engine.public_types import RunId, TypeTag
 from occamdb.primitives import ALLOWED_TRANSITIONS, RunMetadata, RunStatus, Thought, layout
 from occamdb.primitives.run_index import RESERVED_RUN
 

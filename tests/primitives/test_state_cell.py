@@ -11,8 +11,8 @@ from occamdb.engine.errors import (
     NotFoundError,
     RetriesExhausted,
 )
+from occamdb.engine.public_types import RunId
 from occamdb.engine.retry import RetryPolicy
-from occamdb.engine.types import RunId
 from occamdb.primitives import State
 
 

@@ -16,7 +16,7 @@ from occamdb.engine.errors import (
     NotFoundError,
     ValueEncodingError,
 )
-from occamdb.engine.types import RunId, TypeTag
+from occamdb.engine.public_types import RunId, TypeTag
 from occamdb.engine.values import encode_value
 from occamdb.primitives import Custom, Decision, Error, Query, Thought, ToolCall, Trace, layout
 from occamdb.primitives.trace_store import new_id

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, assert_type
 
-from occamdb.engine.types import RunId, VersionedValue
+from occamdb.engine.public_types import RunId, VersionedValue
 from occamdb.primitives import Database, Event, EventLog, KVStore, RunMetadata, State, TraceTree, Transaction
 from occamdb.primitives.kv import KVMapping
 

@@ -17,8 +17,8 @@ import pytest
 
 from occamdb.engine.database import Database
 from occamdb.engine.local import LocalHandle
+from occamdb.engine.public_types import RunId
 from occamdb.engine.settings import Settings
-from occamdb.engine.types import RunId
 from occamdb.ipc import layout
 
 __all__ = [
