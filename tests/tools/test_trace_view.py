@@ -1,24 +1,29 @@
 """Traces on one line and as trees."""
 
 import io
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+import occamdb
 from occamdb.primitives import Custom, Decision, Error, Query, Thought, ToolCall, Trace, TraceTree
 from occamdb.tools.trace_view import TEXT_LENGTH_MAX, headline, render, shorten
+
+RUN = "00000000-0000-7000-8000-000000000001"
+
+
+@pytest.fixture
+def db() -> Iterator[occamdb.Database]:
+    with occamdb.open_in_memory() as database:
+        yield database
 
 
 def trace(content: Any, number: int = 1, tags: tuple[str, ...] = ()) -> Trace:
     identity = f"00000000-0000-7000-8000-{number:012}"
     return Trace(identity, None, content, datetime(2026, 1, 1, tzinfo=UTC), tags, {}, identity)
-
-
-def leaf(content: Any, number: int = 1, tags: tuple[str, ...] = ()) -> TraceTree:
-    shown = trace(content, number, tags)
-    return TraceTree(b"", [], lambda _id, _record: shown)
 
 
 def printed(tree: TraceTree, **options: Any) -> list[str]:
@@ -48,11 +53,11 @@ def test_long_texts_are_cut() -> None:
     assert shorten("abcdef", 4) == "abc…"
 
 
-def test_a_tree_shows_children_in_order_and_how_many_are_left_out() -> None:
-    top = leaf(Thought("top [not markup]"), tags=("goal",))
-    top.children = [leaf(Thought(f"child {n}"), n) for n in range(2, 7)]
-    lines = printed(top, children_max=2)
-    assert lines == [
+def test_a_tree_shows_children_in_order_and_how_many_are_left_out(db: occamdb.Database) -> None:
+    top = db.traces.record(RUN, Thought("top [not markup]"), tags=["goal"])
+    for number in range(2, 7):
+        db.traces.record_child(RUN, top, Thought(f"child {number}"))
+    assert printed(db.traces.get_tree(RUN, top), children_max=2) == [
         "Thought top [not markup] #goal",
         "├── Thought child 2",
         "├── Thought child 3",
@@ -60,22 +65,25 @@ def test_a_tree_shows_children_in_order_and_how_many_are_left_out() -> None:
     ]
 
 
-def test_a_tree_can_be_cut_at_a_depth() -> None:
-    tree = leaf(Thought("0"))
-    node = tree
-    for level in range(1, 5):
-        node.children.append(leaf(Thought(str(level)), level))
-        node = node.children[0]
+def test_a_tree_can_be_cut_at_a_depth(db: occamdb.Database) -> None:
+    tree = chain(db, 5)
     assert printed(tree, depth_max=1) == ["Thought 0", "└── Thought 1", "    └── … 3 below"]
 
 
-def test_a_tree_deeper_than_the_recursion_limit_is_rendered() -> None:
-    tree = leaf(Thought("0"))
-    node = tree
-    for level in range(5000):
-        node.children.append(leaf(Thought(str(level)), level))
-        node = node.children[0]
-    shown, depth = render(tree), 0
+def test_a_tree_deeper_than_the_recursion_limit_is_rendered(db: occamdb.Database) -> None:
+    shown, depth = render(chain(db, 2001)), 0
     while shown.children:
         shown, depth = shown.children[0], depth + 1
-    assert depth == 5000
+    assert depth == 2000
+
+
+def chain(db: occamdb.Database, length: int) -> TraceTree:
+    """A tree that is one branch: each trace the only child of the one before."""
+
+    def record(txn: occamdb.Transaction) -> str:
+        top = last = txn.traces.record(Thought("0"))
+        for level in range(1, length):
+            last = txn.traces.record_child(last, Thought(str(level)))
+        return top
+
+    return db.traces.get_tree(RUN, db.transaction(RUN, record))
