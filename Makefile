@@ -12,6 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 AGENTS ?= 4
+DIST ?= dist
 DIR ?=
 ARGS ?=
 
@@ -85,7 +86,7 @@ coverage: $(BUILT)
 
 dist: $(DEPS)
 	@$(PIP) install build
-	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m build --no-isolation --outdir $(DIST)
 
 clean:
 	rm -rf build dist htmlcov .coverage .coverage.* src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
