@@ -62,10 +62,19 @@ class Coordinator:
       path: the database directory, absolute; made when missing.
       durability: "none", "standard" or "always".
       asked: settings by keyword, over the directory's settings file.
+      inherited: the settings of the coordinator before, under the directory's settings file.
       auto: ends by itself when the last worker has been gone for `idle_timeout`.
     """
 
-    def __init__(self, path: str, durability: str, asked: dict[str, Any], *, auto: bool) -> None:
+    def __init__(
+        self,
+        path: str,
+        durability: str,
+        asked: dict[str, Any],
+        *,
+        auto: bool,
+        inherited: dict[str, Any] | None = None,
+    ) -> None:
         if durability not in ("none", "standard", "always"):
             raise InvalidArgumentError(
                 f"durability {durability!r} is unknown", hint='choose "none", "standard" or "always"'
@@ -74,6 +83,7 @@ class Coordinator:
         self.durability = durability
         self.auto = auto
         self._asked = asked
+        self._inherited = inherited or {}
         self._cleanup = contextlib.ExitStack()
         self._stop_requested = False
         self._exit_code = 0
@@ -104,7 +114,7 @@ class Coordinator:
         lock = FileLock(os.path.join(self.path, "LOCK"))
         lock.acquire()
         self._cleanup.callback(lock.release)
-        self.settings = load_settings(self.path, **self._asked)
+        self.settings = load_settings(self.path, self._inherited, **self._asked)
         self.directory = DatabaseDirectory(self.path)
         self._cleanup.callback(self.directory.close)
         self.incarnation = self.directory.begin_incarnation()

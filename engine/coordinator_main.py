@@ -18,7 +18,9 @@ from .errors import CoordinatorUnavailable
 def main() -> int:
     options = json.loads(sys.argv[1])
     report_fd = options["report_fd"]
-    coordinator = Coordinator(options["path"], options["durability"], options["settings"], auto=True)
+    coordinator = Coordinator(
+        options["path"], options["durability"], options["settings"], auto=True, inherited=options.get("inherited")
+    )
     try:
         coordinator.start()
     except BaseException as error:

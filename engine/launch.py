@@ -54,6 +54,8 @@ class Launcher:
         self.log_path = os.path.join(path, LOG_NAME)
         self._durability = durability
         self._settings = settings
+        # Of the last coordinator: its successor goes on with them, or workers that asked for them could not attach.
+        self.inherited: dict[str, Any] = {}
 
     def connect(self, limit: float) -> ControlClient | None:
         """A connection, or None when nobody listens. `limit`: on the clock of time.monotonic."""
@@ -123,6 +125,7 @@ class Launcher:
                 "path": self.path,
                 "durability": self._durability,
                 "settings": self._settings,
+                "inherited": self.inherited,
                 "report_fd": report_fd,
             }
         )

@@ -41,7 +41,7 @@ from .errors import (
 from .launch import CoordinatorDied, Launcher
 from .limits import Limits
 from .link import CoordinatorGone, Link
-from .messages import OpCode, OpFlags, Reply, ResultEntry, ResultKind, Status, decode_request, encode_reply
+from .messages import OpCode, OpFlags, Reply, RequestFlags, ResultEntry, ResultKind, Status, decode_request, encode_reply
 from .settings import Settings
 
 __all__ = ["SharedHandle", "open_handle"]
@@ -76,6 +76,8 @@ class SharedHandle:
         self._start = start
         self._timeout = timeout
         self._launcher = Launcher(path, durability, asked)
+        # The coordinator may be another opener's, who asked for less.
+        self._sync = durability == "always"
         self._closed = False
         self._reset()
         _handles.add(self)
@@ -124,6 +126,8 @@ class SharedHandle:
         # Used up by being written here: whatever interrupts us, no second request carries this number.
         link.sequence = sequence = link.sequence + 1
         request[8:16] = sequence.to_bytes(8, "little")
+        if self._sync:
+            request[6] |= RequestFlags.SYNC
         self._local.session = link.session
         try:
             exchange = link.exchange
@@ -333,6 +337,7 @@ class SharedHandle:
                 link.detach()
                 raise DatabaseClosedError("the database is closed")
             self._settings = Settings.of(link.terms.settings)
+            self._launcher.inherited = link.terms.settings
             self._all.add(link)
             primary = self._primary
             if (

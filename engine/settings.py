@@ -154,17 +154,20 @@ def _unknown(name: str, known: tuple[str, ...]) -> SettingsError:
     return SettingsError(f"unknown setting {name!r}", setting=name, hint=hint)
 
 
-def load_settings(directory: str | PathLike[str] | None = None, **keywords: Any) -> Settings:
+def load_settings(
+    directory: str | PathLike[str] | None = None, inherited: Mapping[str, Any] | None = None, **keywords: Any
+) -> Settings:
     """Read `settings.toml` of a database directory, if there is one, with keywords winning over it.
 
     Args:
       directory: the database; None for one in memory.
+      inherited: what holds where neither the file nor a keyword says anything.
       keywords: settings by name; None means "not given".
 
     Raises:
       SettingsError: an unknown name, a value that is not allowed, or a file that is not TOML; names the file.
     """
-    settings = Settings()
+    settings = Settings.of(inherited or {})
     if directory is not None:
         settings = _read_file(Path(directory) / SETTINGS_FILE, settings)
     return _merge(settings, {name: value for name, value in keywords.items() if value is not None})
