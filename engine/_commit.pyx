@@ -24,52 +24,46 @@ state by the transitions in _core.pxd, reads counters (each is one word; a sum m
 """
 
 import os
-import struct
 
 cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.pythread cimport PyThread_type_lock
 from cpython.pythread cimport (
     NOWAIT_LOCK, PY_LOCK_ACQUIRED, PyLockStatus, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
-    PyThread_release_lock,
+    PyThread_release_lock, PyThread_type_lock,
 )
-from libc.errno cimport EIO
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 from posix.unistd cimport write as posix_write
 
 from occamdb.engine._apply cimport apply_request, compact_expiry, expire_due, load_expiry, undo_to
 from occamdb.engine._core cimport (
     ANSWER_COMMITTED, ANSWER_DEPENDENT, ANSWER_NONE, ANSWER_REFUSED, CHANNEL_ACTIVE, CHANNEL_BROKEN, CHANNEL_CLOSED,
-    CHANNEL_CLOSING, CHANNEL_FREE, HISTOGRAM_COUNT, HOT_KEYS, RECENT_COUNT, Recent, Undo,
+    CHANNEL_CLOSING, CHANNEL_FREE, HISTOGRAM_COUNT, RECENT_COUNT, Recent, Undo,
 )
+from occamdb.engine._core_channels cimport channel_free, channel_open, channel_outcome, channel_outcomes
+from occamdb.engine._core_figures cimport channel_figures, core_stats
 from occamdb.engine._expiry cimport expiry_free, expiry_init
 from occamdb.engine._failpoints cimport (
     FP_COMMIT_AFTER_APPLY, FP_COMMIT_AFTER_PUBLISH, FP_COMMIT_AFTER_REPLY, FP_COMMIT_AFTER_VALIDATE,
     FP_COMMIT_BEFORE_PUBLISH, FP_COMMIT_BEFORE_REPLY, FP_COMMIT_BEFORE_VALIDATE, failpoint_armed, failpoint_hit,
 )
-from occamdb.engine._pins cimport collect, oldest_pin, pin_own, revoke_all, revoke_older, unpin_own
+from occamdb.engine._pins cimport collect, pin_own, revoke_all, revoke_older, unpin_own
 from occamdb.engine._replay cimport Loader
 from occamdb.engine._store cimport store_check, store_create, store_destroy, store_pending_bytes, store_publish
 from occamdb.engine._validate cimport check_format, reserve_reply, validate_request
+from occamdb.engine._wakes cimport answered, flush_wakes, release_wakes
 from occamdb.engine._wire cimport (
     REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_HEADER_SIZE, REQUEST_SYNC, STATUS_BAD_REQUEST, STATUS_COMMITTED,
     STATUS_CONFLICT, STATUS_LOG_FAILED, STATUS_LOG_WRITE_ERROR, STATUS_STORE_FULL, ReplyHeader, RequestHeader,
 )
 from occamdb.ipc._atomics cimport (
-    cas_u32, clock_monotonic_ns, clock_realtime_ns, fence_acquire, fence_release, load_acquire_u32, load_acquire_u64,
-    load_relaxed_u32, load_relaxed_u64, store_relaxed_u32, store_relaxed_u64, store_release_u32,
+    cas_u32, clock_monotonic_ns, clock_realtime_ns, cpu_relax, fence_release, load_acquire_u32, load_acquire_u64,
+    store_relaxed_u32, store_relaxed_u64, store_release_u32,
 )
 from occamdb.ipc._doorbell cimport doorbell_ring, doorbell_wait, waiter_init
-from occamdb.ipc._layout cimport (
-    BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, CLOSED_OFFSET, REPLY_HEAD_OFFSET, REPLY_TAIL_OFFSET, REQUEST_HEAD_OFFSET,
-    REQUEST_TAIL_OFFSET, RINGS_OFFSET, SLOT_COUNT, SLOT_SIZE, SLOTS_HIGH_OFFSET, SLOTS_OFFSET, WORKER_BELL_OFFSET,
-    WORKER_SLEEPING_OFFSET,
-)
-from occamdb.ipc._ring cimport (
-    inbox_destroy, inbox_init, inbox_poll, inbox_take_done, outbox_send, ring_init, ring_readable,
-)
+from occamdb.ipc._layout cimport BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, RINGS_OFFSET
+from occamdb.ipc._ring cimport inbox_poll, inbox_take_done, outbox_send, ring_readable
 
 cdef extern from "pythread.h" nogil:
     PyLockStatus PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int intr_flag)
@@ -111,18 +105,6 @@ cdef bint _work_ready(void *context) noexcept nogil:
         if state == CHANNEL_ACTIVE and ring_readable(&channel.request) != 0:
             return True
     return False
-
-
-cdef void _read_outcome(Channel *channel, u64 *sequence, u64 *version) noexcept nogil:
-    """The channel's last commit, as one pair; any thread."""
-    cdef u32 before
-    while True:
-        before = load_acquire_u32(&channel.outcome_lock)
-        sequence[0] = load_relaxed_u64(&channel.last_sequence)
-        version[0] = load_relaxed_u64(&channel.last_version)
-        fence_acquire()
-        if not before & 1 and load_relaxed_u32(&channel.outcome_lock) == before:
-            return
 
 
 cdef inline u32 _bucket_of(u64 value) noexcept nogil:
@@ -181,7 +163,11 @@ cdef class CommitCore:
         self.core.undo = <Undo *>malloc(self.core.undo_capacity * sizeof(Undo))
         self.core.recent = <Recent *>malloc(RECENT_COUNT * sizeof(Recent))
         self.core.channels = <Channel *>calloc(channel_count_max, sizeof(Channel))
-        if self.core.undo == NULL or self.core.recent == NULL or self.core.channels == NULL:
+        self.core.wakes = <u32 *>calloc(channel_count_max, sizeof(u32))
+        # One core is the commit thread's own.
+        self.core.hot_max = max(1, self.core_count - 1)
+        if (self.core.undo == NULL or self.core.recent == NULL or self.core.channels == NULL
+                or self.core.wakes == NULL):
             raise MemoryError("no private memory for the commit core")
         self.core.own.state = CHANNEL_ACTIVE
         self.core.own.slots = <u8 *>self.core.own_slot
@@ -201,13 +187,14 @@ cdef class CommitCore:
             PyThread_free_lock(self.mutex)
         if self.core.channels != NULL:
             for index in range(self.core.channel_capacity):
-                self._free_channel(index)
+                channel_free(&self.core.channels[index])
         expiry_free(&self.core.expiry)
         if self.core.store.base != NULL:
             store_destroy(&self.core.store)
         free(self.core.undo)
         free(self.core.recent)
         free(self.core.channels)
+        free(self.core.wakes)
         free(self.core.pins)
 
     # ---- set-up, before any commit -------------------------------------------------------------------------
@@ -233,35 +220,12 @@ cdef class CommitCore:
     def open_channel(self, u64 session, channel_buffer, u64 ring_size, u64 last_sequence=0, u64 last_version=0):
         """Serve one more channel. Returns its index, or -1 when every slot is taken."""
         cdef unsigned char[::1] view = channel_buffer
-        cdef u8 *base = &view[0]
-        cdef u32 index = 0
-        cdef Channel *channel
+        cdef i64 index
         if <u64>view.shape[0] < RINGS_OFFSET + 2 * ring_size:
             raise ValueError(f"channel segment has {view.shape[0]} bytes, needs {RINGS_OFFSET + 2 * ring_size}")
-        while index < self.core.channel_capacity and self.core.channels[index].state != CHANNEL_FREE:
-            index += 1
-        if index == self.core.channel_capacity:
-            return -1
-        channel = &self.core.channels[index]
-        memset(channel, 0, sizeof(Channel))
-        self.channel_buffers[index] = memoryview(channel_buffer)
-        channel.session = session
-        channel.last_sequence = last_sequence
-        channel.last_version = last_version
-        ring_init(&channel.request, base + RINGS_OFFSET, ring_size, base + REQUEST_HEAD_OFFSET, base + REQUEST_TAIL_OFFSET)
-        ring_init(&channel.reply, base + RINGS_OFFSET + ring_size, ring_size, base + REPLY_HEAD_OFFSET, base + REPLY_TAIL_OFFSET)
-        inbox_init(&channel.inbox)
-        channel.word = base + WORKER_BELL_OFFSET
-        channel.sleeping = base + WORKER_SLEEPING_OFFSET
-        channel.slots = base + SLOTS_OFFSET
-        channel.slots_high = base + SLOTS_HIGH_OFFSET
-        channel.closed = base + CLOSED_OFFSET
-        # One reply is outstanding at most, so half the ring always has room for it.
-        channel.reply_max = ring_size // 2 if ring_size // 2 > REPLY_SIZE_MIN else REPLY_SIZE_MIN
-        # Release: the commit thread sees a filled slot once it sees the state.
-        store_release_u32(&channel.state, CHANNEL_ACTIVE)
-        if index >= self.core.channels_high:
-            store_release_u32(&self.core.channels_high, index + 1)
+        index = channel_open(&self.core, session, &view[0], ring_size, last_sequence, last_version)
+        if index >= 0:
+            self.channel_buffers[index] = memoryview(channel_buffer)
         return index
 
     def close_channel(self, u32 index):
@@ -276,27 +240,16 @@ cdef class CommitCore:
     def channel_outcome(self, u32 index):
         """(session, sequence, commit version) of the channel's last commit; sequence 0 for none."""
         cdef u64 sequence, version
-        _read_outcome(&self.core.channels[index], &sequence, &version)
+        channel_outcome(&self.core.channels[index], &sequence, &version)
         return self.core.channels[index].session, sequence, version
 
     def release_channel(self, u32 index):
         """Free the slot of a CLOSED channel and let go of its buffer."""
         if load_acquire_u32(&self.core.channels[index].state) != CHANNEL_CLOSED:
             raise RuntimeError("the channel is still being served")
-        self._free_channel(index)
+        channel_free(&self.core.channels[index])
         self.channel_buffers[index] = None
         store_release_u32(&self.core.channels[index].state, CHANNEL_FREE)
-
-    cdef _free_channel(self, u32 index):
-        cdef Channel *channel = &self.core.channels[index]
-        inbox_destroy(&channel.inbox)
-        inbox_init(&channel.inbox)
-        free(channel.out)
-        free(channel.seen)
-        channel.out = NULL
-        channel.out_capacity = 0
-        channel.seen = NULL
-        channel.slots = NULL
 
     # ---- the commit thread ------------------------------------------------------------------------------------
 
@@ -319,9 +272,15 @@ cdef class CommitCore:
     cdef void _run(self) noexcept nogil:
         while not load_acquire_u32(&self.core.stop_flag) and not self.fatal_errno:
             if self._turn() == 0:
+                if self.core.wakes_count:
+                    # Due within microseconds: look for requests until then rather than sleep.
+                    cpu_relax()
+                    release_wakes(&self.core, clock_monotonic_ns())
+                    continue
                 self._housekeeping(True)
                 doorbell_wait(&self.waiter, self.bell + BELL_WORD_OFFSET, self.bell + BELL_SLEEPING_OFFSET, _work_ready,
                               &self.core, IDLE_NS_MAX, True)
+        flush_wakes(&self.core)
         self._notify_control()
 
     cdef int _turn(self) noexcept nogil:
@@ -356,6 +315,7 @@ cdef class CommitCore:
             channel = &self.core.channels[index]
             if load_acquire_u32(&channel.state) != CHANNEL_ACTIVE or not self._take_from(channel):
                 continue
+            channel.hot_until = 0
             if channel.window != self.window:
                 channel.window = self.window
                 self.window_channels += 1
@@ -513,6 +473,7 @@ cdef class CommitCore:
         cdef u32 index
         cdef Channel *channel
         cdef ReplyHeader *reply
+        cdef i64 now = clock_monotonic_ns()
         if failpoint_armed():
             failpoint_hit(FP_COMMIT_BEFORE_REPLY)
         for index in range(self.core.channels_high):
@@ -530,7 +491,8 @@ cdef class CommitCore:
             if reply.status == STATUS_BAD_REQUEST or outbox_send(&channel.reply, channel.out, <u32>channel.out_size) != 0:
                 self._break_channel(channel)
                 continue
-            doorbell_ring(channel.word, channel.sleeping)
+            answered(&self.core, index, now)
+        release_wakes(&self.core, now)
         if failpoint_armed():
             failpoint_hit(FP_COMMIT_AFTER_REPLY)
 
@@ -555,6 +517,7 @@ cdef class CommitCore:
                 any_sync = any_sync or (<const RequestHeader *>channel.inbox.data).flags & REQUEST_SYNC
                 if self._commit_batch(any_sync):
                     self._answer()
+            flush_wakes(&self.core)
             # The worker may live on (it detached, or was thrown out): from here on its pins protect nothing.
             revoke_all(channel)
             store_release_u32(&channel.state, CHANNEL_CLOSED)
@@ -718,15 +681,7 @@ cdef class CommitCore:
         Whatever was published when this is called is in it: a checkpoint that pinned its version before may leave out
         those above that version, and the log after the checkpoint has them.
         """
-        cdef u32 index
-        cdef u64 sequence, version
-        found = {}
-        for index in range(load_acquire_u32(&self.core.channels_high)):
-            if load_acquire_u32(&self.core.channels[index].state) != CHANNEL_FREE:
-                _read_outcome(&self.core.channels[index], &sequence, &version)
-                if sequence:
-                    found[self.core.channels[index].session] = (sequence, version)
-        return found
+        return channel_outcomes(&self.core)
 
     def pin(self):
         """Hold the newest version for a checkpoint; returns it. One pin at a time; any one control thread."""
@@ -746,57 +701,11 @@ cdef class CommitCore:
 
     def channel_figures(self, u32 index):
         """What one channel did and what its oldest snapshot holds back; racy, for display."""
-        cdef Channel *channel = &self.core.channels[index]
-        cdef u64 version
-        cdef i64 since
-        figures = {
-            "session": channel.session, "commits": channel.commits, "conflicts": channel.conflicts,
-            "snapshot_version": None, "snapshot_age": 0.0, "held_bytes": 0,
-        }
-        if oldest_pin(&self.core, channel, &version, &since):
-            figures["snapshot_version"] = version
-            figures["snapshot_age"] = (clock_monotonic_ns() - since) / 1e9 if since else 0.0
-            figures["held_bytes"] = load_relaxed_u64(&channel.held_bytes)
-        return figures
+        return channel_figures(&self.core, index)
 
     def stats(self):
-        """Counters of the core and the store; racy by a batch."""
-        cdef u32 index
-        counters = &self.core.counters
-        header = self.core.store.header
-        hot = []
-        for index in range(HOT_KEYS):
-            if self.core.hot[index].count:
-                hot.append(((<char *>self.core.hot[index].key)[:self.core.hot[index].size], self.core.hot[index].count))
-        hot.sort(key=lambda entry: -entry[1])
-        return {
-            "version": header.committed_version,
-            "commits": counters.commits,
-            "batches": counters.batches,
-            "conflicts": {
-                "read": counters.conflicts_read, "range": counters.conflicts_range,
-                "write": counters.conflicts_write, "cas": counters.conflicts_cas,
-            },
-            "refused": counters.refused,
-            "expired": counters.expired,
-            "snapshots_revoked": counters.revoked,
-            "log_errors": counters.log_errors,
-            "hot_keys": hot,
-            "batch_sizes": [counters.batch_sizes[index] for index in range(HISTOGRAM_COUNT)],
-            "batch_ns": [counters.batch_ns[index] for index in range(HISTOGRAM_COUNT)],
-            "keys": header.key_count,
-            "records": header.record_count,
-            "pending_expiries": self.core.expiry.count,
-            "store": {
-                "size": header.size, "backed": header.backed_bytes, "used": header.used_bytes,
-                "nodes": header.node_bytes, "records": header.record_bytes, "superseded": header.superseded_bytes,
-                "index": header.index_bytes, "quarantine": header.quarantine_bytes, "free": header.free_bytes,
-            },
-            "log": None if not self.logged else {
-                "bytes": self.log.total_bytes, "flushes": self.log.flush_count, "syncs": self.log.sync_count,
-                "rotations": self.log.rotate_count, "poisoned": bool(self.log.poisoned),
-            },
-        }
+        """Counters of the core, the store and the log; racy by a batch."""
+        return core_stats(&self.core, self.log)
 
     def check(self):
         """Audit every invariant of the store. The commit thread must not be running. Returns None or what is wrong."""

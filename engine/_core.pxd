@@ -62,6 +62,8 @@ cdef struct Channel:
     PinSeen *seen                   # one per slot; NULL until the first sweep
     u64 held_bytes                  # by the oldest snapshot, as of the last sweep
     u64 window                      # last activity window it was counted in
+    i64 hot_until                   # its worker is expected back by then; 0 while it waits for an answer (_wakes.pyx)
+    i64 wake_since                  # when its wake-up was queued; 0: it is not
     u64 commits
     u64 conflicts
 
@@ -111,6 +113,10 @@ cdef struct Core:
     Channel own                     # no rings: the one pin of the coordinator itself, for checkpoints
     u64 own_slot[2]
     u32 own_slots_high
+    u32 *wakes                      # queue of channels to be woken: a ring of channel_capacity indices
+    u32 wakes_first
+    u32 wakes_count
+    u32 hot_max                     # workers beyond this many wait for their wake-up
     u64 *pins                       # scratch of the pin scan
     u64 pins_capacity
     u64 collected_version           # committed_version at the last collect
