@@ -31,7 +31,8 @@ class Report:
       recount: the same by one plain process.
       figures: of each agent, by the name of its run.
       chains: the verification of each run's event log, by the name of the run.
-      tree: what the first agent did.
+      busiest: the agent that indexed the most files.
+      tree: what that one did.
       seconds: how long the agents took.
     """
 
@@ -41,6 +42,7 @@ class Report:
     recount: Counter[str]
     figures: dict[str, Figures]
     chains: dict[str, ChainVerification]
+    busiest: str
     tree: TraceTree | None
     seconds: float
 
@@ -66,10 +68,11 @@ def gather(db: Database, plan: Plan, recount: Counter[str], seconds: float) -> R
     """Read the results of finished agents, from one snapshot for each run."""
     progress = db.cells.read(plan.shared, PROGRESS)
     done: dict[str, Any] = progress.value if progress else {"files": 0, "words": 0}
-    agents = sorted(db.runs.get_child_runs(plan.shared), key=lambda run: run.name)
+    agents = sorted(db.runs.get_child_runs(plan.shared), key=lambda run: (len(run.name), run.name))
     figures = {run.name: Figures(**db.kv.get(run.run_id, FIGURES, {})) for run in agents}
     chains = {run.name: db.events.verify_chain(run.run_id) for run in agents}
     chains["shared index"] = db.events.verify_chain(plan.shared)
+    busiest = max(agents, key=lambda run: figures[run.name].files, default=None)
     return Report(
         files=done["files"],
         words=done["words"],
@@ -77,7 +80,8 @@ def gather(db: Database, plan: Plan, recount: Counter[str], seconds: float) -> R
         recount=recount,
         figures=figures,
         chains=chains,
-        tree=_tree_of(db, agents[0]) if agents else None,
+        busiest=busiest.name if busiest else "",
+        tree=_tree_of(db, busiest) if busiest else None,
         seconds=seconds,
     )
 
@@ -111,7 +115,7 @@ def show(report: Report, out: Console) -> None:
     from occamdb.tools.trace_view import render
 
     if report.tree is not None:
-        out.print(f"\n[bold]What {next(iter(report.figures))} did[/] ({report.tree.size:,} traces)")
+        out.print(f"\n[bold]What {report.busiest} did[/] ({report.tree.size:,} traces)")
         out.print(render(report.tree, children_max=3))
     table = Table(title="Agents", title_justify="left", box=None, pad_edge=False)
     for name in ("agent", "files", "words", "updates", "commits", "lost claims", "conflicts", "retries"):

@@ -46,7 +46,9 @@ class Watcher:
 
     def agents(self) -> dict[str, Figures]:
         """The figures each agent has published, by its name."""
-        children = sorted(self.db.runs.get_child_runs(self.plan.shared), key=lambda run: run.name)
+        children = sorted(
+            self.db.runs.get_child_runs(self.plan.shared), key=lambda run: (len(run.name), run.name)
+        )
         return {run.name: Figures(**self.db.kv.get(run.run_id, FIGURES, {})) for run in children}
 
 
