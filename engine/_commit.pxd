@@ -47,6 +47,5 @@ cdef class CommitCore:
     cdef void _notify_control(self) noexcept nogil
     cdef bint _claim(self, double timeout) except -1
     cdef void _settle(self, Channel *channel) noexcept nogil
-    cdef _free_channel(self, u32 index)
     cdef void _run(self) noexcept nogil
     cdef int _turn(self) noexcept nogil

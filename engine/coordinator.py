@@ -27,7 +27,6 @@ import signal
 import struct
 import sys
 import threading
-import time
 from typing import Any
 
 from ..ipc import layout
@@ -150,7 +149,9 @@ class Coordinator:
     def _create_segments(self) -> None:
         size = self.settings.max_store_size // _PAGE * _PAGE
         try:
-            self.bell = self._own(layout.bell_name(self.database_id, self.incarnation), layout.BELL_SEGMENT_SIZE)
+            self.bell = self._own(
+                layout.bell_name(self.database_id, self.incarnation), layout.BELL_SEGMENT_SIZE
+            )
             identity = own_identity()
             layout.write_bell_owner(memoryview(self.bell.map), identity.pid, identity.start_time)
             self.store = self._own(layout.store_name(self.database_id, self.incarnation), size, preallocate=0)
@@ -338,5 +339,3 @@ def _dispose(segment: Segment) -> None:
     segment.unlink()
     with contextlib.suppress(BufferError):
         segment.close()
-
-

@@ -19,7 +19,11 @@ def main() -> int:
     options = json.loads(sys.argv[1])
     report_fd = options["report_fd"]
     coordinator = Coordinator(
-        options["path"], options["durability"], options["settings"], auto=True, inherited=options.get("inherited")
+        options["path"],
+        options["durability"],
+        options["settings"],
+        auto=True,
+        inherited=options.get("inherited"),
     )
     try:
         coordinator.start()

@@ -6,7 +6,7 @@ upper end of its bucket, so it is right within a factor of two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from .errors import CorruptionError
@@ -16,7 +16,7 @@ __all__ = ["core_figures", "percentile"]
 
 
 class _Core(Protocol):
-    def stats(self) -> dict[str, Any]: ...
+    def stats(self) -> Mapping[str, Any]: ...
 
 
 def percentile(buckets: Sequence[int], share: float) -> int:
@@ -42,7 +42,7 @@ def _shown_key(key: bytes) -> str:
 
 def core_figures(core: _Core) -> dict[str, Any]:
     """`CommitCore.stats()` with percentiles for histograms and readable keys."""
-    raw = core.stats()
+    raw = dict(core.stats())
     times, sizes = raw.pop("batch_ns"), raw.pop("batch_sizes")
     raw["latency_us"] = {name: percentile(times, share) / 1000 for name, share in _SHARES.items()}
     raw["group_commit"] = {name: percentile(sizes, share) for name, share in _SHARES.items()}

@@ -119,7 +119,7 @@ class Link:
         return segment
 
     def exchange_slowly(self, request: bytearray, timeout: float, on_idle: Callable[[], None]) -> bytes:
-        """What `exchange` does, by way of the failpoints worker.mid_submit, worker.after_submit, worker.before_result."""
+        """`exchange` by way of the failpoints worker.mid_submit, worker.after_submit and worker.before_result."""
         deadline = time.monotonic() + timeout
         self.channel.send(request, timeout, on_idle, functools.partial(failpoints.hit, "worker.mid_submit"))
         failpoints.hit("worker.after_submit")

@@ -119,7 +119,9 @@ class LocalHandle:
             attachment.retire()
 
     def __reduce__(self) -> Any:
-        raise TypeError("an in-memory database cannot be pickled: it lives in one process; use occamdb.open(path)")
+        raise TypeError(
+            "an in-memory database cannot be pickled: it lives in one process; use occamdb.open(path)"
+        )
 
     def _check_usable(self) -> None:
         if self._pid != os.getpid():

@@ -31,7 +31,7 @@ def open_database(
     agent: str = "default",
     **settings: Any,
 ) -> Database:
-    """Open the database in the directory `path`; starts a coordinator if none runs for it, else attaches to the one there.
+    """Open the database in the directory `path`; starts a coordinator if none runs for it, else attaches to its own.
 
     Any number of processes may open the same directory. The result may be used from several threads, goes through
     fork, and pickles as a way to attach.

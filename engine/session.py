@@ -16,6 +16,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from ..ipc.errors import (
@@ -41,7 +42,17 @@ from .errors import (
 from .launch import CoordinatorDied, Launcher
 from .limits import Limits
 from .link import CoordinatorGone, Link
-from .messages import OpCode, OpFlags, Reply, RequestFlags, ResultEntry, ResultKind, Status, decode_request, encode_reply
+from .messages import (
+    OpCode,
+    OpFlags,
+    Reply,
+    RequestFlags,
+    ResultEntry,
+    ResultKind,
+    Status,
+    decode_request,
+    encode_reply,
+)
 from .settings import Settings
 
 __all__ = ["SharedHandle", "open_handle"]
@@ -130,7 +141,7 @@ class SharedHandle:
             request[6] |= RequestFlags.SYNC
         self._local.session = link.session
         try:
-            exchange = link.exchange
+            exchange: Callable[[bytearray, float, Callable[[], None]], bytes] = link.exchange
             if failpoints.armed():
                 failpoints.hit("worker.before_submit")
                 exchange = link.exchange_slowly
