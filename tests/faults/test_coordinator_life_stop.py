@@ -1,0 +1,198 @@
+"""C12, W11, M7: coordinators that end as they should, and what is left afterwards: nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import occamdb
+from occamdb import CoordinatorUnavailable, RunId, TooManyChannelsError
+from occamdb.ipc.process import is_alive
+from tests.support import processes
+from tests.support.processes import (
+    Peer,
+    Worker,
+    coordinator_identity,
+    open_database,
+    segments_of,
+    stop_coordinator,
+    wait_gone,
+    wait_until,
+)
+
+
+@pytest.fixture
+def run() -> RunId:
+    return RunId.new()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Worker]]:
+    with processes.workers() as starter:
+        yield starter
+
+
+def count_until_told(peer: Peer, path: Path, run: RunId, name: str) -> int:
+    """Count in a shared and in an own key; an error is a failure of the test."""
+    count = 0
+    with open_database(path) as db:
+        peer.say("ready")
+        while not peer.told():
+            with db.begin(run, isolation="snapshot") as txn:
+                txn.kv.increment("shared")
+                txn.put(name, count + 1)
+            count += 1
+    return count
+
+
+def test_stopped_cleanly_under_load(database_path: Path, run: RunId, start: Callable[..., Worker]) -> None:
+    """SIGTERM while four workers commit: none fails or hangs, nothing acknowledged is lost, nothing is twice."""
+    path = database_path
+    with open_database(path) as db:
+        team = [start(count_until_told, path, run, f"worker {n}") for n in range(4)]
+        for worker in team:
+            worker.hear()
+        for _ in range(3):
+            floor = db.stats()["version"] + 50
+            wait_until(lambda f=floor: db.stats()["version"] > f, what="commits")  # type: ignore[misc]
+            stopped = stop_coordinator(path)
+            assert not is_alive(stopped)
+        for worker in team:
+            worker.say("stop")
+        counts = [worker.result() for worker in team]
+        assert min(counts) > 0
+        assert db.get(run, "shared") == sum(counts)
+        assert [db.get(run, f"worker {n}") for n in range(4)] == counts
+        # Each of them left a checkpoint, so the next one had next to nothing to replay.
+        assert db.stats()["durable"]["recovery"]["transactions_replayed"] == 0
+
+
+def test_a_clean_stop_leaves_nothing_but_the_data(database_path: Path, run: RunId) -> None:
+    path = database_path
+    with open_database(path) as db:
+        version = db.put(run, "k", 1)
+        view = db.snapshot(run)
+        assert segments_of(path)
+        stop_coordinator(path)
+        assert segments_of(path) == []
+        left = {entry.name for entry in path.iterdir()}
+        assert not left & {"coordinator.sock", "coordinator.json"}
+        assert (path / "LOCK").read_bytes() == b""
+        # Open snapshots go on; a begin after the stop may miss what is committed next, so it waits for somebody.
+        assert view.get("k") == 1
+        with open_database(path) as other:
+            assert other.put(run, "k", 2) == version + 1
+        assert view.get("k") == 1 and db.get(run, "k") == 2
+        view.close()
+
+
+def test_start_never_after_a_clean_stop(database_path: Path, run: RunId) -> None:
+    path = database_path
+    with pytest.raises(CoordinatorUnavailable):
+        occamdb.open(path, start="never", timeout=0.05)
+    assert not path.exists() or not any(path.iterdir())
+    with open_database(path) as db, occamdb.open(path, start="never", timeout=0.2) as guest:
+        db.put(run, "k", 1)
+        stop_coordinator(path)
+        for call in (
+            lambda: guest.get(run, "k"),
+            lambda: guest.put(run, "k", 2),
+            guest.stats,
+            lambda: guest.begin(run),
+        ):
+            with pytest.raises(CoordinatorUnavailable) as refused:
+                call()
+            assert refused.value.hint
+        assert db.put(run, "k", 2)
+        assert guest.get(run, "k") == 2
+
+
+def test_an_idle_one_ends_by_itself(database_path: Path, run: RunId) -> None:
+    """Only once the last worker has left, however it left; and the next open finds everything."""
+    path = database_path
+    with open_database(path, idle_timeout=0.1) as db:
+        identity = coordinator_identity(path)
+        for number in range(40):
+            with open_database(path, idle_timeout=0.1) as other:
+                other.put(run, "k", number)
+        assert is_alive(identity) and coordinator_identity(path) == identity
+        assert db.get(run, "k") == 39
+    wait_gone(identity)
+    assert segments_of(path) == []
+    with open_database(path) as db:
+        assert db.get(run, "k") == 39
+        assert coordinator_identity(path) != identity
+
+
+def test_its_end_by_idleness_races_with_openers(database_path: Path, run: RunId) -> None:
+    """Whoever opens in the instant of its end gets the next one, never an error."""
+    path = database_path
+    for number in range(12):
+        with open_database(path, idle_timeout=0.0) as db:
+            assert db.get(run, "k") == (number - 1 if number else None)
+            db.put(run, "k", number)
+            identity = coordinator_identity(path)
+        if number % 3 == 0:
+            wait_gone(identity)
+
+
+def test_more_workers_than_there_is_room_for(
+    database_path: Path, run: RunId, start: Callable[..., Worker]
+) -> None:
+    """W11: a clear error for the one too many, nothing left of its try, and room again when one leaves."""
+    path = database_path
+    with open_database(path, channel_count_max=4) as first:
+        others = [open_database(path) for _ in range(3)]
+        before = segments_of(path, "c")
+        assert len(before) == 4
+        for _ in range(20):
+            with pytest.raises(TooManyChannelsError) as refused:
+                open_database(path)
+            assert refused.value.details["limit"] == 4 and "channel_count_max" in refused.value.hint
+        assert start(try_to_open, path).result() == "TooManyChannelsError"
+        wait_until(lambda: segments_of(path, "c") == before, what="the removal of what the refused left")
+        # Everybody inside is unharmed, and a place that is given up goes to the next.
+        for number, db in enumerate([first, *others]):
+            db.put(run, "k", number)
+        others.pop().close()
+        wait_until(lambda: len(segments_of(path, "c")) == 3, what="the end of the one that left")
+        with open_database(path) as late:
+            assert late.get(run, "k") == 3
+        for db in others:
+            db.close()
+
+
+def try_to_open(_: Peer, path: Path) -> str:
+    """The name of the error that opening raises."""
+    try:
+        open_database(path)
+    except Exception as error:
+        return type(error).__name__
+    return "no error"
+
+
+def test_segments_of_a_killed_family_are_cleared_by_the_next_open(
+    database_path: Path, run: RunId, start: Callable[..., Worker]
+) -> None:
+    """M7: coordinator and workers killed together, as by the kernel out of memory (C13); all data is there."""
+    path = database_path
+    team = [start(count_until_told, path, run, f"worker {n}") for n in range(2)]
+    for worker in team:
+        worker.hear()
+    identity = coordinator_identity(path)
+    with occamdb.open(path, start="never") as db:
+        wait_until(lambda: (db.get(run, "shared") or 0) > 20, what="commits")
+    for worker in team:
+        worker.signal(signal.SIGSTOP)
+    os.kill(identity.pid, signal.SIGKILL)
+    for worker in team:
+        worker.kill()
+    wait_gone(identity)
+    assert segments_of(path)
+    with open_database(path) as db:
+        assert db.get(run, "shared") == sum(db.get(run, f"worker {n}", 0) for n in range(2)) > 20
+        assert len(segments_of(path, "c")) == 1 and len(segments_of(path)) == 3
