@@ -1,6 +1,6 @@
 """The memory profile: bytes a key, garbage of old versions, private memory of workers.
 
-Shared memory is read off the store's own count of bytes in use and off the pages that back its segment; private
+Shared memory is the store up to its high-water mark, and the pages that back its segment; private
 memory is USS (what would be given back if the process ended), from the kernel.
 """
 
@@ -45,13 +45,18 @@ class _Filled(SoloSide):
         stop_coordinator(str(self.path / "occam"))
 
 
+def in_use(figures: dict[str, int]) -> int:
+    """Bytes of live and of replaced records, without what was freed below the high-water mark."""
+    return figures["used"] - figures["free"]
+
+
 def settled(db: Any) -> dict[str, int]:
     """The store's figures once its background collection has caught up, or after five seconds."""
     figures = store_bytes(db)
     for _ in range(100):
         time.sleep(0.05)
         now = store_bytes(db)
-        if now["used"] == figures["used"] and not now["superseded"]:
+        if in_use(now) == in_use(figures) and not now["superseded"]:
             return now
         figures = now
     return figures
@@ -102,12 +107,12 @@ class HeldGarbage(SoloSide):
 
     def measure(self, scale: Scale) -> float:
         """Overwrite everything twenty times; growth in bytes for each key."""
-        before = settled(self.db)["used"]
+        before = in_use(settled(self.db))
         snapshot = self.db.snapshot(RUN) if self._held else None
         for turn in range(20):
             fill(self.db, ((key_name(index), value_of(index + turn)) for index in range(10_000)))
         time.sleep(0.3)
-        after = store_bytes(self.db)["used"] if self._held else settled(self.db)["used"]
+        after = in_use(store_bytes(self.db) if self._held else settled(self.db))
         if snapshot is not None:
             snapshot.close()
         return (after - before) / 10_000
