@@ -68,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output went away (`occamdb scan ... | head`); the interpreter would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        console.show_system_error(error)
+        return 1
     return 0
 
 

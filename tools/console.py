@@ -60,6 +60,14 @@ def show_error(error: OccamError) -> None:
         err().print(f" [bold]hint[/] {escape(error.hint)}")
 
 
+def show_system_error(error: OSError) -> None:
+    """What the system refused, and where."""
+    from rich.markup import escape
+
+    place = f"{error.filename}: " if error.filename else ""
+    err().print(f"[bold red]error[/] {escape(place + (error.strerror or str(error)))}")
+
+
 def parse_value(text: str) -> Any:
     """A value of the command line: JSON.
 

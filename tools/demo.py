@@ -117,8 +117,13 @@ def _agents(db: Database, plan: Plan, count: int) -> Iterator[list[SpawnProcess]
         for number in range(1, count + 1)
     ]
     try:
-        for process in processes:
-            process.start()
+        # Ctrl-C reaches the whole group. Agents are born with it blocked: this process ends them in order.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for process in processes:
+                process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield processes
     finally:
         for process in processes:
@@ -140,7 +145,5 @@ def _any_running(processes: list[SpawnProcess], seconds: float) -> bool:
 def _agent_main(db: Database, plan: Plan, number: int) -> None:
     from occamdb.tools.demo_agent import run_agent
 
-    # Ctrl-C reaches the whole group; the parent ends the agents in order.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     run_agent(db, plan, number)
     db.close()

@@ -351,6 +351,15 @@ def test_a_directory_without_a_database_is_named(shell: Shell, tmp_path: Path) -
     assert "is not an occamdb database" in shell.error
 
 
+def test_what_the_system_refuses_is_a_message_too(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    shell("backup", "DB", str(tmp_path / "file" / "below"), code=1)
+    shell("put", "DB", RUN, "k", "1")
+    shell("backup", "DB", str(tmp_path / "file" / "below"), code=1)
+    assert shell.error.startswith("error ")
+    assert "Not a directory" in shell.error
+
+
 def test_wrong_usage_is_exit_code_2(shell: Shell) -> None:
     shell("get", code=2)
     shell("nonsense", code=2)

@@ -1,5 +1,9 @@
 """The demo as a user runs it: a coordinator, agent processes, a verdict."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +11,8 @@ import pytest
 import occamdb
 from occamdb.tools.cli import main
 from tests.conftest import stop_coordinator
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -53,6 +59,28 @@ def test_a_wrong_index_is_exit_code_1(
     monkeypatch.setattr(demo_report, "recounted", lambda plan: real(plan) + real(plan))
     assert main(["demo", str(source), "--agents", "1"]) == 1
     assert "WRONG the index differs from the recount" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "occamdb.tools", "demo", "--agents", "2"]
+    demo = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if "commits" in line:  # the agents are at work
+            break
+    os.killpg(demo.pid, signal.SIGINT)
+    _, error = demo.communicate(timeout=60)
+    assert demo.returncode == 130
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_agent_and_empty_batches_are_wrong_usage(source: Path) -> None:
