@@ -15,6 +15,8 @@ AGENTS ?= 4
 DIST ?= dist
 DIR ?=
 ARGS ?=
+# The same examples every time; `make test HYPOTHESIS_PROFILE=dev` looks for new ones, `deep` for many.
+export HYPOTHESIS_PROFILE ?= ci
 
 # DEPS: the environment and the editable install, without compiling anything; BUILT: the compiled modules are up to
 # date. Both stamps live in the virtual environment, so that a second environment installs and builds for itself.
