@@ -188,7 +188,7 @@ def test_a_deadline_during_a_stall_is_never_a_conflict(path: Path, db: Database,
         counts.append(db.kv.increment(run, "n"))
 
     add()
-    os.kill(identity.pid, signal.SIGSTOP)
+    processes.stop_process(identity.pid)
     try:
         waiting = threading.Thread(target=add)
         waiting.start()

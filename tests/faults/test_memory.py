@@ -304,7 +304,7 @@ def test_a_full_ring_is_a_bounded_wait(database_path: Path, run: RunId) -> None:
         identity = coordinator_identity(database_path)
         txn = db.begin(run, timeout=0.3)
         txn.put("large", bytes(500_000))
-        os.kill(identity.pid, signal.SIGSTOP)
+        processes.stop_process(identity.pid)
         try:
             with pytest.raises(TransactionTimeout):
                 txn.commit()

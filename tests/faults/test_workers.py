@@ -267,7 +267,7 @@ def test_stopped_in_mid_read(tmp_path: Path, start: Callable[..., Worker]) -> No
         reader = start(read_for_ever, path, run)
         reader.hear()
         stop = threading.Event()
-        writer = threading.Thread(target=lambda: [rewrite_rows(db, run, n) for n in _until(stop)])
+        writer = threading.Thread(target=rewrite_until, args=(db, run, stop))
         writer.start()
         try:
             chance = random.Random(3)
@@ -290,11 +290,11 @@ def is_past(db: Database, version: int) -> bool:
     return bool(db.stats()["version"] > version)
 
 
-def _until(stop: threading.Event) -> Iterator[int]:
+def rewrite_until(db: Database, run: RunId, stop: threading.Event) -> None:
     number = 0
     while not stop.is_set():
         number += 1
-        yield number
+        rewrite_rows(db, run, number)
 
 
 def read_for_ever(peer: Peer, path: Path, run: RunId) -> tuple[int, int]:

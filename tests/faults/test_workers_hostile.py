@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from occamdb.engine._commit import CommitCore
 
 from occamdb import Database, OccamError, RunId
+from occamdb.engine._commit import CommitCore
 from occamdb.engine.launch import socket_path
 from occamdb.engine.messages import (
     Op,

@@ -21,6 +21,7 @@ from occamdb import (
     SettingsError,
     SettingsMismatchError,
 )
+from occamdb.tools.coordinator import coordinator_of
 from tests.support import processes
 from tests.support.processes import Peer, Worker, open_database, segments_of, stop_coordinator, wait_until
 
@@ -183,4 +184,4 @@ def test_nobody_to_wait_for(tmp_path: Path) -> None:
     with pytest.raises(CoordinatorUnavailable) as refused:
         occamdb.open(tmp_path / "db", start="never", timeout=0.05)
     assert "occamdb serve" in refused.value.hint
-    assert not processes.coordinator.coordinator_of(tmp_path / "db")
+    assert coordinator_of(tmp_path / "db") is None

@@ -137,8 +137,8 @@ def build(engine: Engine, drawn: Any) -> Request:
         else:
             ops.append(Op(code, key, argument=1 if code is OpCode.ADD else 0, flags=flags))
     start_version = max(0, engine.version - age)
-    flags = RequestFlags.BLIND if blind else RequestFlags.NONE
-    return Request(1, start_version, read_time, tuple(ops), flags=flags)
+    how = RequestFlags.BLIND if blind else RequestFlags.NONE
+    return Request(1, start_version, read_time, tuple(ops), flags=how)
 
 
 def sets_of(request: Request) -> CommitSets:

@@ -32,12 +32,16 @@ __all__ = [
     "ask_coordinator",
     "coordinator_identity",
     "coordinator_pid",
+    "identity_of",
     "kill_coordinator",
     "open_database",
+    "python",
     "segments_of",
     "set_coordinator_failpoint",
     "state_of",
     "stop_coordinator",
+    "stop_process",
+    "wait_gone",
     "wait_until",
     "workers",
 ]
@@ -193,6 +197,17 @@ def workers() -> Iterator[Callable[..., Worker]]:
     finally:
         for worker in started:
             worker.close()
+
+
+def stop_process(pid: int) -> None:
+    """SIGSTOP, and wait until every thread stands: until then one may still finish what it is at."""
+    os.kill(pid, signal.SIGSTOP)
+
+    def stands() -> bool:
+        tasks = [path.read_text(errors="replace") for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+        return all(text.rpartition(")")[2].split()[0] == "T" for text in tasks)
+
+    wait_until(stands, what=f"the stop of process {pid}")
 
 
 def state_of(pid: int) -> str:
