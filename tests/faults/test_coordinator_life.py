@@ -21,6 +21,7 @@ import occamdb
 from occamdb import CommitOutcomeUnknown, ConflictError, CoordinatorUnavailable, Database, RunId, Transaction
 from occamdb.engine.coordinator import Coordinator
 from occamdb.ipc.errors import LockHeldError
+from occamdb.ipc.lock import lock_holder
 from occamdb.ipc.process import is_alive
 from tests.support import processes
 from tests.support.processes import (
@@ -347,6 +348,33 @@ def test_the_starter_dies_before_it_serves(tmp_path: Path) -> None:
         assert db.stats()["pid"] == process.pid
     process.terminate()
     assert process.wait(60) == 0
+
+
+def start_slowly(peer: Peer, path: Path) -> None:
+    """Start a coordinator that takes its time, holding the lock of who starts one meanwhile."""
+    os.environ["OCCAMDB_FAILPOINTS"] = "coordinator.before_ready=sleep:1000"
+    peer.say("starting")
+    open_database(path)
+
+
+def test_killed_while_it_holds_the_starters_lock(
+    path: Path, run: RunId, start: Callable[..., Worker]
+) -> None:
+    """W4: the lock goes with its holder. What it started serves the others, or they start another one."""
+    starter = start(start_slowly, path)
+    starter.hear()
+    wait_until(lambda: starter_lock_held(path), what="the starter's lock")
+    starter.kill()
+    with open_database(path) as db:
+        assert db.put(run, "k", 1)
+        assert len(segments_of(path, "store")) == 1
+
+
+def starter_lock_held(path: Path) -> bool:
+    try:
+        return lock_holder(path / "STARTER") is not None
+    except LockHeldError:
+        return True
 
 
 def test_two_of_many_workers_elect_one(path: Path, run: RunId, start: Callable[..., Worker]) -> None:

@@ -165,6 +165,10 @@ def test_a_bank_keeps_its_total_under_concurrent_snapshots(
         worker.hear()
     for worker in tellers:
         worker.say("go")
+    for _ in range(100):
+        # Figures are read while everything they are about changes.
+        figures = shared.stats()
+        assert len(figures["workers"]) >= 2 and figures["store"]["used"] > 0
     assert sum(worker.result() for worker in tellers) == 600
     for worker in auditors:
         worker.say("stop")
