@@ -28,8 +28,10 @@ def main() -> int:
     try:
         coordinator.start()
     except BaseException as error:
-        traceback.print_exc()
-        if not isinstance(error, OccamError):
+        if isinstance(error, OccamError):
+            sys.stderr.write(f"could not start: {type(error).__name__}: {error}\n")
+        else:
+            traceback.print_exc()
             error = CoordinatorUnavailable(f"the coordinator could not start: {error!r}")
         _report(report_fd, refusal(error))
         return 1

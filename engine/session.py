@@ -60,6 +60,7 @@ __all__ = ["SharedHandle", "open_handle"]
 _CHECKPOINT_POLL = 0.01
 _PAUSE_MIN, _PAUSE_MAX = 0.001, 0.02  # between two looks for a coordinator
 _PAUSE_AFTER_DEATH = 0.1
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 _handles: weakref.WeakSet[SharedHandle] = weakref.WeakSet()
 
@@ -295,6 +296,12 @@ class SharedHandle:
                 raise
             except CoordinatorDied as error:
                 # Killed while it recovered: the next one can do it. Not too fast, should it be our fault.
+                last, pause = error, max(pause, _PAUSE_AFTER_DEATH)
+            except (CoordinatorUnavailable, LogWriteError) as error:
+                # A full disk has no room for a start. Whoever finds it so at `open` is told; once it has run, room
+                # that comes back in time makes a pause of it, for a commit that was sent as for everything else.
+                if self._primary is None or error.details.get("errno") not in _NO_ROOM:
+                    raise
                 last, pause = error, max(pause, _PAUSE_AFTER_DEATH)
             except (ControlError, SegmentError) as error:
                 # It went away between connect and attach, or asks for patience.
