@@ -205,13 +205,17 @@ cdef class CommitCore:
         self.logged = True
         self.sync_all = sync_all
 
-    def start_at(self, u64 version):
-        """Go on after `version`: publishes the recovered store and rebuilds what is derived from it."""
+    def start_at(self, u64 version, u64 lost_version=0):
+        """Go on after `version`: publishes the recovered store and rebuilds what is derived from it.
+
+        Args:
+          lost_version: commits up to it may be missing from the store (no log): a transaction older than that may not
+            conclude anything from what is absent. What recovery itself forgot, the loader has told the store.
+        """
         self.core.next_version = version
         self.core.recent_floor = version
-        if self.core.store.tombstone_horizon < version:
-            # Deletes before a restart may have lost their tombstones: an older transaction must not trust absence.
-            self.core.store.tombstone_horizon = version
+        if self.core.store.tombstone_horizon < lost_version:
+            self.core.store.tombstone_horizon = lost_version
         store_publish(&self.core.store, version)
         load_expiry(&self.core)
 

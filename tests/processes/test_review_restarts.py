@@ -1,0 +1,92 @@
+"""Transactions that are open, and workers that come, while one coordinator gives way to the next."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from occamdb import ConflictError, RunId
+from tests.support.processes import coordinator_pid, kill_coordinator, open_database, stop_coordinator
+
+
+def test_an_open_transaction_makes_a_new_key_in_the_next_life(tmp_path: Path, run: RunId) -> None:
+    """Others committed after it began, none of them what it does: a coordinator's death is no conflict."""
+    path = tmp_path / "db"
+    with open_database(path) as db:
+        db.put(run, "read", 1)
+        txn = db.begin(run)
+        assert txn.get("read") == 1
+        assert list(txn.scan("range/")) == []
+        for count in range(5):
+            db.put(run, "other", count)
+        kill_coordinator(path)
+        txn.put("new", 1)
+        txn.put("range/new", 1)
+        txn.commit()
+        assert db.get(run, "other") == 4
+    stop_coordinator(path)
+
+
+def test_an_open_transaction_goes_on_after_a_clean_stop(tmp_path: Path, run: RunId) -> None:
+    """A checkpoint holds no deletes, so an older transaction cannot be sure of absent keys; of the others it can."""
+    path = tmp_path / "db"
+    with open_database(path) as db:
+        db.put(run, "read", 1)
+        txn = db.begin(run)
+        assert txn.get("read") == 1
+        db.put(run, "other", 1)
+        stop_coordinator(path)
+        txn.put("read", 2)
+        txn.commit()
+        assert db.get(run, "read") == 2
+    stop_coordinator(path)
+
+
+@pytest.mark.parametrize("write", ["deleted", "changed", "range/new"])
+def test_a_conflict_is_one_in_the_next_life_too(tmp_path: Path, run: RunId, write: str) -> None:
+    path = tmp_path / "db"
+    with open_database(path) as db:
+        db.put(run, "deleted", 1)
+        db.put(run, "changed", 1)
+        txn = db.begin(run)
+        list(txn.scan("range/"))
+        db.delete(run, "deleted")
+        db.put(run, "changed", 2)
+        db.put(run, "range/new", 2)
+        kill_coordinator(path)
+        txn.put(write, 3)
+        with pytest.raises(ConflictError):
+            txn.commit()
+        assert db.get(run, "changed") == 2
+    stop_coordinator(path)
+
+
+def test_a_transaction_does_not_trust_what_was_lost_without_a_log(tmp_path: Path, run: RunId) -> None:
+    path = tmp_path / "db"
+    with open_database(path, durability="none") as db:
+        db.put(run, "range/a", 1)
+        txn = db.begin(run)
+        assert len(list(txn.scan("range/"))) == 1
+        db.put(run, "k", 1)
+        kill_coordinator(path)
+        txn.put("k", 2)
+        with pytest.raises(ConflictError):
+            txn.commit()
+    stop_coordinator(path)
+
+
+def test_a_worker_may_come_in_any_moment_of_an_idle_end(tmp_path: Path, run: RunId) -> None:
+    """The coordinator ends soon after its last worker left; whoever comes meanwhile gets it or the next one."""
+    path = tmp_path / "db"
+    lives = set()
+    for number in range(40):
+        with open_database(path, idle_timeout=0.02) as db:
+            assert db.put(run, "k", number) > 0
+            assert db.get(run, "k") == number
+            lives.add(coordinator_pid(path))
+        # Sweep over the phases of the end, which comes within a quarter of a second.
+        time.sleep(0.012 * (number % 28))
+    assert len(lives) > 1
+    with open_database(path) as db:
+        assert db.get(run, "k") == 39
+    stop_coordinator(path)
