@@ -20,7 +20,7 @@ import re
 
 from . import _failpoints
 
-__all__ = ["NAMES", "active", "clear", "configure", "hit", "hits", "set"]
+__all__ = ["NAMES", "active", "armed", "clear", "configure", "hit", "hits", "set"]
 
 NAMES = _failpoints.NAMES
 _INDEX = {name: index for index, name in enumerate(NAMES)}
