@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from occamdb import Database, RunId
+from occamdb import RunId
+from occamdb.engine.database import Database
 from occamdb.engine.session import SharedHandle
 from occamdb.engine.transaction import TransactionStatus
 from tests.support.databases import memory_database
@@ -25,7 +26,7 @@ FILES = ("engine/session.py", "engine/link.py", "engine/local.py", "ipc/control.
 class AtLine:
     """Calls `act` before the n-th line that is executed in FILES; counts on until the end."""
 
-    def __init__(self, number: int, act: Callable[[], None]) -> None:
+    def __init__(self, number: int, act: Callable[[], object]) -> None:
         self.number = number
         self.act = act
         self.count = 0

@@ -33,8 +33,13 @@ def stand_still(pid: int) -> None:
     """SIGSTOP, and wait until every thread stands."""
     os.kill(pid, signal.SIGSTOP)
     tasks = Path(f"/proc/{pid}/task")
-    stats = lambda: [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks.iterdir()]  # noqa: E731
-    wait_until(lambda: set(stats()) == {"T"}, what=f"the stop of {pid}")
+
+    def stands() -> bool:
+        return all(
+            (task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks.iterdir()
+        )
+
+    wait_until(stands, what=f"the stop of {pid}")
 
 
 def commit_without_descriptors(peer: Peer, path: str, run: RunId) -> tuple[str, str]:
