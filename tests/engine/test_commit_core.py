@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from occamdb.engine._commit import CommitCore
 
 from occamdb.engine import failpoints
+from occamdb.engine._commit import CommitCore
 from occamdb.engine._view import StoreAttachment
 from occamdb.engine._wal import WalAppender
 from occamdb.engine.errors import StoreFullError
