@@ -94,7 +94,7 @@ def take_arms_from(arms: Path) -> Callable[[], None]:
     def end() -> None:
         Launcher._spawn = spawn  # type: ignore[method-assign]
 
-    Launcher._spawn = armed_spawn  # type: ignore[method-assign]
+    Launcher._spawn = armed_spawn  # type: ignore[assignment, method-assign]
     return end
 
 
