@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from occamdb import Database, OccamError, RunId
+from occamdb import Database, OccamError, RunId, SnapshotExpired
 from occamdb.engine._commit import CommitCore
 from occamdb.engine.launch import socket_path
 from occamdb.engine.messages import (
@@ -409,3 +409,50 @@ def test_mutated_requests_never_hurt_the_core() -> None:
     finally:
         core.stop()
     assert core.core.check() is None
+
+
+def channel_of(db: Database) -> str:
+    """The segment that a database's snapshots are pinned in."""
+    handle: Any = db.handle
+    return str(handle._primary.terms.channel)
+
+
+def test_a_worker_that_was_thrown_out_comes_back(path: Path) -> None:
+    """Its channel breaks under it, by whatever fault: its snapshots end, and it attaches anew by itself.
+
+    The pins of the old channel protect nothing any more, so nothing may be begun on it.
+    """
+    run = RunId.new()
+    with open_database(path) as db, open_database(path) as other:
+        db.put(run, "k", 0)
+        view = db.snapshot(run)
+        name = channel_of(db)
+        with attach_segment(name, writable=True) as segment:
+            struct.pack_into("<Q", segment.map, layout.REQUEST_TAIL_OFFSET, 1 << 40)
+        wait_until(lambda: name.lstrip("/") not in segments_of(path, "c"), what="the removal of its segment")
+        with pytest.raises(SnapshotExpired):
+            view.get("k")
+        other.put(run, "k", 1)
+        assert db.get(run, "k") == 1
+        with db.snapshot(run) as fresh:
+            for number in range(500):
+                other.put(run, "k", number)
+            assert fresh.get("k") == 1
+            assert db.put(run, "k", "mine") == other.put(run, "k", "theirs") - 1
+            assert fresh.get("k") == 1
+        assert channel_of(db) != name
+
+
+def test_thrown_out_with_a_request_on_its_way(path: Path) -> None:
+    """The channel breaks before the request is taken: asked on the way back, it never happened, and is sent again."""
+    run = RunId.new()
+    with open_database(path) as db:
+        for number in range(20):
+            name = channel_of(db)
+            with attach_segment(name, writable=True) as segment:
+                (head,) = struct.unpack_from("<Q", segment.map, layout.REQUEST_HEAD_OFFSET)
+                # A header that is none where the next request begins; the request's own bytes follow too late.
+                struct.pack_into("<Q", segment.map, layout.RINGS_OFFSET + head % RING_SIZE, 0)
+                struct.pack_into("<Q", segment.map, layout.REQUEST_TAIL_OFFSET, head + 8)
+            assert db.kv.increment(run, "n") == number + 1
+        assert db.get(run, "n") == 20
