@@ -1,7 +1,8 @@
 """Finding the coordinator of a directory, and starting one.
 
 1. Whoever wants to start one takes the STARTER lock first, so that of many workers whose coordinator died one
-   starts a new one and the others wait for its socket. The lock goes with its holder, however that dies.
+   starts a new one and the others wait for its socket. The lock goes with its holder, however that dies; should it be
+   stopped, the others start one without it after a while. LOCK alone decides who serves.
 2. The new process belongs to nobody: own session, parent init, so that neither Ctrl-C nor the end of the worker that
    started it reaches it.
 3. It reports success or its error as one line through a pipe; end of file without a report means that it died on
@@ -30,6 +31,7 @@ __all__ = ["LOG_NAME", "SOCKET_NAME", "CoordinatorDied", "Launcher", "socket_pat
 
 SOCKET_NAME = "coordinator.sock"
 LOG_NAME = "coordinator.log"
+_STARTER_SECONDS = 1.5
 
 
 def socket_path(path: str) -> str:
@@ -54,6 +56,8 @@ class Launcher:
         self.log_path = os.path.join(path, LOG_NAME)
         self._durability = durability
         self._settings = settings
+        self._starting_since = 0.0  # when we first found somebody else starting one, and when last
+        self._seen_starting = 0.0
         # Of the last coordinator: its successor goes on with them, or workers that asked for them could not attach.
         self.inherited: dict[str, Any] = {}
 
@@ -80,16 +84,25 @@ class Launcher:
                 details={"path": self.path, "errno": error.errno},
             ) from error
         starter = FileLock(os.path.join(self.path, "STARTER"))
+        # All of it inside: an interrupt just after the lock was taken must give it back too.
         try:
-            starter.acquire()
-        except LockHeldError:
-            return
-        try:
+            with contextlib.suppress(LockHeldError):
+                starter.acquire()
+            if not starter.held and not self._waited_long():
+                return
             # Held: a coordinator is alive, or recovering and about to listen.
             if not self._owned():
                 self._spawn_and_wait(limit)
         finally:
             starter.release()
+
+    def _waited_long(self) -> bool:
+        """Whether somebody else has been starting one for so long that it may be stopped, and not merely slow."""
+        now = time.monotonic()
+        if now - self._seen_starting > _STARTER_SECONDS / 2:
+            self._starting_since = now  # not the wait of a moment ago
+        self._seen_starting = now
+        return now - self._starting_since > _STARTER_SECONDS
 
     def _owned(self) -> bool:
         try:

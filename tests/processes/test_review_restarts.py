@@ -1,12 +1,21 @@
 """Transactions that are open, and workers that come, while one coordinator gives way to the next."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from occamdb import ConflictError, RunId
-from tests.support.processes import coordinator_pid, kill_coordinator, open_database, stop_coordinator
+from occamdb.ipc.lock import FileLock
+from tests.support.processes import (
+    Peer,
+    Worker,
+    coordinator_pid,
+    kill_coordinator,
+    open_database,
+    stop_coordinator,
+)
 
 
 def test_an_open_transaction_makes_a_new_key_in_the_next_life(tmp_path: Path, run: RunId) -> None:
@@ -89,4 +98,48 @@ def test_a_worker_may_come_in_any_moment_of_an_idle_end(tmp_path: Path, run: Run
     assert len(lives) > 1
     with open_database(path) as db:
         assert db.get(run, "k") == 15
+    stop_coordinator(path)
+
+
+def hold_starter(peer: Peer, path: str) -> None:
+    """Be about to start a coordinator, and go no further."""
+    lock = FileLock(f"{path}/STARTER")
+    lock.acquire()
+    peer.say("held")
+    peer.hear()
+
+
+def test_a_stopped_starter_holds_nobody_up(tmp_path: Path, start: Callable[..., Worker], run: RunId) -> None:
+    path = tmp_path / "db"
+    with open_database(path) as db:
+        db.put(run, "k", 1)
+        starter = start(hold_starter, str(path))
+        assert starter.hear() == "held"
+        starter.stop()
+        kill_coordinator(path)
+        assert db.put(run, "k", 2) > 0
+        starter.resume()
+    stop_coordinator(path)
+
+
+def test_an_interrupted_start_gives_the_lock_back(
+    tmp_path: Path, run: RunId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "db"
+    with open_database(path) as db:
+        db.put(run, "k", 1)
+        kill_coordinator(path)
+        acquire = FileLock.acquire
+
+        def acquire_and_be_interrupted(lock: FileLock) -> None:
+            acquire(lock)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(FileLock, "acquire", acquire_and_be_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            db.put(run, "k", 2)
+        monkeypatch.undo()
+        with FileLock(str(path / "STARTER")):  # free: raises LockHeldError otherwise
+            pass
+        assert db.put(run, "k", 3) > 0
     stop_coordinator(path)
