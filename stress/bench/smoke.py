@@ -71,11 +71,13 @@ def guard(baseline: dict[str, float]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--write", action="store_true", help="measure and write a new baseline")
+    parser.add_argument("--write", action="store_true", help="measure twice and write a new baseline")
     parser.add_argument("--baseline", type=Path, default=BASELINE)
     options = parser.parse_args(arguments)
     if options.write:
-        ratios = {name: round(ratio, 3) for name, ratio in measure().items()}
+        first, second = measure(), measure()  # the lower of two: a lucky baseline would cry wolf ever after
+        ratios = {name: round(min(first[name], second[name]), 3) for name in first.keys() & second.keys()}
+        ratios = {name: ratios[name] for name in ROWS if name in ratios}
         options.baseline.write_text(
             json.dumps({"format": "occam-smoke-1", "peer": PEER, "ratios": ratios}, indent=1) + "\n"
         )
