@@ -18,6 +18,7 @@ from .errors import CoordinatorUnavailable
 def main() -> int:
     options = json.loads(sys.argv[1])
     report_fd = options["report_fd"]
+    _close_inherited(report_fd)
     coordinator = Coordinator(
         options["path"],
         options["durability"],
@@ -37,6 +38,13 @@ def main() -> int:
         return 1
     _report(report_fd, {"ok": True})
     return coordinator.serve()
+
+
+def _close_inherited(kept: int) -> None:
+    """Let go of what our starter left inheritable: its pipes and sockets must not stay open for as long as we live."""
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    os.closerange(3, kept)
+    os.closerange(kept + 1, highest + 1)
 
 
 def _report(fd: int, message: dict[str, Any]) -> None:

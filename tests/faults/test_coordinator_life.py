@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -324,6 +325,19 @@ def test_the_death_of_its_starter_is_nothing_to_it(
         os.kill(pid, signal.SIGQUIT)
         db.put(run, "k", 1)
         assert is_alive(identity) and db.stats()["pid"] == pid
+
+
+def test_it_keeps_none_of_its_starters_descriptors(path: Path, run: RunId) -> None:
+    """A pipe that the starter left inheritable ends when the starter closes it, not when the coordinator does."""
+    read_end, write_end = os.pipe()
+    os.set_inheritable(write_end, True)
+    os.set_inheritable(read_end, True)
+    with open_database(path) as db:
+        os.close(write_end)
+        with os.fdopen(read_end, "rb") as pipe:
+            assert select.select([pipe], [], [], 60)[0] and pipe.read() == b""
+        held = [os.readlink(entry) for entry in Path(f"/proc/{db.stats()['pid']}/fd").iterdir()]
+        assert all(".log" in name or str(path) in name for name in held if name.startswith("/tmp")), held
 
 
 def test_the_starter_dies_before_it_serves(tmp_path: Path) -> None:
