@@ -111,15 +111,15 @@ def chaos(
     directory: Annotated[Path | None, typer.Option("--dir", help="Keep failing sessions here.")] = None,
 ) -> None:
     """Run random workloads under random faults, and end with one verdict."""
+    loads, chosen = _names(workloads, WORKLOADS) or CHOICES, _names(faults, NAMES)
     base = _empty_base(directory, "chaos")
-    loads = _names(workloads, WORKLOADS) or CHOICES
     verdict = chaos_campaign(
         minutes,
         base,
         workers=workers,
         seed=seed,
         workloads=loads,
-        faults=_names(faults, NAMES),
+        faults=chosen,
         progress=_progress,
     )
     _progress("")
