@@ -31,10 +31,10 @@ from typing import Any
 
 from ..ipc import layout
 from ..ipc.control import ControlListener
-from ..ipc.errors import AddressSpaceError, OccamError, SegmentError, ShmFullError
+from ..ipc.errors import AddressSpaceError, OccamError, ShmFullError
 from ..ipc.lock import FileLock
 from ..ipc.process import own_identity
-from ..ipc.segment import Segment, attach_segment, create_segment
+from ..ipc.segment import Segment, create_segment, poke_segment
 from ..ipc.stale import list_incarnations, remove_superseded
 from . import failpoints
 from ._commit import SPIN_HINT_OFFSET, SUPERSEDED_OFFSET, CommitCore
@@ -195,8 +195,7 @@ class Coordinator:
     def _supersede_older(self) -> None:
         for incarnation in list_incarnations(self.database_id):
             if incarnation.number != self.incarnation and not incarnation.foreign:
-                with contextlib.suppress(SegmentError):
-                    mark_superseded(layout.store_name(self.database_id, incarnation.number))
+                mark_superseded(layout.store_name(self.database_id, incarnation.number))
         remove_superseded(self.database_id, keep_incarnation=self.incarnation)
 
     def _write_coordinator_file(self) -> None:
@@ -330,9 +329,12 @@ class Coordinator:
 
 
 def mark_superseded(name: str) -> None:
-    """Tell workers that still map a dead incarnation's store to attach anew before they begin again."""
-    with attach_segment(name, writable=True) as segment:
-        struct.pack_into("<I", segment.map, SUPERSEDED_OFFSET, 1)
+    """Tell workers that still map a dead incarnation's store to attach anew before they begin again.
+
+    Raises:
+      SegmentError: it is there and could not be marked: who begins on it would miss what is committed from here on.
+    """
+    poke_segment(name, SUPERSEDED_OFFSET, struct.pack("<I", 1))
 
 
 def _dispose(segment: Segment) -> None:

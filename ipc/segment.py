@@ -140,6 +140,35 @@ def attach_segment(
         raise
 
 
+def poke_segment(name: str, offset: int, data: bytes) -> bool:
+    """Write bytes into a segment by its descriptor: needs no address space, and cannot end in SIGBUS.
+
+    Returns:
+      False if there is nothing to write to: no such name, a segment that ends before, or a page never allocated while
+      shared memory is full (so nobody has seen it).
+
+    Raises:
+      SegmentForeignError: as `attach_segment`.
+      SegmentError: no descriptors left.
+    """
+    try:
+        fd = _open(name, 0, read_only=False)
+    except SegmentMissingError:
+        return False
+    try:
+        found = os.fstat(fd)
+        if found.st_size < offset + len(data):
+            return False
+        _checked_size(name, found, None, os.geteuid())
+        return os.pwrite(fd, data, offset) == len(data)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return False
+        _raise_os_error(name, error, f"writing at {offset}")
+    finally:
+        os.close(fd)
+
+
 def store_preallocate(fd: int, offset: int, size: int, *, name: str = "") -> None:
     """Reserve the pages of [offset, offset + size) so that touching them cannot fail.
 
