@@ -333,7 +333,9 @@ class ControlServer:
         )
 
     def _checkpoint(self, _worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
-        return self._coordinator.durable.checkpoint(self.outcomes)
+        # Read first: whatever was acknowledged before it was asked for is to be in it.
+        wanted = self._core.committed_version
+        return self._coordinator.durable.checkpoint(self.outcomes) | {"wanted": wanted}
 
     def _checkpoint_state(self, _worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
         return self._coordinator.durable.checkpoint_state()

@@ -176,15 +176,20 @@ class SharedHandle:
         reply = self._ask(dict(message))
         if message["kind"] != "checkpoint":
             return reply
-        # The coordinator answers at once and works on; whoever asked for a checkpoint wants it done.
-        while reply["running"]:
-            time.sleep(_CHECKPOINT_POLL)
-            reply = self._ask({"kind": "checkpoint_state"})
-        if reply["error"]:
-            raise LogWriteError(
-                reply["error"], hint="free space on the database's file system, then try again"
-            )
-        return reply
+        # The coordinator answers at once and works on; whoever asked for a checkpoint wants it done. The one under way
+        # may be of an older version, and may have died with its coordinator: then once more.
+        wanted = reply["wanted"]
+        while True:
+            while reply["running"]:
+                time.sleep(_CHECKPOINT_POLL)
+                reply = self._ask({"kind": "checkpoint_state"})
+            if reply["error"]:
+                raise LogWriteError(
+                    reply["error"], hint="free space on the database's file system, then try again"
+                )
+            if reply["version"] >= wanted:
+                return reply
+            reply = self._ask(dict(message))
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         limit = time.monotonic() + float(message.pop("timeout", self._timeout))

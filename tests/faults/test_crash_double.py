@@ -254,6 +254,22 @@ def change_once(peer: Peer, path: Path, run: RunId, key: str) -> tuple[str, Any]
             return type(error).__name__, None
 
 
+def test_a_checkpoint_asked_for_is_made(path: Path, db: Database, run: RunId) -> None:
+    """Also when its coordinator dies over it, and when an older one was just being written."""
+    version = db.put(run, "k", 1)
+    for point in ("checkpoint.begin", "checkpoint.before_rename"):
+        before = coordinator_identity(path)
+        set_coordinator_failpoint(path, point, "kill@1")
+        assert db.checkpoint()["version"] >= version
+        assert coordinator_identity(path) != before
+        assert any(int(file.stem) >= version for file in (path / "checkpoints").glob("*.ckpt"))
+        version = db.put(run, "k", 2)
+    set_coordinator_failpoint(path, "checkpoint.before_rename", "sleep:300@1")
+    assert processes.ask_coordinator(path, "checkpoint")["running"]
+    version = db.put(run, "k", 3)
+    assert db.checkpoint()["version"] >= version
+
+
 # ---- stops ------------------------------------------------------------------------------------------------
 
 
