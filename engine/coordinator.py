@@ -31,7 +31,7 @@ from typing import Any
 
 from ..ipc import layout
 from ..ipc.control import ControlListener
-from ..ipc.errors import AddressSpaceError, OccamError, ShmFullError
+from ..ipc.errors import AddressSpaceError, OccamError, SegmentForeignError, ShmFullError
 from ..ipc.lock import FileLock
 from ..ipc.process import own_identity
 from ..ipc.segment import Segment, create_segment, poke_segment
@@ -195,7 +195,9 @@ class Coordinator:
     def _supersede_older(self) -> None:
         for incarnation in list_incarnations(self.database_id):
             if incarnation.number != self.incarnation and not incarnation.foreign:
-                mark_superseded(layout.store_name(self.database_id, incarnation.number))
+                # What is no plain segment of ours is a planted name: nobody can have mapped it as a store.
+                with contextlib.suppress(SegmentForeignError):
+                    mark_superseded(layout.store_name(self.database_id, incarnation.number))
         remove_superseded(self.database_id, keep_incarnation=self.incarnation)
 
     def _write_coordinator_file(self) -> None:
