@@ -18,6 +18,7 @@ from occamdb import (
     InvalidArgumentError,
     OccamError,
     RunId,
+    Settings,
     SettingsError,
     SettingsMismatchError,
 )
@@ -150,9 +151,16 @@ def test_settings_outlive_the_coordinator_they_were_given_to(tmp_path: Path, run
         first.put(run, "k", 1)
         processes.kill_coordinator(path)
         assert second.put(run, "k", 2)
-        assert second.stats()["store"]["size"] == 8 << 20
+        assert settings_of(second).max_store_size == 8 << 20
         assert first.put(run, "k", 3) and first.get(run, "k") == 3
     stop_coordinator(path)
+
+
+def settings_of(db: Database) -> Settings:
+    """Those in force, as the coordinator told them."""
+    handle: Any = db.handle
+    settings: Settings = handle.settings
+    return settings
 
 
 def test_settings_file(tmp_path: Path, run: RunId) -> None:
@@ -160,7 +168,7 @@ def test_settings_file(tmp_path: Path, run: RunId) -> None:
     path.mkdir()
     (path / "settings.toml").write_text('max_store_size = "8MiB"\nkey_size_max = 100\n')
     with occamdb.open(path, idle_timeout=20.0) as db:
-        assert db.stats()["store"]["size"] == 8 << 20
+        assert settings_of(db).max_store_size == 8 << 20
         db.put(run, "k" * 100, 1)
         with pytest.raises(occamdb.KeyTooLarge):
             db.put(run, "k" * 101, 1)
