@@ -21,6 +21,7 @@ cdef struct Arena:              # private to the writer
     u64 size
     int fd
     u32 page_count
+    u32 page_limit              # ordinary allocations keep the pages in use at or below this many
     u32 pages_high              # pages below have been used; above nothing was ever written
     u32 free_pages              # in free runs
     bint urgent                 # set around an allocation that may use the reserve: it is there to free more

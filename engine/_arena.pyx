@@ -100,6 +100,7 @@ cdef int arena_open(Arena *a, u8 *base, u64 size, int fd, void *reclaim_word, vo
     a.reclaim_word = reclaim_word
     a.readable_word = readable_word
     a.page_count = <u32>(size // PAGE_SIZE) - SLACK_PAGES
+    a.page_limit = a.page_count
     # calloc leaves the pages of these tables untouched until used: a large store costs nothing at the start.
     a.pages = <Page *>calloc(a.page_count + 1, sizeof(Page))
     a.bitmaps = <u64 *>calloc(<size_t>a.page_count * BITMAP_WORDS, 8)
@@ -222,9 +223,14 @@ cdef u32 search_run(Arena *a, u32 pages) noexcept nogil:
 cdef bint leaves_reserve(Arena *a, u32 pages) noexcept nogil:
     """May an allocation take so many pages? The reserve that must then be left is 1/64 of what is used."""
     cdef u64 need = <u64>pages + a.pages_high // 64 + RESERVE_PAGES_MIN
-    if a.urgent or need <= a.free_pages:
+    cdef u64 in_use = a.pages_high - a.free_pages
+    if a.urgent:
         return True
-    need += a.pages_high - a.free_pages
+    if in_use + need > a.page_limit:
+        return False
+    if need <= a.free_pages:
+        return True
+    need += in_use
     return need <= a.page_count and back(a, need * PAGE_SIZE)
 
 

@@ -50,7 +50,9 @@ from occamdb.engine._failpoints cimport (
 )
 from occamdb.engine._pins cimport collect, pin_own, revoke_all, revoke_older, unpin_own
 from occamdb.engine._replay cimport Loader
-from occamdb.engine._store cimport store_check, store_create, store_destroy, store_pending_bytes, store_publish
+from occamdb.engine._store cimport (
+    store_check, store_create, store_destroy, store_limit, store_pending_bytes, store_publish,
+)
 from occamdb.engine._validate cimport check_format, reserve_reply, validate_request
 from occamdb.engine._wakes cimport answered, flush_wakes, release_wakes
 from occamdb.engine._wire cimport (
@@ -218,6 +220,10 @@ cdef class CommitCore:
             self.core.store.tombstone_horizon = lost_version
         store_publish(&self.core.store, version)
         load_expiry(&self.core)
+
+    def limit_store(self, u64 size):
+        """Commits fill the store up to `size` bytes; what recovery needed beyond that stays in use."""
+        store_limit(&self.core.store, size)
 
     # ---- channels: called by the control plane ----------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from occamdb.engine._layout cimport (
     KEY_SIZE_MAX, RECORD_EXPIRY, RECORD_TOMBSTONE, key_compare, key_hash, node_at, node_key, record_at,
 )
 from occamdb.engine._store cimport (
-    store_collect, store_ensure_node, store_force_collect, store_install, store_new_record, store_next,
+    store_collect, store_ensure_node, store_force_collect, store_install, store_new_record, store_next, store_pending_bytes,
     store_publish, store_seek,
 )
 from occamdb.engine._wal cimport (
@@ -30,6 +30,7 @@ import os as _os
 
 cdef enum:
     COLLECT_INTERVAL = 2048         # transactions or rows between two collections of what was replaced
+    GARBAGE_MIN = 65536
     COLLECT_BUDGET = 1 << 20
     OUTCOMES_FIRST = 1024
 
@@ -317,12 +318,27 @@ cdef class Loader:
         store_force_collect(self.store, NULL, 0)
         self.since_collect = 0
 
+    cdef u64 _garbage_max(self) noexcept nogil:
+        """Garbage beyond this is freed early: blocks that wait spread what stays over more pages than the live store used."""
+        return GARBAGE_MIN + self.store.record_bytes // 32
+
+    cdef void _make_room(self) noexcept nogil:
+        """In the middle of a transaction: free what earlier ones replaced. Node refs stay good."""
+        store_publish(self.store, self.version)
+        store_force_collect(self.store, NULL, 0)
+
     cdef bint _install(self, const u8 *key, u32 key_size, u64 version, i64 timestamp, i64 expires_at, u32 flags,
                        const u8 *value, u32 value_size) noexcept nogil:
-        cdef u32 node = store_ensure_node(self.store, key, key_size, key_hash(key, key_size, self.store.hash_seed))
+        cdef u64 hash = key_hash(key, key_size, self.store.hash_seed)
+        cdef u32 node = store_ensure_node(self.store, key, key_size, hash)
         cdef u32 record = 0
         if node:
             record = store_new_record(self.store, version, timestamp, expires_at, flags, value, value_size)
+        if record == 0:
+            self._make_room()
+            node = store_ensure_node(self.store, key, key_size, hash)
+            if node:
+                record = store_new_record(self.store, version, timestamp, expires_at, flags, value, value_size)
         if record == 0:
             self.full = True
             return False
@@ -345,6 +361,9 @@ cdef class Loader:
             head = node_at(self.store.base, node).head
             if head and not record_at(self.store.base, head).flags & RECORD_TOMBSTONE:
                 record = store_new_record(self.store, version, timestamp, 0, RECORD_TOMBSTONE, NULL, 0)
+                if record == 0:
+                    self._make_room()
+                    record = store_new_record(self.store, version, timestamp, 0, RECORD_TOMBSTONE, NULL, 0)
                 if record == 0:
                     self.full = True
                     return False
@@ -407,7 +426,8 @@ cdef class Loader:
             self.entries += transaction.count + 2
             self.transactions += 1
             self.since_collect += 1
-            if self.since_collect >= COLLECT_INTERVAL:
+            if self.since_collect >= COLLECT_INTERVAL or (
+                    self.since_collect & 63 == 0 and store_pending_bytes(self.store) > self._garbage_max()):
                 self.settle()
         return TX_WHOLE
 

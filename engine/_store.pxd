@@ -54,6 +54,9 @@ cdef struct Store:
 # 0 ok, else an errno: EINVAL (size or alignment), ENOMEM (private tables), ENOSPC (no room for the first pages).
 # `base` must be 16-byte aligned, zero-filled, `size` bytes long (1 MiB..64 GiB; a part of the last page is left unused).
 cdef int store_create(Store *s, u8 *base, u64 size, int fd, const u8 *database_id, u64 incarnation) noexcept nogil
+# From here on ordinary allocations keep the store at or below `size` bytes; at first it may fill the whole segment.
+# Recovery needs the difference: packed in another order than it grew in, the same content may take a little more.
+cdef void store_limit(Store *s, u64 size) noexcept nogil
 cdef void store_destroy(Store *s) noexcept nogil
 cdef u32 store_find(Store *s, const u8 *key, u32 key_size, u64 hash) noexcept nogil
 cdef u32 store_ensure_node(Store *s, const u8 *key, u32 key_size, u64 hash) noexcept nogil      # 0: full, or key_size > KEY_SIZE_MAX

@@ -72,6 +72,11 @@ cdef int store_create(Store *s, u8 *base, u64 size, int fd, const u8 *database_i
     return 0
 
 
+cdef void store_limit(Store *s, u64 size) noexcept nogil:
+    cdef u64 pages = size // PAGE_SIZE
+    s.arena.page_limit = <u32>pages if pages < s.arena.page_count else s.arena.page_count
+
+
 cdef void store_destroy(Store *s) noexcept nogil:
     arena_close(&s.arena)
     free(s.buckets)

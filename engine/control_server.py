@@ -320,11 +320,14 @@ class ControlServer:
         workers = []
         for other in self._workers.values():
             if other.index >= 0:
-                figures = self._core.channel_figures(other.index)
+                channel = self._core.channel_figures(other.index)
                 pid = other.identity.pid if other.identity else other.connection.pid
-                workers.append({"pid": pid, "attached_at": other.attached_at, **figures})
+                workers.append({"pid": pid, "attached_at": other.attached_at, **channel})
+        figures = core_figures(self._core)
+        # What commits may fill, not the segment, which has room to spare for recovery.
+        figures["store"]["size"] = self._coordinator.settings.max_store_size
         return (
-            core_figures(self._core)
+            figures
             | self._status(worker, message)
             | {
                 "workers": workers,

@@ -50,6 +50,9 @@ from .settings import load_settings
 __all__ = ["Coordinator"]
 
 _PAGE = 65536
+_HEADROOM_SHARE = 4
+_HEADROOM_MIN = 4 << 20
+_SEGMENT_SIZE_MAX = (1 << 36) - _PAGE
 _TICK = 0.25
 _FIRST_ATTACH_SECONDS = 10.0
 
@@ -147,7 +150,7 @@ class Coordinator:
                 )
 
     def _create_segments(self) -> None:
-        size = self.settings.max_store_size // _PAGE * _PAGE
+        size = _segment_size(self.settings.max_store_size)
         try:
             self.bell = self._own(
                 layout.bell_name(self.database_id, self.incarnation), layout.BELL_SEGMENT_SIZE
@@ -328,6 +331,16 @@ class Coordinator:
         """Refuse a worker whose wishes this coordinator cannot meet."""
         self.settings.require_match(asked)
         self.durable.require(durability)
+
+
+def _segment_size(store_size_max: int) -> int:
+    """The segment is larger than the store may become, so that a full store can always be recovered.
+
+    Recovery packs the same content in another order than it grew in, which may take a little more; sparse pages
+    cost nothing until then.
+    """
+    headroom = store_size_max // _HEADROOM_SHARE + _HEADROOM_MIN
+    return min(store_size_max + headroom, _SEGMENT_SIZE_MAX) // _PAGE * _PAGE
 
 
 def mark_superseded(name: str) -> None:

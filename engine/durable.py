@@ -91,6 +91,7 @@ class DurableState:
         for warning in result.warnings:
             sys.stderr.write(f"recovery: {warning}\n")
         log = start_log(self._directory, result, self.mode, self._settings.wal_segment_size)
+        core.limit_store(self._settings.max_store_size)
         core.start_at(result.version, result.version if result.version != result.log_version else 0)
         if log is not None:
             core.attach_log(log, self.mode == "always")

@@ -45,7 +45,8 @@ class Settings:
     """Every setting of a database. Sizes in bytes (or text such as "64MiB"), times in seconds.
 
     Attributes:
-      max_store_size: the most shared memory the store may take (`StoreFullError` beyond).
+      max_store_size: the most shared memory commits may fill (`StoreFullError` beyond); recovering a full store may
+        take up to a quarter and 4 MiB more.
       ring_size: of each of a connection's two rings; larger requests stream through in pieces.
       wal_segment_size: a log file this long is closed and the next begun.
       checkpoint_bytes: a checkpoint is made when the log has grown by this much since the last.
