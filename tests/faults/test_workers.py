@@ -302,7 +302,8 @@ def read_for_ever(peer: Peer, path: Path, run: RunId) -> tuple[int, int]:
     whole = expired = 0
     with open_database(path) as db:
         peer.say("ready")
-        while not peer.told():
+        # At the end the writer is silent, so one more is sure to be whole.
+        while not (whole and peer.told()):
             try:
                 with db.snapshot(run) as view:
                     values = {row.value for _, row in view.scan_prefix("row/")}
