@@ -41,10 +41,10 @@ from .engine.errors import (
 from .engine.extensions import register_extension
 from .engine.keys import Namespace
 from .engine.limits import Limits
+from .engine.public_types import CommitReceipt, RunId, TransactionStatus, TypeTag, VersionedValue
 from .engine.retry import RetryPolicy
 from .engine.settings import Settings
 from .engine.snapshot import ClonedSnapshotView, SharedSnapshotView, SnapshotView
-from .engine.public_types import CommitReceipt, RunId, TransactionStatus, TypeTag, VersionedValue
 from .primitives import (
     ChainVerification,
     Custom,

@@ -70,7 +70,7 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 )
 def test_unknown_names_suggest_the_nearest(typo: str, meant: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        load_settings(None, **{typo: 1})
+        load_settings(None, None, **{typo: 1})
     assert caught.value.hint == f"did you mean {meant}?"
 
 
@@ -109,7 +109,7 @@ def test_wrong_values_name_the_setting(name: str, value: Any) -> None:
 @pytest.mark.parametrize("name", setting_names())
 def test_every_setting_is_validated_by_keyword(name: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        load_settings(None, **{name: "nonsense"})
+        load_settings(None, None, **{name: "nonsense"})
     assert caught.value.setting == name and caught.value.hint
 
 
