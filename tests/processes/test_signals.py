@@ -146,9 +146,9 @@ def test_exceptions_out_of_handlers(
     )
 
 
-def test_keyboard_interrupt_leaves_the_other_threads_alone(shared_path: Path, run: RunId) -> None:
-    """The main thread is interrupted in its commits; a snapshot and commits of another thread go on."""
-    with open_database(shared_path) as db:
+def interrupt_the_main_thread(_: Peer, path: Path, run: RunId) -> int:
+    """Sixty interrupts out of commits in the main thread, beside one that reads and commits undisturbed."""
+    with open_database(path) as db:
         db.put(run, "k", 0)
         stop = threading.Event()
         errors: list[BaseException] = []
@@ -186,3 +186,11 @@ def test_keyboard_interrupt_leaves_the_other_threads_alone(shared_path: Path, ru
         assert not errors
         assert db.get(run, "other") == done[0] - 1
         assert db.put(run, "k", "end") and db.get(run, "k") == "end"
+        return interrupts
+
+
+def test_keyboard_interrupt_leaves_the_other_threads_alone(
+    shared_path: Path, run: RunId, start: Callable[..., Worker]
+) -> None:
+    """In a process of its own: an interrupt between a socket and its owner is for the interpreter to clean up."""
+    assert start(interrupt_the_main_thread, shared_path, run).result() == 60
