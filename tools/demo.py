@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,6 +119,8 @@ def _agents(db: Database, plan: Plan, count: int) -> Iterator[list[SpawnProcess]
     ]
     try:
         # Ctrl-C reaches the whole group. Agents are born with it blocked: this process ends them in order.
+        # The tracker first: starting it, as the first spawn would, unblocks the signal again.
+        resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for process in processes:

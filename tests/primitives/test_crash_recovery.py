@@ -179,7 +179,7 @@ def check_family(db: Any, common: RunId, models: list[dict[str, Any]]) -> list[R
     return everybody
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [2])
 def test_families_survive(seed: int, tmp_path: Path, start: Callable[..., Worker]) -> None:
     path, arms = tmp_path / "db", tmp_path / "arms"
     dice = random.Random(seed)
