@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import pytest
+
 from occamdb import Database, RetryPolicy, RunId, Transaction, TransactionStatus
 from tests.support.processes import Peer, Worker, open_database, segments_of, wait_until
 
