@@ -137,7 +137,7 @@ class DurableState:
                 core.log.sync_in_background()
             except OSError as error:
                 # The log is poisoned by it: commits are refused until a restart, reads go on.
-                self._complain(f"fdatasync of the log failed, commits are refused from here on: {error}")
+                _complain(f"fdatasync of the log failed, commits are refused from here on: {error}")
                 self._next_sync = now + _NEVER
         if core.log is None and now >= self._next_reserve:
             self._next_reserve = now + _RESERVE_SECONDS
@@ -145,7 +145,7 @@ class DurableState:
                 self._directory.reserve_versions(core.committed_version)
             except OSError as error:
                 # What is set aside lasts for days, and the next try is in a minute.
-                self._complain(f"no further versions set aside: {error}")
+                _complain(f"no further versions set aside: {error}")
         if self._checkpoint_due(now):
             self._begin(outcomes)
 
@@ -155,7 +155,7 @@ class DurableState:
         if now >= self._next_place:
             self._next_place = now + _PLACE_SECONDS
             if not self._directory.is_in_place():
-                self._complain(f"{self._directory.path} was moved, replaced or deleted while it was open")
+                _complain(f"{self._directory.path} was moved, replaced or deleted while it was open")
                 return False
         return True
 
@@ -177,17 +177,15 @@ class DurableState:
             self._thread.start()
         except RuntimeError as error:  # no more threads for this user
             self._thread = None
-            self._not_before = time.monotonic() + _RETRY_SECONDS
+            self._no_checkpoint(error)
             self._next_checkpoint = max(self._next_checkpoint, self._not_before)
-            self._complain(f"no checkpoint: {error}")
 
     def _in_background(self, outcomes: OutcomesFunction) -> None:
         try:
             self._write(outcomes, duty=0.3)
         except Exception as error:
             if not self._stopping.is_set():
-                self._complain(f"no checkpoint: {error}")
-                self._not_before = time.monotonic() + _RETRY_SECONDS
+                self._no_checkpoint(error)
         finally:
             self._next_checkpoint = time.monotonic() + (self._settings.checkpoint_interval or _NEVER)
             self._thread = None
@@ -242,10 +240,10 @@ class DurableState:
             "error": self._last_error,
         }
 
-    def _complain(self, text: str) -> None:
-        self._last_error = text
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+    def _no_checkpoint(self, error: Exception) -> None:
+        self._last_error = f"no checkpoint: {error}"
+        self._not_before = time.monotonic() + _RETRY_SECONDS
+        _complain(self._last_error)
 
     # ---- outcomes -----------------------------------------------------------------------------------------
 
@@ -330,3 +328,9 @@ def _integer_in(value: bytes) -> int | None:
     ):
         return None
     return int(msgpack.unpackb(value))
+
+
+def _complain(text: str) -> None:
+    """Into coordinator.log, at once."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

@@ -56,8 +56,9 @@ class Launcher:
         self.log_path = os.path.join(path, LOG_NAME)
         self._durability = durability
         self._settings = settings
-        self._starting_since = 0.0  # when we first found somebody else starting one, and when last
+        self._starting_since = 0.0  # when we first found this one start by somebody else, and when last
         self._seen_starting = 0.0
+        self._start_seen = 0  # which start that is: when its starter took the lock
         # Of the last coordinator: its successor goes on with them, or workers that asked for them could not attach.
         self.inherited: dict[str, Any] = {}
 
@@ -88,7 +89,7 @@ class Launcher:
         try:
             with contextlib.suppress(LockHeldError):
                 starter.acquire()
-            if not starter.held and not self._waited_long():
+            if not starter.held and not self._waited_long(starter):
                 return
             # Held: a coordinator is alive, or recovering and about to listen.
             if not self._owned():
@@ -96,11 +97,14 @@ class Launcher:
         finally:
             starter.release()
 
-    def _waited_long(self) -> bool:
-        """Whether somebody else has been starting one for so long that it may be stopped, and not merely slow."""
+    def _waited_long(self, starter: FileLock) -> bool:
+        """Whether somebody else has been at one start for so long that it may be stopped, and not merely slow."""
         now = time.monotonic()
-        if now - self._seen_starting > _STARTER_SECONDS / 2:
-            self._starting_since = now  # not the wait of a moment ago
+        # Taking the lock and giving it up both write the file: another time is another start, of whomever.
+        with contextlib.suppress(FileNotFoundError):
+            start = os.stat(starter.path).st_mtime_ns
+            if start != self._start_seen or now - self._seen_starting > _STARTER_SECONDS / 2:
+                self._starting_since, self._start_seen = now, start
         self._seen_starting = now
         return now - self._starting_since > _STARTER_SECONDS
 

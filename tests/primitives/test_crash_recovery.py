@@ -7,7 +7,7 @@ model: at the end the database must hold that, exactly, with every index and eve
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +179,17 @@ def check_family(db: Any, common: RunId, models: list[dict[str, Any]]) -> list[R
     return everybody
 
 
-@pytest.mark.parametrize("seed", [2])
-def test_families_survive(seed: int, tmp_path: Path, start: Callable[..., Worker]) -> None:
-    path, arms = tmp_path / "db", tmp_path / "arms"
+@pytest.fixture
+def arms(tmp_path: Path) -> Iterator[Path]:
+    """Failpoints for coordinators to come. This process too may be the one that starts the next."""
+    end = crash.take_arms_from(tmp_path / "arms")
+    yield tmp_path / "arms"
+    end()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_families_survive(seed: int, tmp_path: Path, arms: Path, start: Callable[..., Worker]) -> None:
+    path = tmp_path / "db"
     dice = random.Random(seed)
     deaths = [*dice.sample(DEATHS, len(DEATHS) // 2), "", ""]
     dice.shuffle(deaths)

@@ -18,6 +18,7 @@ to that coordinator as OCCAMDB_FAILPOINTS. So the writers start armed coordinato
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import struct
 import threading
@@ -28,11 +29,12 @@ from typing import Any, BinaryIO
 
 from occamdb import CommitOutcomeUnknown, ConflictError, Database, OccamError, RunId
 from occamdb.engine import check as engine_check
+from occamdb.engine import launch
 from occamdb.engine._scratch import ScratchStore
 from occamdb.engine.directory import DatabaseDirectory
 from occamdb.engine.launch import Launcher
 from occamdb.engine.recovery import recover
-from occamdb.ipc.errors import ControlError
+from occamdb.ipc.errors import ControlError, LockHeldError
 from occamdb.ipc.process import ProcessIdentity, is_alive
 
 from . import processes
@@ -65,9 +67,7 @@ def arm_next(arms: Path, specifications: Sequence[str]) -> None:
     arms.mkdir(exist_ok=True)
     first = max((int(file.name) for file in arms.iterdir()), default=0) + 1
     for number, text in enumerate(specifications, first):
-        draft = arms.parent / f"arms-draft-{os.getpid()}"
-        draft.write_text(text)
-        draft.rename(arms / f"{number:06d}")
+        _put(arms, f"{number:06d}", text)
 
 
 def arms_left(arms: Path) -> int:
@@ -77,13 +77,14 @@ def arms_left(arms: Path) -> int:
 
 def take_arms_from(arms: Path) -> Callable[[], None]:
     """From here on this process gives the coordinators it starts what lies in `arms`; returns how to end that."""
-    spawn = Launcher._spawn
+    spawn, read_report = Launcher._spawn, launch._read_report
+    taken = threading.local()
 
     def armed_spawn(launcher: Launcher, report_fd: int) -> None:
-        text = _take(arms)
+        taken.name, text = _take(arms)
         before = os.environ.pop("OCCAMDB_FAILPOINTS", None)
         if text:
-            os.environ["OCCAMDB_FAILPOINTS"] = text
+            os.environ["OCCAMDB_FAILPOINTS"] = taken.text = text
         try:
             spawn(launcher, report_fd)
         finally:
@@ -91,20 +92,36 @@ def take_arms_from(arms: Path) -> Callable[[], None]:
             if before is not None:
                 os.environ["OCCAMDB_FAILPOINTS"] = before
 
+    def armed_read_report(fd: int, limit: float) -> bytes | None:
+        answer = read_report(fd, limit)
+        if answer and taken.name and json.loads(answer).get("error") == LockHeldError.__name__:
+            # Another start was quicker, and that coordinator is not armed: the arm is for one to come.
+            _put(arms, taken.name, taken.text)
+        return answer
+
     def end() -> None:
         Launcher._spawn = spawn  # type: ignore[method-assign]
+        launch._read_report = read_report
 
     Launcher._spawn = armed_spawn  # type: ignore[assignment, method-assign]
+    launch._read_report = armed_read_report
     return end
 
 
-def _take(arms: Path) -> str:
-    # Only the holder of the STARTER lock gets here, so nobody takes the same file.
+def _take(arms: Path) -> tuple[str, str]:
     for file in sorted(arms.iterdir()) if arms.exists() else ():
-        text = file.read_text()
-        file.unlink()
-        return text
-    return ""
+        mine = arms.parent / f"arms-taken-{os.getpid()}"
+        # Whoever holds the STARTER lock is alone here, but for those who have waited for it too long.
+        with contextlib.suppress(FileNotFoundError):
+            file.rename(mine)
+            return file.name, mine.read_text()
+    return "", ""
+
+
+def _put(arms: Path, name: str, text: str) -> None:
+    draft = arms.parent / f"arms-draft-{os.getpid()}"
+    draft.write_text(text)
+    draft.rename(arms / name)
 
 
 # ---- journals ---------------------------------------------------------------------------------------------
