@@ -685,6 +685,11 @@ cdef class CommitCore:
         """Bytes handed to the log since it was opened; 0 without one."""
         return self.log.total_bytes if self.logged else 0
 
+    @property
+    def log_errors(self):
+        """Batches that the log refused."""
+        return self.core.counters.log_errors
+
     def outcomes(self):
         """{session: (sequence, commit version)} of open channels' last commits.
 

@@ -5,7 +5,8 @@ Written by the coordinator's control plane from a snapshot it keeps pinned, whil
 Invariants:
 1. A file under `<version>.ckpt` is whole and on disk: temporary name, fsync, rename, fsync of the directory.
 2. Two checkpoints are kept, and all of the log after the older one; while there is only one, all of the log.
-   So a damaged newest checkpoint loses nothing. Only then are older files removed.
+   So a damaged newest checkpoint loses nothing. Only then are older files removed. A full disk is the exception: rather
+   than refuse every commit, the newest checkpoint is read from end to end, and if it is sound, it alone is kept.
 3. Removal is unordered and may stop anywhere: a file that should have gone is ignored, and goes the next time.
 """
 
@@ -28,6 +29,7 @@ from ._replay import Loader
 from .directory import DatabaseDirectory
 from .errors import CorruptionError, IncompatibleFormatError
 from .files import TEMPORARY_SUFFIX, File
+from .reserve import is_disk_full
 from .wal_reader import list_segments
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ __all__ = [
     "CheckpointInfo",
     "list_checkpoints",
     "load_checkpoint",
+    "make_room",
     "remove_superfluous",
     "verify_checkpoint",
     "write_checkpoint",
@@ -101,6 +104,8 @@ def write_checkpoint(
 ) -> CheckpointInfo:
     """Write a checkpoint of the snapshot at `version` and remove what it makes superfluous.
 
+    On a full disk it removes what can be spared (`make_room`) and tries once more.
+
     Called by the control plane, which keeps `version` pinned until this returns. Works a block (256 KiB) at a time
     with the GIL released, and sleeps in between; a thread other than the main one lowers its own priority.
 
@@ -116,6 +121,42 @@ def write_checkpoint(
       OSError: it could not be written; the directory is as before.
     """
     started = time.monotonic()
+    table = list(outcomes)
+
+    def write() -> CheckpointWriter:
+        return _write_file(directory, mapping, version, table, duty, still_wanted)
+
+    try:
+        writer = write()
+    except OSError as error:
+        if not (remove and is_disk_full(error) and make_room(directory)):
+            raise
+        writer = write()
+    failpoints.hit("checkpoint.after_rename")
+    # Before anything it supersedes is removed.
+    directory.checkpoints.sync()
+    if remove:
+        # The checkpoint stands: files that cannot be removed this time go the next time.
+        with contextlib.suppress(OSError):
+            remove_superfluous(directory)
+    return CheckpointInfo(
+        version,
+        directory.checkpoints.file_path(checkpoint_name(version)),
+        writer.rows,
+        writer.position,
+        time.monotonic() - started,
+    )
+
+
+def _write_file(
+    directory: DatabaseDirectory,
+    mapping: ReadableBuffer,
+    version: int,
+    outcomes: list[tuple[int, int, int]],
+    duty: float,
+    still_wanted: Callable[[], None] | None,
+) -> CheckpointWriter:
+    """The file itself, whole under its name; on an error nothing is left of it."""
     name = checkpoint_name(version)
     temporary = name + TEMPORARY_SUFFIX
     failpoints.hit("checkpoint.begin")
@@ -136,20 +177,7 @@ def write_checkpoint(
         with contextlib.suppress(OSError):
             directory.checkpoints.remove(temporary)
         raise
-    failpoints.hit("checkpoint.after_rename")
-    # Before anything it supersedes is removed.
-    directory.checkpoints.sync()
-    if remove:
-        # The checkpoint stands: files that cannot be removed this time go the next time.
-        with contextlib.suppress(OSError):
-            remove_superfluous(directory)
-    return CheckpointInfo(
-        version,
-        directory.checkpoints.file_path(name),
-        writer.rows,
-        writer.position,
-        time.monotonic() - started,
-    )
+    return writer
 
 
 def _step_back() -> None:
@@ -172,11 +200,27 @@ def _write_rows(writer: CheckpointWriter, duty: float, still_wanted: Callable[[]
             time.sleep((time.perf_counter() - begun) * (1 / duty - 1))
 
 
-def remove_superfluous(directory: DatabaseDirectory) -> list[str]:
-    """Remove checkpoints and segments that no recovery needs any more; returns their names."""
+def make_room(directory: DatabaseDirectory) -> bool:
+    """Remove what a recovery from the newest checkpoint does not need, if that is sound; whether anything went."""
+    try:
+        for newest in list_checkpoints(directory)[-1:]:
+            verify_checkpoint(newest, directory.database_id, lambda *_: None)
+        # The name may be younger than the last sync, if the coordinator that made it was killed.
+        directory.checkpoints.sync()
+    except (OSError, CorruptionError, IncompatibleFormatError):
+        return False
+    return bool(remove_superfluous(directory, keep=1))
+
+
+def remove_superfluous(directory: DatabaseDirectory, keep: int = KEEP) -> list[str]:
+    """Remove checkpoints and segments that no recovery needs any more; returns their names.
+
+    Args:
+      keep: checkpoints, the newest ones, any of which a recovery shall be able to begin with.
+    """
     checkpoints = list_checkpoints(directory)
-    kept = checkpoints[-KEEP:]
-    oldest_needed = kept[0].version if len(kept) == KEEP else 0
+    kept = checkpoints[-keep:]
+    oldest_needed = kept[0].version if len(kept) == keep else 0
     segments = list_segments(directory)
     # The segments before the last one that begins at or below the older checkpoint; never the last of all.
     needed_from = max((i for i, s in enumerate(segments) if s.previous_version <= oldest_needed), default=0)
@@ -185,7 +229,7 @@ def remove_superfluous(directory: DatabaseDirectory) -> list[str]:
         failpoints.hit("checkpoint.before_remove")
         directory.wal.remove(segment.name)
         removed.append(segment.name)
-    for checkpoint in checkpoints[:-KEEP]:
+    for checkpoint in checkpoints[:-keep]:
         failpoints.hit("checkpoint.before_remove")
         directory.checkpoints.remove(checkpoint.name)
         removed.append(checkpoint.name)

@@ -41,10 +41,11 @@ from ._commit import SPIN_HINT_OFFSET, SUPERSEDED_OFFSET, CommitCore
 from .control_server import ControlServer
 from .directory import DatabaseDirectory
 from .durable import DurableState
-from .errors import CoordinatorUnavailable, InvalidArgumentError, StoreFullError
+from .errors import CoordinatorUnavailable, InvalidArgumentError, LogWriteError, StoreFullError
 from .files import Folder
 from .launch import SOCKET_NAME, socket_path
 from .limits import sized
+from .reserve import give_up_reserve, is_disk_full, keep_reserve
 from .settings import load_settings
 
 __all__ = ["Coordinator"]
@@ -100,7 +101,14 @@ class Coordinator:
           OccamError: what is wrong with the directory, the log, a checkpoint or the machine's memory.
         """
         try:
-            self._start()
+            try:
+                self._start()
+            except (OSError, LogWriteError) as error:
+                # Still under LOCK.
+                if not (is_disk_full(error) and give_up_reserve(self.path)):
+                    raise
+                self._cleanup.close()
+                self._start()
         except BaseException as error:
             self._cleanup.close()
             if isinstance(error, OSError) and not isinstance(error, OccamError):
@@ -134,6 +142,8 @@ class Coordinator:
         self._cleanup.callback(listener.close)
         self.server = ControlServer(self, listener)
         self._write_coordinator_file()
+        # Before the first commit takes what is left of a full disk.
+        keep_reserve(self.directory)
 
     def _refuse_copy(self) -> None:
         """We hold this directory's LOCK: a living coordinator with our database id serves a copy of it (F15).

@@ -7,6 +7,7 @@ was left.
     checkpoints/<version>.ckpt
     coordinator.json         pid and socket of the coordinator
     settings.toml            optional, by the user
+    reserve                  space for a start on a full disk (reserve.py)
 
 All but `prepare` and `read_meta` is called by the coordinator alone, while it holds LOCK.
 

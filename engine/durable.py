@@ -19,7 +19,7 @@ from typing import Any
 import msgpack
 
 from ._commit import CommitCore
-from .checkpoint import CheckpointInfo, write_checkpoint
+from .checkpoint import CheckpointInfo, make_room, write_checkpoint
 from .directory import DatabaseDirectory
 from .errors import (
     InvalidArgumentError,
@@ -29,6 +29,7 @@ from .errors import (
     SnapshotExpired,
 )
 from .recovery import RecoveryResult, recover
+from .reserve import keep_reserve
 from .settings import Settings
 from .wal_format import CommitTxn, Delete, Write
 from .wal_reader import read_log
@@ -78,6 +79,7 @@ class DurableState:
         self._next_checkpoint = 0.0
         self._next_place = 0.0
         self._not_before = 0.0  # after a failure: no further try until then
+        self._log_errors = 0  # when the last checkpoint began
 
     def recover(self) -> None:
         """Fill the core with what the directory holds, and open the log for what comes.
@@ -98,6 +100,8 @@ class DurableState:
         self._result = result
         self.outcomes = result.outcomes
         self._checkpointed_version = result.checkpoint_version if not result.checkpoint_advised else 0
+        # What was replayed counts: a coordinator that never lives long would let the log grow for ever.
+        self._checkpointed_bytes = -result.log_bytes
         self._next_checkpoint = time.monotonic() + (self._settings.checkpoint_interval or _NEVER)
 
     def _running(self) -> CommitCore:
@@ -163,13 +167,19 @@ class DurableState:
         core = self._running()
         if core.log is None or self._thread is not None or core.log_poisoned:
             return False
-        if core.log_bytes - self._checkpointed_bytes >= self._settings.checkpoint_bytes:
+        if (
+            core.log_bytes - self._checkpointed_bytes >= self._settings.checkpoint_bytes
+            or core.log_errors > self._log_errors  # the disk may be full: a checkpoint frees what the log takes
+        ):
             return now >= self._not_before
         return now >= self._next_checkpoint and core.committed_version > self._checkpointed_version
 
     # ---- checkpoints --------------------------------------------------------------------------------------
 
     def _begin(self, outcomes: OutcomesFunction) -> None:
+        if self._running().log_errors > self._log_errors:
+            self._log_errors = self._running().log_errors
+            self._not_before = time.monotonic() + _RETRY_SECONDS
         self._thread = threading.Thread(
             target=self._in_background, args=(outcomes,), name="checkpoint", daemon=True
         )
@@ -182,7 +192,10 @@ class DurableState:
 
     def _in_background(self, outcomes: OutcomesFunction) -> None:
         try:
-            self._write(outcomes, duty=0.3)
+            if self._running().committed_version > self._checkpointed_version:
+                self._write(outcomes, duty=0.3)
+            elif make_room(self._directory):
+                keep_reserve(self._directory)
         except Exception as error:
             if not self._stopping.is_set():
                 self._no_checkpoint(error)
@@ -209,6 +222,7 @@ class DurableState:
             core.unpin()
         self._checkpointed_version, self._checkpointed_bytes = version, written
         self._last_error = ""
+        keep_reserve(self._directory)
         return self._last
 
     def _check_wanted(self) -> None:

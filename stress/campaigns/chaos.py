@@ -26,7 +26,7 @@ SESSION_SECONDS = (8.0, 20.0)
 FAULT_PAUSE = 0.4  # seconds between two faults on average
 CARRY_ON_TIMEOUT = 60.0
 SMALL_STORE = 48 << 20
-TMPFS_BYTES = 256 << 20  # room for two checkpoints and the log between them
+TMPFS_BYTES = 1 << 30  # room for two checkpoints of what a session writes, and the log between them
 # The ledger and the recorded workloads see most; they are drawn more often than the others.
 CHOICES = (
     *(name for name in WORKLOADS if not name.startswith("ycsb")),

@@ -151,7 +151,7 @@ def test_a_checkpoint_that_fails(path: Path, start: Callable[..., Worker]) -> No
     # No other checkpoint begins and no segment is rotated: they would take the failure, and not the one asked for.
     with scene_at(path, start, settings={"checkpoint_bytes": 1 << 40, "wal_segment_size": 1 << 30}) as scene:
         for point in ("checkpoint.begin", "checkpoint.block", "checkpoint.before_rename", "file.rename"):
-            scene.arm(point, "errno:ENOSPC@1*1")
+            scene.arm(point, "errno:EIO@1*1")
             with pytest.raises(LogWriteError):
                 scene.db.checkpoint()
             scene.carry_on()

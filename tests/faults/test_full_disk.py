@@ -1,0 +1,139 @@
+"""The file system of the database is full (F7): reads go on, commits are refused until there is room."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from occamdb import Database, LogWriteError, OccamError, RunId
+from occamdb.engine import check
+from occamdb.engine.reserve import RESERVE_NAME
+from tests.support.processes import (
+    coordinator_identity,
+    kill_coordinator,
+    open_database,
+    stop_coordinator,
+    wait_until,
+)
+
+SIZE = 12 << 20
+RUN = RunId.new()
+SETTINGS: dict[str, Any] = {"wal_segment_size": 64 << 10, "checkpoint_bytes": 1 << 40}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(mount)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take all the space that is left, to the last block."""
+    filler = disk / "filler"
+    with open(filler, "ab", buffering=0) as file:
+        for step in (1 << 20, 4096):
+            try:
+                while file.write(b"x" * step) == step:
+                    pass
+            except OSError:
+                continue
+    return filler
+
+
+def is_refused(db: Database) -> bool:
+    """Whether a commit was refused; if not, it is there."""
+    try:
+        db.put(RUN, "probe", "p" * 2000)
+    except LogWriteError as error:
+        assert error.errno == 28 and error.hint
+        return True
+    return False
+
+
+def fill_until_refused(db: Database, disk: Path) -> Path:
+    """Fill the disk, and the room the log has set aside for itself."""
+    filler = fill(disk)
+    wait_until(lambda: is_refused(db), what="a refusal")
+    return filler
+
+
+@pytest.mark.parametrize("end", [kill_coordinator, stop_coordinator])
+def test_a_start_on_a_full_disk(end: Any, disk: Path) -> None:
+    path = disk / "db"
+    with open_database(path, **SETTINGS) as db:
+        db.put(RUN, "kept", "value")
+        wait_until(lambda: (path / RESERVE_NAME).exists())
+        filler = fill_until_refused(db, disk)
+        before = coordinator_identity(path)
+        end(path)
+        # What a start leaves of the reserve it sets aside again.
+        for _ in range(3):
+            wait_until(lambda: is_refused(db), what="a refusal by the successor")
+            assert coordinator_identity(path) != before
+            assert db.get(RUN, "kept") == "value"
+            fill(disk)
+            before = coordinator_identity(path)
+            kill_coordinator(path)
+        filler.unlink()
+        wait_until(lambda: not is_refused(db), what="a commit after there was room")
+        db.checkpoint()
+        assert (path / RESERVE_NAME).exists()
+    stop_coordinator(path)
+    assert check.check(path, rebuild=True).findings == []
+
+
+def test_it_makes_room_by_itself(disk: Path) -> None:
+    """The older checkpoint and the log behind it go, once the newest was found sound."""
+    path = disk / "db"
+    with open_database(path, **SETTINGS) as db:
+        for part in range(2):
+            for number in range(1000):
+                db.put(RUN, f"key {number % 100}", f"{part}" * 1000)
+            db.checkpoint()
+        names = sorted(file.name for file in (path / "checkpoints").iterdir())
+        assert len(names) == 2
+        fill_until_refused(db, disk)
+        # Nobody frees anything.
+        wait_until(lambda: not is_refused(db), what="a commit although the disk is full")
+        wait_until(
+            lambda: (path / "checkpoints" / names[0]).exists() is False, what="the end of the older one"
+        )
+        kill_coordinator(path)
+        db.put(RUN, "after", 1)
+        assert db.get(RUN, "key 99") == "1" * 1000
+        assert db.get(RUN, "probe") == "p" * 2000
+    stop_coordinator(path)
+    assert check.check(path, rebuild=True).findings == []
+
+
+def test_a_damaged_checkpoint_is_never_the_only_one(disk: Path) -> None:
+    """The newest checkpoint was damaged behind our back: what could stand in for it is not removed."""
+    path = disk / "db"
+    with open_database(path, **SETTINGS) as db:
+        for part in range(2):
+            for number in range(200):
+                db.put(RUN, f"key {number % 100}", f"{part}" * 1000)
+            db.checkpoint()
+        older, newest = sorted((path / "checkpoints").iterdir())
+        data = bytearray(newest.read_bytes())
+        data[len(data) // 2] ^= 1
+        newest.write_bytes(data)
+        fill_until_refused(db, disk)
+        with pytest.raises(OccamError):
+            db.checkpoint()
+        assert older.exists() and newest.exists()
+        (disk / "filler").unlink()
+        kill_coordinator(path)
+        wait_until(lambda: not is_refused(db), what="a commit after there was room")
+        assert db.get(RUN, "key 99") == "1" * 1000
+    stop_coordinator(path)
