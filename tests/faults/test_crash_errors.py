@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from occamdb import LogWriteError
+from occamdb.engine.reserve import RESERVE_NAME
 from occamdb.ipc.process import is_alive
 from tests.support import processes
 from tests.support.crash import Scene, arm_next, arms_left, scene_at
@@ -167,11 +168,26 @@ def test_no_room_for_a_restart(path: Path, start: Callable[..., Worker]) -> None
             scene.plan.arms,
             [
                 "file.open=errno:ENOSPC",
-                "meta.before_rename=errno:ENOSPC@1",
-                "file.write=errno:ENOSPC@1",
+                "meta.before_rename=errno:ENOSPC",
+                "file.write=errno:ENOSPC",
                 "wal.rotate_rename=errno:EDQUOT",
-                "meta.before_rename=errno:ENOSPC@2",
+                "meta.before_rename=errno:ENOSPC@2*9",
             ],
         )
         scene.strike("commit.before_reply", "kill@2")
         assert arms_left(scene.plan.arms) == 0
+
+
+@pytest.mark.parametrize(
+    "arm",
+    ["meta.before_rename=errno:ENOSPC@1", "file.write=errno:EDQUOT@3", "wal.rotate_rename=errno:ENOSPC@1"],
+)
+def test_the_reserve_makes_room_for_a_restart(arm: str, path: Path, start: Callable[..., Worker]) -> None:
+    """The same start goes on with the space set aside for it, and sets space aside again."""
+    with scene_at(path, start) as scene:
+        arm_next(scene.plan.arms, [arm])
+        scene.strike("commit.before_reply", "kill@2")
+        assert arms_left(scene.plan.arms) == 0
+        assert (path / RESERVE_NAME).exists()
+    log = (path / "coordinator.log").read_text()
+    assert "No space" not in log and "quota" not in log
