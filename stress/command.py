@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Container
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,9 @@ from occamdb.stress.history import HistoryFormatError
 from occamdb.stress.runner import run_workload
 from occamdb.stress.worker import Settings
 from occamdb.stress.workloads import WORKLOADS
+
+_LINE_SECONDS = 20.0  # between two lines about progress
+_next_line = 0.0
 
 app = typer.Typer(help="Find out whether occamdb keeps its word on this machine.", no_args_is_help=True)
 
@@ -144,8 +148,13 @@ def _names(text: str, known: Container[str]) -> list[str]:
 
 
 def _progress(text: str) -> None:
+    """Show where a campaign is: in place on a terminal, a line now and then in a file."""
+    global _next_line
     if sys.stderr.isatty():
         typer.echo(f"\r\x1b[K{text}", nl=False, err=True)
+    elif text and time.monotonic() >= _next_line:
+        _next_line = time.monotonic() + _LINE_SECONDS
+        typer.echo(text, err=True)
 
 
 def _finish(base: Path, valid: bool, *, keep: bool) -> None:

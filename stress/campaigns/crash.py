@@ -29,6 +29,7 @@ from occamdb.stress.coordinators import (
 from occamdb.stress.runner import Runner, RunResult
 from occamdb.stress.worker import Settings
 from occamdb.stress.workloads import get_workload
+from occamdb.stress.workloads.ledger import forget
 
 ROUND = 40  # kills between two verifications
 CARRY_ON_TIMEOUT = 60.0
@@ -116,6 +117,8 @@ def crash_campaign(
             progress("verifying")
             runner.stop()
             _take(verdict, runner.verify(time.monotonic() - scene.began))
+            if verdict.kills < kills and not verdict.problems:
+                forget(scene.db, directory / "files")
         scene.db.close()
         if not stop_coordinator(settings.path):
             verdict.problems.append("the coordinator did not end within 30 s of SIGTERM")
