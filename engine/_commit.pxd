@@ -3,6 +3,7 @@
 from cpython.pythread cimport PyThread_type_lock
 
 from occamdb.engine._core cimport Channel, Core
+from occamdb.engine._placement cimport Placement
 from occamdb.engine._wal cimport WalAppender
 from occamdb.ipc._atomics cimport i64, u8, u32, u64
 from occamdb.ipc._doorbell cimport Waiter
@@ -10,6 +11,7 @@ from occamdb.ipc._doorbell cimport Waiter
 cdef class CommitCore:
     cdef Core core
     cdef Waiter waiter
+    cdef Placement placement
     cdef readonly WalAppender log
     cdef bint logged
     cdef bint sync_all              # durability "always": every commit waits for the disk
@@ -48,4 +50,5 @@ cdef class CommitCore:
     cdef bint _claim(self, double timeout) except -1
     cdef void _settle(self, Channel *channel) noexcept nogil
     cdef void _run(self) noexcept nogil
+    cdef void _sleep(self) noexcept nogil
     cdef int _turn(self) noexcept nogil

@@ -49,6 +49,7 @@ from occamdb.engine._failpoints cimport (
     FP_COMMIT_BEFORE_PUBLISH, FP_COMMIT_BEFORE_REPLY, FP_COMMIT_BEFORE_VALIDATE, failpoint_armed, failpoint_hit,
 )
 from occamdb.engine._pins cimport collect, pin_own, revoke_all, revoke_older, unpin_own
+from occamdb.engine._placement cimport placement_init, woken_by
 from occamdb.engine._replay cimport Loader
 from occamdb.engine._store cimport (
     store_check, store_create, store_destroy, store_limit, store_pending_bytes, store_publish,
@@ -61,10 +62,10 @@ from occamdb.engine._wire cimport (
 )
 from occamdb.ipc._atomics cimport (
     cas_u32, clock_monotonic_ns, clock_realtime_ns, cpu_relax, fence_release, load_acquire_u32, load_acquire_u64,
-    store_relaxed_u32, store_relaxed_u64, store_release_u32,
+    load_relaxed_u32, store_relaxed_u32, store_relaxed_u64, store_release_u32,
 )
 from occamdb.ipc._doorbell cimport doorbell_ring, doorbell_wait, waiter_init
-from occamdb.ipc._layout cimport BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, RINGS_OFFSET
+from occamdb.ipc._layout cimport BELL_RINGER_OFFSET, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, RINGS_OFFSET
 from occamdb.ipc._ring cimport inbox_poll, inbox_take_done, outbox_send, ring_readable
 
 cdef extern from "pythread.h" nogil:
@@ -159,6 +160,7 @@ cdef class CommitCore:
         self.snapshot_age_max = <i64>(snapshot_age_max * 1e9)
         self.core_count = len(os.sched_getaffinity(0))
         waiter_init(&self.waiter)
+        placement_init(&self.placement)
         self.window = 1
         expiry_init(&self.core.expiry)
         self.core.undo_capacity = 1024
@@ -288,10 +290,21 @@ cdef class CommitCore:
                     release_wakes(&self.core, clock_monotonic_ns())
                     continue
                 self._housekeeping(True)
-                doorbell_wait(&self.waiter, self.bell + BELL_WORD_OFFSET, self.bell + BELL_SLEEPING_OFFSET, _work_ready,
-                              &self.core, IDLE_NS_MAX, True)
+                self._sleep()
         flush_wakes(&self.core)
         self._notify_control()
+
+    cdef void _sleep(self) noexcept nogil:
+        """Wait for something to do."""
+        cdef u64 wakes = self.waiter.wakes
+        # Relaxed, both: a hint. Only one left from here on tells who wakes us.
+        store_relaxed_u32(self.bell + BELL_RINGER_OFFSET, 0)
+        doorbell_wait(&self.waiter, self.bell + BELL_WORD_OFFSET, self.bell + BELL_SLEEPING_OFFSET, _work_ready,
+                      &self.core, IDLE_NS_MAX, True)
+        if self.waiter.wakes != wakes:
+            if woken_by(&self.placement, load_relaxed_u32(self.bell + BELL_RINGER_OFFSET), clock_monotonic_ns()):
+                # Two cores now: what was learnt about spinning on one does not hold.
+                waiter_init(&self.waiter)
 
     cdef int _turn(self) noexcept nogil:
         """One batch; returns how many requests it had."""

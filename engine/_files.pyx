@@ -31,13 +31,32 @@ cdef extern from *:
     #endif
     #include <fcntl.h>
     #include <stdio.h>
+    #include <sys/mman.h>
     #include <sys/stat.h>
     #include <unistd.h>
     static inline long long occ_file_size(int fd) { struct stat st; return fstat(fd, &st) ? -1 : (long long)st.st_size; }
+    static inline void *occ_map(int fd, long long offset, size_t size) {
+        void *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, offset);
+        return map == MAP_FAILED ? NULL : map;
+    }
+    /* Front to back: memcpy may write the end first, and a process killed in the middle must leave a prefix. */
+    static inline void occ_copy_forward(void *to, const void *from, size_t size) {
+    #if defined(__x86_64__)
+        __asm__ volatile ("rep movsb" : "+D"(to), "+S"(from), "+c"(size) : : "memory");
+    #else
+        volatile unsigned char *out = to;
+        const unsigned char *in = from;
+        while (size--) *out++ = *in++;
+    #endif
+    }
     static inline int occ_openat(int dir, const char *name, int flags) { return openat(dir, name, flags | O_CLOEXEC, 0600); }
     """
     i64 occ_file_size(int fd) nogil
     int occ_openat(int directory, const char *name, int flags) nogil
+    void *occ_map(int fd, i64 offset, size_t size) nogil
+    void occ_copy_forward(void *to, const void *data, size_t size) nogil
+    int c_munmap "munmap"(void *map, size_t size) nogil
+    int c_getpagesize "getpagesize"() nogil
 
 cdef extern from "<fcntl.h>" nogil:
     int c_fallocate "fallocate"(int fd, int mode, i64 offset, i64 size)
@@ -198,6 +217,39 @@ cdef i64 file_write(int fd, const u8 *data, u64 size, u64 offset) noexcept nogil
             failpoint_perform(ACTION_KILL, 0)
         if count == 0:
             return -ENOSPC      # a file that takes no byte will not take one the next time either
+        _trace(TRACE_WRITE, fd, offset + done, data + done, count, NULL, 0)
+        done += count
+    return done
+
+
+cdef u8 *file_map(int fd, u64 *offset, u64 *size) noexcept nogil:
+    cdef u64 rest = offset[0] & <u64>(c_getpagesize() - 1)
+    offset[0] -= rest
+    size[0] += rest
+    return <u8 *>occ_map(fd, offset[0], size[0])
+
+
+cdef void file_unmap(u8 *map, u64 size) noexcept nogil:
+    c_munmap(map, size)
+
+
+cdef i64 file_store(int fd, u8 *map, const u8 *data, u64 size, u64 offset) noexcept nogil:
+    cdef u64 done = 0
+    cdef i64 count, limit
+    cdef bint torn
+    cdef int error
+    while done < size:
+        error = _enter(FP_FILE_WRITE, &limit, &torn)
+        if error:
+            return -error
+        count = size - done
+        if count > limit:
+            count = limit
+        occ_copy_forward(map + done, data + done, count)
+        if torn:
+            failpoint_perform(ACTION_KILL, 0)
+        if count == 0:
+            return -ENOSPC      # as file_write
         _trace(TRACE_WRITE, fd, offset + done, data + done, count, NULL, 0)
         done += count
     return done

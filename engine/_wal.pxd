@@ -78,10 +78,14 @@ cdef class WalAppender:
     cdef u64 position                # bytes of the current segment that hold whole transactions
     cdef u64 allocated               # the segment's file is this long (zeros behind position)
     cdef u64 synced                  # bytes of the current segment known to be on disk
+    cdef u8 *window                  # a part of the file, mapped; NULL when there is none
+    cdef u64 window_start            # its first byte
+    cdef u64 window_size
     cdef u64 segment_size            # rotation is due when a segment has grown to this
     cdef u64 rotate_at               # position at which the next rotation is tried
     cdef u64 total_bytes             # written by this appender, all segments
     cdef u64 flush_count
+    cdef u64 copy_count              # of these: copied into the window
     cdef u64 sync_count
     cdef u64 rotate_count
     cdef u32 lock                    # held by whoever syncs: rotation, sync_aside, a synced flush
@@ -118,6 +122,9 @@ cdef class WalAppender:
     cdef void _seal(self, u8 *body) noexcept nogil
     cdef int _cut_back(self) noexcept nogil
     cdef void _preallocate(self, u64 size) noexcept nogil
+    cdef void _open_window(self) noexcept nogil
+    cdef void _close_window(self) noexcept nogil
+    cdef i64 _write(self, bint sync) noexcept nogil
     cdef int _rotate(self) noexcept nogil
     cdef int _create_segment(self, u64 previous_version, int *fd, u32 *seed) noexcept nogil
     cdef int _sync_to(self, u64 position) noexcept nogil

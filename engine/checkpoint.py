@@ -101,6 +101,7 @@ def write_checkpoint(
     duty: float = 0.5,
     still_wanted: Callable[[], None] | None = None,
     remove: bool = True,
+    log_from: int | None = None,
 ) -> CheckpointInfo:
     """Write a checkpoint of the snapshot at `version` and remove what it makes superfluous.
 
@@ -116,6 +117,7 @@ def write_checkpoint(
       duty: share of the time to work, from 0 to 1; 1 for a clean stop, when nobody else is there.
       still_wanted: called after each block; what it raises ends the checkpoint (a revoked pin, a stop).
       remove: remove the files it makes superfluous.
+      log_from: keep the log after this version, whatever is superfluous.
 
     Raises:
       OSError: it could not be written; the directory is as before.
@@ -129,7 +131,7 @@ def write_checkpoint(
     try:
         writer = write()
     except OSError as error:
-        if not (remove and is_disk_full(error) and make_room(directory)):
+        if not (remove and is_disk_full(error) and make_room(directory, log_from)):
             raise
         writer = write()
     failpoints.hit("checkpoint.after_rename")
@@ -138,7 +140,7 @@ def write_checkpoint(
     if remove:
         # The checkpoint stands: files that cannot be removed this time go the next time.
         with contextlib.suppress(OSError):
-            remove_superfluous(directory)
+            remove_superfluous(directory, log_from=log_from)
     return CheckpointInfo(
         version,
         directory.checkpoints.file_path(checkpoint_name(version)),
@@ -200,7 +202,7 @@ def _write_rows(writer: CheckpointWriter, duty: float, still_wanted: Callable[[]
             time.sleep((time.perf_counter() - begun) * (1 / duty - 1))
 
 
-def make_room(directory: DatabaseDirectory) -> bool:
+def make_room(directory: DatabaseDirectory, log_from: int | None = None) -> bool:
     """Remove what a recovery from the newest checkpoint does not need, if that is sound; whether anything went."""
     try:
         for newest in list_checkpoints(directory)[-1:]:
@@ -209,18 +211,23 @@ def make_room(directory: DatabaseDirectory) -> bool:
         directory.checkpoints.sync()
     except (OSError, CorruptionError, IncompatibleFormatError):
         return False
-    return bool(remove_superfluous(directory, keep=1))
+    return bool(remove_superfluous(directory, 1, log_from))
 
 
-def remove_superfluous(directory: DatabaseDirectory, keep: int = KEEP) -> list[str]:
+def remove_superfluous(
+    directory: DatabaseDirectory, keep: int = KEEP, log_from: int | None = None
+) -> list[str]:
     """Remove checkpoints and segments that no recovery needs any more; returns their names.
 
     Args:
       keep: checkpoints, the newest ones, any of which a recovery shall be able to begin with.
+      log_from: keep the log after this version too.
     """
     checkpoints = list_checkpoints(directory)
     kept = checkpoints[-keep:]
     oldest_needed = kept[0].version if len(kept) == keep else 0
+    if log_from is not None:
+        oldest_needed = min(oldest_needed, log_from)
     segments = list_segments(directory)
     # The segments before the last one that begins at or below the older checkpoint; never the last of all.
     needed_from = max((i for i, s in enumerate(segments) if s.previous_version <= oldest_needed), default=0)

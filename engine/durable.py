@@ -45,6 +45,10 @@ _NEVER = 3600.0
 _RETRY_SECONDS = 5.0
 _RESERVE_SECONDS = 60.0
 _PLACE_SECONDS = 1.0
+_UNANSWERED_MAX = (
+    1024  # versions: more than a batch has, and a few coordinators that died soon after each other
+)
+_ASKED_SECONDS = 60.0
 
 
 class DurableState:
@@ -80,6 +84,8 @@ class DurableState:
         self._next_place = 0.0
         self._not_before = 0.0  # after a failure: no further try until then
         self._log_errors = 0  # when the last checkpoint began
+        self._log_from = 0  # commits after this version may be asked for, until then
+        self._asked_until = 0.0
 
     def recover(self) -> None:
         """Fill the core with what the directory holds, and open the log for what comes.
@@ -102,6 +108,9 @@ class DurableState:
         self._checkpointed_version = result.checkpoint_version if not result.checkpoint_advised else 0
         # What was replayed counts: a coordinator that never lives long would let the log grow for ever.
         self._checkpointed_bytes = -result.log_bytes
+        # Workers that were not answered will ask what their last commit resulted in, and only the log can tell.
+        self._log_from = max(0, result.log_version - _UNANSWERED_MAX)
+        self._asked_until = time.monotonic() + _ASKED_SECONDS
         self._next_checkpoint = time.monotonic() + (self._settings.checkpoint_interval or _NEVER)
 
     def _running(self) -> CommitCore:
@@ -169,7 +178,8 @@ class DurableState:
             return False
         if (
             core.log_bytes - self._checkpointed_bytes >= self._settings.checkpoint_bytes
-            or core.log_errors > self._log_errors  # the disk may be full: a checkpoint frees what the log takes
+            or core.log_errors
+            > self._log_errors  # the disk may be full: a checkpoint frees what the log takes
         ):
             return now >= self._not_before
         return now >= self._next_checkpoint and core.committed_version > self._checkpointed_version
@@ -194,7 +204,7 @@ class DurableState:
         try:
             if self._running().committed_version > self._checkpointed_version:
                 self._write(outcomes, duty=0.3)
-            elif make_room(self._directory):
+            elif make_room(self._directory, self._kept_log()):
                 keep_reserve(self._directory)
         except Exception as error:
             if not self._stopping.is_set():
@@ -217,6 +227,7 @@ class DurableState:
                 table,
                 duty=duty,
                 still_wanted=self._check_wanted,
+                log_from=self._kept_log(),
             )
         finally:
             core.unpin()
@@ -224,6 +235,9 @@ class DurableState:
         self._last_error = ""
         keep_reserve(self._directory)
         return self._last
+
+    def _kept_log(self) -> int | None:
+        return self._log_from if time.monotonic() < self._asked_until else None
 
     def _check_wanted(self) -> None:
         if self._running().pin_revoked():

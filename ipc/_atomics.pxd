@@ -19,6 +19,7 @@ cdef extern from *:
     #include <errno.h>
     #include <time.h>
     #include <unistd.h>
+    #include <sched.h>
     #include <linux/futex.h>
     #include <sys/syscall.h>
     static inline uint32_t occ_load_relaxed_u32(const void *p) { return __atomic_load_n((const uint32_t *)p, __ATOMIC_RELAXED); }
@@ -58,6 +59,7 @@ cdef extern from *:
     static inline int occ_futex_wake(const void *word, int count) { return (int)syscall(SYS_futex, word, FUTEX_WAKE, count, 0, 0, 0); }
     static inline int64_t occ_clock_monotonic_ns(void) { struct timespec ts; clock_gettime(CLOCK_MONOTONIC, &ts); return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec; }
     static inline int64_t occ_clock_realtime_ns(void) { struct timespec ts; clock_gettime(CLOCK_REALTIME, &ts); return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec; }
+    static inline int occ_current_cpu(void) { return sched_getcpu(); }
     """
     u32 load_relaxed_u32 "occ_load_relaxed_u32"(const void *p) noexcept nogil
     u64 load_relaxed_u64 "occ_load_relaxed_u64"(const void *p) noexcept nogil
@@ -82,3 +84,4 @@ cdef extern from *:
     int futex_wake "occ_futex_wake"(const void *word, int count) noexcept nogil
     i64 clock_monotonic_ns "occ_clock_monotonic_ns"() noexcept nogil
     i64 clock_realtime_ns "occ_clock_realtime_ns"() noexcept nogil
+    int current_cpu "occ_current_cpu"() noexcept nogil         # a hint: stale at once; -1: unknown

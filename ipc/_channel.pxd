@@ -30,6 +30,7 @@ cdef class ClientChannel:
     cdef u64 header_reply       # size of the reply whose header was read, or NO_HEADER
 
     cdef int may_spin(self) noexcept nogil
+    cdef void wake_coordinator(self) noexcept nogil
     cdef int claim(self) except -1
     cdef int transmit(self, const u8 *data, u64 size, i64 deadline, object on_idle, double timeout,
                       object on_part) except -1

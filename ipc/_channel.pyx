@@ -15,9 +15,10 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 
-from ._atomics cimport clock_monotonic_ns, load_acquire_u64, load_relaxed_u32
+from ._atomics cimport clock_monotonic_ns, current_cpu, load_acquire_u64, load_relaxed_u32, store_relaxed_u32
 from ._doorbell cimport SPIN_ADAPTIVE, SPIN_BRIEF, SPIN_NEVER, doorbell_ring, doorbell_wait, waiter_init
-from ._layout cimport (BELL_SEGMENT_SIZE, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, MESSAGE_CHECK, MESSAGE_HEADER_SIZE,
+from ._layout cimport (BELL_RINGER_OFFSET, BELL_SEGMENT_SIZE, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, MESSAGE_CHECK,
+                       MESSAGE_HEADER_SIZE,
                        REPLY_HEAD_OFFSET, REPLY_TAIL_OFFSET, REQUEST_HEAD_OFFSET, REQUEST_TAIL_OFFSET, RINGS_OFFSET,
                        RING_SIZE_MAX, RING_SIZE_MIN, WORKER_BELL_OFFSET, WORKER_SLEEPING_OFFSET)
 from ._ring cimport (Inbox, inbox_destroy, inbox_init, inbox_poll, inbox_take_done, message_start, message_write,
@@ -203,6 +204,12 @@ cdef class ClientChannel:
         """Ring the coordinator's doorbell, whatever was published."""
         if self.state == CHANNEL_CLOSED:
             raise ChannelBroken("the channel is closed")
+        self.wake_coordinator()
+
+    cdef void wake_coordinator(self) noexcept nogil:
+        # Relaxed, both: hints, for _placement.
+        if load_relaxed_u32(self.bell + BELL_SLEEPING_OFFSET):
+            store_relaxed_u32(self.bell + BELL_RINGER_OFFSET, <u32>(current_cpu() + 1))
         doorbell_ring(self.bell + BELL_WORD_OFFSET, self.bell + BELL_SLEEPING_OFFSET)
 
     cdef int claim(self) except -1:
@@ -250,7 +257,7 @@ cdef class ClientChannel:
                     self.state = CHANNEL_WAITING
                 elif self.outgoing.sent == 0:
                     self.state = CHANNEL_IDLE
-                doorbell_ring(self.bell + BELL_WORD_OFFSET, self.bell + BELL_SLEEPING_OFFSET)
+                self.wake_coordinator()
                 waited = 1
                 if written == 0:
                     waited = self.await_room(deadline)

@@ -26,6 +26,7 @@ cdef enum:
     BELL_WORD_OFFSET = 0x00
     BELL_SLEEPING_OFFSET = 0x40
     BELL_OWNER_OFFSET = 0x80
+    BELL_RINGER_OFFSET = 0xC0
     BELL_SEGMENT_SIZE = 4096
 
     # A message on a ring.

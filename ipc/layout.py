@@ -50,6 +50,7 @@ RING_SIZE_MAX: Final = 1 << 30
 BELL_WORD_OFFSET: Final = 0x00
 BELL_SLEEPING_OFFSET: Final = 0x40
 BELL_OWNER_OFFSET: Final = 0x80  # who created it, for `doctor`; see BellOwner
+BELL_RINGER_OFFSET: Final = 0xC0  # core of the last worker that woke the coordinator, plus one: a hint
 BELL_SEGMENT_SIZE: Final = PAGE_SIZE
 
 # A message on a ring.
@@ -81,7 +82,7 @@ assert SLOTS_OFFSET % PAGE_SIZE == 0 and RINGS_OFFSET % PAGE_SIZE == 0
 assert LINE_SIZE % SLOT_SIZE == 0
 assert BELL_WORD_OFFSET // LINE_SIZE != BELL_SLEEPING_OFFSET // LINE_SIZE
 assert BELL_SLEEPING_OFFSET + LINE_SIZE <= BELL_OWNER_OFFSET
-assert BELL_OWNER_OFFSET + _BELL_OWNER.size <= BELL_SEGMENT_SIZE
+assert BELL_OWNER_OFFSET + _BELL_OWNER.size <= BELL_RINGER_OFFSET < BELL_SEGMENT_SIZE
 
 
 def check_ring_size(ring_size: int) -> int:

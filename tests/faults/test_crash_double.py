@@ -214,12 +214,19 @@ def test_the_outcome_is_in_the_checkpoint(kind: str, path: Path, db: Database, r
 def test_an_outcome_older_than_the_log(
     path: Path, db: Database, run: RunId, start: Callable[..., Worker]
 ) -> None:
-    """A worker that slept through two checkpoints still learns that it committed, and as which version.
+    """A worker that slept through checkpoints still learns that it committed, and as which version.
 
-    What an increment resulted in is not kept for ever: then the error says that it did commit.
+    What an increment resulted in is in the log, which is kept for a while after a death, though not for ever: then the
+    error says that it did commit.
     """
     db.put(run, "k", 0)
-    for key, expected in (("put", int), ("increment", CommitOutcomeUnknown)):
+    for key, deaths, expected in (
+        ("put", 1, int),
+        ("increment", 1, int),
+        ("put", 2, int),
+        ("increment", 2, CommitOutcomeUnknown),
+    ):
+        db.delete(run, key)
         worker = start(change_once, path, run, key)
         worker.hear()
         set_coordinator_failpoint(path, "commit.before_reply", "sleep:600000@1")
@@ -227,6 +234,11 @@ def test_an_outcome_older_than_the_log(
         wait_until(lambda: db.get(run, key) is not None, what="the commit")  # noqa: B023
         worker.stop()
         kill_coordinator(path)
+        if deaths == 2:
+            # More than any number of workers can have been waiting for.
+            for _ in range(1100):
+                db.put(run, "filler", 1)
+            kill_coordinator(path)
         for _ in range(3):
             for n in range(40):
                 db.put(run, f"filler {n}", "x" * 2000)

@@ -1,0 +1,10 @@
+from typing import final
+
+@final
+class Mover:
+    """The calling thread's placement, for tests."""
+
+    def __init__(self) -> None: ...
+    def woken_by(self, ringer: int, now: int) -> bool: ...
+    @staticmethod
+    def cpu() -> int: ...
