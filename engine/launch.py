@@ -31,7 +31,7 @@ __all__ = ["LOG_NAME", "SOCKET_NAME", "CoordinatorDied", "Launcher", "socket_pat
 
 SOCKET_NAME = "coordinator.sock"
 LOG_NAME = "coordinator.log"
-_STARTER_SECONDS = 1.5
+_STARTER_SECONDS, _STARTER_SECONDS_MAX = 1.5, 12.0
 
 
 def socket_path(path: str) -> str:
@@ -59,6 +59,7 @@ class Launcher:
         self._starting_since = 0.0  # when we first found this one start by somebody else, and when last
         self._seen_starting = 0.0
         self._start_seen = 0  # which start that is: when its starter took the lock
+        self._patience = _STARTER_SECONDS
         # Of the last coordinator: its successor goes on with them, or workers that asked for them could not attach.
         self.inherited: dict[str, Any] = {}
 
@@ -91,6 +92,9 @@ class Launcher:
                 starter.acquire()
             if not starter.held and not self._waited_long(starter):
                 return
+            if not starter.held:
+                # Merely slow, perhaps, and starts beside each other make all of them slower.
+                self._patience = min(2 * self._patience, _STARTER_SECONDS_MAX)
             # Held: a coordinator is alive, or recovering and about to listen.
             if not self._owned():
                 self._spawn_and_wait(limit)
@@ -106,7 +110,7 @@ class Launcher:
             if start != self._start_seen or now - self._seen_starting > _STARTER_SECONDS / 2:
                 self._starting_since, self._start_seen = now, start
         self._seen_starting = now
-        return now - self._starting_since > _STARTER_SECONDS
+        return now - self._starting_since > self._patience
 
     def _owned(self) -> bool:
         try:

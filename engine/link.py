@@ -111,6 +111,8 @@ class Link:
         self.on_idle = functools.partial(_check_coordinator, client)
         self.sequence = self.terms.last_sequence
         self._detached = False
+        # Its session goes on through another link: a request through this one would be taken for that one's.
+        self.left = False
 
     def _map(self, name: str, *, writable: bool) -> Segment:
         segment = attach_segment(name, writable=writable)
@@ -130,7 +132,7 @@ class Link:
     @property
     def reusable(self) -> bool:
         """Whether the next request may go through this link."""
-        return self.channel.idle and not self._detached
+        return self.channel.idle and not self._detached and not self.left
 
     def died_with_request_untaken(self) -> bool:
         """Whether the coordinator is dead and had not begun to take our last request: then it never happened."""

@@ -167,7 +167,7 @@ class SharedHandle:
                 txn_id=(link.session, sequence),
             ) from None
         finally:
-            if link.channel.idle and not self._closed:
+            if link.channel.idle and not link.left and not self._closed:
                 idle.append(link)
             else:
                 self._forget(link)
@@ -265,6 +265,7 @@ class SharedHandle:
 
     def _forget(self, link: Link) -> None:
         """Commit through a link no more. The primary's snapshots go on."""
+        link.left = True
         with self._lock:
             primary = link is self._primary
             if not primary or link.gone():

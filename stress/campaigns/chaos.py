@@ -25,7 +25,7 @@ from occamdb.stress.workloads import WORKLOADS, get_workload
 SESSION_SECONDS = (8.0, 20.0)
 FAULT_PAUSE = 0.4  # seconds between two faults on average
 CARRY_ON_TIMEOUT = 60.0
-SMALL_STORE = 48 << 20
+SMALL_STORE = 384 << 20  # several times what a session writes: the fault fills it, not the workload
 TMPFS_BYTES = 1 << 30  # room for two checkpoints of what a session writes, and the log between them
 # The ledger and the recorded workloads see most; they are drawn more often than the others.
 CHOICES = (

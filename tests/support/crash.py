@@ -298,11 +298,11 @@ class Writer:
             self._outcome_of(lambda: self.db.put(run, f"own/{self.number}", self.count))
             expected = self.db.get(run, f"own/{self.number}") is not None
             outcome, existed = self._outcome_of(lambda: self.db.delete(run, f"own/{self.number}"))
-            assert outcome != ACKNOWLEDGED or bool(existed) == expected
+            assert outcome != ACKNOWLEDGED or bool(existed) == expected, f"own/{self.number} is lost"
         else:
             # Deletes nothing, unless the delete before was refused or unknown.
             outcome, existed = self._outcome_of(lambda: self.db.delete(run, f"nothing/{self.number}"))
-            assert not existed
+            assert not existed, f"nothing/{self.number} was there, and its delete is lost"
 
 
 def _abort(txn: Any) -> None:
