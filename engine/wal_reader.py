@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -97,8 +98,13 @@ def read_segment(directory: DatabaseDirectory, name: str) -> Segment:
 
 def list_segments(directory: DatabaseDirectory) -> list[Segment]:
     """All segments, oldest first. Raises what `read_segment` does."""
-    names = [name for name in directory.wal.names() if parse_segment_name(name) is not None]
-    return [read_segment(directory, name) for name in names]
+    segments = []
+    for name in directory.wal.names():
+        if parse_segment_name(name) is not None:
+            # A checkpoint may have removed it since. Whether those needed are there is for `chain_from` to say.
+            with contextlib.suppress(FileNotFoundError):
+                segments.append(read_segment(directory, name))
+    return segments
 
 
 def chain_from(segments: Sequence[Segment], version: int, folder: str) -> list[Segment]:
@@ -171,7 +177,10 @@ def read_log(directory: DatabaseDirectory, *, start_version: int = 0) -> Iterato
     if start_version:
         segments = chain_from(segments, start_version - 1, directory.wal.path)
     for segment in segments:
-        image = open_image(directory, segment)
+        try:
+            image = open_image(directory, segment)
+        except FileNotFoundError:
+            continue  # superfluous, and removed since it was listed
         previous = segment.first_version - 1
         while (found := image.advance(previous))[0] == "whole":
             _, previous, start, end, _ = found
