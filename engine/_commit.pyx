@@ -436,6 +436,9 @@ cdef class CommitCore:
         if failpoint_armed():
             failpoint_hit(FP_COMMIT_AFTER_APPLY)
         if self.logged:
+            if any_sync:
+                # The disk has the next moment, so the cores are free: whoever was answered makes the next group commit.
+                flush_wakes(&self.core)
             error = self.log.flush(any_sync)
             if error:
                 self._fail_batch(error)
