@@ -19,7 +19,7 @@ from occamdb.ipc._doorbell cimport doorbell_ring
 cdef enum:
     HOT_NS = 25000              # a transaction of a few operations
     WOKEN_NS = 60000            # the same, after a wake-up
-    DEFER_NS = 400000           # longest delay of a wake-up
+    DEFER_NS = 1500000          # longest delay of a wake-up: half a time slice of the scheduler
 
 
 cdef u32 _hot_count(const Core *core, i64 now) noexcept nogil:
