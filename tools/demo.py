@@ -135,6 +135,10 @@ def _agents(db: Database, plan: Plan, count: int) -> Iterator[list[SpawnProcess]
         for process in processes:
             if process.pid is not None:
                 process.join(STOP_TIMEOUT_S)
+            if process.pid is not None and process.is_alive():
+                # Or this process would wait for it at its own end, for ever.
+                process.kill()
+                process.join()
 
 
 def _any_running(processes: list[SpawnProcess], seconds: float) -> bool:
