@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -68,16 +68,29 @@ def list_incarnations(database_id: bytes | None = None) -> list[Incarnation]:
     return found
 
 
-def remove_dead(database_id: bytes | None = None) -> list[str]:
+def remove_dead(
+    database_id: bytes | None = None, *, retire: Callable[[str], None] | None = None
+) -> list[str]:
     """Remove the segments of incarnations that are certainly dead. For `doctor`; needs no lock.
+
+    Args:
+      database_id: of one database; None for all.
+      retire: called with each name before it is removed. An incarnation for which it raises SegmentError stays.
 
     Returns:
       The names removed.
     """
     removed: list[str] = []
     for incarnation in list_incarnations(database_id):
-        if incarnation.dead and not incarnation.foreign:
-            removed += _unlink_all(incarnation.names)
+        if not incarnation.dead or incarnation.foreign:
+            continue
+        try:
+            for name in incarnation.names:
+                if retire is not None:
+                    retire(name)
+        except SegmentError:
+            continue
+        removed += _unlink_all(incarnation.names)
     return removed
 
 

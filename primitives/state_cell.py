@@ -37,7 +37,8 @@ class State:
 
     Attributes:
       value: a fresh copy.
-      version: what `cas` expects; 0 when the cell is not written yet (a transaction's own write included).
+      version: what `cas` expects: the commit version of the last committed write, below a transaction's own writes;
+        0 when there is none.
       updated_at: when it was written.
     """
 

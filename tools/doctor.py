@@ -5,7 +5,6 @@ Each examination yields findings and changes nothing; `--clean` removes what is 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 from collections.abc import Iterator
@@ -199,20 +198,16 @@ def _clean_up(path: Path | None) -> Iterator[Finding]:
     """Remove the segments of dead coordinators: of the database at `path`, or of all of this user's."""
     from occamdb.engine.coordinator import mark_superseded
     from occamdb.engine.directory import read_meta
-    from occamdb.ipc.errors import SegmentError
-    from occamdb.ipc.stale import list_incarnations, remove_dead
+    from occamdb.ipc.stale import remove_dead
+
+    def retire(name: str) -> None:
+        # Workers may still have it mapped. The next coordinator could not find it any more to tell them
+        # that there is a newer store, and they would go on beginning snapshots of this one.
+        if name.endswith("-store"):
+            mark_superseded(name)
 
     meta = read_meta(path) if path is not None else None
-    database_id = meta.database_id if meta else None
-    for item in list_incarnations(database_id):
-        if item.dead and not item.foreign:
-            for name in item.names:
-                # Workers may still have it mapped. The next coordinator could not find it any more to tell them
-                # that there is a newer store, and they would go on beginning snapshots of this one.
-                if name.endswith("-store"):
-                    with contextlib.suppress(SegmentError):
-                        mark_superseded(name)
-    for name in remove_dead(database_id):
+    for name in remove_dead(meta.database_id if meta else None, retire=retire):
         yield Finding(OK, f"removed {name}")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from occamdb.ipc import layout, stale
+from occamdb.ipc.errors import SegmentError
 from occamdb.ipc.process import identify, own_identity
 from occamdb.ipc.segment import create_segment, list_segments, unlink_segment
 from occamdb.ipc.stale import list_incarnations, remove_dead, remove_superseded
@@ -61,6 +62,22 @@ def test_a_reused_pid_is_not_the_owner(database: bytes) -> None:
     pid, start_time = own()
     names = make(database, 1, (pid, start_time - 1))
     assert sorted(remove_dead(database)) == names
+
+
+def test_what_cannot_be_retired_stays(database: bytes) -> None:
+    pid, start_time = own()
+    kept = make(database, 1, (pid, start_time - 1))
+    removed = make(database, 2, (pid, start_time - 1))
+    asked = []
+
+    def retire(name: str) -> None:
+        asked.append(name)
+        if name == layout.store_name(database, 1):
+            raise SegmentError("no descriptors left")
+
+    assert sorted(remove_dead(database, retire=retire)) == removed
+    assert list_segments(layout.database_prefix(database)) == kept
+    assert set(removed) <= set(asked)
 
 
 def test_one_without_owner_note_is_dead_only_when_old(
