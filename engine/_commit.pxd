@@ -20,6 +20,7 @@ cdef class CommitCore:
     cdef u32 fatal_errno            # the log cannot say what it holds: the process must end and recover
     cdef u32 core_count             # of the machine: for spin_hint
     cdef u32 window_channels        # distinct channels served in this window
+    cdef bint alone                 # no more than one was in the last window
     cdef u64 window
     cdef i64 window_end             # monotonic ns
     cdef i64 snapshot_age_max       # ns

@@ -64,7 +64,7 @@ from occamdb.ipc._atomics cimport (
     cas_u32, clock_monotonic_ns, clock_realtime_ns, cpu_relax, fence_release, load_acquire_u32, load_acquire_u64,
     load_relaxed_u32, store_relaxed_u32, store_relaxed_u64, store_release_u32,
 )
-from occamdb.ipc._doorbell cimport doorbell_ring, doorbell_wait, waiter_init
+from occamdb.ipc._doorbell cimport SPIN_ADAPTIVE, SPIN_LONG, doorbell_ring, doorbell_wait, waiter_init
 from occamdb.ipc._layout cimport BELL_RINGER_OFFSET, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, RINGS_OFFSET
 from occamdb.ipc._ring cimport inbox_poll, inbox_take_done, outbox_send, ring_readable
 
@@ -300,7 +300,7 @@ cdef class CommitCore:
         # Relaxed, both: a hint. Only one left from here on tells who wakes us.
         store_relaxed_u32(self.bell + BELL_RINGER_OFFSET, 0)
         doorbell_wait(&self.waiter, self.bell + BELL_WORD_OFFSET, self.bell + BELL_SLEEPING_OFFSET, _work_ready,
-                      &self.core, IDLE_NS_MAX, True)
+                      &self.core, IDLE_NS_MAX, SPIN_LONG if self.alone else SPIN_ADAPTIVE)
         if self.waiter.wakes != wakes:
             if woken_by(&self.placement, load_relaxed_u32(self.bell + BELL_RINGER_OFFSET), clock_monotonic_ns()):
                 # Two cores now: what was learnt about spinning on one does not hold.
@@ -593,9 +593,11 @@ cdef class CommitCore:
             self.expire_after = now + EXPIRE_RETRY_NS       # no room in the store or on the disk
 
     cdef void _roll_window(self, i64 now) noexcept nogil:
-        """Publish whether a core is free for spinning workers, by the channels that were active lately."""
+        """Decide who may spin, by the channels that were active lately: workers if a core is free, we for longer if one
+        worker is all there is (its commits then wait for nothing, and no other waits for this core)."""
         # One core is the commit thread's; workers may spin while they all have one each.
         store_relaxed_u32(&self.core.store.header.spin_hint, self.window_channels < self.core_count)
+        self.alone = self.window_channels < 2 and self.core_count > 1
         self.window += 1
         self.window_end = now + WINDOW_NS
         self.window_channels = 0

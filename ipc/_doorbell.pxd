@@ -27,12 +27,13 @@ cdef struct Waiter:          # private, adaptive state of one waiting side
 cdef void waiter_init(Waiter *w) noexcept nogil
 
 # Wait until ready(context) is true. 1: ready; 0: timed out; 2: interrupted by a signal (EINTR), call again.
-# timeout_ns < 0 waits without a bound, 0 only looks. may_spin: the caller's knowledge: no, a core is free, or only
-# that the peer is awake.
+# timeout_ns < 0 waits without a bound, 0 only looks. may_spin: the caller's knowledge: no, a core is free, only that the
+# peer is awake, or that a core is free and there is one peer, which can do nothing better than come back.
 cdef enum:
     SPIN_NEVER = 0
     SPIN_ADAPTIVE = 1
     SPIN_BRIEF = 2
+    SPIN_LONG = 3
 
 cdef int doorbell_wait(Waiter *w, void *word, void *sleeping, ready_fn ready, void *context,
                        i64 timeout_ns, int may_spin) noexcept nogil

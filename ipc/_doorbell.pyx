@@ -4,7 +4,7 @@ Why adapt: on an idle machine a spin of a few microseconds saves two context swi
 core (405 K exchanges a second against 15 K); on a busy one it burns the time slice that the peer is waiting for.
 Nobody can tell beforehand which it is, so each waiter keeps score:
 
-- a spin *paid off* when the wait ended within SPIN_NS; one that ran out, or during which the thread was
+- a spin *paid off* when the wait ended within SPIN_NS (LONG_NS where the caller asks for it); one that ran out, or during which the thread was
   preempted, did not. Three failures running end the spinning; about two in three must pay off to keep it;
 - after that the waiter sleeps at once, except for *probes*: spins of up to PROBE_NS, long enough to outlast the
   wake-up of a sleeping peer, inside short windows of CLOCK_MONOTONIC. That clock is one for all processes, so the
@@ -26,6 +26,7 @@ from ._atomics cimport (clock_monotonic_ns, cpu_relax, fence_seq_cst, fetch_add_
 
 cdef enum:
     SPIN_NS = 20000             # longest ordinary spin
+    LONG_NS = 60000             # longest SPIN_LONG: transactions that take Python 20 to 60 us find us awake
     PROBE_NS = 60000            # longest probe: a wake-up of an idle core, and the peer's work
     CHECKS_PER_CLOCK = 8        # looks at `ready` between two looks at the clock
     SCORE_MAX = 256
@@ -63,10 +64,10 @@ cdef bint may_probe(Waiter *w, i64 now) noexcept nogil:
     return w.probe_failures < PROBE_FAILURES_MAX
 
 
-cdef void judge(Waiter *w, i64 took, bint probe) noexcept nogil:
-    """Keep score of a spin that took `took` ns."""
+cdef void judge(Waiter *w, i64 took, i64 limit, bint probe) noexcept nogil:
+    """Keep score of a spin that took `took` ns, and pays off within `limit`."""
     w.spins += 1
-    if took <= SPIN_NS:
+    if took <= limit:
         w.spins_paid += 1
         w.score += (SCORE_MAX - w.score + 7) >> 3
         if w.score >= SCORE_SPIN:
@@ -81,9 +82,9 @@ cdef void judge(Waiter *w, i64 took, bint probe) noexcept nogil:
         w.score = max(<u32>SCORE_MIN, w.score - (w.score >> 2))
 
 
-cdef bint spin(Waiter *w, ready_fn ready, void *context, i64 start, i64 budget, bint probe) noexcept nogil:
-    """Look at `ready` for up to `budget` ns; whether it came true."""
-    cdef i64 took
+cdef bint spin(Waiter *w, ready_fn ready, void *context, i64 start, i64 limit, bint probe) noexcept nogil:
+    """Look at `ready` for up to `limit` ns, in a probe for PROBE_NS; whether it came true."""
+    cdef i64 took, budget = PROBE_NS if probe else limit
     cdef int check
     cdef bint done = False
     while True:
@@ -96,7 +97,7 @@ cdef bint spin(Waiter *w, ready_fn ready, void *context, i64 start, i64 budget, 
         took = clock_monotonic_ns() - start
         if done or took > budget:
             break
-    judge(w, took, probe)
+    judge(w, took, limit, probe)
     return done
 
 
@@ -141,7 +142,7 @@ cdef int doorbell_wait(Waiter *w, void *word, void *sleeping, ready_fn ready, vo
     elif may_spin:
         probe = w.score < SCORE_SPIN
         if not probe or may_probe(w, start):
-            if spin(w, ready, context, start, PROBE_NS if probe else SPIN_NS, probe):
+            if spin(w, ready, context, start, LONG_NS if may_spin == SPIN_LONG else SPIN_NS, probe):
                 return 1
     deadline = start + timeout_ns
     while True:
