@@ -28,6 +28,7 @@ from .extension import (
     TransactionBase,
     contended,
     from_microseconds,
+    pairs,
     reader,
     register,
     stream,
@@ -103,22 +104,24 @@ class EventLog(Primitive[H_co]):
     @contended
     def append_many(self, events: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Event]:
         """Append several (event type, payload) with consecutive sequences: all of them or none."""
-        return self._append(events)
+        return self._append(pairs(events, "append_many"))
 
     def _append(self, events: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Event]:
         space, time_us = self.space, self.now_us
         sequence, prev_hash = space.get(layout.EVENT_HEAD) or (0, FIRST_PREV_HASH)
         timestamp = from_microseconds(time_us)
-        appended = []
+        appended, writes = [], []
         for event_type, payload in events:
             type_prefix = layout.events_of_type(_checked_type(event_type))
             ordered = canonical_payload(payload)
             body = canonical_encoding(sequence, event_type, ordered, time_us, prev_hash)
             digest = sha256(body).digest()
-            space.put(layout.event(sequence), digest + body)
-            space.put(type_prefix + layout.u64(sequence), None)
+            writes += ((layout.event(sequence), digest + body), (type_prefix + layout.u64(sequence), None))
             appended.append(Event(sequence, event_type, ordered, timestamp, prev_hash, digest))
             sequence, prev_hash = sequence + 1, digest
+        # Not before all are good: who catches an error and commits all the same has written nothing of them.
+        for key, value in writes:
+            space.put(key, value)
         if appended:
             space.put(layout.EVENT_HEAD, [sequence, prev_hash])
         return appended

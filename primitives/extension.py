@@ -19,7 +19,7 @@ what they become on a facade that holds a database, where the run comes first:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from types import MethodType
 from typing import (
@@ -264,6 +264,22 @@ def repeatable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any
         if hasattr(value, "__next__"):
             kwargs[name] = list(value)
     return args, kwargs
+
+
+def pairs(items: object, call: str) -> list[tuple[Any, Any]]:
+    """The pairs that an operation on several things takes.
+
+    Raises:
+      InvalidArgumentError: not iterable, or of something else than pairs.
+    """
+    several: list[Any] = list(items) if isinstance(items, Iterable) else [None]
+    for pair in several:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            wrong = items if several == [None] else pair
+            raise InvalidArgumentError(
+                f"{call} takes pairs, got {wrong!r:.80}", hint=f"{call}([(a, b), (c, d)])"
+            )
+    return several
 
 
 # --- Times ---------------------------------------------------------------------------------------

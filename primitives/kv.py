@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, TypeVar, overload
 from ..engine.errors import InvalidArgumentError
 from ..engine.public_types import TypeTag, VersionedValue
 from ..engine.retry import RetryPolicy
+from ..engine.running import refuse_lazy_function
 from .extension import (
     DatabaseBase,
     H_co,
@@ -25,6 +26,7 @@ from .extension import (
     TransactionBase,
     blind,
     operation,
+    pairs,
     reader,
     register,
     single,
@@ -170,7 +172,7 @@ class KVStore(Primitive[H_co]):
         ttl: float | timedelta | None = None,
     ) -> None:
         """Set several keys: all of them or none."""
-        for key, value in items.items() if isinstance(items, Mapping) else items:
+        for key, value in items.items() if isinstance(items, Mapping) else pairs(items, "put_many"):
             self.space.put(key, value, ttl=ttl)
 
     @blind
@@ -217,6 +219,7 @@ class KVStore(Primitive[H_co]):
         isolation: str | None = None,
     ) -> R:
         """Call `fn(kv)` in one transaction, retried on conflict; returns what it returned."""
+        refuse_lazy_function(fn)
         handle: Any = self._handle
         result: R = handle.transaction(
             run_id,
@@ -354,8 +357,8 @@ class _Items(ItemsView[UserKey, Any]):
 
 
 def _keys(keys: Iterable[UserKey], what: str) -> Iterable[UserKey]:
-    if isinstance(keys, str | bytes):
+    if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
         raise InvalidArgumentError(
-            f"{what} takes several keys, got one {type(keys).__name__}", hint=f"{what}([key])"
+            f"{what} takes several keys, got {type(keys).__name__}", hint=f"{what}([key])"
         )
     return keys

@@ -38,6 +38,8 @@ def time_key(time_us: int) -> bytes:
 
 def sized_name(name: str, what: str) -> bytes:
     """A text with its length in front; the length is limited so that index keys stay small."""
+    if not isinstance(name, str):
+        raise InvalidArgumentError(f"{what} is str, got {type(name).__name__}", hint=f"str({name!r})")
     try:
         raw = name.encode()
     except UnicodeEncodeError as error:

@@ -18,7 +18,13 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
 
-from ..engine.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, OccamError
+from ..engine.errors import (
+    AlreadyExistsError,
+    InvalidArgumentError,
+    NotFoundError,
+    OccamError,
+    ValueEncodingError,
+)
 from ..engine.public_types import RunId, TypeTag
 from . import layout
 from .extension import (
@@ -38,6 +44,7 @@ from .run_types import (
     CREATED,
     ERROR,
     METADATA,
+    NAME,
     PARENT,
     STATUS,
     STATUS_NUMBER,
@@ -49,7 +56,7 @@ from .run_types import (
     check_transition,
     decode_run,
 )
-from .trace_types import checked_metadata, checked_tags
+from .trace_types import checked_metadata, checked_tags, explain
 
 __all__ = ["RESERVED_RUN", "RunIndex"]
 
@@ -350,6 +357,7 @@ class RunIndex(Primitive[H_co]):
     @lookup
     def get_child_runs(self, run_id: RunLike, *, limit: int | None = None) -> list[RunMetadata]:
         """The runs created under one, in order of creation."""
+        _raw(run_id)  # None is no run, though no filter
         return self._query(None, None, run_id, (None, None), limit, False)
 
     @lookup
@@ -407,11 +415,16 @@ class RunIndex(Primitive[H_co]):
         if old is not None:
             new = _with(new, UPDATED, self.now_us)
         after = _entries(raw, new)
+        try:
+            # First: who catches the error and commits all the same has written nothing of it.
+            self.space.put(layout.run(raw), new)
+        except ValueEncodingError:
+            explain({"name": new[NAME], "metadata": new[METADATA], "error": new[ERROR]})
+            raise
         for key in sorted(before - after):
             self.space.delete(key)
         for key in sorted(after - before):
             self.space.put(key, None)
-        self.space.put(layout.run(raw), new)
         return decode_run(raw, new)
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar, overload
 
-from ..engine.errors import AlreadyExistsError, CASConflict, NotFoundError
+from ..engine.errors import AlreadyExistsError, CASConflict, InvalidArgumentError, NotFoundError
 from ..engine.public_types import TypeTag, VersionedValue
 from ..engine.retry import RetryPolicy
+from ..engine.running import refuse_lazy_function
 from .extension import (
     CONTENDED,
     DatabaseBase,
@@ -130,6 +131,7 @@ class StateCell(Primitive[H_co]):
         Raises:
           NotFoundError: there is no such cell.
           RetriesExhausted: it met other writers on every attempt.
+          InvalidArgumentError: `fn` returned something else than a tuple of two.
         """
         if self.inside:
             return self._transition(*args)
@@ -140,14 +142,27 @@ class StateCell(Primitive[H_co]):
         )
 
     def _transition(self, name: str, fn: Callable[[State], tuple[Any, T]]) -> T:
+        refuse_lazy_function(fn)
         state = _state(self.space.get_versioned(name))
         if state is None:
             raise NotFoundError(
                 f"there is no cell {name!r}", hint="create it with init or set", details={"name": name}
             )
-        value, result = fn(state)
+        answer: Any = fn(state)
+        # Any text or dict of two would unpack as well, and half of it become the state.
+        if type(answer) is not tuple or len(answer) != 2:
+            raise InvalidArgumentError(
+                f"a transition's function returns a tuple (new value, result), got {_shape(answer)}",
+                hint="return new_value, None where there is no result",
+            )
+        result: T
+        value, result = answer
         self.space.put(name, value)
         return result
+
+
+def _shape(answer: object) -> str:
+    return f"a tuple of {len(answer)}" if type(answer) is tuple else type(answer).__name__
 
 
 def _already_exists(name: str) -> AlreadyExistsError:

@@ -172,6 +172,7 @@ class TraceStore(Primitive[H_co]):
         self, trace_type: type[TraceType] | str, *, limit: int | None = None, reverse: bool = False
     ) -> list[Trace]:
         """The traces of one type in time order: a class, its name, or the name of a Custom trace."""
+        _typed(trace_type)  # None is no type, though no filter
         return self._query(_Filter(trace_type=trace_type), limit, reverse)
 
     @reader
@@ -229,6 +230,7 @@ class TraceStore(Primitive[H_co]):
         Raises:
           NotFoundError: the run has no such trace.
         """
+        id_bytes(trace_id)  # None is no trace, though no filter
         return self._query(_Filter(parent_id=trace_id), limit, False)
 
     @reader

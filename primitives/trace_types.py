@@ -249,17 +249,23 @@ def encode_record(kind: int, trace: TraceType, rest: list[Any]) -> bytes:
 
     Raises:
       ValueEncodingError: names the field that cannot be stored.
+      InvalidArgumentError: a Decision's options are no list.
     """
+    if isinstance(trace, Decision) and not isinstance(trace.options, list | tuple):
+        raise InvalidArgumentError(
+            f"a Decision's options are a list or a tuple, got {type(trace.options).__name__}",
+            hint='Decision("which tool?", options=["search", "ask"], chosen="search")',
+        )
     # Tuples at the top level, such as a Decision's options, are stored as lists.
     fields = [list(value) if type(value) is tuple else value for value in _FIELDS_OF[kind](trace)]
     try:
         return encode_value([kind, fields, *rest])
     except ValueEncodingError:
-        _explain(dict(zip(_FIELD_NAMES[kind], fields, strict=True)) | {"metadata": rest[-1]})
+        explain(dict(zip(_FIELD_NAMES[kind], fields, strict=True)) | {"metadata": rest[-1]})
         raise
 
 
-def _explain(parts: dict[str, Any]) -> None:
+def explain(parts: Mapping[str, Any]) -> None:
     """Raise the error of the first part that cannot be stored, with the part's name in its path."""
     for name, value in parts.items():
         try:
@@ -307,7 +313,7 @@ def decode_trace(raw_id: bytes, record: list[Any], names: Names) -> Trace:
     """
     try:
         kind, fields, time_us, root, parent, tags, metadata = record
-        if kind == DECISION:
+        if kind == DECISION and type(fields[1]) is list:  # the first builds stored whatever was given
             fields[1] = tuple(fields[1])
         return Trace(
             names[raw_id],
