@@ -368,6 +368,8 @@ cdef class DatabaseBase:
         if timeout is not None:
             core.deadline_ns = deadline_after(timeout)
         core.open(self.attach())
+        if attempts > 1:
+            core.attachment.note_retry()
         return make_transaction(self, core, prefix)
 
     def space(self, run_id, tag, *, bint raw=False):

@@ -4,4 +4,3 @@ from occamdb.engine._txn_core cimport TransactionCore
 
 cdef object commit_transaction(TransactionCore txn, bint durable)
 cdef object find_conflicts(TransactionCore txn)
-cdef bint is_stale(TransactionCore txn) except -1

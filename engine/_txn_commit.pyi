@@ -5,8 +5,6 @@ from typing import final
 
 from .validation import Newest
 
-def conflicts_found_early() -> int: ...
-
 @final
 class NewestState:
     """The `VersionSource` of validation.py over what a reader can see."""

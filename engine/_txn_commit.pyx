@@ -37,7 +37,6 @@ from .limits import PREFIX_SIZE_MAX as _PREFIX_SIZE_MAX
 from .messages import decode_reply, decode_request
 from .validation import CommitSets, Newest, validate_transaction
 
-cdef u64 early_conflicts = 0        # of this process: the commit core never hears of them
 cdef u64 PREFIX_SIZE_MAX = _PREFIX_SIZE_MAX
 
 cdef enum:
@@ -45,16 +44,11 @@ cdef enum:
     PAGE_ROWS = 64
 
 
-def conflicts_found_early():
-    """How many commits of this process were refused without asking the commit core."""
-    return early_conflicts
-
-
 # ---- failing early ------------------------------------------------------------------------------------------------
 
 
-cdef bint any_changed(TransactionCore txn, dict versions, u64 newest) except -1:
-    """Whether some key has a live value of another version now.
+cdef bytes changed_key(TransactionCore txn, dict versions, u64 newest):
+    """A key that has a live value of another version now; None when none has.
 
     No pin holds the newest state: the walk itself is safe without one, and only versions are taken from it, no bytes.
     Absent keys are left to the commit core, which can tell a delete from an expiry.
@@ -74,18 +68,30 @@ cdef bint any_changed(TransactionCore txn, dict versions, u64 newest) except -1:
             continue
         current = 0 if found.expires_at != 0 and found.expires_at <= txn.now() else found.version
         if current != PyLong_AsUnsignedLongLong(<object>version):
-            return True
-    return False
+            return <bytes>key
+    return None
 
 
-cdef bint is_stale(TransactionCore txn) except -1:
-    """Whether a version that the transaction relies on is certainly gone."""
+cdef void refuse_stale(TransactionCore txn) except *:
+    """Abort with every conflict that can be seen from here, if a version that the transaction relies on is certainly gone."""
     cdef u64 newest = load_acquire_u64(&txn.attachment.header.committed_version)
+    cdef bytes stale = None
+    cdef bint cas = False
     if newest == txn.version:
-        return False
-    if txn.reads is not None and any_changed(txn, txn.reads, newest):
-        return True
-    return txn.checks is not None and any_changed(txn, txn.checks, newest)
+        return
+    if txn.reads is not None:
+        stale = changed_key(txn, txn.reads, newest)
+    if stale is None and txn.checks is not None:
+        cas = True
+        stale = changed_key(txn, txn.checks, newest)
+    if stale is None:
+        return
+    validation = find_conflicts(txn)
+    if validation.ok:
+        return
+    txn.attachment.note_conflict(cas, stale)
+    txn.finish(STATE_ABORTED)
+    raise validation.error()
 
 
 @cython.final
@@ -326,10 +332,10 @@ cdef object commit_transaction(TransactionCore txn, bint durable):
       TransactionTimeout, CoordinatorUnavailable: nothing was applied.
       CommitOutcomeUnknown: no coordinator came back in time to tell.
     """
-    global early_conflicts
     txn.require_active()
     if txn.doomed is not None:
-        early_conflicts += 1
+        if txn.attachment is not None:
+            txn.attachment.note_conflict(True, txn.doomed_key)
         conflicts = txn.doomed
         txn.finish(STATE_ABORTED)
         raise ConflictError(conflicts=conflicts)
@@ -337,12 +343,8 @@ cdef object commit_transaction(TransactionCore txn, bint durable):
         txn.finish(STATE_COMMITTED)
         txn.receipt = make_receipt(txn.version, txn.now(), txn.handle.durability, txn.attempts)
         return txn.receipt
-    if not txn.blind and is_stale(txn):
-        validation = find_conflicts(txn)
-        if not validation.ok:
-            early_conflicts += 1
-            txn.finish(STATE_ABORTED)
-            raise validation.error()
+    if not txn.blind:
+        refuse_stale(txn)
     return submit(txn, durable)
 
 
@@ -380,7 +382,9 @@ cdef object accept_reply(TransactionCore txn, bytearray request, bytes reply, bi
         raise ProtocolError(f"the reply of {size} bytes does not answer commit {txn.sequence}")
     if header.status != STATUS_COMMITTED:
         txn.finish(STATE_ABORTED)
-        raise decode_reply(reply).error(decode_request(bytes(request)))
+        raise decode_reply(reply).error(
+            decode_request(bytes(request)), size=len(request), store_size_max=txn.handle.settings.max_store_size
+        )
     if header.result_count and size >= REPLY_HEADER_SIZE + RESULT_SIZE:
         txn.result_kind = result.kind
         txn.result = result.value

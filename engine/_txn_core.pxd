@@ -56,6 +56,7 @@ cdef class TransactionCore(PinnedView):
     cdef list scans                 # ScanRange
     cdef list cleared               # (start, end) of range deletes
     cdef list doomed                # CASConflicts that are certain already
+    cdef bytes doomed_key           # of the first of them
     cdef list order                 # keys of `effects`, sorted; behind by `unordered`
     cdef list unordered
     cdef u64 size                   # of the effects, checks and range deletes on the wire

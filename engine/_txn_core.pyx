@@ -312,6 +312,7 @@ cdef class TransactionCore(PinnedView):
         """Two expectations of one key cannot both hold: the commit will fail, and say so."""
         if self.doomed is None:
             self.doomed = []
+            self.doomed_key = key
         self.doomed.append(cas_conflict(key, expected, found))
 
     cdef int add(self, bytes key, i64 delta, bint wanted) except -1:

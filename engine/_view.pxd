@@ -10,9 +10,25 @@ from occamdb.engine._reader cimport Found, Reader
 cdef enum:
     STACK_VALUE_SIZE = 1024         # values up to this are decoded from a copy on the stack
     NO_SLOT = 0x7FFFFFFF
+    TALLY_KEYS = 16
+    TALLY_KEY_SIZE = 96
     PIN_TURNS_MAX = 1000000         # the horizon passes a fresh version by once or twice; this often only in a broken store
 
 cdef u64 fork_generation            # grows by 1 in each forked child: handles of another generation are not ours
+
+
+# At TALLY_OFFSET of the channel segment; engine/tally.py reads it. Written with the GIL, by the worker alone.
+cdef struct TallyKey:
+    u64 count
+    u32 size
+    u8 key[TALLY_KEY_SIZE]
+
+cdef struct Tally:
+    u64 retries                     # transactions tried again
+    u64 conflicts_read              # commits refused in the worker, by the kind of conflict
+    u64 conflicts_cas
+    u64 unused
+    TallyKey hot[TALLY_KEYS]        # keys they were about, roughly
 
 
 cdef class StoreAttachment:
@@ -21,6 +37,7 @@ cdef class StoreAttachment:
     cdef bint store_held
     cdef bint channel_held
     cdef readonly bint retired
+    cdef bint shut                  # the handle was closed: nothing is read any more
     cdef readonly int owner_pid
     cdef u64 generation
     cdef Reader reader
@@ -28,12 +45,15 @@ cdef class StoreAttachment:
     cdef u8 *slots
     cdef void *slots_high
     cdef const void *closed         # u32: the coordinator looks at our slots no more
+    cdef Tally *tally
     cdef u32 high                   # own copy of slots_high: never re-read from shared memory
     cdef u32 free_count
     cdef u32 free_slots[SLOT_COUNT]
     cdef u32 pin(self, u64 *version) except 0x7FFFFFFF
     cdef void unpin(self, u32 slot) noexcept
     cdef bint is_usable(self) noexcept
+    cdef void note_retry(self) noexcept
+    cdef void note_conflict(self, bint cas, bytes key) noexcept
 
 
 cdef class PinnedView:

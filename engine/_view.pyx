@@ -2,7 +2,7 @@
 
 Used by transactions, snapshots and implicit reads of one process, any thread holding the GIL. Who writes what: the
 store is mapped read-only; of the channel segment this module writes slot values, slot marks (to 0, when a slot
-is taken) and `slots_high`; the coordinator writes marks, to revoke.
+is taken), `slots_high` and the tally; the coordinator writes marks, to revoke.
 
 1. A slot belongs to one `PinnedView` from `pin` to `unpin`; the free list is private to the process and the GIL
    guards it (nothing between taking and giving back a slot releases the GIL).
@@ -20,8 +20,8 @@ import os
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.string cimport memcpy
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.string cimport memcmp, memcpy
 
 from occamdb.engine._failpoints cimport FP_WORKER_AFTER_PIN, failpoint_armed, failpoint_hit
 from occamdb.engine._layout cimport STORE_HEADER_SIZE
@@ -31,9 +31,13 @@ from occamdb.ipc._atomics cimport (
     clock_realtime_ns, fence_acquire, load_acquire_u32, load_acquire_u64, load_relaxed_u64, load_seq_cst_u32, load_seq_cst_u64,
     store_relaxed_u64, store_release_u64, store_seq_cst_u32, store_seq_cst_u64,
 )
-from occamdb.ipc._layout cimport CLOSED_OFFSET, RINGS_OFFSET, SLOT_SIZE, SLOTS_HIGH_OFFSET, SLOTS_OFFSET
+from occamdb.ipc._layout cimport (
+    CLOSED_OFFSET, RINGS_OFFSET, SLOT_SIZE, SLOTS_HIGH_OFFSET, SLOTS_OFFSET, TALLY_OFFSET, TALLY_SIZE,
+)
 
-from .errors import CorruptionError, ForkedHandleError, LimitExceeded, SnapshotExpired, TransactionStateError
+from .errors import CorruptionError, DatabaseClosedError, ForkedHandleError, LimitExceeded, SnapshotExpired, TransactionStateError
+
+assert sizeof(Tally) <= TALLY_SIZE
 
 fork_generation = 1
 
@@ -80,6 +84,7 @@ cdef class StoreAttachment:
         self.slots = channel_base + SLOTS_OFFSET
         self.slots_high = channel_base + SLOTS_HIGH_OFFSET
         self.closed = channel_base + CLOSED_OFFSET
+        self.tally = <Tally *>(channel_base + TALLY_OFFSET)
         self.owner_pid = os.getpid()
         self.generation = fork_generation
         cdef u32 index
@@ -152,9 +157,43 @@ cdef class StoreAttachment:
         return (not self.retired and self.generation == fork_generation
                 and load_acquire_u32(&self.header.superseded) == 0 and load_acquire_u32(self.closed) == 0)
 
+    cdef void note_retry(self) noexcept:
+        """A transaction is tried again: the coordinator does not hear of it otherwise. For display."""
+        if self.generation == fork_generation:
+            self.tally.retries += 1
+
+    cdef void note_conflict(self, bint cas, bytes key) noexcept:
+        """A commit was refused without asking the commit core, because of this stored key. For display."""
+        cdef const u8 *data = <const u8 *>PyBytes_AS_STRING(key)
+        cdef u32 size = <u32>min(PyBytes_GET_SIZE(key), <Py_ssize_t>TALLY_KEY_SIZE)
+        cdef TallyKey *least = &self.tally.hot[0]
+        cdef TallyKey *entry
+        cdef u32 index
+        if self.generation != fork_generation:
+            return
+        if cas:
+            self.tally.conflicts_cas += 1
+        else:
+            self.tally.conflicts_read += 1
+        # Space-saving counters, as in the commit core (_validate.pyx).
+        for index in range(TALLY_KEYS):
+            entry = &self.tally.hot[index]
+            if entry.count and entry.size == size and memcmp(entry.key, data, size) == 0:
+                entry.count += 1
+                return
+            if entry.count < least.count:
+                least = entry
+        least.count += 1
+        least.size = size
+        memcpy(least.key, data, size)
+
     def retire(self):
         """Begin nothing more on this store. Snapshots already open stay readable."""
         self.retired = True
+
+    def shut_down(self):
+        """End what is open on this store, because its handle is closed: calls raise DatabaseClosedError from here on."""
+        self.shut = self.retired = True
 
     @property
     def usable(self):
@@ -216,6 +255,8 @@ cdef class PinnedView:
         if self.slot == NO_SLOT:
             # A finalizer that ran while a value was decoded may have closed the view under its reader.
             return True
+        if self.attachment.shut:
+            return True
         words = self.attachment.slots + <u64>self.slot * SLOT_SIZE
         # The fence keeps the copies before it from being read after the mark: memory is reused only after the mark
         # is set, so a copy of reused bytes is always noticed. The value is our own word, relaxed.
@@ -227,6 +268,8 @@ cdef class PinnedView:
             raise ForkedHandleError()
         if self.slot == NO_SLOT:
             raise TransactionStateError("the snapshot is closed", hint="take a new one")
+        if self.attachment.shut:
+            raise DatabaseClosedError()
         if self.revoked():
             raise SnapshotExpired(
                 f"the snapshot of version {self.version} was revoked; the store is at version "

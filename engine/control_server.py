@@ -29,6 +29,7 @@ from ._commit import CHANNEL_STATE_BROKEN, CHANNEL_STATE_CLOSED
 from .control_messages import refusal
 from .errors import CoordinatorUnavailable, InvalidArgumentError, StoreFullError, TooManyChannelsError
 from .figures import core_figures
+from .tally import Tallies
 
 if TYPE_CHECKING:
     from .coordinator import Coordinator
@@ -65,6 +66,7 @@ class ControlServer:
         self._draining: list[_Worker] = []
         # Oldest first: the table forgets from the front.
         recovered = sorted(coordinator.durable.outcomes.items(), key=lambda entry: entry[1][1])
+        self._tallies = Tallies()  # of workers that left
         self._outcomes: OrderedDict[int, tuple[int, int]] = OrderedDict(recovered)
         self._outcomes_lock = threading.Lock()  # a checkpoint reads the table in its own thread
         self._idle_since = time.monotonic()
@@ -220,6 +222,7 @@ class ControlServer:
     def _dispose(self, worker: _Worker) -> None:
         segment, worker.segment, worker.index = worker.segment, None, -1
         if segment is not None:
+            self._tallies.add(segment.map)
             segment.unlink()
             with contextlib.suppress(BufferError):
                 segment.close()
@@ -317,13 +320,17 @@ class ControlServer:
         }
 
     def _stats(self, worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
+        tallies = self._tallies.copy()
+        for other in {*self._workers.values(), *self._draining}:
+            if other.segment is not None:
+                tallies.add(other.segment.map)
         workers = []
         for other in self._workers.values():
             if other.index >= 0:
                 channel = self._core.channel_figures(other.index)
                 pid = other.identity.pid if other.identity else other.connection.pid
                 workers.append({"pid": pid, "attached_at": other.attached_at, **channel})
-        figures = core_figures(self._core)
+        figures = core_figures(self._core, tallies)
         # What commits may fill, not the segment, which has room to spare for recovery.
         figures["store"]["size"] = self._coordinator.settings.max_store_size
         return (

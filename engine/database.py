@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, ov
 from uuid import UUID
 
 from ._transaction import DatabaseBase
-from ._txn_commit import conflicts_found_early
 from .handle import EngineHandle
 from .keys import Namespace
 from .public_types import RunId, TypeTag, VersionedValue
 from .retry import RetryPolicy
-from .running import Attempt, Attempts, TransactionalFunction, retries_made, run_transaction, transactional
+from .running import Attempt, Attempts, TransactionalFunction, run_transaction, transactional
 from .snapshot import SharedSnapshotView
 from .transaction import Transaction
 
@@ -229,13 +228,13 @@ class Database(DatabaseBase):
         return self.handle.admin({"kind": "checkpoint"})
 
     def stats(self) -> dict[str, Any]:
-        """Figures of the engine: commits, aborts by kind, hot keys, sizes, latencies, workers.
+        """Figures of the engine since the coordinator started, from all processes.
 
-        Of this process, not of all: `retries` made by transactions, and `conflicts_found_early`, commits refused
-        without asking the coordinator, which therefore does not count them.
+        Commits, aborts by kind, retries, hot keys, sizes, latencies, workers.
+
+        `conflicts_found_early` of the conflicts were found in the workers, without asking the coordinator.
         """
-        own = {"retries": retries_made(), "conflicts_found_early": conflicts_found_early()}
-        return {**self.handle.admin({"kind": "stats"}), **own}
+        return self.handle.admin({"kind": "stats"})
 
     def close(self) -> None:
         """Let go of the engine; every namespace of this database is closed with it. Closing twice is harmless."""

@@ -86,6 +86,15 @@ class TransactionTimeout(OccamError):
     code = "occam.transaction.timeout"
     retryable = True
 
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "give it a longer timeout, or do less in it",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, details=details)
+
 
 class CommitOutcomeUnknown(OccamError):
     """No coordinator came back in time to say whether the commit happened; it may have.
@@ -348,6 +357,15 @@ class DatabaseClosedError(OccamError):
     """The database handle was closed."""
 
     code = "occam.database.closed"
+
+    def __init__(
+        self,
+        message: str = "the database is closed",
+        *,
+        hint: str = "open it again, and close it when nothing uses it any more",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, details=details)
 
 
 class ProtocolError(OccamError):

@@ -6,11 +6,13 @@ upper end of its bucket, so it is right within a factor of two.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from .errors import CorruptionError
 from .keys import decode_key
+from .tally import Tallies
 
 __all__ = ["core_figures", "percentile"]
 
@@ -40,14 +42,26 @@ def _shown_key(key: bytes) -> str:
     return f"{decoded.namespace.run_id}/{decoded.tag:#04x}/{decoded.user_key!r}"
 
 
-def core_figures(core: _Core) -> dict[str, Any]:
-    """`CommitCore.stats()` with percentiles for histograms and readable keys."""
+def core_figures(core: _Core, tallies: Tallies) -> dict[str, Any]:
+    """`CommitCore.stats()` with what workers counted themselves, percentiles for histograms, and readable keys."""
     raw = dict(core.stats())
     times, sizes = raw.pop("batch_ns"), raw.pop("batch_sizes")
     raw["latency_us"] = {name: percentile(times, share) / 1000 for name, share in _SHARES.items()}
     raw["group_commit"] = {name: percentile(sizes, share) for name, share in _SHARES.items()}
-    raw["hot_keys"] = [{"key": _shown_key(key), "conflicts": count} for key, count in raw["hot_keys"]]
+    conflicts = dict(raw["conflicts"])
+    conflicts["read"] += tallies.reads
+    conflicts["cas"] += tallies.cas
+    raw["conflicts"] = conflicts
+    raw["conflicts_found_early"] = tallies.reads + tallies.cas
+    raw["retries"] = tallies.retries
+    hot = Counter(tallies.keys)
+    for key, count in raw["hot_keys"]:
+        hot[key] += count
+    raw["hot_keys"] = [
+        {"key": _shown_key(key), "conflicts": count} for key, count in hot.most_common(_HOT_KEYS_MAX)
+    ]
     return raw
 
 
+_HOT_KEYS_MAX = 32
 _SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}

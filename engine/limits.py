@@ -17,6 +17,7 @@ __all__ = [
     "KIB",
     "MIB",
     "PREFIX_SIZE_MAX",
+    "TIMEOUT_MAX",
     "Limits",
     "check_number",
     "check_size",
@@ -27,6 +28,8 @@ __all__ = [
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
+
+TIMEOUT_MAX = 1e9  # seconds: 31 years; clocks and system calls can still add it up
 
 # Three namespace parts of up to 64 bytes with their NULs, 16 bytes of run id, one of tag (`keys.py`).
 PREFIX_SIZE_MAX = 3 * 65 + 16 + 1

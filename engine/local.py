@@ -18,15 +18,16 @@ from ..ipc import layout
 from ._commit import CommitCore
 from ._view import StoreAttachment
 from .errors import (
-    CoordinatorUnavailable,
     DatabaseClosedError,
     ForkedHandleError,
     StoreFullError,
+    TransactionStateError,
     TransactionTimeout,
 )
 from .figures import core_figures
 from .limits import Limits, sized
 from .settings import Settings
+from .tally import Tallies
 
 __all__ = ["LocalHandle"]
 
@@ -78,7 +79,7 @@ class LocalHandle:
         self._check_usable()
         attachment = self._attachment
         if attachment is None:
-            raise DatabaseClosedError("the database is closed")
+            raise DatabaseClosedError()
         return attachment
 
     def submit(self, request: bytearray, deadline: float | None) -> bytes:
@@ -87,7 +88,7 @@ class LocalHandle:
         if deadline is not None and remaining <= 0:
             raise TransactionTimeout("the deadline passed before the commit was sent")
         if self._attachment is None:
-            raise DatabaseClosedError("the database is closed")
+            raise DatabaseClosedError()
         reply = self._core.process(request, remaining)
         if reply is None:
             raise TransactionTimeout("the deadline passed while other threads were committing")
@@ -99,13 +100,15 @@ class LocalHandle:
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
         self._check_usable()
         if self._attachment is None:
-            raise DatabaseClosedError("the database is closed")
+            raise DatabaseClosedError()
         self._core.tick()
         if message.get("kind") == "stats":
-            return core_figures(self._core) | {"durability": "none", "pid": self._pid, "workers": []}
+            tallies = Tallies()
+            tallies.add(self._channel)
+            return core_figures(self._core, tallies) | {"durability": "none", "pid": self._pid, "workers": []}
         if message.get("kind") == "check":
             return {"problem": self._core.check()}
-        raise CoordinatorUnavailable(
+        raise TransactionStateError(
             f"an in-memory database has no {message.get('kind')}",
             hint="open a directory with occamdb.open(path) for files, logs and checkpoints",
         )
@@ -116,7 +119,7 @@ class LocalHandle:
         attachment, self._attachment = self._attachment, None
         if attachment is not None:
             # Memory goes when the last open transaction lets go of the attachment.
-            attachment.retire()
+            attachment.shut_down()
 
     def __reduce__(self) -> Any:
         raise TypeError(

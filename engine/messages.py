@@ -26,6 +26,7 @@ from .errors import (
     StoreFullError,
     TransactionTooLarge,
 )
+from .limits import sized
 from .validation import cas_conflict, range_conflict, read_conflict, write_conflict
 
 __all__ = [
@@ -233,17 +234,28 @@ class Reply:
     conflicts: tuple[ConflictEntry, ...] = ()
     conflicts_found: int = 0
 
-    def error(self, request: Request | None = None) -> OccamError | None:
+    def error(
+        self, request: Request | None = None, *, size: int = 0, store_size_max: int = 0
+    ) -> OccamError | None:
         """The error this reply means to the caller, None for COMMITTED.
 
         Args:
           request: what was asked, to name the key of a failed op.
+          size: of the request in bytes, when known.
+          store_size_max: the limit of a store that is full, when known.
         """
         if self.status is Status.COMMITTED:
             return None
         if self.status is Status.CONFLICT:
             records = tuple(entry.record() for entry in self.conflicts)
             return ConflictError(conflicts=records, conflicts_found=self.conflicts_found)
+        if self.status is Status.STORE_FULL and store_size_max:
+            return StoreFullError(
+                f"the store is full: no room for this transaction of {size:,} bytes within "
+                f"max_store_size, {sized(store_size_max)}",
+                size=size,
+                limit=store_size_max,
+            )
         return status_error(self.status, self.detail, _key_of(request, self.detail))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from .database import Database
 from .errors import InvalidArgumentError
 from .keys import Namespace
+from .limits import TIMEOUT_MAX
 from .local import LocalHandle
 from .session import open_handle
 from .settings import Settings
@@ -61,12 +62,10 @@ def open_database(
         raise InvalidArgumentError(
             f"timeout = {timeout!r} is not a positive number of seconds", hint="the default is 10"
         )
-    asked = {name: value for name, value in settings.items() if value is not None}
+    given = {name: value for name, value in settings.items() if value is not None}
     # Names and ranges are checked here, where the caller can see the error, and not only by the coordinator.
-    checked = Settings.of(asked).as_dict()
-    handle = open_handle(
-        _directory(path), durability, {name: checked[name] for name in asked}, start, float(timeout)
-    )
+    asked = Settings.asked(given)
+    handle = open_handle(_directory(path), durability, asked, start, float(min(timeout, TIMEOUT_MAX)))
     try:
         return Database(handle, isolation, namespace)
     except BaseException:
@@ -112,7 +111,9 @@ def _directory(path: str | os.PathLike[str]) -> str:
     try:
         text = os.fspath(path)
     except TypeError:
-        raise InvalidArgumentError(f"path must be a path, got {type(path).__name__}") from None
+        raise InvalidArgumentError(
+            f"path must be a path, got {type(path).__name__}", hint="a str or a pathlib.Path"
+        ) from None
     if isinstance(text, bytes):
         text = os.fsdecode(text)
     if not text or "\0" in text:

@@ -25,6 +25,7 @@ from .errors import (
     TransactionStateError,
     TransactionTimeout,
 )
+from .limits import TIMEOUT_MAX
 from .public_types import TransactionStatus
 from .retry import RetryPolicy
 from .transaction import Transaction
@@ -32,14 +33,13 @@ from .transaction import Transaction
 if TYPE_CHECKING:
     from .database import Database
 
-__all__ = ["Attempt", "Attempts", "refuse_lazy_function", "retries_made", "run_transaction", "transactional"]
+__all__ = ["Attempt", "Attempts", "refuse_lazy_function", "run_transaction", "transactional"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 _ACTIVE = TransactionStatus.ACTIVE
-_retries = 0
 _LAZY_FLAGS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
@@ -47,11 +47,6 @@ class TransactionalFunction(Protocol[P, T_co]):
     """What `@db.transactional` makes: call it with a run id, or with a transaction to join."""
 
     def __call__(self, run_or_txn: Any, /, *args: P.args, **kwargs: P.kwargs) -> T_co: ...
-
-
-def retries_made() -> int:
-    """How many times this process has tried a transaction again."""
-    return _retries
 
 
 def refuse_lazy_function(fn: Callable[..., Any]) -> None:
@@ -64,7 +59,9 @@ def refuse_lazy_function(fn: Callable[..., Any]) -> None:
     if code is not None and not code.co_flags & _LAZY_FLAGS and not hasattr(fn, "__wrapped__"):
         return  # a plain function: by far the usual case
     if not callable(fn):
-        raise InvalidArgumentError(f"a transaction function must be callable, got {type(fn).__name__}")
+        raise InvalidArgumentError(
+            f"a transaction function must be callable, got {type(fn).__name__}", hint="def fn(txn): ..."
+        )
     inner = inspect.unwrap(fn)
     while isinstance(inner, functools.partial):
         inner = inner.func
@@ -103,12 +100,15 @@ def deadline_of(timeout: float | None) -> float | None:
         raise InvalidArgumentError(
             f"timeout must be a number of seconds from 0, got {timeout!r}", hint="None: none"
         )
-    return time.monotonic() + timeout
+    return time.monotonic() + min(timeout, TIMEOUT_MAX)
 
 
 def _require_policy(retry: object) -> None:
     if not isinstance(retry, RetryPolicy):
-        raise InvalidArgumentError(f"retry must be a RetryPolicy, got {type(retry).__name__}")
+        raise InvalidArgumentError(
+            f"retry must be a RetryPolicy, got {type(retry).__name__}",
+            hint="occamdb.RetryPolicy(...); None for the default",
+        )
 
 
 class _Retrying:
@@ -145,7 +145,6 @@ class _Retrying:
 
     def pause(self, error: ConflictError | SnapshotExpired) -> None:
         """Wait before the next attempt, or raise because there is none."""
-        global _retries
         try:
             delay = next(self._delays)
         except StopIteration:
@@ -156,7 +155,6 @@ class _Retrying:
                 hint="give it a longer timeout, or write fewer shared keys per transaction",
                 details={"attempts": self.count},
             ) from error
-        _retries += 1
         time.sleep(delay)
 
     def _exhausted(self, error: ConflictError | SnapshotExpired) -> OccamError:

@@ -212,7 +212,7 @@ class SharedHandle:
                 self._give_back(link)
 
     def close(self) -> None:
-        """Detach every link. Open transactions cannot commit any more; their snapshots end with SnapshotExpired."""
+        """Detach every link. Open transactions and snapshots end: their calls raise DatabaseClosedError."""
         if self._pid != os.getpid():
             return
         with self._lock:
@@ -221,6 +221,8 @@ class SharedHandle:
             self._all.clear()
             self._idle, self._primary = [], None
         for link in links:
+            # Before the coordinator revokes its pins: the caller is to hear why.
+            link.attachment.shut_down()
             link.detach()
 
     # ---- links ----------------------------------------------------------------------------------------
@@ -229,7 +231,7 @@ class SharedHandle:
         if self._pid != os.getpid():
             self._reset()
         if self._closed:
-            raise DatabaseClosedError("the database is closed", hint="open it again with occamdb.open")
+            raise DatabaseClosedError()
 
     def _take(self, limit: float) -> Link:
         """A link for this thread alone, attached to a living coordinator; gives it back with `_give_back`."""
@@ -359,7 +361,7 @@ class SharedHandle:
         with self._lock:
             if self._closed:
                 link.detach()
-                raise DatabaseClosedError("the database is closed")
+                raise DatabaseClosedError()
             self._settings = Settings.of(link.terms.settings)
             self._launcher.inherited = link.terms.settings
             self._all.add(link)

@@ -77,7 +77,9 @@ class Settings:
                 object.__setattr__(self, item.name, checked)
         if not isinstance(self.limits, Limits):
             raise SettingsError(
-                f"limits must be a Limits, got {type(self.limits).__name__}", setting="limits"
+                f"limits must be a Limits, got {type(self.limits).__name__}",
+                setting="limits",
+                hint="limits=occamdb.Limits(key_size_max=...), or key_size_max=... itself",
             )
 
     @classmethod
@@ -88,6 +90,22 @@ class Settings:
           SettingsError: an unknown name (with the nearest known one), or a value that is not allowed.
         """
         return _merge(cls(), values)
+
+    @classmethod
+    def asked(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The given settings by flat name, checked: those in "limits" by their own names.
+
+        Raises:
+          SettingsError: as `of`.
+        """
+        checked = cls.of(values).as_dict()
+        names = [name for name in values if name != "limits"]
+        limits = values.get("limits")
+        if isinstance(limits, Limits):
+            names += [item.name for item in fields(Limits)]
+        elif limits is not None:
+            names += limits
+        return {name: checked[name] for name in names}
 
     def changed(self, **values: Any) -> Settings:
         """These settings with some of them replaced; limits by their own names."""
@@ -139,7 +157,11 @@ def _merge(base: Settings, values: Mapping[str, Any]) -> Settings:
     elif isinstance(nested, Mapping):
         flat.update(nested)
     elif nested is not None:
-        raise SettingsError(f"limits must be a table, got {nested!r}", setting="limits")
+        raise SettingsError(
+            f"limits must be a table or a Limits, got {nested!r}",
+            setting="limits",
+            hint="limits=occamdb.Limits(key_size_max=...), or key_size_max=... itself",
+        )
     limit_names = {item.name for item in fields(Limits)}
     known = setting_names()
     for name in flat:

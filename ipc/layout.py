@@ -5,7 +5,7 @@ a test keeps the two equal. ipc does not know what a slot value means.
 
 Invariants:
   1. Each word that one process writes and another polls has a 64-byte line of its own.
-  2. A word has one writer: request tail, reply head, sleeping flag, `slots_high` and slot values the worker;
+  2. A word has one writer: request tail, reply head, sleeping flag, `slots_high`, tally and slot values the worker;
      request head, reply tail, slot marks, `closed` the coordinator. Doorbell words are counters any ringer
      increments.
   3. The header page is written once, before the name is handed over. The coordinator never reads it back:
@@ -37,6 +37,8 @@ WORKER_BELL_OFFSET: Final = 0x200
 WORKER_SLEEPING_OFFSET: Final = 0x240
 SLOTS_HIGH_OFFSET: Final = 0x280
 CLOSED_OFFSET: Final = 0x2C0
+TALLY_OFFSET: Final = 0x300  # what the worker counts itself; ipc does not know what
+TALLY_SIZE: Final = 0xD00
 SLOTS_OFFSET: Final = 0x1000
 SLOT_SIZE: Final = 16
 SLOT_COUNT: Final = 1024
@@ -78,6 +80,7 @@ _polled = (
 assert all(offset % LINE_SIZE == 0 for offset in _polled)
 assert len({offset // LINE_SIZE for offset in _polled}) == len(_polled)
 assert _CHANNEL_HEADER.size <= min(_polled) and max(_polled) + LINE_SIZE <= SLOTS_OFFSET
+assert CLOSED_OFFSET + LINE_SIZE <= TALLY_OFFSET and TALLY_OFFSET + TALLY_SIZE <= SLOTS_OFFSET
 assert SLOTS_OFFSET % PAGE_SIZE == 0 and RINGS_OFFSET % PAGE_SIZE == 0
 assert LINE_SIZE % SLOT_SIZE == 0
 assert BELL_WORD_OFFSET // LINE_SIZE != BELL_SLEEPING_OFFSET // LINE_SIZE

@@ -110,7 +110,8 @@ class EventLog(Primitive[H_co]):
         space, time_us = self.space, self.now_us
         sequence, prev_hash = space.get(layout.EVENT_HEAD) or (0, FIRST_PREV_HASH)
         timestamp = from_microseconds(time_us)
-        appended, writes = [], []
+        appended: list[Event] = []
+        writes: list[tuple[bytes, bytes | None]] = []
         for event_type, payload in events:
             type_prefix = layout.events_of_type(_checked_type(event_type))
             ordered = canonical_payload(payload)

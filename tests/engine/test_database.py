@@ -10,10 +10,12 @@ from occamdb.engine.database import Database
 from occamdb.engine.errors import (
     AlreadyExistsError,
     CASConflict,
+    ConflictError,
     DatabaseClosedError,
     IntegerOverflowError,
     InvalidArgumentError,
     NotAnIntegerError,
+    TransactionStateError,
 )
 from occamdb.engine.extensions import extension_names, register_extension
 from occamdb.engine.handle import EngineHandle
@@ -197,10 +199,12 @@ def test_closed_database_refuses_and_closes_twice(run: RunId) -> None:
         lambda: other.get(run, "k"),
         lambda: db.stats(),
         lambda: txn.commit(),
+        lambda: view.get("k"),
+        lambda: list(view.scan_prefix("")),
     ):
-        with pytest.raises(DatabaseClosedError):
+        with pytest.raises(DatabaseClosedError) as caught:
             call()
-    assert view.get("k") == 1  # a view taken before goes on reading
+        assert caught.value.hint
 
 
 def test_memory_database_does_not_pickle(run: RunId) -> None:
@@ -271,3 +275,23 @@ def test_retries_and_early_conflicts_are_counted(db: Database, run: RunId) -> No
     after = db.stats()
     assert after["retries"] - before["retries"] == 1
     assert after["conflicts_found_early"] - before["conflicts_found_early"] == 1
+    assert after["conflicts"]["read"] - before["conflicts"]["read"] == 1
+    assert any(str(run) in item["key"] and item["conflicts"] == 1 for item in after["hot_keys"])
+
+
+def test_figures_are_of_one_database(run: RunId) -> None:
+    with memory_database() as one, memory_database() as other:
+        with one.begin(run) as txn, pytest.raises(ConflictError):
+            txn.put("k", 1)
+            txn.cas("k", 1, 2)
+            txn.cas("k", 7, 2)  # two expectations of one key: refused without asking
+            txn.commit()
+        assert one.stats()["conflicts_found_early"] == 1
+        assert other.stats()["conflicts_found_early"] == 0
+        assert other.stats()["hot_keys"] == []
+
+
+def test_an_in_memory_database_has_no_checkpoint() -> None:
+    with memory_database() as db, pytest.raises(TransactionStateError) as caught:
+        db.checkpoint()
+    assert not caught.value.retryable and "occamdb.open" in caught.value.hint

@@ -244,8 +244,9 @@ def test_full_store_refuses_and_goes_on(run: RunId) -> None:
     txn = db.begin(run)
     for index in range(40):
         txn.put(f"k{index}", b"x" * 50_000)
-    with pytest.raises(StoreFullError):
+    with pytest.raises(StoreFullError, match="max_store_size, 1 MiB") as caught:
         txn.commit()
+    assert caught.value.limit == 1 << 20 and caught.value.size > 40 * 50_000
     assert db.list(run) == ["k"]
     db.put(run, "k", 2)
     assert db.get(run, "k") == 2

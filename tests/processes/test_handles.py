@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import occamdb
-from occamdb import Database, ForkedHandleError, RetryPolicy, RunId, Transaction
+from occamdb import Database, DatabaseClosedError, ForkedHandleError, RetryPolicy, RunId, Transaction
 from occamdb.ipc.process import is_alive
 from tests.support.processes import (
     Peer,
@@ -344,6 +344,19 @@ def test_a_database_closed_by_another_thread(shared_path: Path, run: RunId) -> N
     db.close()
     thread.join(60)
     assert ended and ended[0] in ("DatabaseClosedError", "CommitOutcomeUnknown")
+
+
+def test_what_is_open_ends_with_its_database(shared_path: Path, run: RunId) -> None:
+    """Not as an expired snapshot, which would be worth a retry."""
+    db = open_database(shared_path)
+    db.put(run, "k", 1)
+    view, txn, rows = db.snapshot(run), db.begin(run), db.kv.keys(run)
+    txn.put("mine", 2)
+    db.close()
+    for call in (lambda: view.get("k"), lambda: txn.get("k"), lambda: next(rows), lambda: txn.commit()):
+        with pytest.raises(DatabaseClosedError):
+            call()
+    view.close()
 
 
 def test_an_inherited_in_memory_database_raises() -> None:

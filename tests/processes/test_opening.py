@@ -16,6 +16,8 @@ from occamdb import (
     CoordinatorUnavailable,
     Database,
     InvalidArgumentError,
+    KeyTooLarge,
+    Limits,
     OccamError,
     RunId,
     Settings,
@@ -90,6 +92,19 @@ def test_a_bad_argument_starts_nothing(
         occamdb.open(tmp_path / "db", **arguments)
     assert refused.value.code and refused.value.message
     assert not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300, 10**400])
+@pytest.mark.parametrize("limits", [Limits(key_size_max=100), {"key_size_max": 100}])
+def test_a_timeout_without_end_and_limits_as_one(
+    timeout: float, limits: Any, database_path: Path, run: RunId
+) -> None:
+    with occamdb.open(database_path, timeout=timeout, limits=limits, max_store_size="8MiB") as db:
+        db.transaction(run, lambda txn: txn.put("k", 1), timeout=timeout)
+        with pytest.raises(KeyTooLarge):
+            db.put(run, "k" * 101, 1)
+        assert db.get(run, "k") == 1
+    stop_coordinator(database_path)
 
 
 @pytest.mark.parametrize("path", ["", "a\0b", 7, None])
