@@ -38,6 +38,8 @@ from ..ipc.segment import Segment, create_segment, poke_segment
 from ..ipc.stale import list_incarnations, remove_superseded
 from . import failpoints
 from ._commit import SPIN_HINT_OFFSET, SUPERSEDED_OFFSET, CommitCore
+from ._memory import watch
+from .cgroups import memory_groups
 from .control_server import ControlServer
 from .directory import DatabaseDirectory
 from .durable import DurableState
@@ -183,6 +185,7 @@ class Coordinator:
 
     def _create_core(self) -> None:
         limits = self.settings.limits
+        watch(memory_groups())
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._cleanup.callback(os.close, self.wake_fd)
         try:

@@ -1,0 +1,67 @@
+"""The control groups whose memory limits this process is under: itself and every group above.
+
+Version 2 of the interface has one hierarchy, version 1 one for memory; a machine may have both. Inside a container the
+path may be one that only the host can see: then the mounted root is the container's own group.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+__all__ = ["MemoryGroup", "memory_groups"]
+
+_ROOT = Path("/sys/fs/cgroup")
+_OWN = Path("/proc/self/cgroup")
+
+
+class MemoryGroup(NamedTuple):
+    """Where to read about the memory of one group.
+
+    Attributes:
+      limit: a file with the most bytes it may take, or "max".
+      usage: a file with what it takes now, page cache included.
+      statistics: a file of named figures, among them `reclaimable`.
+      reclaimable: the figure of cached file pages that go when memory is needed.
+    """
+
+    limit: str
+    usage: str
+    statistics: str
+    reclaimable: str
+
+
+def memory_groups(own: Path = _OWN, root: Path = _ROOT) -> list[MemoryGroup]:
+    """The groups, innermost first; none where there are none or they cannot be seen.
+
+    Args:
+      own: what /proc says of this process.
+      root: where the hierarchies are mounted.
+    """
+    try:
+        lines = own.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    found: list[MemoryGroup] = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            found += _groups(root, path, ("memory.max", "memory.current", "inactive_file"))
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            found += _groups(root / "memory", path, names)
+    return found
+
+
+def _groups(base: Path, path: str, names: tuple[str, str, str]) -> list[MemoryGroup]:
+    limit, usage, reclaimable = names
+    inner = PurePosixPath(path)
+    found = []
+    for group in (inner, *inner.parents):
+        place = base / str(group).lstrip("/")
+        if (place / limit).is_file():
+            found.append(
+                MemoryGroup(str(place / limit), str(place / usage), str(place / "memory.stat"), reclaimable)
+            )
+    return found
