@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -30,6 +31,7 @@ NamespaceOption = Annotated[
     str | None,
     typer.Option("--namespace", metavar="TENANT/APP/AGENT", help="Whose data; parts left out are 'default'."),
 ]
+EXCERPT_LENGTH_MAX = 80
 
 
 @cache
@@ -72,26 +74,70 @@ def parse_value(text: str) -> Any:
     """A value of the command line: JSON.
 
     Raises:
-      InvalidArgumentError: the text is no JSON, or holds NaN or an infinity.
+      InvalidArgumentError: the text is no JSON, nests too deep, or holds NaN, an infinity or a number beyond any float.
     """
     from occamdb.engine.errors import InvalidArgumentError
 
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is not JSON")
-
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except ValueError as error:
         raise InvalidArgumentError(
-            f"{text!r} is not a JSON value: {error}",
+            f"{_excerpt(text)} is not a JSON value: {error}",
             hint='quote text twice, as in \'"hello"\'; numbers, true, null, [1, 2] and {"a": 1} go as they are',
+        ) from None
+    except RecursionError:
+        from occamdb.engine.values import DEPTH_MAX
+
+        raise InvalidArgumentError(
+            f"{_excerpt(text)} nests deeper than can be read",
+            hint=f"lists and objects may nest up to {DEPTH_MAX} levels",
+        ) from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    """A number of a JSON text. Python reads what is too large for a float as an infinity, which nobody asked for."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{_excerpt(text)} is beyond the largest float")
+    return number
+
+
+def _excerpt(text: str) -> str:
+    """The text quoted for a message: whole if it is short, else its beginning."""
+    return repr(text) if len(text) <= EXCERPT_LENGTH_MAX else f"{text[:EXCERPT_LENGTH_MAX]!r}..."
+
+
+def read_stdin() -> str:
+    """All of standard input.
+
+    Raises:
+      InvalidArgumentError: it is not UTF-8.
+    """
+    from occamdb.engine.errors import InvalidArgumentError
+
+    raw = typer.get_binary_stream("stdin").read()
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(
+            f"standard input is not UTF-8: byte {raw[error.start]:#04x} at position {error.start:,}, {error.reason}",
+            hint="a value is JSON, which is UTF-8 text: convert it (iconv), or encode bytes (base64) as a string",
         ) from None
 
 
 def plain(value: Any) -> Any:
-    """What JSON can carry of a stored value: bytes as {"$bytes": base64}, times as ISO 8601."""
+    """What JSON can carry of a stored value.
+
+    Bytes are {"$bytes": base64}; what JSON has no number for is {"$float": "nan"}, "inf" or "-inf"; times are ISO 8601.
+    """
     if isinstance(value, bytes):
         return {"$bytes": base64.b64encode(value).decode()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"$float": str(value)}
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, Enum):
@@ -107,7 +153,7 @@ def plain(value: Any) -> Any:
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """One value as JSON text."""
-    return json.dumps(plain(value), ensure_ascii=False, indent=indent)
+    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
 def print_json(value: Any) -> None:

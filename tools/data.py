@@ -71,7 +71,7 @@ def put(
     namespace: NamespaceOption = None,
 ) -> None:
     """Set a key to a JSON value and print the new version. Creates the database if there is none."""
-    parsed = console.parse_value(typer.get_text_stream("stdin").read() if value == "-" else value)
+    parsed = console.parse_value(console.read_stdin() if value == "-" else value)
     with console.database(path, namespace, create=True) as db:
         run_id = console.run_of(db, run, create=create_run)
         if expect is None:

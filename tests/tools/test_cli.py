@@ -3,57 +3,14 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import occamdb
 from occamdb.primitives import Thought, ToolCall
-from occamdb.tools.cli import main
-
-ROOT = Path(__file__).parent.parent.parent
-RUN = "00000000-0000-7000-8000-000000000001"
-
-
-class Shell:
-    """Runs commands in this process and keeps what they printed."""
-
-    def __init__(self, path: Path, capture: pytest.CaptureFixture[str]) -> None:
-        self.path = path
-        self._capture = capture
-        self.error = ""
-
-    def __call__(self, *words: str, code: int = 0) -> str:
-        """Run `occamdb WORDS`, where "DB" stands for the database; returns its output."""
-        self._capture.readouterr()
-        found = main([str(self.path) if word == "DB" else word for word in words])
-        out, self.error = self._capture.readouterr()
-        assert found == code, f"exit code {found}: {out}{self.error}"
-        return out
-
-    def json(self, *words: str, code: int = 0) -> Any:
-        """The same with its output read as JSON."""
-        return json.loads(self(*words, code=code))
-
-    def lines(self, *words: str) -> list[Any]:
-        """The same for one JSON object a line."""
-        return [json.loads(line) for line in self(*words).splitlines()]
-
-
-@pytest.fixture
-def shell(database_path: Path, capsys: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(database_path, capsys)
-
-
-@pytest.fixture
-def db(database_path: Path) -> Iterator[occamdb.Database]:
-    with occamdb.open(database_path) as database:
-        yield database
-
+from tests.tools.shell import RUN, Shell, run, started
 
 # --- Data ----------------------------------------------------------------------------------------
 
@@ -393,19 +350,3 @@ def test_a_reader_that_goes_away_is_no_error(shell: Shell, db: occamdb.Database)
     scanner.stderr.close()
     assert "Traceback" not in error
     assert "BrokenPipe" not in error
-
-
-def started(command: list[str]) -> subprocess.Popen[str]:
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    }
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    }
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
