@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +13,7 @@ from occamdb.tools import console
 from occamdb.tools.console import JsonOption, LimitOption, NamespaceOption, PathArgument, RunArgument
 
 if TYPE_CHECKING:
-    from occamdb import Database, RunId
+    from occamdb import Database, RunId, Transaction
     from occamdb.primitives import Event
 
 FOLLOW_INTERVAL_S = 0.2
@@ -37,20 +39,20 @@ def events(
     as_json: JsonOption = False,
     namespace: NamespaceOption = None,
 ) -> None:
-    """Print the events of a run, or verify their chain (exit code 1 if it is broken)."""
+    """Print the events of a run, or verify their chain (exit code 1 if it is broken).
+
+    With --follow also when the run is deleted and begins another log, from the first event of that one.
+    """
     with console.database(path, namespace) as db:
         run_id = console.run_of(db, run)
         if verify:
             _verify(db, run_id, as_json)
-        elif event_type is not None:
-            for event in db.events.read_by_type(run_id, event_type, start=start, limit=limit):
-                _show_event(event, as_json)
-        else:
-            end = None if limit is None else start + limit
-            start = _show_events(db, run_id, start, end, as_json)
-            while follow and (end is None or start < end):
-                time.sleep(FOLLOW_INTERVAL_S)
-                start = _show_events(db, run_id, start, end, as_json)
+            return
+        viewer = _Viewer(db, run_id, event_type, start, limit, as_json)
+        viewer.show_new()
+        while follow and viewer.wants_more:
+            time.sleep(FOLLOW_INTERVAL_S)
+            viewer.show_new()
 
 
 def _verify(db: Database, run_id: RunId, as_json: bool) -> None:
@@ -72,12 +74,52 @@ def _verify(db: Database, run_id: RunId, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _show_events(db: Database, run_id: RunId, start: int, end: int | None, as_json: bool) -> int:
-    """Print events from `start` on; returns the sequence after the last one."""
-    for event in db.events.iterate(run_id, start, end):
-        _show_event(event, as_json)
-        start = event.sequence + 1
-    return start
+@dataclass
+class _Viewer:
+    """Shows each event of a run once, in order, however often it looks.
+
+    Attributes:
+      event_type: show only these; None: all.
+      next_sequence: the first that may be shown.
+      left: how many more may be; None: any number.
+      last: the latest one shown, to recognise the log by.
+    """
+
+    db: Database
+    run_id: RunId
+    event_type: str | None
+    next_sequence: int
+    left: int | None
+    as_json: bool
+    last: Event | None = None
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether another event may be shown."""
+        return self.left is None or self.left > 0
+
+    def show_new(self) -> None:
+        """Print what came since the last look, from one snapshot."""
+        with self.db.begin(self.run_id, read_only=True) as txn:
+            if self._is_another_log(txn):
+                self.next_sequence = 0
+            for event in self._unseen(txn):
+                _show_event(event, self.as_json)
+                self.last, self.next_sequence = event, event.sequence + 1
+                self.left = None if self.left is None else self.left - 1
+
+    def _is_another_log(self, txn: Transaction) -> bool:
+        """Whether the run was deleted since. By hash: a new log may have grown as long as the old one was."""
+        if self.last is None:
+            return False
+        found = txn.events.read(self.last.sequence)
+        return found is None or found.hash != self.last.hash
+
+    def _unseen(self, txn: Transaction) -> Iterable[Event]:
+        if self.event_type is not None:
+            return txn.events.read_by_type(self.event_type, start=self.next_sequence, limit=self.left)
+        end = None if self.left is None else self.next_sequence + self.left
+        return txn.events.iterate(self.next_sequence, end)
 
 
 def _show_event(event: Event, as_json: bool) -> None:
