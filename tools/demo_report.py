@@ -112,11 +112,11 @@ def show(report: Report, out: Console) -> None:
     """Print it."""
     from rich.table import Table
 
-    from occamdb.tools.trace_view import render
+    from occamdb.tools import trace_view
 
     if report.tree is not None:
         out.print(f"\n[bold]What {report.busiest} did[/] ({report.tree.size:,} traces)")
-        out.print(render(report.tree, children_max=3))
+        trace_view.show(report.tree, out, children_max=3)
     table = Table(title="Agents", title_justify="left", box=None, pad_edge=False)
     for name in ("agent", "files", "words", "updates", "commits", "lost claims", "conflicts", "retries"):
         table.add_column(name, justify="left" if name == "agent" else "right")

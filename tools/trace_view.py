@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.markup import escape
-from rich.tree import Tree
+from rich.text import Text
 
 from occamdb.tools.console import to_json
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from occamdb.primitives import Trace, TraceTree
 
 TEXT_LENGTH_MAX = 100
+# Under the last child, under another; in front of a child that others follow, in front of the last.
+GUIDES = ("    ", "│   ", "├── ", "└── ")
+ASCII_GUIDES = ("    ", "|   ", "+-- ", "`-- ")
 
 
 def shorten(text: str, length_max: int = TEXT_LENGTH_MAX) -> str:
     """The text on one line, cut to a length."""
-    line = " ".join(text.split())
+    line = _one_line(text)
     return line if len(line) <= length_max else line[: length_max - 1] + "…"
 
 
@@ -46,30 +52,85 @@ def headline(trace: Trace) -> str:
 
 def label(trace: Trace) -> str:
     """`headline` with type and tags, in rich's markup."""
-    tags = f" [dim]#{' #'.join(map(escape, trace.tags))}[/]" if trace.tags else ""
-    return f"[cyan]{escape(trace.type_name)}[/] {escape(headline(trace))}{tags}"
+    tags = f" [dim]#{escape(' #'.join(map(_one_line, trace.tags)))}[/]" if trace.tags else ""
+    return f"[cyan]{escape(_one_line(trace.type_name))}[/] {escape(headline(trace))}{tags}"
 
 
-def render(tree: TraceTree, *, children_max: int | None = None, depth_max: int | None = None) -> Tree:
-    """A tree to print.
+def show(
+    tree: TraceTree, out: Console, *, children_max: int | None = None, depth_max: int | None = None
+) -> None:
+    """Print a tree, every line whole however long it is: arguments as for `render`."""
+    ascii_only = out.options.ascii_only
+    for line in render(tree, children_max=children_max, depth_max=depth_max, ascii_only=ascii_only):
+        out.print(line, soft_wrap=True)
+
+
+def render(
+    tree: TraceTree,
+    *,
+    children_max: int | None = None,
+    depth_max: int | None = None,
+    ascii_only: bool = False,
+) -> Iterator[Text]:
+    """The lines of a tree, top first. Drawn here, since rich's `Tree` cuts what is wider than the console.
+
+    A line at depth d has 4 d characters of guides in front. The tree may be deeper than the recursion limit.
 
     Args:
       tree: what to show.
       children_max: at most so many children of a trace; one line tells how many more there are.
       depth_max: levels below the top to show.
+      ascii_only: draw the guides with characters that every encoding has.
     """
-    top = Tree(label(tree.trace), guide_style="dim")
-    open_nodes = deque([(tree, top, 0)])
-    while open_nodes:
-        node, shown, depth = open_nodes.popleft()
-        if depth == depth_max and node.children:
-            shown.add(f"[dim]… {node.size - 1:,} below[/]")
-            continue
-        for child in node.children[:children_max]:
-            open_nodes.append((child, shown.add(label(child.trace)), depth + 1))
-        if children_max is not None and len(node.children) > children_max:
-            shown.add(f"[dim]… {len(node.children) - children_max:,} more[/]")
-    return top
+    space, bar, fork, end = ASCII_GUIDES if ascii_only else GUIDES
+    yield Text.from_markup(label(tree.trace))
+    open_rows = deque(_below(tree, "", 1, children_max, depth_max))
+    while open_rows:
+        row = open_rows.popleft()
+        yield Text.assemble((row.guides + (end if row.is_last else fork), "dim"), _text(row.what))
+        if not isinstance(row.what, str):
+            guides = row.guides + (space if row.is_last else bar)
+            below = _below(row.what, guides, row.depth + 1, children_max, depth_max)
+            open_rows.extendleft(reversed(below))
+
+
+class _Row(NamedTuple):
+    """A line to come.
+
+    Attributes:
+      what: a trace with what is under it, or a remark in rich's markup.
+      guides: those of the traces above it.
+      is_last: nothing follows under the same trace.
+      depth: levels below the top.
+    """
+
+    what: TraceTree | str
+    guides: str
+    is_last: bool
+    depth: int
+
+
+def _below(
+    node: TraceTree, guides: str, depth: int, children_max: int | None, depth_max: int | None
+) -> list[_Row]:
+    """What comes directly under a trace, at a depth: its children, and a remark on what is left out."""
+    rows: list[TraceTree | str] = []
+    if depth_max is None or depth <= depth_max:
+        rows += node.children[:children_max]
+        left_out = len(node.children) - len(rows)
+        if left_out:
+            rows.append(f"[dim]… {left_out:,} more[/]")
+    elif node.children:
+        rows.append(f"[dim]… {node.size - 1:,} below[/]")
+    return [_Row(what, guides, at == len(rows) - 1, depth) for at, what in enumerate(rows)]
+
+
+def _text(what: TraceTree | str) -> Text:
+    return Text.from_markup(what if isinstance(what, str) else label(what.trace))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _argument(args: Any) -> str:

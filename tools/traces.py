@@ -72,13 +72,13 @@ def _found(
 
 
 def _show_tree(tree: TraceTree, depth: int | None, children: int | None, as_json: bool) -> None:
-    from occamdb.tools.trace_view import render
+    from occamdb.tools.trace_view import show
 
     if as_json:
         for level, trace in tree.walk():
             typer.echo(console.to_json({"depth": level} | _as_dict(trace)))
     else:
-        console.out().print(render(tree, children_max=children, depth_max=depth))
+        show(tree, console.out(), children_max=children, depth_max=depth)
 
 
 def _show(trace: Trace, as_json: bool) -> None:

@@ -1,16 +1,18 @@
 """Traces on one line and as trees."""
 
 import io
+import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.tree import Tree
 
 import occamdb
 from occamdb.primitives import Custom, Decision, Error, Query, Thought, ToolCall, Trace, TraceTree
-from occamdb.tools.trace_view import TEXT_LENGTH_MAX, headline, render, shorten
+from occamdb.tools.trace_view import TEXT_LENGTH_MAX, headline, label, render, shorten, show
 
 RUN = "00000000-0000-7000-8000-000000000001"
 
@@ -28,8 +30,8 @@ def trace(content: Any, number: int = 1, tags: tuple[str, ...] = ()) -> Trace:
 
 def printed(tree: TraceTree, **options: Any) -> list[str]:
     out = io.StringIO()
-    Console(file=out, width=120).print(render(tree, **options))
-    return [line.rstrip() for line in out.getvalue().splitlines()]
+    show(tree, Console(file=out, width=120), **options)
+    return out.getvalue().splitlines()
 
 
 @pytest.mark.parametrize(
@@ -70,11 +72,71 @@ def test_a_tree_can_be_cut_at_a_depth(db: occamdb.Database) -> None:
     assert printed(tree, depth_max=1) == ["Thought 0", "└── Thought 1", "    └── … 3 below"]
 
 
+def test_a_deep_tree_is_printed_whole_however_narrow_the_console_is(db: occamdb.Database) -> None:
+    tree = chain(db, 45)
+    expected = ["Thought 0"] + [" " * 4 * (depth - 1) + f"└── Thought {depth}" for depth in range(1, 45)]
+    assert printed(tree) == expected
+    terminal = io.StringIO()
+    show(tree, Console(file=terminal, width=40, force_terminal=True, color_system=None))
+    assert terminal.getvalue().splitlines() == expected
+
+
+def test_a_long_label_is_printed_whole(db: occamdb.Database) -> None:
+    top = db.traces.record(RUN, Thought("x" * 100), tags=["first tag", "y" * 100])
+    assert printed(db.traces.get_tree(RUN, top)) == [f"Thought {'x' * 100} #first tag #{'y' * 100}"]
+
+
 def test_a_tree_deeper_than_the_recursion_limit_is_rendered(db: occamdb.Database) -> None:
-    shown, depth = render(chain(db, 2001)), 0
-    while shown.children:
-        shown, depth = shown.children[0], depth + 1
-    assert depth == 2000
+    lines = printed(chain(db, 3000))
+    assert len(lines) == 3000
+    assert lines[-1] == " " * 4 * 2998 + "└── Thought 2999"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_tree_looks_like_that_of_rich(db: occamdb.Database, seed: int) -> None:
+    choices = random.Random(seed)
+    ids = [db.traces.record(RUN, Thought("top"))]
+    for number in range(60):
+        ids.append(
+            db.traces.record_child(RUN, choices.choice(ids[-6:]), Thought(f"{number} [x]"), tags=["t"])
+        )
+    tree = db.traces.get_tree(RUN, ids[0])
+    out = io.StringIO()
+    Console(file=out, width=1000).print(by_rich(tree))
+    assert printed(tree) == [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def by_rich(tree: TraceTree) -> Tree:
+    top = Tree(label(tree.trace))
+    stack = [(tree, top)]
+    while stack:
+        node, shown = stack.pop()
+        stack += [(child, shown.add(label(child.trace))) for child in node.children]
+    return top
+
+
+def test_an_encoding_without_lines_gets_others(db: occamdb.Database) -> None:
+    top = db.traces.record(RUN, Thought("top"))
+    first = db.traces.record_child(RUN, top, Thought("first"))
+    db.traces.record_child(RUN, first, Thought("below"))
+    db.traces.record_child(RUN, top, Thought("last"))
+    lines = render(db.traces.get_tree(RUN, top), ascii_only=True)
+    assert [line.plain for line in lines] == [
+        "Thought top",
+        "+-- Thought first",
+        "|   `-- Thought below",
+        "`-- Thought last",
+    ]
+    raw = io.BytesIO()
+    with io.TextIOWrapper(raw, encoding="ascii") as out:
+        show(db.traces.get_tree(RUN, top), Console(file=out))
+        out.flush()
+        assert b"`-- Thought last" in raw.getvalue()
+
+
+def test_a_trace_is_one_line_whatever_its_tags_are(db: occamdb.Database) -> None:
+    top = db.traces.record(RUN, Thought("a\nb"), tags=["c\nd [red]"])
+    assert printed(db.traces.get_tree(RUN, top)) == ["Thought a b #c d [red]"]
 
 
 def chain(db: occamdb.Database, length: int) -> TraceTree:
