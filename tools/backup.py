@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 PANEL = "Care"
 DestinationArgument = Annotated[
-    Path, typer.Argument(metavar="DEST", help="A directory that does not exist yet.")
+    Path,
+    typer.Argument(metavar="DEST", help="A directory that does not exist yet.", parser=console.path_given),
 ]
 
 
@@ -66,7 +67,12 @@ def backup(path: PathArgument, destination: DestinationArgument) -> None:
 
 
 def restore(
-    source: Annotated[Path, typer.Argument(metavar="BACKUP", help="A backup, or a database nobody serves.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BACKUP", help="A backup, or a database nobody serves.", parser=console.path_given
+        ),
+    ],
     destination: DestinationArgument,
 ) -> None:
     """Make a database of a backup: read and check it completely, then write it to a new directory."""

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from enum import Enum
 from functools import cache
@@ -23,7 +24,21 @@ if TYPE_CHECKING:
 
     from occamdb import Database, OccamError, RunId
 
-PathArgument = Annotated[Path, typer.Argument(metavar="PATH", help="The database directory.")]
+
+def path_given(text: str) -> Path:
+    """The path somebody typed; "" is none, although `Path` takes it for the current directory.
+
+    Raises:
+      BadParameter: the text is empty, as of a shell variable that is not set.
+    """
+    if not text:
+        raise typer.BadParameter('it is empty: is a shell variable not set? The current directory is "."')
+    return Path(text)
+
+
+PathArgument = Annotated[
+    Path, typer.Argument(metavar="PATH", help="The database directory.", parser=path_given)
+]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its name in the run index.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="At most so many.")]
@@ -161,6 +176,11 @@ def print_json(value: Any) -> None:
     typer.echo(to_json(value, indent=2))
 
 
+def has_database(path: Path) -> bool:
+    """Whether a database was made there."""
+    return (path / "meta").exists()
+
+
 def require_database(path: Path) -> Path:
     """The path, if a database is there.
 
@@ -169,7 +189,7 @@ def require_database(path: Path) -> Path:
     """
     from occamdb.engine.errors import NotFoundError
 
-    if not (path / "meta").exists():
+    if not has_database(path):
         what = "is not an occamdb database" if path.exists() else "does not exist"
         raise NotFoundError(f"{path} {what}", hint="occamdb serve PATH and occamdb put PATH ... create one")
     return path
@@ -196,9 +216,29 @@ def database(path: Path, namespace: str | None = None, *, create: bool = False) 
     # With the durability it has: a command must not be refused for wanting another.
     db = occamdb.open(path, durability=(meta and meta.durability) or "standard")
     try:
-        yield db.namespace(*namespace.split("/", 2)) if namespace else db
+        yield _in_namespace(db, namespace)
     finally:
         db.close()
+
+
+@contextmanager
+def rehearsal(path: Path, namespace: str | None = None) -> Iterator[Database]:
+    """An empty database in this process alone, with the limits that one made at `path` would have.
+
+    What is refused here would be refused there too, with the same error, but leaves nothing behind.
+
+    Raises:
+      SettingsError: `settings.toml` in the directory is wrong.
+    """
+    import occamdb
+    from occamdb.engine.settings import load_settings
+
+    with occamdb.open_in_memory(**asdict(load_settings(path))) as db:
+        yield _in_namespace(db, namespace)
+
+
+def _in_namespace(db: Database, namespace: str | None) -> Database:
+    return db.namespace(*namespace.split("/", 2)) if namespace else db
 
 
 def run_of(db: Database, text: str, *, create: bool = False) -> RunId:

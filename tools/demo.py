@@ -43,7 +43,12 @@ def demo(
     agents: Annotated[int, typer.Option("--agents", "-a", min=1, max=64, help="How many processes.")] = 4,
     batch: Annotated[int, typer.Option(min=1, help="How many files an agent claims at once.")] = 8,
     keep: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Put the database there and keep it for a look.")
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Put the database there and keep it for a look.",
+            parser=console.path_given,
+        ),
     ] = None,
     durability: Annotated[str, typer.Option(help="none, standard or always.")] = "standard",
 ) -> None:

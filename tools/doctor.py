@@ -50,7 +50,10 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
-    path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="Also look at this database.")] = None,
+    path: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PATH]", help="Also look at this database.", parser=console.path_given),
+    ] = None,
     clean: Annotated[
         bool, typer.Option("--clean", help="Remove segments whose coordinator is dead (of PATH, or all).")
     ] = False,
@@ -102,15 +105,21 @@ def _limits(store_size: int) -> Iterator[Finding]:
             yield Finding(PROBLEM, f"{name} is limited to {console.size(soft)}", hint)
 
 
-def _database_of(path: Path | None) -> str | None:
-    """How the segments of the database at `path` are named; None: no path, or no database there."""
+def _id_of(path: Path) -> bytes | None:
+    """The id of the database at `path`; None if no database can be read there."""
     from occamdb.engine.directory import read_meta
 
     try:
-        meta = read_meta(path) if path is not None else None
+        meta = read_meta(path)
     except (OccamError, OSError):
         return None  # `directory` says what is wrong with it
-    return meta.database_id.hex()[:16] if meta else None
+    return meta.database_id if meta else None
+
+
+def _database_of(path: Path | None) -> str | None:
+    """How the segments of the database at `path` are named; None: no path, or no database there."""
+    database_id = None if path is None else _id_of(path)
+    return database_id.hex()[:16] if database_id else None
 
 
 def segments(path: Path | None = None) -> Iterator[Finding]:
@@ -195,9 +204,8 @@ def _file_system_of(path: Path) -> str:
 
 
 def _clean_up(path: Path | None) -> Iterator[Finding]:
-    """Remove the segments of dead coordinators: of the database at `path`, or of all of this user's."""
+    """Remove the segments of dead coordinators: of the database at `path`, or without one of all of this user's."""
     from occamdb.engine.coordinator import mark_superseded
-    from occamdb.engine.directory import read_meta
     from occamdb.ipc.stale import remove_dead
 
     def retire(name: str) -> None:
@@ -206,8 +214,10 @@ def _clean_up(path: Path | None) -> Iterator[Finding]:
         if name.endswith("-store"):
             mark_superseded(name)
 
-    meta = read_meta(path) if path is not None else None
-    for name in remove_dead(meta.database_id if meta else None, retire=retire):
+    database_id = None if path is None else _id_of(path)
+    if path is not None and database_id is None:
+        return  # to `remove_dead` no id means every database, and whoever names a path means one
+    for name in remove_dead(database_id, retire=retire):
         yield Finding(OK, f"removed {name}")
 
 
