@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from occamdb.tools import console
 from occamdb.tools.console import JsonOption, LimitOption, NamespaceOption, PathArgument, RunArgument
+
+if TYPE_CHECKING:
+    from occamdb import Database
 
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY")]
 PrefixArgument = Annotated[str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin with it.")]
@@ -70,14 +73,23 @@ def put(
     ] = False,
     namespace: NamespaceOption = None,
 ) -> None:
-    """Set a key to a JSON value and print the new version. Creates the database if there is none."""
+    """Set a key to a JSON value and print the new version.
+
+    Creates the database if there is none and RUN is an id, or with --create-run.
+    """
     parsed = console.parse_value(console.read_stdin() if value == "-" else value)
-    with console.database(path, namespace, create=True) as db:
+
+    def write(db: Database) -> int:
         run_id = console.run_of(db, run, create=create_run)
         if expect is None:
-            version = db.kv.put(run_id, key, parsed, ttl=ttl)
-        else:
-            version = db.kv.cas(run_id, key, expect, parsed, ttl=ttl)
+            return db.kv.put(run_id, key, parsed, ttl=ttl)
+        return db.kv.cas(run_id, key, expect, parsed, ttl=ttl)
+
+    if not console.has_database(path):
+        with console.rehearsal(path, namespace) as db:
+            write(db)
+    with console.database(path, namespace, create=True) as db:
+        version = write(db)
     typer.echo(f"version {version}")
 
 
