@@ -277,6 +277,33 @@ def run_of(db: Database, text: str, *, create: bool = False) -> RunId:
     )
 
 
+def key_given(text: str, in_hex: bool) -> str | bytes:
+    """The key, or the beginning of keys, somebody typed.
+
+    Args:
+      text: the key itself, or with `in_hex` its bytes as `show_key` shows them; the 0x may be left out.
+      in_hex: which of both.
+
+    Returns:
+      As the database gives keys back: `bytes` only when they are no UTF-8.
+
+    Raises:
+      InvalidArgumentError: the text is not hexadecimal.
+    """
+    from occamdb.engine.errors import InvalidArgumentError
+    from occamdb.engine.keys import decode_user_key
+
+    if not in_hex:
+        return text
+    try:
+        return decode_user_key(bytes.fromhex(text[2:] if text[:2] in ("0x", "0X") else text))
+    except ValueError:
+        raise InvalidArgumentError(
+            f"{_excerpt(text)} is not hexadecimal",
+            hint="with --hex keys are two digits of 0-9 and a-f a byte, as in 0xff00",
+        ) from None
+
+
 def show_key(key: str | bytes) -> str:
     """A key on one line: text as it is unless it has control characters, bytes as hexadecimal."""
     if isinstance(key, bytes):

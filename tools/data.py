@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -12,7 +12,11 @@ from occamdb.tools.console import JsonOption, LimitOption, NamespaceOption, Path
 if TYPE_CHECKING:
     from occamdb import Database
 
-KeyArgument = Annotated[str, typer.Argument(metavar="KEY")]
+KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="Text, or with --hex bytes.")]
+HexOption = Annotated[bool, typer.Option("--hex", help="KEY is bytes in hexadecimal, as in 0xff00.")]
+HexRangeOption = Annotated[
+    bool, typer.Option("--hex", help="PREFIX, --start and --end are bytes in hexadecimal, as in 0xff00.")
+]
 PrefixArgument = Annotated[str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin with it.")]
 StartOption = Annotated[str | None, typer.Option("--start", help="The first key that may come.")]
 EndOption = Annotated[str | None, typer.Option("--end", help="The first key that may not.")]
@@ -34,21 +38,22 @@ def get(
     run: RunArgument,
     key: KeyArgument,
     as_json: JsonOption = False,
+    in_hex: HexOption = False,
     namespace: NamespaceOption = None,
 ) -> None:
     """Print a value as JSON; exit code 1 if the key is absent.
 
     With --json: the value with its version, time of writing and expiry.
     """
+    wanted = console.key_given(key, in_hex)
     with console.database(path, namespace) as db:
-        found = db.kv.get_versioned(console.run_of(db, run), key)
+        found = db.kv.get_versioned(console.run_of(db, run), wanted)
     if found is None:
-        typer.echo(f"no key {key!r}", err=True)
-        raise typer.Exit(1)
+        raise _absent(wanted)
     if as_json:
         console.print_json(
             {
-                "key": key,
+                "key": wanted,
                 "value": found.value,
                 "version": found.version,
                 "timestamp": found.timestamp,
@@ -71,21 +76,24 @@ def put(
     create_run: Annotated[
         bool, typer.Option("--create-run", help="Make a run of this name if there is none.")
     ] = False,
+    in_hex: HexOption = False,
     namespace: NamespaceOption = None,
 ) -> None:
     """Set a key to a JSON value and print the new version.
 
     Creates the database if there is none and RUN is an id, or with --create-run.
     """
+    wanted = console.key_given(key, in_hex)
     parsed = console.parse_value(console.read_stdin() if value == "-" else value)
 
     def write(db: Database) -> int:
         run_id = console.run_of(db, run, create=create_run)
         if expect is None:
-            return db.kv.put(run_id, key, parsed, ttl=ttl)
-        return db.kv.cas(run_id, key, expect, parsed, ttl=ttl)
+            return db.kv.put(run_id, wanted, parsed, ttl=ttl)
+        return db.kv.cas(run_id, wanted, expect, parsed, ttl=ttl)
 
     if not console.has_database(path):
+        # Opening makes the database: whatever would be refused is to be refused before.
         with console.rehearsal(path, namespace) as db:
             write(db)
     with console.database(path, namespace, create=True) as db:
@@ -93,13 +101,25 @@ def put(
     typer.echo(f"version {version}")
 
 
-def delete(path: PathArgument, run: RunArgument, key: KeyArgument, namespace: NamespaceOption = None) -> None:
+def delete(
+    path: PathArgument,
+    run: RunArgument,
+    key: KeyArgument,
+    in_hex: HexOption = False,
+    namespace: NamespaceOption = None,
+) -> None:
     """Remove a key; exit code 1 if it was absent."""
+    wanted = console.key_given(key, in_hex)
     with console.database(path, namespace) as db:
-        was_there = db.kv.delete(console.run_of(db, run), key)
+        was_there = db.kv.delete(console.run_of(db, run), wanted)
     if not was_there:
-        typer.echo(f"no key {key!r}", err=True)
-        raise typer.Exit(1)
+        raise _absent(wanted)
+
+
+def _absent(key: str | bytes) -> typer.Exit:
+    """Says so; to be raised."""
+    typer.echo(f"no key {key!r}" if isinstance(key, str) else f"no key {console.show_key(key)}", err=True)
+    return typer.Exit(1)
 
 
 def list_keys(
@@ -110,12 +130,14 @@ def list_keys(
     end: EndOption = None,
     limit: LimitOption = None,
     reverse: ReverseOption = False,
+    in_hex: HexRangeOption = False,
     namespace: NamespaceOption = None,
 ) -> None:
-    """Print the keys of a run, one a line, in byte order."""
+    """Print the keys of a run, one a line, in byte order; those that are no text as hexadecimal."""
+    among = _range_given(prefix, start, end, in_hex)
     with console.database(path, namespace) as db:
         run_id = console.run_of(db, run)
-        for key in db.kv.keys(run_id, prefix, start=start, end=end, limit=limit, reverse=reverse):
+        for key in db.kv.keys(run_id, **among, limit=limit, reverse=reverse):
             typer.echo(console.show_key(key))
 
 
@@ -128,12 +150,14 @@ def scan(
     limit: LimitOption = None,
     reverse: ReverseOption = False,
     as_json: JsonOption = False,
+    in_hex: HexRangeOption = False,
     namespace: NamespaceOption = None,
 ) -> None:
     """Print keys with versions and values, from one snapshot. With --json: one object a line."""
+    among = _range_given(prefix, start, end, in_hex)
     with console.database(path, namespace) as db:
         run_id = console.run_of(db, run)
-        rows = db.kv.scan(run_id, prefix, start=start, end=end, limit=limit, reverse=reverse)
+        rows = db.kv.scan(run_id, **among, limit=limit, reverse=reverse)
         for key, found in rows:
             if as_json:
                 row = {
@@ -145,3 +169,19 @@ def scan(
                 typer.echo(console.to_json(row))
             else:
                 typer.echo(f"{console.show_key(key)}\t{found.version}\t{console.to_json(found.value)}")
+
+
+class _Range(TypedDict):
+    """Which keys to show, as the operations of `db.kv` take it."""
+
+    prefix: str | bytes
+    start: str | bytes | None
+    end: str | bytes | None
+
+
+def _range_given(prefix: str, start: str | None, end: str | None, in_hex: bool) -> _Range:
+    return {
+        "prefix": console.key_given(prefix, in_hex),
+        "start": None if start is None else console.key_given(start, in_hex),
+        "end": None if end is None else console.key_given(end, in_hex),
+    }

@@ -75,3 +75,63 @@ def test_the_deepest_value_that_can_be_stored_is_printed(shell: Shell) -> None:
     text = "[" * 128 + "]" * 128
     shell("put", "DB", RUN, "k", text)
     assert shell("get", "DB", RUN, "k") == f"{text}\n"
+
+
+# --- Keys that are no text -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["0xff00", "ff00", "0XFF00"])
+def test_a_key_of_bytes_is_given_in_hexadecimal(shell: Shell, db: occamdb.Database, key: str) -> None:
+    db.kv.put(RUN, b"\xff\x00", "bytes")
+    shell("get", "DB", RUN, key, code=1)
+    assert shell("get", "DB", RUN, key, "--hex") == '"bytes"\n'
+    assert shell.json("get", "DB", RUN, key, "--hex", "--json")["key"] == {"$bytes": "/wA="}
+    shell("put", "DB", RUN, key, "2", "--hex")
+    assert db.kv.get(RUN, b"\xff\x00") == 2
+    shell("delete", "DB", RUN, key, "--hex")
+    assert db.kv.list(RUN) == []
+    shell("delete", "DB", RUN, key, "--hex", code=1)
+    assert shell.error == "no key 0xff00\n"
+
+
+def test_what_list_shows_can_be_given_back(shell: Shell, db: occamdb.Database) -> None:
+    db.kv.put_many(RUN, {bytes([200 + n, 0, n]): n for n in range(5)})
+    for number, shown in enumerate(shell("list", "DB", RUN).split()):
+        assert shell("get", "DB", RUN, shown, "--hex") == f"{number}\n"
+
+
+def test_text_in_hexadecimal_is_the_same_key(shell: Shell) -> None:
+    shell("put", "DB", RUN, "0x6b", "1", "--hex")
+    assert shell("list", "DB", RUN) == "k\n"
+    assert shell.json("get", "DB", RUN, "6b", "--hex", "--json")["key"] == "k"
+
+
+def test_a_text_key_that_looks_like_hexadecimal_stays_text(shell: Shell) -> None:
+    shell("put", "DB", RUN, "0x6b", "1")
+    shell("get", "DB", RUN, "k", code=1)
+    assert shell("get", "DB", RUN, "0x6b") == "1\n"
+
+
+def test_ranges_of_bytes_are_given_in_hexadecimal(shell: Shell, db: occamdb.Database) -> None:
+    db.kv.put_many(RUN, {b"\xfe": 0, b"\xff\x00": 1, b"\xff\x01": 2, b"\xff\x02": 3})
+    assert shell("list", "DB", RUN, "ff", "--hex").split() == ["0xff00", "0xff01", "0xff02"]
+    assert shell("list", "DB", RUN, "--hex").split() == ["0xfe", "0xff00", "0xff01", "0xff02"]
+    between = ("--start", "0xff", "--end", "0xff02")
+    assert shell("list", "DB", RUN, *between, "--hex").split() == ["0xff00", "0xff01"]
+    rows = shell.lines("scan", "DB", RUN, "0xff", "--start", "ff01", "--hex", "--json")
+    assert [row["value"] for row in rows] == [2, 3]
+
+
+@pytest.mark.parametrize("key", ["0xf", "xyz", "0xgg", "0x0xff"])
+@pytest.mark.parametrize("word", ["get", "put", "delete", "list", "scan"])
+def test_bad_hexadecimal_is_an_error_with_a_hint(shell: Shell, word: str, key: str) -> None:
+    value = ["1"] if word == "put" else []
+    shell(word, "DB", RUN, key, *value, "--hex", code=1)
+    assert f"{key!r} is not hexadecimal" in shell.error
+    assert "hint" in shell.error
+    assert not shell.path.exists()
+
+
+def test_an_empty_key_of_bytes_is_refused(shell: Shell) -> None:
+    shell("put", "DB", RUN, "0x", "1", "--hex", code=1)
+    assert "the key is empty" in shell.error
