@@ -68,7 +68,13 @@ def put(
     path: PathArgument,
     run: RunArgument,
     key: KeyArgument,
-    value: Annotated[str, typer.Argument(metavar="VALUE", help="JSON; '-' reads it from standard input.")],
+    value: Annotated[
+        str,
+        typer.Argument(
+            metavar="VALUE",
+            help="JSON; '-' reads it from standard input. A negative number comes after '--'.",
+        ),
+    ],
     ttl: Annotated[float | None, typer.Option(help="Seconds after which the key is absent again.")] = None,
     expect: Annotated[
         int | None, typer.Option(metavar="VERSION", help="Only if the key has this version (0: is absent).")
