@@ -13,6 +13,7 @@ cdef i64 file_write(int fd, const u8 *data, u64 size, u64 offset) noexcept nogil
 cdef u8 *file_map(int fd, u64 *offset, u64 *size) noexcept nogil
 cdef void file_unmap(u8 *map, u64 size) noexcept nogil
 # file_write without a system call, front to back. `map`: where the file's `offset` lies; all of it must be allocated.
+# -EFAULT: the file system had no room for a page of it all the same (_guarded_copy); a prefix may be in the file.
 cdef i64 file_store(int fd, u8 *map, const u8 *data, u64 size, u64 offset) noexcept nogil
 cdef i64 file_sync(int fd) noexcept nogil
 cdef i64 file_datasync(int fd) noexcept nogil

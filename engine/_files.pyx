@@ -11,7 +11,7 @@ Invariants:
    with the calls. The trace's own file is written directly, with no hooks.
 """
 
-from libc.errno cimport EINTR, EIO, ENOSPC, errno
+from libc.errno cimport EFAULT, EINTR, EIO, ENOSPC, errno
 from libc.signal cimport SIGKILL
 from libc.string cimport memcpy, strlen
 
@@ -20,6 +20,7 @@ from occamdb.engine._failpoints cimport (
     FP_FILE_MKDIR, FP_FILE_OPEN, FP_FILE_READ, FP_FILE_RENAME, FP_FILE_SYNC, FP_FILE_TRUNCATE, FP_FILE_UNLINK,
     FP_FILE_WRITE, failpoint_armed, failpoint_perform, failpoint_take,
 )
+from occamdb.engine._guarded_copy cimport guarded_copy
 from occamdb.ipc._atomics cimport cas_u32, cpu_relax, i64, store_release_u32, u8, u32, u64
 
 import os as _os
@@ -39,22 +40,11 @@ cdef extern from *:
         void *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, offset);
         return map == MAP_FAILED ? NULL : map;
     }
-    /* Front to back: memcpy may write the end first, and a process killed in the middle must leave a prefix. */
-    static inline void occ_copy_forward(void *to, const void *from, size_t size) {
-    #if defined(__x86_64__)
-        __asm__ volatile ("rep movsb" : "+D"(to), "+S"(from), "+c"(size) : : "memory");
-    #else
-        volatile unsigned char *out = to;
-        const unsigned char *in = from;
-        while (size--) *out++ = *in++;
-    #endif
-    }
     static inline int occ_openat(int dir, const char *name, int flags) { return openat(dir, name, flags | O_CLOEXEC, 0600); }
     """
     i64 occ_file_size(int fd) nogil
     int occ_openat(int directory, const char *name, int flags) nogil
     void *occ_map(int fd, i64 offset, size_t size) nogil
-    void occ_copy_forward(void *to, const void *data, size_t size) nogil
     int c_munmap "munmap"(void *map, size_t size) nogil
     int c_getpagesize "getpagesize"() nogil
 
@@ -236,7 +226,7 @@ cdef void file_unmap(u8 *map, u64 size) noexcept nogil:
 cdef i64 file_store(int fd, u8 *map, const u8 *data, u64 size, u64 offset) noexcept nogil:
     cdef u64 done = 0
     cdef i64 count, limit
-    cdef bint torn
+    cdef bint torn, copied
     cdef int error
     while done < size:
         error = _enter(FP_FILE_WRITE, &limit, &torn)
@@ -245,9 +235,11 @@ cdef i64 file_store(int fd, u8 *map, const u8 *data, u64 size, u64 offset) noexc
         count = size - done
         if count > limit:
             count = limit
-        occ_copy_forward(map + done, data + done, count)
+        copied = guarded_copy(map + done, data + done, count)
         if torn:
             failpoint_perform(ACTION_KILL, 0)
+        if not copied:
+            return -EFAULT
         if count == 0:
             return -ENOSPC      # as file_write
         _trace(TRACE_WRITE, fd, offset + done, data + done, count, NULL, 0)

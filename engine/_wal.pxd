@@ -81,11 +81,13 @@ cdef class WalAppender:
     cdef u8 *window                  # a part of the file, mapped; NULL when there is none
     cdef u64 window_start            # its first byte
     cdef u64 window_size
+    cdef bint unmappable             # a copy into this segment failed: no further window
     cdef u64 segment_size            # rotation is due when a segment has grown to this
     cdef u64 rotate_at               # position at which the next rotation is tried
     cdef u64 total_bytes             # written by this appender, all segments
     cdef u64 flush_count
     cdef u64 copy_count              # of these: copied into the window
+    cdef u64 fault_count             # copies that the file system had no room for
     cdef u64 sync_count
     cdef u64 rotate_count
     cdef u32 lock                    # held by whoever syncs: rotation, sync_aside, a synced flush
