@@ -17,9 +17,10 @@ from .files import TEMPORARY_SUFFIX, Folder
 __all__ = ["RESERVE_NAME", "give_up_reserve", "is_disk_full", "keep_reserve"]
 
 RESERVE_NAME = "reserve"
-# A start needs half a dozen blocks of 4 KiB, and leaves one or two of them taken.
-_BLOCK = 4096
-_SIZE, _SIZE_MIN = 32 * _BLOCK, 8 * _BLOCK
+# A start needs half a dozen blocks of 4 KiB, and leaves one or two of them taken. But xfs lets nobody create a file
+# unless there is room for a whole chunk of inodes and the worst case of its trees: on one of 256 MiB, 128 KiB given up
+# were not enough for a first file, 192 KiB were.
+_SIZE, _SIZE_MIN, _STEP = 1 << 20, 256 << 10, 16 << 10
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -34,7 +35,7 @@ def keep_reserve(directory: DatabaseDirectory) -> None:
     if RESERVE_NAME in folder.names():
         with contextlib.suppress(OSError), folder.open(RESERVE_NAME) as file:
             kept = file.size()
-    for size in range(_SIZE, max(kept, _SIZE_MIN), -_BLOCK):
+    for size in range(_SIZE, max(kept, _SIZE_MIN - _STEP), -_STEP):
         if _make(folder, size):
             return
 

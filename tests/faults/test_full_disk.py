@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +40,38 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(mount)], check=True)
 
 
-@pytest.fixture
-def btrfs(tmp_path: Path) -> Iterator[Path]:
-    """A small btrfs: there a page needs new space when it is written, allocated ahead or not."""
-    if shutil.which("mkfs.btrfs") is None:
-        pytest.skip("mkfs.btrfs is not installed")
-    image, mount = tmp_path / "image", tmp_path / "btrfs"
+@contextlib.contextmanager
+def file_system(kind: str, size: int, place: Path) -> Iterator[Path]:
+    """A small one of another kind, made in a file; the test is skipped where that is not possible."""
+    if shutil.which(f"mkfs.{kind}") is None:
+        pytest.skip(f"mkfs.{kind} is not installed")
+    image, mount = place / "image", place / kind
     mount.mkdir()
     with open(image, "wb") as file:
-        file.truncate(128 << 20)
-    subprocess.run(["mkfs.btrfs", "-q", str(image)], capture_output=True, check=True)
+        file.truncate(size)
+    if subprocess.run([f"mkfs.{kind}", "-q", str(image)], capture_output=True, check=False).returncode:
+        pytest.skip(f"mkfs.{kind} does not work here")
     command = ["mount", "-o", "loop", str(image), str(mount)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting an image is not permitted here, or the kernel has no btrfs")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
+        pytest.skip(f"mounting an image is not permitted here, or the kernel has no {kind}")
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+@pytest.fixture
+def btrfs(tmp_path: Path) -> Iterator[Path]:
+    """There a page needs new space when it is written, allocated ahead or not."""
+    with file_system("btrfs", 128 << 20, tmp_path) as mount:
+        yield mount
+
+
+@pytest.fixture
+def xfs(tmp_path: Path) -> Iterator[Path]:
+    """There a file can be created only while some hundred KiB are free."""
+    with file_system("xfs", 320 << 20, tmp_path) as mount:
+        yield mount
 
 
 def fill(disk: Path) -> Path:
@@ -89,6 +107,15 @@ def fill_until_refused(db: Database, disk: Path) -> Path:
 
 @pytest.mark.parametrize("end", [kill_coordinator, stop_coordinator])
 def test_a_start_on_a_full_disk(end: Any, disk: Path) -> None:
+    start_on(disk, end)
+
+
+def test_a_start_on_a_full_disk_that_needs_much_for_a_file(xfs: Path) -> None:
+    start_on(xfs, kill_coordinator)
+
+
+def start_on(disk: Path, end: Callable[[Path], object]) -> None:
+    """Ends of coordinators on a full disk: each successor serves reads and refuses commits."""
     path = disk / "db"
     with open_database(path, **SETTINGS) as db:
         db.put(RUN, "kept", "value")
