@@ -60,7 +60,7 @@ cdef packed struct SegmentHeader:
 cdef u32 entry_crc(u32 seed, u64 position, const u8 *entry, u32 length) noexcept nogil
 
 cdef class WalAppender:
-    """Every `cdef` method: the commit thread only, no GIL, 0 or an errno. `sync_aside` may run in one other thread."""
+    """Every `cdef` method: the commit thread only, no GIL, 0 or an errno. `sync_aside` may run in other threads."""
     cdef u8 *buffer                  # entries of the batch being built
     cdef u64 used
     cdef u64 capacity
@@ -114,8 +114,9 @@ cdef class WalAppender:
     # fdatasync of what was written. A failed one poisons the appender for good.
     cdef int sync(self) noexcept nogil
     cdef bint needs_sync(self) noexcept nogil
-    # The same from another thread while the commit thread appends: the timer of durability "standard".
-    cdef int sync_aside(self) noexcept nogil
+    # The same from another thread while the commit thread appends: the timer of durability "standard", and, waiting for
+    # whoever is at it, a checkpoint, which must not be ahead of the log.
+    cdef int sync_aside(self, bint wait) noexcept nogil
 
     cdef void _enter_segment(self) noexcept nogil
     cdef void _shrink_buffer(self) noexcept nogil

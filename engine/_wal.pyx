@@ -21,7 +21,7 @@ Invariants:
 4. Entries' checksums are seeded with segment and position: a zeroed, moved or doubled entry never passes.
 5. The window lies within the first `allocated` bytes of the current segment: it is closed before these become fewer.
 6. There is a window only while the guard against SIGBUS is in place.
-7. `poisoned` may be set by `sync_aside` in another thread; everything else is private to the commit thread.
+7. `poisoned` may be set by `sync_aside` in other threads; everything else is private to the commit thread.
 """
 
 from libc.errno cimport EFAULT, EINVAL, EIO, ENOMEM
@@ -417,12 +417,15 @@ cdef class WalAppender:
         store_release_u32(&self.lock, 0)
         return error
 
-    cdef int sync_aside(self) noexcept nogil:
+    cdef int sync_aside(self, bint wait) noexcept nogil:
         cdef int error
         cdef u64 covered
-        # A rotation holds the lock: it syncs the old segment itself, and the new one is empty.
-        if not cas_u32(&self.lock, 0, 1):
-            return 0
+        # Held by a sync under way, which may have begun before the caller's bytes were written, or by a rotation,
+        # which syncs the old segment itself.
+        while not cas_u32(&self.lock, 0, 1):
+            if not wait:
+                return 0
+            usleep(20)
         # Relaxed: bytes written after this load may be synced too, but are not vouched for.
         covered = load_relaxed_u64(&self.position)
         if self.poisoned:
@@ -555,11 +558,16 @@ cdef class WalAppender:
             error = self.flush(sync)
         self._raise(error)
 
-    def sync_in_background(self):
-        """fdatasync what is written, without the GIL, while the commit thread appends. Raises OSError."""
+    def sync_in_background(self, bint wait=False):
+        """fdatasync what is written, without the GIL, while the commit thread appends. Any thread. Raises OSError.
+
+        Args:
+          wait: for a sync or rotation under way; else that is taken to do, and this may return before it has. With it,
+            everything whose flush had returned before the call is on disk, whatever segment it is in.
+        """
         cdef int error
         with nogil:
-            error = self.sync_aside()
+            error = self.sync_aside(wait)
         self._raise(error)
 
     def close(self):

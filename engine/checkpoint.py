@@ -107,8 +107,9 @@ def write_checkpoint(
 
     On a full disk it removes what can be spared (`make_room`) and tries once more.
 
-    Called by the control plane, which keeps `version` pinned until this returns. Works a block (256 KiB) at a time
-    with the GIL released, and sleeps in between; a thread other than the main one lowers its own priority.
+    Called by the control plane, which keeps `version` pinned until this returns and has the log on disk up to it (after
+    a power cut the next segment goes on from the checkpoint, and must not leave a hole). Works a block (256 KiB) at a
+    time with the GIL released, and sleeps in between; a thread other than the main one lowers its own priority.
 
     Args:
       mapping: the store segment.

@@ -219,6 +219,7 @@ class DurableState:
         written = core.log_bytes
         version = core.pin()
         try:
+            self._sync_log()
             table = [(session, *outcome) for session, outcome in outcomes().items()]
             self._last = write_checkpoint(
                 self._directory,
@@ -235,6 +236,21 @@ class DurableState:
         self._last_error = ""
         keep_reserve(self._directory)
         return self._last
+
+    def _sync_log(self) -> None:
+        """Get the log on disk up to the version just pinned; commits go on meanwhile.
+
+        A checkpoint ahead of the log would leave a hole before the next run's segment if the power went: the log could
+        not stand in for the checkpoint any more.
+
+        Raises:
+          OSError: the log is poisoned by it, as by any failed sync.
+        """
+        core = self._running()
+        # A closed log was synced. One whose sync failed earlier never will be: a checkpoint then saves what was
+        # acknowledged, which is worth more than the log as its stand-in.
+        if core.log is not None and not core.log_poisoned:
+            core.log.sync_in_background(wait=True)
 
     def _kept_log(self) -> int | None:
         return self._log_from if time.monotonic() < self._asked_until else None
