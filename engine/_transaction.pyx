@@ -80,6 +80,11 @@ cdef class TransactionBase(Space):
         return self.core.expired
 
     @property
+    def store_incarnation(self):
+        """Which coordinator start's store holds its snapshot. A new coordinator has another, where nothing is pinned."""
+        return self.core.attachment.incarnation
+
+    @property
     def read_time(self):
         """The one clock reading by which expiry is judged, in ns since the epoch."""
         return self.core.now()

@@ -26,6 +26,7 @@ from occamdb.tools.console import PathArgument
 
 if TYPE_CHECKING:
     from occamdb.engine.directory import DatabaseDirectory
+    from occamdb.ipc.segment import Segment
 
 PANEL = "Care"
 DestinationArgument = Annotated[
@@ -92,21 +93,42 @@ def copy_live(path: Path, destination: Path) -> Copied:
 
     Raises:
       AlreadyExistsError: there is something at the destination.
-      SnapshotExpired: it took longer than `snapshot_max_age`, or the store filled up.
+      SnapshotExpired: it took longer than `snapshot_max_age`, the store filled up, or a new coordinator took over
+        before it had begun; try again.
       OSError: it could not be written.
     """
     from occamdb import RunId
     from occamdb.engine.directory import read_meta
-    from occamdb.ipc.layout import store_name
-    from occamdb.ipc.segment import attach_segment
 
     meta = read_meta(path)
     assert meta is not None, "require_database found it"
-    with console.database(path) as db, db.begin(RunId.new(), read_only=True) as txn:
-        # Just attached: were the coordinator replaced in between, the old name would be gone and attaching fail.
-        name = store_name(meta.database_id, db.attachment().incarnation)
-        with attach_segment(name, writable=False) as store:
-            return _write(store.map, txn.start_version, destination, db.durability, lambda: _check_pin(txn))
+    with (
+        console.database(path) as db,
+        db.begin(RunId.new(), read_only=True) as txn,
+        _store_of(txn, meta.database_id) as store,
+    ):
+        # A coordinator that dies from here on does no harm: nobody changes its store then, and the mapping keeps it.
+        return _write(store.map, txn.start_version, destination, db.durability, lambda: _check_pin(txn))
+
+
+def _store_of(txn: Any, database_id: bytes) -> Segment:
+    """The store that the transaction's snapshot is pinned in, and no other: what a new coordinator's store has at that
+    version is not held for us.
+
+    Raises:
+      SnapshotExpired: a new coordinator has taken it away.
+    """
+    from occamdb import SnapshotExpired
+    from occamdb.ipc.errors import SegmentMissingError
+    from occamdb.ipc.layout import store_name
+    from occamdb.ipc.segment import attach_segment
+
+    try:
+        return attach_segment(store_name(database_id, txn.store_incarnation), writable=False)
+    except SegmentMissingError as error:
+        raise SnapshotExpired(
+            "a new coordinator took over before the backup had begun; nothing was copied", hint="run it again"
+        ) from error
 
 
 def _check_pin(txn: Any) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 import occamdb
-from occamdb.tools import doctor
+from occamdb.tools import backup, doctor
 from occamdb.tools.backup import copy_live, copy_stopped
 from occamdb.tools.cli import main
 from occamdb.tools.coordinator import coordinator_of, stop_coordinator
 from tests.conftest import stop_coordinator as stop_quietly
+from tests.support.processes import kill_coordinator
 
 RUN = "00000000-0000-7000-8000-000000000001"
 
@@ -85,6 +86,60 @@ def test_a_backup_is_one_moment_of_a_database_in_use(database_path: Path, tmp_pa
             assert restored.kv.count(RUN) == 2002
     finally:
         stop_quietly(tmp_path / "restored")
+
+
+def replace_coordinator(path: Path, db: occamdb.Database) -> None:
+    """Kill it; a new one gets commits that overwrite half of what there was."""
+    kill_coordinator(path)
+    db.kv.put_many(RUN, {f"key {number}": "later" for number in range(50)})
+
+
+def hundred_keys(db: occamdb.Database) -> None:
+    db.kv.put_many(RUN, {f"key {number}": number for number in range(100)})
+
+
+def test_a_backup_whose_coordinator_is_replaced_as_it_begins_is_refused(
+    database_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new store holds nothing for a snapshot of the old one: what was overwritten there would be missing."""
+    with occamdb.open(database_path) as db:
+        hundred_keys(db)
+        begin = occamdb.Database.begin
+
+        def begin_then_replace(self: occamdb.Database, *arguments: Any, **keywords: Any) -> Any:
+            begun = begin(self, *arguments, **keywords)
+            if keywords.get("read_only"):
+                monkeypatch.undo()
+                replace_coordinator(database_path, db)
+            return begun
+
+        monkeypatch.setattr(occamdb.Database, "begin", begin_then_replace)
+        with pytest.raises(occamdb.SnapshotExpired, match="new coordinator") as caught:
+            copy_live(database_path, tmp_path / "copy")
+        assert caught.value.retryable and not (tmp_path / "copy").exists()
+        assert copy_live(database_path, tmp_path / "copy").rows == 100
+
+
+def test_a_backup_under_way_outlives_its_coordinator(
+    database_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with occamdb.open(database_path) as db:
+        hundred_keys(db)
+        write = backup._write
+
+        def replace_then_write(*arguments: Any) -> Any:
+            replace_coordinator(database_path, db)
+            return write(*arguments)
+
+        monkeypatch.setattr(backup, "_write", replace_then_write)
+        assert copy_live(database_path, tmp_path / "copy").rows == 100
+        monkeypatch.undo()
+    try:
+        with occamdb.open(tmp_path / "copy") as copy:
+            assert dict(copy.kv.scan(RUN)).keys() == {f"key {number}" for number in range(100)}
+            assert copy.get(RUN, "key 1") == 1
+    finally:
+        stop_quietly(tmp_path / "copy")
 
 
 def test_a_restored_backup_goes_on_with_higher_versions(database_path: Path, tmp_path: Path) -> None:
