@@ -11,7 +11,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import resource
 import selectors
 import threading
 import time
@@ -33,12 +35,26 @@ from .figures import core_figures
 if TYPE_CHECKING:
     from .coordinator import Coordinator
 
-__all__ = ["ControlServer"]
+__all__ = ["ControlServer", "no_descriptors"]
 
 OUTCOMES_KEPT = 65536
 _LIVENESS_PERIOD = 1.0
 # A session may come back while its old channel still drains; who comes too early is told to try again.
 _DRAIN_SECONDS = 0.2
+
+
+def no_descriptors() -> dict[str, Any]:
+    """What a worker is told for which the coordinator has no descriptor."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return refusal(
+        TooManyChannelsError(
+            f"the coordinator (pid {os.getpid()}) has no descriptors left for another worker: it may have {limit} open",
+            hint="close databases that are not needed, or raise `ulimit -n` where the coordinator is started",
+            limit=limit,
+            setting="ulimit -n",
+            details={"errno": errno.EMFILE},
+        )
+    )
 
 
 class _Worker:
@@ -295,6 +311,8 @@ class ControlServer:
                 size=count + 1,
                 limit=count,
             )
+        # The mapping has one of its own: descriptors are what decides how many workers there can be.
+        segment.close_fd()
         worker.segment, worker.index, worker.session, worker.closing = segment, index, session, False
         self._was_used = True
 

@@ -38,7 +38,7 @@ from ..ipc.segment import Segment, create_segment, poke_segment
 from ..ipc.stale import list_incarnations, remove_superseded
 from . import failpoints
 from ._commit import SPIN_HINT_OFFSET, SUPERSEDED_OFFSET, CommitCore
-from .control_server import ControlServer
+from .control_server import ControlServer, no_descriptors
 from .directory import DatabaseDirectory
 from .durable import DurableState
 from .errors import CoordinatorUnavailable, InvalidArgumentError, LogWriteError, StoreFullError
@@ -138,7 +138,7 @@ class Coordinator:
         self._supersede_older()
         if failpoints.armed():
             failpoints.hit("coordinator.before_ready")
-        listener = ControlListener(socket_path(self.path))
+        listener = ControlListener(socket_path(self.path), no_descriptors)
         self._cleanup.callback(listener.close)
         self.server = ControlServer(self, listener)
         self._write_coordinator_file()

@@ -138,13 +138,10 @@ class Link:
         """Whether the coordinator is dead and had not begun to take our last request: then it never happened."""
         # A process's sockets close a moment before it counts as dead.
         limit = time.monotonic() + _DYING_SECONDS
-        try:
-            while self._coordinator is not None and is_alive(self._coordinator):
-                if time.monotonic() > limit:
-                    return False
-                time.sleep(0.001)
-        except OSError:
-            return False  # no descriptors left to look into /proc
+        while self._coordinator is not None and is_alive(self._coordinator):
+            if time.monotonic() > limit:
+                return False
+            time.sleep(0.001)
         # Only now: a living one may take it at any moment.
         return bool(self.channel.untaken)
 
