@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
+import socket
+import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgpack
 import pytest
 
 import occamdb
-from occamdb import Database, RunId, TooManyChannelsError
+from occamdb import Database, OccamError, RunId, TooManyChannelsError
+from occamdb.engine.launch import socket_path
 from occamdb.ipc.control import DESCRIPTORS_KEPT
-from tests.support.processes import coordinator_pid, open_database, wait_until
+from occamdb.ipc.frames import FrameParser
+from tests.support.processes import (
+    DEADLINE_S,
+    ask_coordinator,
+    coordinator_pid,
+    open_database,
+    segments_of,
+    set_coordinator_failpoint,
+    stop_coordinator,
+    wait_until,
+)
 
 
 @pytest.fixture
@@ -104,3 +121,117 @@ def test_not_one_descriptor_left(path: Path, db: Database, run: RunId) -> None:
         with occamdb.open(path, start="never") as late:
             assert late.get(run, "k") == 49
     assert coordinator_pid(path) == pid
+
+
+# ---- requests -------------------------------------------------------------------------------------------------
+
+
+def nested(depth: int) -> bytes:
+    """A list in a list in a list, as msgpack."""
+    return b"\x91" * depth + b"\x90"
+
+
+def frame(body: bytes) -> bytes:
+    return struct.pack("<I", len(body)) + body
+
+
+def ask_raw(path: Path, body: bytes) -> bytes:
+    """The answer to a frame that no client of ours would send; empty when the connection is closed on us."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(DEADLINE_S)
+        connection.connect(socket_path(os.fspath(path)))
+        connection.sendall(frame(body))
+        try:
+            return connection.recv(1 << 16)
+        except ConnectionResetError:
+            return b""
+
+
+HOSTILE = {
+    "an operation that is nested too deep to be shown": b"\x81" + msgpack.packb("op") + nested(1005),
+    "a setting that is": b"\x85"
+    + b"".join(
+        msgpack.packb(part)
+        for part in ("op", "attach", "session", 0, "durability", "standard", "process", None, "asked")
+    )
+    + b"\x81"
+    + msgpack.packb("ring_size")
+    + nested(1000),
+    "an operation that is a map": b"\x81" + msgpack.packb("op") + b"\x81\x01\x02",
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_request_ends_its_connection_at_worst(
+    what: str, path: Path, db: Database, run: RunId
+) -> None:
+    pid = coordinator_pid(path)
+    reply = ask_raw(path, HOSTILE[what])
+    if reply:
+        (answer,) = FrameParser().feed(reply)
+        assert answer["ok"] is False
+    assert ask_coordinator(path, "status")["pid"] == pid
+    db.put(run, "k", 1)
+    assert coordinator_pid(path) == pid
+
+
+def test_a_directory_whose_name_is_not_utf8(tmp_path: Path, run: RunId) -> None:
+    """Its path stands in `stats` and `status`, and in errors: with the odd bytes spelled out."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xffb"))
+    with open_database(path) as db:
+        db.put(run, "k", 1)
+        pid = coordinator_pid(path)
+        stats = db.stats()
+        assert stats["pid"] == pid and stats["path"].endswith("/d\\udcffb")
+        assert db.checkpoint()
+        set_coordinator_failpoint(path, "checkpoint.before_rename", "errno:ENOSPC@1")
+        db.put(run, "k", 2)
+        with pytest.raises(OccamError):
+            db.checkpoint()
+        assert db.get(run, "k") == 2 and coordinator_pid(path) == pid
+    stop_coordinator(path)
+    assert segments_of(path) == []
+
+
+# ---- its own voice --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def serving_speechless(path: Path, failpoints: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """A coordinator whose every complaint meets a full disk."""
+    read_end, write_end = os.pipe()
+    options = {
+        "path": os.fspath(path),
+        "durability": "standard",
+        "settings": {"max_store_size": 64 << 20},
+        "report_fd": write_end,
+    }
+    root = str(Path(occamdb.__file__).parent.parent)
+    with open("/dev/full", "wb") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "occamdb.engine.coordinator_main", json.dumps(options)],
+            env=os.environ | {"PYTHONPATH": root, "OCCAMDB_FAILPOINTS": failpoints},
+            pass_fds=[write_end],
+            stdout=full,
+            stderr=full,
+        )
+    os.close(write_end)
+    os.close(read_end)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_complaint_that_cannot_be_written(path: Path, run: RunId) -> None:
+    """A request fails in a way it must tell of; with the disk full it goes untold, and all others are served."""
+    with serving_speechless(path) as process:
+        with occamdb.open(path, start="never", timeout=DEADLINE_S) as db:
+            set_coordinator_failpoint(path, "coordinator.attach", "errno:EIO@1")
+            with pytest.raises(OccamError):
+                ask_coordinator(path, "attach", session=0, asked={}, durability="standard", process=None)
+            db.put(run, "k", 1)
+            assert db.stats()["pid"] == process.pid
+        process.terminate()
+        assert process.wait(DEADLINE_S) == 0
