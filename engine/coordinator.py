@@ -11,6 +11,9 @@ Order of a start, and why each step stands where it does:
                       after our first acknowledgement sees the mark and attaches anew
     socket            only now can anybody attach, so only now can anything be acknowledged
 
+SIGTERM is heeded from before the first segment on: up to the end of recovery the start is taken back, with nothing
+changed on disk but the incarnation; from there on it is finished, and a clean stop follows.
+
 A clean stop goes the other way: no more batches, a checkpoint, the own store marked superseded (a begin after
 the stop must attach anew, since the next coordinator will not find this segment any more), names removed, LOCK last.
 A crash at any point leaves names in /dev/shm, a socket and LOCK's content: the next start clears them.
@@ -48,7 +51,7 @@ from .limits import sized
 from .reserve import give_up_reserve, is_disk_full, keep_reserve
 from .settings import load_settings
 
-__all__ = ["Coordinator"]
+__all__ = ["Coordinator", "StoppedWhileStarting"]
 
 _PAGE = 65536
 _HEADROOM_SHARE = 4
@@ -56,6 +59,10 @@ _HEADROOM_MIN = 4 << 20
 _SEGMENT_SIZE_MAX = (1 << 36) - _PAGE
 _TICK = 0.25
 _FIRST_ATTACH_SECONDS = 10.0
+
+
+class StoppedWhileStarting(SystemExit):
+    """Told to end before there was anything to serve. All is taken back; the process ends with code 0."""
 
 
 class Coordinator:
@@ -88,18 +95,21 @@ class Coordinator:
         self._asked = asked
         self._inherited = inherited or {}
         self._cleanup = contextlib.ExitStack()
+        self._signal_handling = contextlib.ExitStack()
         self._stop_requested = False
         self._exit_code = 0
 
     # ---- start ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Everything up to the open socket.
+        """Everything up to the open socket. Call from the main thread: from here on it takes SIGTERM and SIGINT.
 
         Raises:
+          StoppedWhileStarting: one of them came before recovery was done.
           LockHeldError: another coordinator owns the directory.
           OccamError: what is wrong with the directory, the log, a checkpoint or the machine's memory.
         """
+        self._signal_handling.enter_context(self._signals())
         try:
             try:
                 self._start()
@@ -111,6 +121,7 @@ class Coordinator:
                 self._start()
         except BaseException as error:
             self._cleanup.close()
+            self._signal_handling.close()
             if isinstance(error, OSError) and not isinstance(error, OccamError):
                 raise CoordinatorUnavailable(
                     f"cannot open {self.path}: {error.strerror or error}",
@@ -130,11 +141,12 @@ class Coordinator:
         self.incarnation = self.directory.begin_incarnation()
         self.database_id = self.directory.database_id
         self._refuse_copy()
+        self._end_if_told()
         self._create_segments()
         self._create_core()
         self.durable = DurableState(self.directory, self.core, self.settings, self.durability, self.store.map)
         self._cleanup.callback(self.durable.close)
-        self.durable.recover()
+        self.durable.recover(lambda stage, done, total: self._end_if_told())
         self._supersede_older()
         if failpoints.armed():
             failpoints.hit("coordinator.before_ready")
@@ -144,6 +156,11 @@ class Coordinator:
         self._write_coordinator_file()
         # Before the first commit takes what is left of a full disk.
         keep_reserve(self.directory)
+
+    def _end_if_told(self) -> None:
+        """Not by an exception in the signal handler: that could come between a segment and its entry in `_cleanup`."""
+        if self._stop_requested:
+            raise StoppedWhileStarting(0)
 
     def _refuse_copy(self) -> None:
         """We hold this directory's LOCK: a living coordinator with our database id serves a copy of it (F15).
@@ -228,9 +245,9 @@ class Coordinator:
     # ---- life ---------------------------------------------------------------------------------------------
 
     def serve(self) -> int:
-        """Run until stopped; returns the exit code. Call from the main thread (it takes SIGTERM and SIGINT)."""
+        """Run until stopped; returns the exit code. Call from the main thread, after `start`."""
         commit_thread = threading.Thread(target=self._commit_loop, name="commit", daemon=True)
-        with self._signals():
+        with self._signal_handling:
             commit_thread.start()
             try:
                 self._loop()

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..ipc.errors import OccamError
 from .control_messages import refusal
-from .coordinator import Coordinator
+from .coordinator import Coordinator, StoppedWhileStarting
 from .errors import CoordinatorUnavailable
 
 
@@ -28,6 +28,9 @@ def main() -> int:
     )
     try:
         coordinator.start()
+    except StoppedWhileStarting:
+        # No report: whoever waits for one sees the end of the pipe, and looks for the next coordinator.
+        return 0
     except BaseException as error:
         if isinstance(error, OccamError):
             sys.stderr.write(f"could not start: {type(error).__name__}: {error}\n")

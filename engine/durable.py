@@ -28,7 +28,7 @@ from .errors import (
     SettingsMismatchError,
     SnapshotExpired,
 )
-from .recovery import RecoveryResult, recover
+from .recovery import Progress, RecoveryResult, recover
 from .reserve import keep_reserve
 from .settings import Settings
 from .wal_format import CommitTxn, Delete, Write
@@ -87,15 +87,18 @@ class DurableState:
         self._log_from = 0  # commits after this version may be asked for, until then
         self._asked_until = 0.0
 
-    def recover(self) -> None:
+    def recover(self, progress: Progress | None = None) -> None:
         """Fill the core with what the directory holds, and open the log for what comes.
+
+        Args:
+          progress: as `recovery.recover` calls it; what it raises ends the recovery before anything on disk changed.
 
         Raises:
           CorruptionError, IncompatibleFormatError, StoreFullError, LogWriteError: as `recovery.recover` and
             `wal_writer.start_log` say; nothing is served then.
         """
         core = self._running()
-        result = recover(self._directory, core.loader())
+        result = recover(self._directory, core.loader(), progress=progress)
         for warning in result.warnings:
             sys.stderr.write(f"recovery: {warning}\n")
         log = start_log(self._directory, result, self.mode, self._settings.wal_segment_size)

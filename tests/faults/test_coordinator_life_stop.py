@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from tests.support.processes import (
     coordinator_identity,
     open_database,
     segments_of,
+    state_of,
     stop_coordinator,
     wait_gone,
     wait_until,
@@ -90,6 +94,98 @@ def test_a_clean_stop_leaves_nothing_but_the_data(database_path: Path, run: RunI
             assert other.put(run, "k", 2) == version + 1
         assert view.get("k") == 1 and db.get(run, "k") == 2
         view.close()
+
+
+@contextlib.contextmanager
+def starting(path: Path, failpoint: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`occamdb serve`, stopped by SIGSTOP at a point of its start."""
+    process = subprocess.Popen(
+        [processes.python(), "-m", "occamdb.tools", "serve", str(path)],
+        env=os.environ
+        | {
+            "PYTHONPATH": str(Path(occamdb.__file__).parent.parent),
+            "OCCAMDB_FAILPOINTS": failpoint,
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: state_of(process.pid) == "T", what=f"the start to reach {failpoint}")
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "number"),
+    [
+        ("recovery.begin=stop", signal.SIGTERM),
+        ("recovery.begin=stop", signal.SIGINT),
+        ("recovery.after_replay=stop", signal.SIGTERM),
+        ("meta.before_rename=stop@2", signal.SIGTERM),
+        ("coordinator.before_ready=stop", signal.SIGTERM),
+    ],
+)
+def test_told_to_end_while_it_starts(
+    database_path: Path, run: RunId, failpoint: str, number: signal.Signals
+) -> None:
+    """Wherever it was: exit code 0, no segment left, and the next open finds everything."""
+    path = database_path
+    with open_database(path) as db:
+        for n in range(10):
+            db.put(run, "k", n)
+        processes.kill_coordinator(path)
+        leftovers = segments_of(path)
+    for name in ("coordinator.sock", "coordinator.json"):
+        (path / name).unlink()
+    with starting(path, failpoint) as process:
+        assert set(segments_of(path)) - set(leftovers)
+        process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(processes.DEADLINE_S) == 0
+    assert set(segments_of(path)) <= set(leftovers)
+    assert not {entry.name for entry in path.iterdir()} & {"coordinator.sock", "coordinator.json"}
+    assert (path / "LOCK").read_bytes() == b""
+    with open_database(path) as db:
+        assert db.get(run, "k") == 9
+        db.put(run, "k", 10)
+
+
+def test_nobody_who_waits_for_a_start_is_told_of_its_stop(
+    database_path: Path, run: RunId, start: Callable[..., Worker]
+) -> None:
+    """The coordinator that it started is told to end: the opener starts another, as after any clean stop."""
+    path = database_path
+    with open_database(path) as db:
+        db.put(run, "k", 1)
+        processes.kill_coordinator(path)
+    opener = start(open_through_a_stopped_start, path, run)
+    opener.hear()
+    wait_until((path / "LOCK").read_bytes, what="the lock to be taken")
+    identity = coordinator_identity(path)
+    wait_until(lambda: state_of(identity.pid) == "T", what="the start to reach recovery")
+    os.kill(identity.pid, signal.SIGTERM)
+    opener.say("go on")
+    opener.hear()
+    os.kill(identity.pid, signal.SIGCONT)
+    assert opener.result() == 1
+    assert not is_alive(identity)
+
+
+def open_through_a_stopped_start(peer: Peer, path: Path, run: RunId) -> object:
+    """Open with a coordinator that stands still in its recovery; the one after it does not."""
+    os.environ["OCCAMDB_FAILPOINTS"] = "recovery.begin=stop@1"
+    threading.Thread(target=drop_failpoints_when_told, args=(peer,), daemon=True).start()
+    with open_database(path) as db:
+        return db.get(run, "k")
+
+
+def drop_failpoints_when_told(peer: Peer) -> None:
+    peer.say("ready")
+    peer.hear()
+    del os.environ["OCCAMDB_FAILPOINTS"]
+    peer.say("dropped")
 
 
 def test_start_never_after_a_clean_stop(database_path: Path, run: RunId) -> None:
