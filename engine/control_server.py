@@ -37,12 +37,23 @@ from .figures import core_figures
 if TYPE_CHECKING:
     from .coordinator import Coordinator
 
-__all__ = ["ControlServer", "no_descriptors"]
+__all__ = ["ControlServer", "dispose_segment", "no_descriptors"]
 
 OUTCOMES_KEPT = 65536
 _LIVENESS_PERIOD = 1.0
 # A session may come back while its old channel still drains; who comes too early is told to try again.
 _DRAIN_SECONDS = 0.2
+
+
+def dispose_segment(segment: Segment) -> None:
+    """Remove a segment's name and let go of it. Never raises."""
+    try:
+        segment.unlink()
+    except (OccamError, OSError) as error:
+        # Somebody else's file stands there by now: it is not ours to remove.
+        complain(f"{segment.name} was not removed: {error}")
+    with contextlib.suppress(BufferError):
+        segment.close()
 
 
 def no_descriptors() -> dict[str, Any]:
@@ -253,13 +264,7 @@ class ControlServer:
     def _dispose(self, worker: _Worker) -> None:
         segment, worker.segment, worker.index = worker.segment, None, -1
         if segment is not None:
-            try:
-                segment.unlink()
-            except (OccamError, OSError) as error:
-                # Somebody else's file stands there by now: it is not ours to remove.
-                complain(f"{segment.name} was not removed: {error}")
-            with contextlib.suppress(BufferError):
-                segment.close()
+            dispose_segment(segment)
 
     # ---- operations: each returns the fields of its reply -------------------------------------------------------
 

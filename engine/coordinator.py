@@ -28,7 +28,6 @@ import secrets
 import selectors
 import signal
 import struct
-import sys
 import threading
 from typing import Any
 
@@ -41,7 +40,8 @@ from ..ipc.segment import Segment, create_segment, poke_segment
 from ..ipc.stale import list_incarnations, remove_superseded
 from . import failpoints
 from ._commit import SPIN_HINT_OFFSET, SUPERSEDED_OFFSET, CommitCore
-from .control_server import ControlServer, no_descriptors
+from .complaints import complain
+from .control_server import ControlServer, dispose_segment, no_descriptors
 from .directory import DatabaseDirectory
 from .durable import DurableState
 from .errors import CoordinatorUnavailable, InvalidArgumentError, LogWriteError, StoreFullError
@@ -195,7 +195,7 @@ class Coordinator:
     def _own(self, name: str, size: int, preallocate: int | None = None) -> Segment:
         """Create a segment that goes with this coordinator."""
         segment = create_segment(name, size, preallocate=preallocate)
-        self._cleanup.callback(_dispose, segment)
+        self._cleanup.callback(dispose_segment, segment)
         return segment
 
     def _create_core(self) -> None:
@@ -248,12 +248,13 @@ class Coordinator:
         """Run until stopped; returns the exit code. Call from the main thread, after `start`."""
         commit_thread = threading.Thread(target=self._commit_loop, name="commit", daemon=True)
         with self._signal_handling:
-            commit_thread.start()
             try:
+                commit_thread.start()
                 self._loop()
             finally:
                 self.core.stop()
-                commit_thread.join()
+                if commit_thread.ident is not None:
+                    commit_thread.join()
                 self._finish()
         return self._exit_code
 
@@ -261,8 +262,7 @@ class Coordinator:
         error = self.core.run()
         if error:
             # What the log holds is unknown. Nobody was answered; the next coordinator finds out by recovering.
-            sys.stderr.write(f"log in an unknown state after {os.strerror(error)}; ending to recover\n")
-            sys.stderr.flush()
+            complain(f"log in an unknown state after {os.strerror(error)}; ending to recover")
             os._exit(70)
 
     @contextlib.contextmanager
@@ -323,7 +323,7 @@ class Coordinator:
             self.durable.finish(self.server.outcomes)
         except Exception as error:
             # Everything acknowledged is in the log; only the checkpoint is missing, and recovery does without.
-            sys.stderr.write(f"no checkpoint at the stop: {error}\n")
+            complain(f"no checkpoint at the stop: {error}")
             self._exit_code = 1
         store = memoryview(self.store.map)
         struct.pack_into("<I", store, SUPERSEDED_OFFSET, 1)
@@ -377,9 +377,3 @@ def mark_superseded(name: str) -> None:
       SegmentError: it is there and could not be marked: who begins on it would miss what is committed from here on.
     """
     poke_segment(name, SUPERSEDED_OFFSET, struct.pack("<I", 1))
-
-
-def _dispose(segment: Segment) -> None:
-    segment.unlink()
-    with contextlib.suppress(BufferError):
-        segment.close()

@@ -10,7 +10,6 @@ commit is published, so every commit up to the pinned version has its outcome in
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import msgpack
 
 from ._commit import CommitCore
 from .checkpoint import CheckpointInfo, make_room, write_checkpoint
+from .complaints import complain
 from .directory import DatabaseDirectory
 from .errors import (
     InvalidArgumentError,
@@ -100,7 +100,7 @@ class DurableState:
         core = self._running()
         result = recover(self._directory, core.loader(), progress=progress)
         for warning in result.warnings:
-            sys.stderr.write(f"recovery: {warning}\n")
+            complain(f"recovery: {warning}")
         log = start_log(self._directory, result, self.mode, self._settings.wal_segment_size)
         core.limit_store(self._settings.max_store_size)
         core.start_at(result.version, result.version if result.version != result.log_version else 0)
@@ -153,7 +153,7 @@ class DurableState:
                 core.log.sync_in_background()
             except OSError as error:
                 # The log is poisoned by it: commits are refused until a restart, reads go on.
-                _complain(f"fdatasync of the log failed, commits are refused from here on: {error}")
+                complain(f"fdatasync of the log failed, commits are refused from here on: {error}")
                 self._next_sync = now + _NEVER
         if core.log is None and now >= self._next_reserve:
             self._next_reserve = now + _RESERVE_SECONDS
@@ -161,7 +161,7 @@ class DurableState:
                 self._directory.reserve_versions(core.committed_version)
             except OSError as error:
                 # What is set aside lasts for days, and the next try is in a minute.
-                _complain(f"no further versions set aside: {error}")
+                complain(f"no further versions set aside: {error}")
         if self._checkpoint_due(now):
             self._begin(outcomes)
 
@@ -171,7 +171,7 @@ class DurableState:
         if now >= self._next_place:
             self._next_place = now + _PLACE_SECONDS
             if not self._directory.is_in_place():
-                _complain(f"{self._directory.path} was moved, replaced or deleted while it was open")
+                complain(f"{self._directory.path} was moved, replaced or deleted while it was open")
                 return False
         return True
 
@@ -274,7 +274,7 @@ class DurableState:
     def _no_checkpoint(self, error: Exception) -> None:
         self._last_error = f"no checkpoint: {error}"
         self._not_before = time.monotonic() + _RETRY_SECONDS
-        _complain(self._last_error)
+        complain(self._last_error)
 
     # ---- outcomes -----------------------------------------------------------------------------------------
 
@@ -359,9 +359,3 @@ def _integer_in(value: bytes) -> int | None:
     ):
         return None
     return int(msgpack.unpackb(value))
-
-
-def _complain(text: str) -> None:
-    """Into coordinator.log, at once."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

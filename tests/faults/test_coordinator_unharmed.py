@@ -197,7 +197,7 @@ def test_a_directory_whose_name_is_not_utf8(tmp_path: Path, run: RunId) -> None:
 
 
 @contextlib.contextmanager
-def serving_speechless(path: Path, failpoints: str = "") -> Iterator[subprocess.Popen[bytes]]:
+def serving_speechless(path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A coordinator whose every complaint meets a full disk."""
     read_end, write_end = os.pipe()
     options = {
@@ -210,7 +210,7 @@ def serving_speechless(path: Path, failpoints: str = "") -> Iterator[subprocess.
     with open("/dev/full", "wb") as full:
         process = subprocess.Popen(
             [sys.executable, "-m", "occamdb.engine.coordinator_main", json.dumps(options)],
-            env=os.environ | {"PYTHONPATH": root, "OCCAMDB_FAILPOINTS": failpoints},
+            env=os.environ | {"PYTHONPATH": root},
             pass_fds=[write_end],
             stdout=full,
             stderr=full,
@@ -235,3 +235,33 @@ def test_a_complaint_that_cannot_be_written(path: Path, run: RunId) -> None:
             assert db.stats()["pid"] == process.pid
         process.terminate()
         assert process.wait(DEADLINE_S) == 0
+
+
+def test_a_clean_stop_that_cannot_tell_what_went_wrong(path: Path, run: RunId) -> None:
+    """No room for the last checkpoint, nor for a word about it: all the rest of the stop happens."""
+    with serving_speechless(path) as process:
+        with occamdb.open(path, start="never", timeout=DEADLINE_S) as db:
+            db.put(run, "k", 1)
+        set_coordinator_failpoint(path, "checkpoint.before_rename", "errno:ENOSPC")
+        process.terminate()
+        assert process.wait(DEADLINE_S) == 1
+    assert segments_of(path) == []
+    assert not {entry.name for entry in path.iterdir()} & {"coordinator.sock", "coordinator.json"}
+    with open_database(path) as db:
+        assert db.get(run, "k") == 1
+
+
+def test_a_log_in_an_unknown_state_ends_it_without_a_word_too(path: Path, run: RunId) -> None:
+    """A batch that could be neither written whole nor cut off: nobody is answered until the log was read anew."""
+    with serving_speechless(path) as process:
+        occamdb.open(path, start="never", timeout=DEADLINE_S).close()
+        with occamdb.open(path, durability="always", timeout=DEADLINE_S) as db:
+            assert db.stats()["pid"] == process.pid
+            db.put(run, "k", 1)
+            set_coordinator_failpoint(path, "wal.before_sync", "errno:EIO")
+            set_coordinator_failpoint(path, "file.truncate", "errno:EIO")
+            version = db.put(run, "k", 2)
+            assert process.wait(DEADLINE_S) == 70
+            found = db.get_versioned(run, "k")
+            assert found is not None and (found.value, found.version) == (2, version)
+            assert coordinator_pid(path) != process.pid
