@@ -29,6 +29,7 @@ import selectors
 import signal
 import struct
 import threading
+import time
 from typing import Any
 
 from ..ipc import layout
@@ -45,7 +46,6 @@ from .control_server import ControlServer, dispose_segment, no_descriptors
 from .directory import DatabaseDirectory
 from .durable import DurableState
 from .errors import CoordinatorUnavailable, InvalidArgumentError, LogWriteError, StoreFullError
-from .files import Folder
 from .launch import SOCKET_NAME, socket_path
 from .limits import sized
 from .reserve import give_up_reserve, is_disk_full, keep_reserve
@@ -58,6 +58,7 @@ _HEADROOM_SHARE = 4
 _HEADROOM_MIN = 4 << 20
 _SEGMENT_SIZE_MAX = (1 << 36) - _PAGE
 _TICK = 0.25
+_LOOK_SECONDS = 1.0
 _FIRST_ATTACH_SECONDS = 10.0
 
 
@@ -98,6 +99,7 @@ class Coordinator:
         self._signal_handling = contextlib.ExitStack()
         self._stop_requested = False
         self._exit_code = 0
+        self._next_look = 0.0
 
     # ---- start ------------------------------------------------------------------------------------------
 
@@ -132,9 +134,9 @@ class Coordinator:
 
     def _start(self) -> None:
         DatabaseDirectory.prepare(self.path)
-        lock = FileLock(os.path.join(self.path, "LOCK"))
-        lock.acquire()
-        self._cleanup.callback(lock.release)
+        self._lock = FileLock(os.path.join(self.path, "LOCK"))
+        self._lock.acquire()
+        self._cleanup.callback(self._lock.release)
         self.settings = load_settings(self.path, self._inherited, **self._asked)
         self.directory = DatabaseDirectory(self.path)
         self._cleanup.callback(self.directory.close)
@@ -239,8 +241,15 @@ class Coordinator:
             "durability": self.durable.mode,
             "auto": self.auto,
         }
-        with Folder(self.path) as folder:
-            folder.replace("coordinator.json", json.dumps(note).encode())
+        self._note = json.dumps(note).encode()
+        self.directory.folder.replace("coordinator.json", self._note)
+
+    def _remove_coordinator_file(self) -> None:
+        folder = self.directory.folder
+        with contextlib.suppress(OSError):
+            # Another one's, once the directory was emptied and opened anew.
+            if folder.read("coordinator.json") == self._note:
+                folder.remove("coordinator.json")
 
     # ---- life ---------------------------------------------------------------------------------------------
 
@@ -303,11 +312,33 @@ class Coordinator:
                         self.server.handle(key, events)
                 self.server.settle()
                 self.durable.tick(self.server.outcomes)
-                if not self.durable.in_place():
-                    # What the path means by now is another database, or none: stop before anything more is promised.
+                if not self._in_place():
                     return
                 if self.auto and self.server.idle_seconds() >= self._patience():
                     return
+
+    def _in_place(self) -> bool:
+        """Whether this is still what its path means; looks once a second (F15).
+
+        Else whoever comes finds another database, or none: stop before anything more is promised.
+        """
+        now = time.monotonic()
+        if now < self._next_look:
+            return True
+        self._next_look = now + _LOOK_SECONDS
+        lost = self._lost()
+        if lost:
+            complain(f"{lost} was moved, replaced or deleted while it was open: ending")
+        return not lost
+
+    def _lost(self) -> str:
+        """What is not where it was made; empty if all is."""
+        if not self.directory.is_in_place():
+            return self.path
+        return "" if self._is_whole() else f"what lies in {self.path}"
+
+    def _is_whole(self) -> bool:
+        return self.directory.is_whole(self._lock.fileno())
 
     def _patience(self) -> float:
         """Seconds without a worker after which an auto-started coordinator ends."""
@@ -319,21 +350,27 @@ class Coordinator:
         """A clean stop: the commit thread has ended."""
         if failpoints.armed():
             failpoints.hit("coordinator.stopping")
+        self._finish_files()
+        store = memoryview(self.store.map)
+        struct.pack_into("<I", store, SUPERSEDED_OFFSET, 1)
+        store.release()
+        self.server.close()
+        self._remove_coordinator_file()
+        self.core = None  # type: ignore[assignment]
+        self.durable.release_core()
+        self._cleanup.close()
+
+    def _finish_files(self) -> None:
+        if not self._is_whole():
+            self.durable.abandon()
+            self._exit_code = 1
+            return
         try:
             self.durable.finish(self.server.outcomes)
         except Exception as error:
             # Everything acknowledged is in the log; only the checkpoint is missing, and recovery does without.
             complain(f"no checkpoint at the stop: {error}")
             self._exit_code = 1
-        store = memoryview(self.store.map)
-        struct.pack_into("<I", store, SUPERSEDED_OFFSET, 1)
-        store.release()
-        self.server.close()
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.join(self.path, "coordinator.json"))
-        self.core = None  # type: ignore[assignment]
-        self.durable.release_core()
-        self._cleanup.close()
 
     # ---- for the control server ---------------------------------------------------------------------------
 

@@ -44,7 +44,6 @@ OutcomesFunction = Callable[[], dict[int, tuple[int, int]]]
 _NEVER = 3600.0
 _RETRY_SECONDS = 5.0
 _RESERVE_SECONDS = 60.0
-_PLACE_SECONDS = 1.0
 _UNANSWERED_MAX = (
     1024  # versions: more than a batch has, and a few coordinators that died soon after each other
 )
@@ -81,7 +80,6 @@ class DurableState:
         self._next_sync = 0.0
         self._next_reserve = 0.0
         self._next_checkpoint = 0.0
-        self._next_place = 0.0
         self._not_before = 0.0  # after a failure: no further try until then
         self._log_errors = 0  # when the last checkpoint began
         self._log_from = 0  # commits after this version may be asked for, until then
@@ -164,16 +162,6 @@ class DurableState:
                 complain(f"no further versions set aside: {error}")
         if self._checkpoint_due(now):
             self._begin(outcomes)
-
-    def in_place(self) -> bool:
-        """Whether the directory still lies where it was opened; looks once a second (F15)."""
-        now = time.monotonic()
-        if now >= self._next_place:
-            self._next_place = now + _PLACE_SECONDS
-            if not self._directory.is_in_place():
-                complain(f"{self._directory.path} was moved, replaced or deleted while it was open")
-                return False
-        return True
 
     def _checkpoint_due(self, now: float) -> bool:
         core = self._running()
@@ -311,10 +299,7 @@ class DurableState:
           OSError, OccamError: it could not be written; the log has everything all the same.
         """
         core = self._running()
-        self._stopping.set()
-        thread = self._thread
-        if thread is not None:
-            thread.join()
+        self._end_checkpoint()
         self._stopping.clear()
         log = core.log
         if core.log_poisoned:
@@ -327,6 +312,18 @@ class DurableState:
         if version > self._checkpointed_version:
             self._write(outcomes, duty=1.0)
         self._directory.note_clean_stop(version)
+
+    def abandon(self) -> None:
+        """A stop that writes nothing: what lies in the directory is not ours any more. The commit thread has ended."""
+        self._end_checkpoint()
+        self.close()
+
+    def _end_checkpoint(self) -> None:
+        """Wait for the checkpoint under way to give up; none begins while `_stopping` is set."""
+        self._stopping.set()
+        thread = self._thread
+        if thread is not None:
+            thread.join()
 
     def figures(self) -> dict[str, Any]:
         """For `stats`: the last recovery and the last checkpoint."""

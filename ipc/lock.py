@@ -54,6 +54,10 @@ class FileLock:
         """Whether this process holds the lock through this object."""
         return self._fd >= 0
 
+    def fileno(self) -> int:
+        """Descriptor of the lock file, -1 unless held."""
+        return self._fd
+
     def acquire(self) -> None:
         """Take the lock, or raise at once. Does nothing if this object holds it.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -294,3 +295,69 @@ def test_segments_of_a_killed_family_are_cleared_by_the_next_open(
     with open_database(path) as db:
         assert db.get(run, "shared") == sum(db.get(run, f"worker {n}", 0) for n in range(2)) > 20
         assert len(segments_of(path, "c")) == 1 and len(segments_of(path)) == 3
+
+
+def empty(path: Path) -> None:
+    """`rm -rf path/*`."""
+    for entry in path.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["log", "checkpoint"])
+def test_its_files_are_deleted_while_it_runs(database_path: Path, run: RunId, checkpointed: bool) -> None:
+    """F15: it ends by itself within moments, writes nothing into a directory that is not its own any more."""
+    path = database_path
+    with open_database(path) as db:
+        db.put(run, "k", 1)
+        if checkpointed:
+            db.checkpoint()
+        identity = coordinator_identity(path)
+        segments = segments_of(path)
+        empty(path)
+        wait_gone(identity)
+        assert {entry.name for entry in path.iterdir()} <= {"coordinator.log"}
+        assert not set(segments) & set(os.listdir("/dev/shm"))
+    with open_database(path) as db:
+        assert db.get(run, "k") is None
+        db.put(run, "k", 2)
+
+
+def test_another_database_is_made_among_its_deleted_files(database_path: Path, run: RunId) -> None:
+    """F15: while the old one has not noticed yet. Its end changes nothing of the new one's."""
+    path = database_path
+    with open_database(path) as old:
+        old.put(run, "k", 1)
+        old.checkpoint()
+        identity = coordinator_identity(path)
+        processes.stop_process(identity.pid)
+        segments = segments_of(path)
+        empty(path)
+        with open_database(path) as new:
+            new.put(run, "k", 2)
+            meta, note = (path / "meta").read_bytes(), (path / "coordinator.json").read_bytes()
+            os.kill(identity.pid, signal.SIGCONT)
+            wait_gone(identity)
+            assert (path / "meta").read_bytes() == meta and (path / "coordinator.json").read_bytes() == note
+            assert not set(segments) & set(os.listdir("/dev/shm"))
+            processes.kill_coordinator(path)
+            assert new.get(run, "k") == 2
+            new.put(run, "k", 3)
+
+
+def test_its_directory_is_moved_while_it_runs(database_path: Path, tmp_path: Path, run: RunId) -> None:
+    """F15: what was acknowledged goes with the directory, and is left as by a clean stop."""
+    path = database_path
+    with open_database(path) as db:
+        db.put(run, "k", 1)
+        identity = coordinator_identity(path)
+        path.rename(tmp_path / "moved")
+        wait_gone(identity)
+    names = {entry.name for entry in (tmp_path / "moved").iterdir()}
+    assert "coordinator.json" not in names and segments_of(tmp_path / "moved") == []
+    with open_database(tmp_path / "moved") as db:
+        assert db.get(run, "k") == 1
+        assert db.stats()["durable"]["recovery"]["transactions_replayed"] == 0
+    stop_coordinator(tmp_path / "moved")
