@@ -335,7 +335,11 @@ class Coordinator:
         """What is not where it was made; empty if all is."""
         if not self.directory.is_in_place():
             return self.path
-        return "" if self._is_whole() else f"what lies in {self.path}"
+        if not self._is_whole():
+            return f"what lies in {self.path}"
+        # Nobody can attach without them, and a successor could not tell our workers that it took over (names are
+        # removed by systemd's RemoveIPC, and by cleaners of temporary files).
+        return next((segment.name for segment in (self.bell, self.store) if not segment.is_named()), "")
 
     def _is_whole(self) -> bool:
         return self.directory.is_whole(self._lock.fileno())

@@ -361,3 +361,53 @@ def test_its_directory_is_moved_while_it_runs(database_path: Path, tmp_path: Pat
         assert db.get(run, "k") == 1
         assert db.stats()["durable"]["recovery"]["transactions_replayed"] == 0
     stop_coordinator(tmp_path / "moved")
+
+
+@pytest.mark.parametrize("kind", ["store", "bell"])
+def test_its_names_in_shared_memory_are_removed(database_path: Path, run: RunId, kind: str) -> None:
+    """As by systemd's RemoveIPC: it ends cleanly, so that the next one can serve those who come."""
+    path = database_path
+    with open_database(path) as db:
+        db.put(run, "k", 1)
+        identity = coordinator_identity(path)
+        for name in segments_of(path, kind):
+            os.unlink(f"/dev/shm/{name}")
+        with open_database(path) as other:
+            wait_gone(identity)
+            assert other.get(run, "k") == 1
+            other.put(run, "k", 2)
+            assert other.stats()["durable"]["recovery"]["transactions_replayed"] == 0
+        assert db.get(run, "k") == 2
+
+
+def test_its_name_in_shared_memory_is_taken_by_another_file(database_path: Path, run: RunId) -> None:
+    """What stands there instead is not a store: nobody can attach until it has ended."""
+    path = database_path
+    with open_database(path) as db:
+        db.put(run, "k", 1)
+        identity = coordinator_identity(path)
+        (store,) = segments_of(path, "store")
+        os.unlink(f"/dev/shm/{store}")
+        Path(f"/dev/shm/{store}").touch(0o600)
+        wait_gone(identity)
+        assert db.get(run, "k") == 1
+
+
+def test_a_reader_whose_store_lost_its_name_notices_the_next_one(database_path: Path, run: RunId) -> None:
+    """The names go, the coordinator dies before it notices, and its successor has no store to mark superseded."""
+    path = database_path
+    with open_database(path) as reader, open_database(path) as never_asked:
+        reader.put(run, "k", 1)
+        identity = coordinator_identity(path)
+        processes.stop_process(identity.pid)
+        for name in segments_of(path):
+            os.unlink(f"/dev/shm/{name}")
+        # Stopped, but alive: nobody can have committed anything since.
+        assert reader.get(run, "k") == 1
+        os.kill(identity.pid, signal.SIGKILL)
+        wait_gone(identity)
+        with open_database(path) as writer:
+            writer.put(run, "k", 2)
+            wait_until(lambda: reader.get(run, "k") == 2, what="the reader to attach anew")
+            with never_asked.snapshot(run) as view:
+                assert view.get("k") == 2
