@@ -192,6 +192,8 @@ class ControlServer:
             worker = self._workers[connection.fileno()] = _Worker(connection)
             with self._confined_to(worker):
                 self._selector.register(connection, selectors.EVENT_READ, connection.fileno())
+                # Before it says who it is: it may die first, and leave its end to a child that it forked.
+                worker.identity = identify(connection.pid)
 
     # ---- connections -------------------------------------------------------------------------------------------
 

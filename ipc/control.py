@@ -79,6 +79,7 @@ class ControlClient:
         self._socket = sock
         self._parser = FrameParser()
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self.path = path
         self.peer_pid, self.peer_uid, _ = _peer_credentials(sock)
 
@@ -178,7 +179,11 @@ class ControlClient:
         return any(event & _GONE_EVENTS for _, event in poller.poll(0))
 
     def close(self) -> None:
-        """Close the connection. Idempotent."""
+        """Close the connection; in a forked child, the child's copy of it alone. Idempotent."""
+        if self._pid == os.getpid():
+            # A child that another thread forked may have a copy it knows nothing of: the end must show all the same.
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def __enter__(self) -> Self:

@@ -417,3 +417,21 @@ def test_a_client_hears_why_it_was_turned_away(path: Path) -> None:
 
     with child(body):
         pass
+
+
+def test_a_closed_connection_ends_although_a_forked_child_has_a_copy(path: Path) -> None:
+    """As when another thread forks in the middle of a connect: the child knows of no client to close."""
+    with serving(path) as server:
+        client = ControlClient.connect(path, FOREVER)
+        client.call({}, FOREVER)
+        with child(signal.pause, check=False) as process:
+            client.close()
+            wait_until(lambda: server.ended == ["eof"])
+            process.kill()
+
+
+def test_a_forked_child_closes_its_copy_alone(path: Path) -> None:
+    with serving(path), ControlClient.connect(path, FOREVER) as client:
+        with child(client.close):
+            pass
+        assert client.call({"still": "there"}, FOREVER)["echo"] == {"still": "there"}
