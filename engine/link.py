@@ -136,9 +136,11 @@ class Link:
 
     def died_with_request_untaken(self) -> bool:
         """Whether the coordinator is dead and had not begun to take our last request: then it never happened."""
+        if self._coordinator is None:
+            return False  # not to be seen from here (another pid namespace): it may be alive
         # A process's sockets close a moment before it counts as dead.
         limit = time.monotonic() + _DYING_SECONDS
-        while self._coordinator is not None and is_alive(self._coordinator):
+        while is_alive(self._coordinator):
             if time.monotonic() > limit:
                 return False
             time.sleep(0.001)
