@@ -192,8 +192,21 @@ def _put_up_sign(fd: int) -> None:
 
 
 def _sign_is_up(fd: int) -> bool:
-    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _RECORD.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    try:
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _RECORD.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except OSError:
+        return _is_locked(fd)  # no record locks on this file system, so no sign either
     return bool(_RECORD.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def _is_locked(fd: int) -> bool:
+    """By sharing the lock for an instant: an acquirer that hits that instant tries again."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
 
 
 def _unlock(fd: int) -> None:

@@ -1,5 +1,7 @@
 """The ownership lock: one holder, freed by its death and by nothing else."""
 
+import errno
+import fcntl
 import os
 import signal
 import threading
@@ -213,3 +215,19 @@ def test_a_child_forked_while_a_lock_is_taken_does_not_keep_it(path: Path, tmp_p
                 assert lock.held
         finally:
             os.kill(int(told.read_text()), signal.SIGKILL)
+
+
+def test_without_record_locks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that has none: ownership is the flock, and a probe asks for that."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EINVAL, "no record locks")
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    with FileLock(path):
+        assert lock_holder(path) == own_identity()
+        with pytest.raises(LockHeldError):
+            FileLock(path).acquire()
+    assert lock_holder(path) is None
+    with FileLock(path):
+        pass
