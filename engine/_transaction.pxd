@@ -22,6 +22,7 @@ cdef class DatabaseBase:
     cdef readonly object handle
     cdef readonly object namespace_
     cdef StoreAttachment current
+    cdef i64 next_look              # at which the handle is asked whether `current` will do, though it seems so
     cdef bytes base                 # encoded namespace
     cdef object last_run            # of `last_prefix`
     cdef bytes last_prefix

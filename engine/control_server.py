@@ -4,19 +4,22 @@
    cleared, its complete request is still served, its segment is unlinked once the commit thread has let go of it.
 2. A process that is gone although its socket still seems open (a forked child holds a copy) is found by pid and
    start time within a second.
-3. The outcome of a closed channel's last commit is remembered for OUTCOMES_KEPT sessions, so a worker that was
+3. Whatever one worker asks for, or its connection does, ends at worst that connection.
+4. The outcome of a closed channel's last commit is remembered for OUTCOMES_KEPT sessions, so a worker that was
    disconnected can come back and ask.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import resource
 import selectors
 import threading
 import time
-import traceback
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..ipc import layout
@@ -26,6 +29,7 @@ from ..ipc.process import ProcessIdentity, identify, is_alive
 from ..ipc.segment import Segment, create_segment
 from . import failpoints
 from ._commit import CHANNEL_STATE_BROKEN, CHANNEL_STATE_CLOSED
+from .complaints import complain, complain_of
 from .control_messages import refusal
 from .errors import CoordinatorUnavailable, InvalidArgumentError, StoreFullError, TooManyChannelsError
 from .figures import core_figures
@@ -34,12 +38,37 @@ from .tally import Tallies
 if TYPE_CHECKING:
     from .coordinator import Coordinator
 
-__all__ = ["ControlServer"]
+__all__ = ["ControlServer", "dispose_segment", "no_descriptors"]
 
 OUTCOMES_KEPT = 65536
 _LIVENESS_PERIOD = 1.0
 # A session may come back while its old channel still drains; who comes too early is told to try again.
 _DRAIN_SECONDS = 0.2
+
+
+def dispose_segment(segment: Segment) -> None:
+    """Remove a segment's name and let go of it. Never raises."""
+    try:
+        segment.unlink()
+    except (OccamError, OSError) as error:
+        # Somebody else's file stands there by now: it is not ours to remove.
+        complain(f"{segment.name} was not removed: {error}")
+    with contextlib.suppress(BufferError):
+        segment.close()
+
+
+def no_descriptors() -> dict[str, Any]:
+    """What a worker is told for which the coordinator has no descriptor."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return refusal(
+        TooManyChannelsError(
+            f"the coordinator (pid {os.getpid()}) has no descriptors left for another worker: it may have {limit} open",
+            hint="close databases that are not needed, or raise `ulimit -n` where the coordinator is started",
+            limit=limit,
+            setting="ulimit -n",
+            details={"errno": errno.EMFILE},
+        )
+    )
 
 
 class _Worker:
@@ -94,19 +123,25 @@ class ControlServer:
     def handle(self, key: selectors.SelectorKey, events: int) -> None:
         """One descriptor is ready."""
         if key.data is self._listener:
-            connection = self._listener.accept()
-            if connection is not None:
-                self._workers[connection.fileno()] = _Worker(connection)
-                self._selector.register(connection, selectors.EVENT_READ, connection.fileno())
+            self._accept()
             return
         worker = self._workers.get(key.data)
-        if worker is None:
-            return
-        if events & selectors.EVENT_WRITE:
-            worker.connection.flush()
-        if events & selectors.EVENT_READ:
-            self._receive(worker)
-        self._update(worker)
+        if worker is not None:
+            with self._confined_to(worker):
+                if events & selectors.EVENT_WRITE:
+                    worker.connection.flush()
+                if events & selectors.EVENT_READ:
+                    self._receive(worker)
+                self._update(worker)
+
+    @contextlib.contextmanager
+    def _confined_to(self, worker: _Worker) -> Iterator[None]:
+        """Whatever goes wrong inside ends this worker's connection and nothing else."""
+        try:
+            yield
+        except Exception as error:
+            complain_of(error)
+            self._close(worker)
 
     def settle(self) -> None:
         """Between turns: disconnect broken channels, free drained ones, look for silent deaths."""
@@ -118,8 +153,9 @@ class ControlServer:
         if now >= self._next_liveness:
             self._next_liveness = now + _LIVENESS_PERIOD
             for worker in list(self._workers.values()):
-                if worker.identity is not None and not is_alive(worker.identity):
-                    self._close(worker)
+                with self._confined_to(worker):
+                    if worker.identity is not None and not is_alive(worker.identity):
+                        self._close(worker)
         if self._workers or self._draining:
             self._idle_since = now
 
@@ -152,6 +188,15 @@ class ControlServer:
         self._draining.clear()
         self._core = None  # type: ignore[assignment]
 
+    def _accept(self) -> None:
+        connection = self._listener.accept()
+        if connection is not None:
+            worker = self._workers[connection.fileno()] = _Worker(connection)
+            with self._confined_to(worker):
+                self._selector.register(connection, selectors.EVENT_READ, connection.fileno())
+                # Before it says who it is: it may die first, and leave its end to a child that it forked.
+                worker.identity = identify(connection.pid)
+
     # ---- connections -------------------------------------------------------------------------------------------
 
     def _receive(self, worker: _Worker) -> None:
@@ -162,22 +207,23 @@ class ControlServer:
             worker.connection.eof = True
 
     def _answer(self, worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
-        operation = self._operations.get(str(message.get("op")))
+        name = message.get("op")
+        # Anything can stand there, also what has no text: a list nested a thousand deep.
+        operation = self._operations.get(name) if isinstance(name, str) else None
         try:
             if operation is None:
+                shown = repr(name) if isinstance(name, str) else f"of type {type(name).__name__}"
                 known = ", ".join(self._operations)
-                raise InvalidArgumentError(f"unknown operation {message.get('op')!r}", hint=f"known: {known}")
+                raise InvalidArgumentError(f"unknown operation {shown}", hint=f"known: {known}")
             return {"ok": True, **operation(worker, message)}
         except OccamError as error:
             return refusal(error)
         except (TypeError, ValueError, KeyError, OverflowError) as error:
-            return refusal(InvalidArgumentError(f"malformed {message.get('op')!r} message: {error!r}"))
+            return refusal(InvalidArgumentError(f"malformed {name!r} message: {error!r}"))
         except Exception as error:
             # One worker's request must not end everybody's coordinator: no descriptors, no memory, no threads left.
-            traceback.print_exc()
-            return refusal(
-                CoordinatorUnavailable(f"the coordinator failed at {message.get('op')!r}: {error!r}")
-            )
+            complain_of(error)
+            return refusal(CoordinatorUnavailable(f"the coordinator failed at {name!r}: {error!r}"))
 
     def _update(self, worker: _Worker) -> None:
         if worker.connection.eof:
@@ -223,9 +269,7 @@ class ControlServer:
         segment, worker.segment, worker.index = worker.segment, None, -1
         if segment is not None:
             self._tallies.add(segment.map)
-            segment.unlink()
-            with contextlib.suppress(BufferError):
-                segment.close()
+            dispose_segment(segment)
 
     # ---- operations: each returns the fields of its reply -------------------------------------------------------
 
@@ -298,6 +342,8 @@ class ControlServer:
                 size=count + 1,
                 limit=count,
             )
+        # The mapping has one of its own: descriptors are what decides how many workers there can be.
+        segment.close_fd()
         worker.segment, worker.index, worker.session, worker.closing = segment, index, session, False
         self._was_used = True
 

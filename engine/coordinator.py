@@ -11,6 +11,9 @@ Order of a start, and why each step stands where it does:
                       after our first acknowledgement sees the mark and attaches anew
     socket            only now can anybody attach, so only now can anything be acknowledged
 
+SIGTERM is heeded from before the first segment on: up to the end of recovery the start is taken back, with nothing
+changed on disk but the incarnation; from there on it is finished, and a clean stop follows.
+
 A clean stop goes the other way: no more batches, a checkpoint, the own store marked superseded (a begin after
 the stop must attach anew, since the next coordinator will not find this segment any more), names removed, LOCK last.
 A crash at any point leaves names in /dev/shm, a socket and LOCK's content: the next start clears them.
@@ -25,8 +28,8 @@ import secrets
 import selectors
 import signal
 import struct
-import sys
 import threading
+import time
 from typing import Any
 
 from ..ipc import layout
@@ -40,24 +43,29 @@ from . import failpoints
 from ._commit import SPIN_HINT_OFFSET, SUPERSEDED_OFFSET, CommitCore
 from ._memory import watch
 from .cgroups import memory_groups
-from .control_server import ControlServer
+from .complaints import complain
+from .control_server import ControlServer, dispose_segment, no_descriptors
 from .directory import DatabaseDirectory
 from .durable import DurableState
 from .errors import CoordinatorUnavailable, InvalidArgumentError, LogWriteError, StoreFullError
-from .files import Folder
 from .launch import SOCKET_NAME, socket_path
 from .limits import sized
 from .reserve import give_up_reserve, is_disk_full, keep_reserve
 from .settings import load_settings
 
-__all__ = ["Coordinator"]
+__all__ = ["Coordinator", "StoppedWhileStarting"]
 
 _PAGE = 65536
 _HEADROOM_SHARE = 4
 _HEADROOM_MIN = 4 << 20
 _SEGMENT_SIZE_MAX = (1 << 36) - _PAGE
 _TICK = 0.25
+_LOOK_SECONDS = 1.0
 _FIRST_ATTACH_SECONDS = 10.0
+
+
+class StoppedWhileStarting(SystemExit):
+    """Told to end before there was anything to serve. All is taken back; the process ends with code 0."""
 
 
 class Coordinator:
@@ -90,18 +98,22 @@ class Coordinator:
         self._asked = asked
         self._inherited = inherited or {}
         self._cleanup = contextlib.ExitStack()
+        self._signal_handling = contextlib.ExitStack()
         self._stop_requested = False
         self._exit_code = 0
+        self._next_look = 0.0
 
     # ---- start ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Everything up to the open socket.
+        """Everything up to the open socket. Call from the main thread: from here on it takes SIGTERM and SIGINT.
 
         Raises:
+          StoppedWhileStarting: one of them came before recovery was done.
           LockHeldError: another coordinator owns the directory.
           OccamError: what is wrong with the directory, the log, a checkpoint or the machine's memory.
         """
+        self._signal_handling.enter_context(self._signals())
         try:
             try:
                 self._start()
@@ -113,6 +125,7 @@ class Coordinator:
                 self._start()
         except BaseException as error:
             self._cleanup.close()
+            self._signal_handling.close()
             if isinstance(error, OSError) and not isinstance(error, OccamError):
                 raise CoordinatorUnavailable(
                     f"cannot open {self.path}: {error.strerror or error}",
@@ -123,29 +136,35 @@ class Coordinator:
 
     def _start(self) -> None:
         DatabaseDirectory.prepare(self.path)
-        lock = FileLock(os.path.join(self.path, "LOCK"))
-        lock.acquire()
-        self._cleanup.callback(lock.release)
+        self._lock = FileLock(os.path.join(self.path, "LOCK"))
+        self._lock.acquire()
+        self._cleanup.callback(self._lock.release)
         self.settings = load_settings(self.path, self._inherited, **self._asked)
         self.directory = DatabaseDirectory(self.path)
         self._cleanup.callback(self.directory.close)
         self.incarnation = self.directory.begin_incarnation()
         self.database_id = self.directory.database_id
         self._refuse_copy()
+        self._end_if_told()
         self._create_segments()
         self._create_core()
         self.durable = DurableState(self.directory, self.core, self.settings, self.durability, self.store.map)
         self._cleanup.callback(self.durable.close)
-        self.durable.recover()
+        self.durable.recover(lambda stage, done, total: self._end_if_told())
         self._supersede_older()
         if failpoints.armed():
             failpoints.hit("coordinator.before_ready")
-        listener = ControlListener(socket_path(self.path))
+        listener = ControlListener(socket_path(self.path), no_descriptors)
         self._cleanup.callback(listener.close)
         self.server = ControlServer(self, listener)
         self._write_coordinator_file()
         # Before the first commit takes what is left of a full disk.
         keep_reserve(self.directory)
+
+    def _end_if_told(self) -> None:
+        """Not by an exception in the signal handler: that could come between a segment and its entry in `_cleanup`."""
+        if self._stop_requested:
+            raise StoppedWhileStarting(0)
 
     def _refuse_copy(self) -> None:
         """We hold this directory's LOCK: a living coordinator with our database id serves a copy of it (F15).
@@ -180,7 +199,7 @@ class Coordinator:
     def _own(self, name: str, size: int, preallocate: int | None = None) -> Segment:
         """Create a segment that goes with this coordinator."""
         segment = create_segment(name, size, preallocate=preallocate)
-        self._cleanup.callback(_dispose, segment)
+        self._cleanup.callback(dispose_segment, segment)
         return segment
 
     def _create_core(self) -> None:
@@ -225,21 +244,29 @@ class Coordinator:
             "durability": self.durable.mode,
             "auto": self.auto,
         }
-        with Folder(self.path) as folder:
-            folder.replace("coordinator.json", json.dumps(note).encode())
+        self._note = json.dumps(note).encode()
+        self.directory.folder.replace("coordinator.json", self._note)
+
+    def _remove_coordinator_file(self) -> None:
+        folder = self.directory.folder
+        with contextlib.suppress(OSError):
+            # Another one's, once the directory was emptied and opened anew.
+            if folder.read("coordinator.json") == self._note:
+                folder.remove("coordinator.json")
 
     # ---- life ---------------------------------------------------------------------------------------------
 
     def serve(self) -> int:
-        """Run until stopped; returns the exit code. Call from the main thread (it takes SIGTERM and SIGINT)."""
+        """Run until stopped; returns the exit code. Call from the main thread, after `start`."""
         commit_thread = threading.Thread(target=self._commit_loop, name="commit", daemon=True)
-        with self._signals():
-            commit_thread.start()
+        with self._signal_handling:
             try:
+                commit_thread.start()
                 self._loop()
             finally:
                 self.core.stop()
-                commit_thread.join()
+                if commit_thread.ident is not None:
+                    commit_thread.join()
                 self._finish()
         return self._exit_code
 
@@ -247,8 +274,7 @@ class Coordinator:
         error = self.core.run()
         if error:
             # What the log holds is unknown. Nobody was answered; the next coordinator finds out by recovering.
-            sys.stderr.write(f"log in an unknown state after {os.strerror(error)}; ending to recover\n")
-            sys.stderr.flush()
+            complain(f"log in an unknown state after {os.strerror(error)}; ending to recover")
             os._exit(70)
 
     @contextlib.contextmanager
@@ -289,11 +315,37 @@ class Coordinator:
                         self.server.handle(key, events)
                 self.server.settle()
                 self.durable.tick(self.server.outcomes)
-                if not self.durable.in_place():
-                    # What the path means by now is another database, or none: stop before anything more is promised.
+                if not self._in_place():
                     return
                 if self.auto and self.server.idle_seconds() >= self._patience():
                     return
+
+    def _in_place(self) -> bool:
+        """Whether this is still what its path means; looks once a second (F15).
+
+        Else whoever comes finds another database, or none: stop before anything more is promised.
+        """
+        now = time.monotonic()
+        if now < self._next_look:
+            return True
+        self._next_look = now + _LOOK_SECONDS
+        lost = self._lost()
+        if lost:
+            complain(f"{lost} was moved, replaced or deleted while it was open: ending")
+        return not lost
+
+    def _lost(self) -> str:
+        """What is not where it was made; empty if all is."""
+        if not self.directory.is_in_place():
+            return self.path
+        if not self._is_whole():
+            return f"what lies in {self.path}"
+        # Nobody can attach without them, and a successor could not tell our workers that it took over (names are
+        # removed by systemd's RemoveIPC, and by cleaners of temporary files).
+        return next((segment.name for segment in (self.bell, self.store) if not segment.is_named()), "")
+
+    def _is_whole(self) -> bool:
+        return self.directory.is_whole(self._lock.fileno())
 
     def _patience(self) -> float:
         """Seconds without a worker after which an auto-started coordinator ends."""
@@ -305,21 +357,27 @@ class Coordinator:
         """A clean stop: the commit thread has ended."""
         if failpoints.armed():
             failpoints.hit("coordinator.stopping")
-        try:
-            self.durable.finish(self.server.outcomes)
-        except Exception as error:
-            # Everything acknowledged is in the log; only the checkpoint is missing, and recovery does without.
-            sys.stderr.write(f"no checkpoint at the stop: {error}\n")
-            self._exit_code = 1
+        self._finish_files()
         store = memoryview(self.store.map)
         struct.pack_into("<I", store, SUPERSEDED_OFFSET, 1)
         store.release()
         self.server.close()
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.join(self.path, "coordinator.json"))
+        self._remove_coordinator_file()
         self.core = None  # type: ignore[assignment]
         self.durable.release_core()
         self._cleanup.close()
+
+    def _finish_files(self) -> None:
+        if not self._is_whole():
+            self.durable.abandon()
+            self._exit_code = 1
+            return
+        try:
+            self.durable.finish(self.server.outcomes)
+        except Exception as error:
+            # Everything acknowledged is in the log; only the checkpoint is missing, and recovery does without.
+            complain(f"no checkpoint at the stop: {error}")
+            self._exit_code = 1
 
     # ---- for the control server ---------------------------------------------------------------------------
 
@@ -363,9 +421,3 @@ def mark_superseded(name: str) -> None:
       SegmentError: it is there and could not be marked: who begins on it would miss what is committed from here on.
     """
     poke_segment(name, SUPERSEDED_OFFSET, struct.pack("<I", 1))
-
-
-def _dispose(segment: Segment) -> None:
-    segment.unlink()
-    with contextlib.suppress(BufferError):
-        segment.close()

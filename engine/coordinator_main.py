@@ -6,12 +6,12 @@ import contextlib
 import json
 import os
 import sys
-import traceback
 from typing import Any
 
 from ..ipc.errors import OccamError
+from .complaints import complain, complain_of
 from .control_messages import refusal
-from .coordinator import Coordinator
+from .coordinator import Coordinator, StoppedWhileStarting
 from .errors import CoordinatorUnavailable
 
 
@@ -28,11 +28,14 @@ def main() -> int:
     )
     try:
         coordinator.start()
+    except StoppedWhileStarting:
+        # No report: whoever waits for one sees the end of the pipe, and looks for the next coordinator.
+        return 0
     except BaseException as error:
         if isinstance(error, OccamError):
-            sys.stderr.write(f"could not start: {type(error).__name__}: {error}\n")
+            complain(f"could not start: {type(error).__name__}: {error}")
         else:
-            traceback.print_exc()
+            complain_of(error)
             error = CoordinatorUnavailable(f"the coordinator could not start: {error!r}")
         _report(report_fd, refusal(error))
         return 1

@@ -218,8 +218,24 @@ class DatabaseDirectory:
             found = os.stat(self.path)
         except OSError:
             return False
-        own = os.fstat(self.folder.fd)
-        return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
+        return os.path.samestat(found, os.fstat(self.folder.fd))
+
+    def is_whole(self, lock_fd: int) -> bool:
+        """Whether LOCK and the folders in it are those held open: not so once its content was deleted or replaced.
+
+        Then nothing may be written any more: another coordinator may have made another database here by now.
+
+        Args:
+          lock_fd: descriptor of the LOCK that the caller holds.
+        """
+        held = {"LOCK": lock_fd, "wal": self.wal.fd, "checkpoints": self.checkpoints.fd}
+        try:
+            return all(
+                os.path.samestat(os.stat(name, dir_fd=self.folder.fd), os.fstat(fd))
+                for name, fd in held.items()
+            )
+        except OSError:
+            return False
 
     def _require_folder(self, name: str) -> None:
         if not os.path.isdir(os.path.join(self.path, name)):

@@ -10,7 +10,6 @@ commit is published, so every commit up to the pinned version has its outcome in
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import msgpack
 
 from ._commit import CommitCore
 from .checkpoint import CheckpointInfo, make_room, write_checkpoint
+from .complaints import complain
 from .directory import DatabaseDirectory
 from .errors import (
     InvalidArgumentError,
@@ -28,7 +28,7 @@ from .errors import (
     SettingsMismatchError,
     SnapshotExpired,
 )
-from .recovery import RecoveryResult, recover
+from .recovery import Progress, RecoveryResult, recover
 from .reserve import keep_reserve
 from .settings import Settings
 from .wal_format import CommitTxn, Delete, Write
@@ -44,7 +44,6 @@ OutcomesFunction = Callable[[], dict[int, tuple[int, int]]]
 _NEVER = 3600.0
 _RETRY_SECONDS = 5.0
 _RESERVE_SECONDS = 60.0
-_PLACE_SECONDS = 1.0
 _UNANSWERED_MAX = (
     1024  # versions: more than a batch has, and a few coordinators that died soon after each other
 )
@@ -81,23 +80,25 @@ class DurableState:
         self._next_sync = 0.0
         self._next_reserve = 0.0
         self._next_checkpoint = 0.0
-        self._next_place = 0.0
         self._not_before = 0.0  # after a failure: no further try until then
         self._log_errors = 0  # when the last checkpoint began
         self._log_from = 0  # commits after this version may be asked for, until then
         self._asked_until = 0.0
 
-    def recover(self) -> None:
+    def recover(self, progress: Progress | None = None) -> None:
         """Fill the core with what the directory holds, and open the log for what comes.
+
+        Args:
+          progress: as `recovery.recover` calls it; what it raises ends the recovery before anything on disk changed.
 
         Raises:
           CorruptionError, IncompatibleFormatError, StoreFullError, LogWriteError: as `recovery.recover` and
             `wal_writer.start_log` say; nothing is served then.
         """
         core = self._running()
-        result = recover(self._directory, core.loader())
+        result = recover(self._directory, core.loader(), progress=progress)
         for warning in result.warnings:
-            sys.stderr.write(f"recovery: {warning}\n")
+            complain(f"recovery: {warning}")
         log = start_log(self._directory, result, self.mode, self._settings.wal_segment_size)
         core.limit_store(self._settings.max_store_size)
         core.start_at(result.version, result.version if result.version != result.log_version else 0)
@@ -150,7 +151,7 @@ class DurableState:
                 core.log.sync_in_background()
             except OSError as error:
                 # The log is poisoned by it: commits are refused until a restart, reads go on.
-                _complain(f"fdatasync of the log failed, commits are refused from here on: {error}")
+                complain(f"fdatasync of the log failed, commits are refused from here on: {error}")
                 self._next_sync = now + _NEVER
         if core.log is None and now >= self._next_reserve:
             self._next_reserve = now + _RESERVE_SECONDS
@@ -158,19 +159,9 @@ class DurableState:
                 self._directory.reserve_versions(core.committed_version)
             except OSError as error:
                 # What is set aside lasts for days, and the next try is in a minute.
-                _complain(f"no further versions set aside: {error}")
+                complain(f"no further versions set aside: {error}")
         if self._checkpoint_due(now):
             self._begin(outcomes)
-
-    def in_place(self) -> bool:
-        """Whether the directory still lies where it was opened; looks once a second (F15)."""
-        now = time.monotonic()
-        if now >= self._next_place:
-            self._next_place = now + _PLACE_SECONDS
-            if not self._directory.is_in_place():
-                _complain(f"{self._directory.path} was moved, replaced or deleted while it was open")
-                return False
-        return True
 
     def _checkpoint_due(self, now: float) -> bool:
         core = self._running()
@@ -287,7 +278,7 @@ class DurableState:
     def _no_checkpoint(self, error: Exception) -> None:
         self._last_error = f"no checkpoint: {error}"
         self._not_before = time.monotonic() + _RETRY_SECONDS
-        _complain(self._last_error)
+        complain(self._last_error)
 
     # ---- outcomes -----------------------------------------------------------------------------------------
 
@@ -324,10 +315,7 @@ class DurableState:
           OSError, OccamError: it could not be written; the log has everything all the same.
         """
         core = self._running()
-        self._stopping.set()
-        thread = self._thread
-        if thread is not None:
-            thread.join()
+        self._end_checkpoint()
         self._stopping.clear()
         log = core.log
         if core.log_poisoned:
@@ -340,6 +328,18 @@ class DurableState:
         if version > self._checkpointed_version:
             self._write(outcomes, duty=1.0)
         self._directory.note_clean_stop(version)
+
+    def abandon(self) -> None:
+        """A stop that writes nothing: what lies in the directory is not ours any more. The commit thread has ended."""
+        self._end_checkpoint()
+        self.close()
+
+    def _end_checkpoint(self) -> None:
+        """Wait for the checkpoint under way to give up; none begins while `_stopping` is set."""
+        self._stopping.set()
+        thread = self._thread
+        if thread is not None:
+            thread.join()
 
     def figures(self) -> dict[str, Any]:
         """For `stats`: the last recovery and the last checkpoint."""
@@ -372,9 +372,3 @@ def _integer_in(value: bytes) -> int | None:
     ):
         return None
     return int(msgpack.unpackb(value))
-
-
-def _complain(text: str) -> None:
-    """Into coordinator.log, at once."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

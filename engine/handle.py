@@ -41,8 +41,9 @@ class EngineHandle(Protocol):
     def attachment(self) -> StoreAttachment:
         """The store to begin snapshots on.
 
-        Attaches anew after a fork, or when a new coordinator marked the store superseded; else returns the same
-        object. May block while attaching, for as long as a coordinator takes to start.
+        Attaches anew after a fork, when a new coordinator marked the store superseded, or when none could mark it any
+        more; else returns the same object. Asked when the last one cannot be used, and at a begin about once a second.
+        May block while attaching, for as long as a coordinator takes to start.
 
         Raises:
           CoordinatorUnavailable: there is no store to attach to and none could be made in time.

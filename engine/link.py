@@ -89,7 +89,7 @@ class Link:
             raise_refusal(reply)
             reply.pop("ok")
             self.terms = LinkTerms(**reply)
-            store = self._map(self.terms.store, writable=False)
+            store = self._store = self._map(self.terms.store, writable=False)
             bell = self._map(self.terms.bell, writable=True)
             channel = self._map(self.terms.channel, writable=True)
             self.attachment = StoreAttachment(store.map, channel.map)
@@ -136,21 +136,29 @@ class Link:
 
     def died_with_request_untaken(self) -> bool:
         """Whether the coordinator is dead and had not begun to take our last request: then it never happened."""
+        if self._coordinator is None:
+            return False  # not to be seen from here (another pid namespace): it may be alive
         # A process's sockets close a moment before it counts as dead.
         limit = time.monotonic() + _DYING_SECONDS
-        try:
-            while self._coordinator is not None and is_alive(self._coordinator):
-                if time.monotonic() > limit:
-                    return False
-                time.sleep(0.001)
-        except OSError:
-            return False  # no descriptors left to look into /proc
+        while is_alive(self._coordinator):
+            if time.monotonic() > limit:
+                return False
+            time.sleep(0.001)
         # Only now: a living one may take it at any moment.
         return bool(self.channel.untaken)
 
     def gone(self) -> bool:
         """Whether the coordinator has closed the connection."""
         return self._detached or self.client.fileno() < 0 or self.client.peer_gone()
+
+    def retire_if_orphaned(self) -> None:
+        """Begin nothing more on a store whose coordinator is gone, and its name with it.
+
+        The next coordinator marks its predecessor's store by its name. Without one (removed by systemd's RemoveIPC, by
+        a cleaner of temporary files) nothing would ever tell us of what is committed from there on.
+        """
+        if self.gone() and not self._store.is_named():
+            self.attachment.retire()
 
     def __del__(self) -> None:
         # An exception of a signal handler can take a link out of its owner's hands between any two lines.

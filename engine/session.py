@@ -122,8 +122,10 @@ class SharedHandle:
 
     def attachment(self) -> StoreAttachment:
         primary = self._primary
-        if primary is not None and primary.attachment.usable:
-            return primary.attachment
+        if primary is not None:
+            primary.retire_if_orphaned()
+            if primary.attachment.usable:
+                return primary.attachment
         return self._attach_primary(time.monotonic() + self._timeout).attachment
 
     def submit(self, request: bytearray, deadline: float | None) -> bytes:

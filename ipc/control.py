@@ -16,13 +16,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import select
 import socket
 import stat
 import struct
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -36,6 +38,8 @@ _SOCKET_PATH_MAX: Final = 107
 _RECEIVE_SIZE: Final = 65536
 _BACKLOG: Final = 128
 _CONNECT_PAUSE: Final = 0.005
+# For what a listener's process must still be able to open when its clients have taken all the others.
+DESCRIPTORS_KEPT: Final = 16
 _GONE_EVENTS: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
@@ -75,6 +79,7 @@ class ControlClient:
         self._socket = sock
         self._parser = FrameParser()
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self.path = path
         self.peer_pid, self.peer_uid, _ = _peer_credentials(sock)
 
@@ -135,10 +140,12 @@ class ControlClient:
             self._lock.release()
 
     def _exchange(self, frame: bytes, deadline: float | None) -> dict[str, Any]:
-        view = memoryview(frame)
-        while view:
-            self._arm(deadline)
-            view = view[self._socket.send(view, socket.MSG_NOSIGNAL) :]
+        # A peer that closed without reading may have said why.
+        with contextlib.suppress(BrokenPipeError):
+            view = memoryview(frame)
+            while view:
+                self._arm(deadline)
+                view = view[self._socket.send(view, socket.MSG_NOSIGNAL) :]
         while True:
             self._arm(deadline)
             data = self._socket.recv(_RECEIVE_SIZE)
@@ -172,7 +179,11 @@ class ControlClient:
         return any(event & _GONE_EVENTS for _, event in poller.poll(0))
 
     def close(self) -> None:
-        """Close the connection. Idempotent."""
+        """Close the connection; in a forked child, the child's copy of it alone. Idempotent."""
+        if self._pid == os.getpid():
+            # A child that another thread forked may have a copy it knows nothing of: the end must show all the same.
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def __enter__(self) -> Self:
@@ -199,6 +210,11 @@ def _try_connect(sock: socket.socket, address: str, deadline: float) -> bool:
             raise
         return False
     return True
+
+
+def _descriptor_limit() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 # ---- server side ------------------------------------------------------------------------------------
@@ -286,13 +302,17 @@ class ControlListener:
 
     Args:
       path: of any length.
+      turned_away: makes what a client is sent for which there is no descriptor; DESCRIPTORS_KEPT are for the caller.
 
     Raises:
       ControlError: something that is no socket is there, or it cannot be bound.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], turned_away: Callable[[], dict[str, Any]] | None = None
+    ) -> None:
         self.path = os.fspath(path)
+        self._turned_away = turned_away
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -340,7 +360,16 @@ class ControlListener:
         if connection.uid not in (os.geteuid(), 0):
             connection.close()
             return None
+        # The lowest free one is given out, so all below are taken.
+        if self._turned_away is not None and sock.fileno() >= _descriptor_limit() - DESCRIPTORS_KEPT:
+            self._turn_away(sock)
+            return None
         return connection
+
+    def _turn_away(self, sock: socket.socket) -> None:
+        frame = b"" if self._turned_away is None else pack_frame(self._turned_away())
+        with sock, contextlib.suppress(OSError):
+            sock.send(frame, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
     def _refuse_one(self) -> None:
         """Out of descriptors: take and close one connection by the reserved one.
@@ -351,7 +380,7 @@ class ControlListener:
             os.close(self._reserve)
             self._reserve = -1
         with contextlib.suppress(OSError):
-            self._socket.accept()[0].close()
+            self._turn_away(self._socket.accept()[0])
         with contextlib.suppress(OSError):
             self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 

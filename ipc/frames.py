@@ -23,11 +23,13 @@ _PREFIX: Final = struct.Struct("<I")
 def pack_frame(message: dict[str, Any]) -> bytes:
     """Encode one message.
 
+    Text that is no text (a path whose name is not UTF-8) arrives with its bytes spelled out: `\\udcff`.
+
     Raises:
       ControlProtocolError: it is larger than a frame may be.
       TypeError: it holds something msgpack cannot carry.
     """
-    body: bytes = msgpack.packb(message, use_bin_type=True)
+    body: bytes = msgpack.packb(message, use_bin_type=True, unicode_errors="backslashreplace")
     if len(body) > FRAME_SIZE_MAX:
         raise ControlProtocolError(
             f"a control message of {len(body)} bytes is over the limit of {FRAME_SIZE_MAX}"

@@ -4,11 +4,14 @@ Held by the coordinator for its whole life; workers try it to elect themselves. 
 than a few tens of milliseconds.
 
 Invariants:
-  1. Ownership is the flock on the open file, nothing else; the identity written inside is information only.
+  1. Ownership is the flock on the open file, nothing else; the identity written inside is information only. Beside
+     it the owner holds a record lock of the open file, the sign: a probe can ask for that one without taking anything,
+     so no probe, stopped or forked in the middle, ever stands in an owner's way.
   2. The file is never unlinked, so all contenders lock the same inode; if somebody else did unlink it, an
      acquirer notices (its descriptor is not what the path names) and starts over.
   3. A forked child holds no share in the lock: its copy of the descriptor is closed at fork, without
-     unlocking. Otherwise the child of a dead owner would keep the directory locked.
+     unlocking. Otherwise the child of a dead owner would keep the directory locked. No fork falls between the opening
+     of the file and the note of its descriptor in `_held_locks`.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import fcntl
 import json
 import os
 import stat
+import struct
+import threading
 import time
 from types import TracebackType
 from typing import Final, Self
@@ -29,6 +34,8 @@ LOCK_MODE: Final = 0o600
 _CONTENT_SIZE_MAX: Final = 4096
 _ATTEMPTS_MAX: Final = 25
 _ATTEMPT_PAUSE: Final = 0.001
+# struct flock: type, whence, start, length (0: all), pid
+_RECORD: Final = struct.Struct("@hhqqi4x")
 
 
 class FileLock:
@@ -47,6 +54,10 @@ class FileLock:
         """Whether this process holds the lock through this object."""
         return self._fd >= 0
 
+    def fileno(self) -> int:
+        """Descriptor of the lock file, -1 unless held."""
+        return self._fd
+
     def acquire(self) -> None:
         """Take the lock, or raise at once. Does nothing if this object holds it.
 
@@ -58,23 +69,33 @@ class FileLock:
             return
         holder = None
         for _ in range(_ATTEMPTS_MAX):
-            fd = self._open()
-            try:
-                if self._lock(fd) and self._is_current(fd):
-                    _write_identity(fd)
-                    self._fd = fd
-                    _held_locks.add(self)
-                    return
-                holder = _read_identity(fd)
-            finally:
-                if self._fd != fd:
-                    os.close(fd)
+            with _fork_guard:
+                holder = self._try()
+            if self.held:
+                return
             if holder is not None and is_alive(holder):
                 break
-            # Locked, but no living owner inside: it is writing its name, or a probe holds it for an instant.
+            # Locked, but no living owner inside: it is writing its name.
             time.sleep(_ATTEMPT_PAUSE)
         pid = holder.pid if holder is not None and is_alive(holder) else 0
         raise LockHeldError(f"{self.path} is held by process {pid or 'unknown'}", pid=pid)
+
+    def _try(self) -> ProcessIdentity | None:
+        """Take the lock if it is free; else who is noted inside."""
+        fd = self._open()
+        try:
+            if self._lock(fd):
+                if self._is_current(fd):
+                    _put_up_sign(fd)
+                    _write_identity(fd)
+                    self._fd = fd
+                    _held_locks.add(self)
+                    return None
+                _unlock(fd)
+            return _read_identity(fd)
+        finally:
+            if self._fd != fd:
+                os.close(fd)
 
     def release(self) -> None:
         """Give the lock up. Idempotent."""
@@ -85,8 +106,7 @@ class FileLock:
         try:
             # Before unlocking: afterwards the content belongs to the next owner.
             os.ftruncate(fd, 0)
-            # Explicitly: closing would not unlock while a copy of the descriptor lives in another process.
-            fcntl.flock(fd, fcntl.LOCK_UN)
+            _unlock(fd)
         finally:
             os.close(fd)
 
@@ -143,8 +163,8 @@ class FileLock:
 def lock_holder(path: str | os.PathLike[str]) -> ProcessIdentity | None:
     """Who holds the lock file, by a probe and what is written inside; None if nobody does.
 
-    Shares the lock for an instant when it is free; an acquirer that hits that instant tries again. For
-    `doctor` and `status`.
+    Takes nothing, and disturbs nobody. An owner is seen a moment after it took the lock, and no more a moment before
+    it gives it up: who acts on "nobody" acquires the lock, or starts a process that does.
 
     Raises:
       LockHeldError: it is held, but by whom cannot be read.
@@ -154,16 +174,46 @@ def lock_holder(path: str | os.PathLike[str]) -> ProcessIdentity | None:
     except FileNotFoundError:
         return None
     try:
-        # Shared: two probes do not disturb each other.
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if not _sign_is_up(fd):
+            return None
         holder = _read_identity(fd)
-        if holder is None:
-            raise LockHeldError(f"{os.fspath(path)} is held by process unknown") from None
-        return holder
     finally:
         os.close(fd)
-    return None
+    if holder is None:
+        raise LockHeldError(f"{os.fspath(path)} is held by process unknown")
+    return holder
+
+
+def _put_up_sign(fd: int) -> None:
+    """Show probes that the lock is held. Belongs to the open file, as the flock does, and goes with it."""
+    # Nobody takes this one without the flock, so it is free. Where there are no record locks, ownership stands.
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _RECORD.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+
+
+def _sign_is_up(fd: int) -> bool:
+    try:
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _RECORD.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except OSError:
+        return _is_locked(fd)  # no record locks on this file system, so no sign either
+    return bool(_RECORD.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def _is_locked(fd: int) -> bool:
+    """By sharing the lock for an instant: an acquirer that hits that instant tries again."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
+
+
+def _unlock(fd: int) -> None:
+    """Explicitly: closing would not unlock while a copy of the descriptor lives in another process."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _RECORD.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+    fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def _write_identity(fd: int) -> None:
@@ -183,12 +233,17 @@ def _read_identity(fd: int) -> ProcessIdentity | None:
 
 # Strong: a held lock whose object nobody keeps stays held, and must still be dropped at fork.
 _held_locks: set[FileLock] = set()
+# Held while a lock is being taken, and during a fork. Reentrant: a signal handler may fork in the middle of a try.
+_fork_guard = threading.RLock()
 
 
 def _after_fork_in_child() -> None:
     for lock in _held_locks:
         lock._forget()
     _held_locks.clear()
+    _fork_guard.release()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(
+    before=_fork_guard.acquire, after_in_parent=_fork_guard.release, after_in_child=_after_fork_in_child
+)

@@ -49,7 +49,11 @@ class ProcessIdentity:
 
 
 def identify(pid: int) -> ProcessIdentity | None:
-    """The identity of the process that has `pid` right now, None if none is alive there."""
+    """The identity of the process that has `pid` right now, None if none is alive there.
+
+    Raises:
+      OSError: it cannot be told: no descriptors left.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             line = file.read()
@@ -70,5 +74,12 @@ def own_identity() -> ProcessIdentity:
 
 
 def is_alive(identity: ProcessIdentity) -> bool:
-    """Whether that very process still runs (stopped counts as running)."""
-    return identify(identity.pid) == identity
+    """Whether that very process still runs (stopped counts as running).
+
+    Where it cannot be told, for want of descriptors say, it does: to take a living process for a dead one would
+    throw a worker out, or let two coordinators in.
+    """
+    try:
+        return identify(identity.pid) == identity
+    except OSError:
+        return True

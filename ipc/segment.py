@@ -58,6 +58,7 @@ class Segment:
         self.fd = fd
         self.map = mapping
         self.size = size
+        self._found = os.fstat(fd)
 
     def close_fd(self) -> None:
         """Give up the descriptor; the mapping stays. Idempotent."""
@@ -73,6 +74,11 @@ class Segment:
         """
         self.map.close()
         self.close_fd()
+
+    def is_named(self) -> bool:
+        """Whether the name still leads here: not so once somebody removed or replaced it. REQUIRES: it is mapped."""
+        found = segment_stat(self.name)
+        return found is not None and os.path.samestat(found, self._found)
 
     def unlink(self) -> bool:
         """Remove the name; mappings live on. Returns whether the name was there."""

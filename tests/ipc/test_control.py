@@ -20,7 +20,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from occamdb.ipc.control import OUTPUT_SIZE_MAX, ControlClient, ControlListener, ServerConnection
+from occamdb.ipc.control import (
+    DESCRIPTORS_KEPT,
+    OUTPUT_SIZE_MAX,
+    ControlClient,
+    ControlListener,
+    ServerConnection,
+)
 from occamdb.ipc.errors import (
     ControlError,
     ControlProtocolError,
@@ -345,8 +351,10 @@ def test_a_peer_that_never_reads_is_cut_off() -> None:
 
 
 def test_a_listener_without_descriptors_refuses_and_recovers(path: Path) -> None:
+    told = {"ok": False, "message": "no room"}
+
     def body() -> None:
-        listener = ControlListener(path)
+        listener = ControlListener(path, lambda: told)
         limit = max(int(fd) for fd in os.listdir("/proc/self/fd")) + 1
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
         clients = [socket.socket(socket.AF_UNIX) for _ in range(2)]
@@ -358,7 +366,8 @@ def test_a_listener_without_descriptors_refuses_and_recovers(path: Path) -> None
                 held.append(os.dup(0))
         assert listener.accept() is None
         clients[0].settimeout(FOREVER)
-        assert clients[0].recv(1) == b"", "the peer was told, not left waiting"
+        assert clients[0].recv(100) == pack_frame(told), "the peer was told why, not left waiting"
+        assert clients[0].recv(1) == b""
         for fd in held:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
@@ -383,3 +392,46 @@ def test_a_full_queue_of_connections_is_waited_for_and_then_reported(path: Path)
     for client in clients:
         client.close()
     listener.close()
+
+
+def test_a_client_hears_why_it_was_turned_away(path: Path) -> None:
+    """Also when the listener closed the connection before the client had sent a byte."""
+    told = {"ok": False, "message": "no room"}
+
+    def body() -> None:
+        listener = ControlListener(path, lambda: told)
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        client = ControlClient.connect(path, FOREVER)
+        # The next descriptor is among those that are kept.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + DESCRIPTORS_KEPT, before[1]))
+        assert listener.accept() is None
+        assert client.call({"op": "attach"}, FOREVER) == told
+        with pytest.raises(ControlUnavailableError):
+            client.call({"op": "attach"}, FOREVER)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        with ControlClient.connect(path, FOREVER):
+            connection = listener.accept()
+            assert connection is not None
+            connection.close()
+        listener.close()
+
+    with child(body):
+        pass
+
+
+def test_a_closed_connection_ends_although_a_forked_child_has_a_copy(path: Path) -> None:
+    """As when another thread forks in the middle of a connect: the child knows of no client to close."""
+    with serving(path) as server:
+        client = ControlClient.connect(path, FOREVER)
+        client.call({}, FOREVER)
+        with child(signal.pause, check=False) as process:
+            client.close()
+            wait_until(lambda: server.ended == ["eof"])
+            process.kill()
+
+
+def test_a_forked_child_closes_its_copy_alone(path: Path) -> None:
+    with serving(path), ControlClient.connect(path, FOREVER) as client:
+        with child(client.close):
+            pass
+        assert client.call({"still": "there"}, FOREVER)["echo"] == {"still": "there"}

@@ -1,16 +1,21 @@
 """The ownership lock: one holder, freed by its death and by nothing else."""
 
+import errno
+import fcntl
 import os
 import signal
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from occamdb.ipc import lock as lock_module
 from occamdb.ipc.errors import IpcError, LockHeldError
 from occamdb.ipc.lock import FileLock, lock_holder
 from occamdb.ipc.process import own_identity
 
-from .children import child, wait_until
+from .children import Child, child, wait_until
 
 
 @pytest.fixture
@@ -155,3 +160,74 @@ def test_what_is_no_file_is_refused(path: Path, tmp_path: Path) -> None:
 def test_the_descriptor_is_not_inherited_by_exec(path: Path) -> None:
     with FileLock(path) as lock:
         assert not os.get_inheritable(lock._fd)
+
+
+def test_a_probe_that_is_forked_or_stopped_in_the_middle_holds_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.touch()
+    close = os.close
+    started: list[Child] = []
+
+    def fork_first(fd: int) -> None:
+        if not started:
+            started.append(Child(signal.pause))
+        close(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", fork_first)
+        assert lock_holder(path) is None
+    try:
+        with FileLock(path) as lock:
+            assert lock.held, "the child has a copy of the probe's descriptor, and no share in any lock"
+    finally:
+        started[0].kill()
+
+
+def test_a_child_forked_while_a_lock_is_taken_does_not_keep_it(path: Path, tmp_path: Path) -> None:
+    """Another thread forks between the flock and the note of who holds it; then the owner dies."""
+    told = tmp_path / "grandchild"
+    write_identity = lock_module._write_identity
+    forked = threading.Event()
+
+    def fork() -> None:
+        grandchild = Child(signal.pause)
+        told.with_suffix(".new").write_text(str(grandchild.pid))
+        told.with_suffix(".new").rename(told)
+        forked.set()
+
+    def fork_meanwhile(*arguments: Any) -> None:
+        threading.Thread(target=fork, daemon=True).start()
+        # In vain, if all is well: the fork waits for us.
+        forked.wait(0.5)
+        write_identity(*arguments)
+
+    def own_and_die() -> None:
+        vars(lock_module)["_write_identity"] = fork_meanwhile
+        FileLock(path).acquire()
+        signal.pause()
+
+    with child(own_and_die, check=False) as owner:
+        wait_until(told.exists)
+        owner.kill()
+        try:
+            with FileLock(path) as lock:
+                assert lock.held
+        finally:
+            os.kill(int(told.read_text()), signal.SIGKILL)
+
+
+def test_without_record_locks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that has none: ownership is the flock, and a probe asks for that."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EINVAL, "no record locks")
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    with FileLock(path):
+        assert lock_holder(path) == own_identity()
+        with pytest.raises(LockHeldError):
+            FileLock(path).acquire()
+    assert lock_holder(path) is None
+    with FileLock(path):
+        pass

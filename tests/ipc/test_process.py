@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -80,3 +81,17 @@ def test_identities_travel_through_files() -> None:
 )
 def test_junk_is_no_identity(data: object) -> None:
     assert ProcessIdentity.from_dict(data) is None
+
+
+def test_who_cannot_be_looked_at_is_alive() -> None:
+    """Without a descriptor for /proc: it would be fatal to take a living process for a dead one."""
+    own = own_identity()
+
+    def body() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        assert is_alive(own)
+        with pytest.raises(OSError):
+            identify(own.pid)
+
+    with child(body):
+        pass

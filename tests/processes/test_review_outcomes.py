@@ -12,9 +12,12 @@ import pytest
 
 import occamdb
 from occamdb import CommitOutcomeUnknown, Database, RunId
+from occamdb.engine.launch import socket_path
+from occamdb.engine.link import Link
 from occamdb.engine.session import SharedHandle
 from occamdb.engine.transaction import TransactionStatus
 from occamdb.ipc import segment
+from occamdb.ipc.control import ControlClient
 from tests.support.processes import (
     Peer,
     Worker,
@@ -269,4 +272,26 @@ def test_the_segments_of_links_that_were_dropped_go(tmp_path: Path, run: RunId) 
         handle._forget(link)
         wait_until(lambda: segment.segment_stat(link.terms.channel) is None, what="the end of the channel")
         assert segment.segment_stat(own) is not None
+    stop_coordinator(path)
+
+
+def test_a_coordinator_that_cannot_be_seen_is_not_called_dead(tmp_path: Path, run: RunId) -> None:
+    """From another pid namespace: a request it did not take yet, it may still take."""
+    path = tmp_path / "db"
+    with open_database(path) as db:
+        db.put(run, "k", 1)
+        client = ControlClient.connect(socket_path(os.fspath(path)), 60.0)
+        link = Link(client, session=0, asked={}, durability="standard", timeout=60.0)
+        seen, link._coordinator = link._coordinator, None
+        pid = coordinator_pid(path)
+        stand_still(pid)
+        link.channel.send(bytearray(64), 60.0)
+        assert link.channel.untaken
+        assert not link.died_with_request_untaken()
+        kill_coordinator(path)
+        assert not link.died_with_request_untaken()
+        link._coordinator = seen
+        assert link.died_with_request_untaken()
+        link.drop()
+        db.put(run, "k", 2)
     stop_coordinator(path)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import occamdb
+from occamdb.ipc.lock import _put_up_sign
 from occamdb.tools import backup, doctor
 from occamdb.tools.backup import copy_live, copy_stopped
 from occamdb.tools.cli import main
@@ -336,8 +337,9 @@ def test_stop_refuses_to_signal_a_process_that_only_has_the_pid(database_path: P
     lock = database_path / "LOCK"
     noted = json.loads(lock.read_text())
     lock.write_text(json.dumps(noted | {"pid": os.getpid()}))
-    holder = open(lock)  # noqa: SIM115 (held until the end of the test)
+    holder = open(lock, "r+")  # noqa: SIM115 (held until the end of the test)
     fcntl.flock(holder, fcntl.LOCK_EX)
+    _put_up_sign(holder.fileno())
     try:
         assert coordinator_of(database_path) is None
         assert stop_coordinator(database_path) is None

@@ -11,6 +11,7 @@ import pytest
 from occamdb.engine import failpoints
 from occamdb.engine.directory import DatabaseDirectory, Meta, current_boot_id, decode_meta, read_meta
 from occamdb.engine.errors import CorruptionError, IncompatibleFormatError
+from occamdb.ipc.lock import FileLock
 
 from .support import fingerprint, flip, in_child
 
@@ -138,6 +139,28 @@ def test_descriptors_are_given_back(tmp_path: Path) -> None:
             DatabaseDirectory(tmp_path)
         DatabaseDirectory(tmp_path / "db").close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_emptied_while_open(tmp_path: Path) -> None:
+    """F15: the same directory, with nothing in it or with another database: not to be written to any more."""
+    directory = DatabaseDirectory(tmp_path / "db")
+    lock = FileLock(directory.lock_path)
+    lock.acquire()
+    assert directory.is_whole(lock.fileno())
+    (tmp_path / "db").rename(tmp_path / "moved")
+    assert directory.is_whole(lock.fileno())
+    (tmp_path / "moved").rename(tmp_path / "db")
+    for name in ("LOCK", "wal", "checkpoints"):
+        # Held elsewhere, so that no new file can get the number of the old one.
+        (tmp_path / "db" / name).rename(tmp_path / name)
+        assert not directory.is_whole(lock.fileno())
+        (tmp_path / "db" / name).mkdir()
+        assert not directory.is_whole(lock.fileno())
+        (tmp_path / "db" / name).rmdir()
+        (tmp_path / name).rename(tmp_path / "db" / name)
+        assert directory.is_whole(lock.fileno())
+    lock.release()
+    directory.close()
 
 
 def test_renamed_while_open(tmp_path: Path) -> None:
