@@ -1,5 +1,6 @@
 """The ownership lock: one holder, freed by its death and by nothing else."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -184,6 +185,15 @@ def test_a_probe_that_is_forked_or_stopped_in_the_middle_holds_nothing(
         started[0].kill()
 
 
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process lead to."""
+    found = []
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(entry.path))
+    return found
+
+
 def test_a_child_forked_while_a_lock_is_taken_does_not_keep_it(path: Path, tmp_path: Path) -> None:
     """Another thread forks between the flock and the note of who holds it; then the owner dies."""
     told = tmp_path / "grandchild"
@@ -209,12 +219,15 @@ def test_a_child_forked_while_a_lock_is_taken_does_not_keep_it(path: Path, tmp_p
 
     with child(own_and_die, check=False) as owner:
         wait_until(told.exists)
-        owner.kill()
+        grandchild = int(told.read_text())
         try:
+            # It lets go as the first thing it does; on a busy machine that may be after its parent went on.
+            wait_until(lambda: str(path) not in open_files(grandchild))
+            owner.kill()
             with FileLock(path) as lock:
                 assert lock.held
         finally:
-            os.kill(int(told.read_text()), signal.SIGKILL)
+            os.kill(grandchild, signal.SIGKILL)
 
 
 def test_without_record_locks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
