@@ -31,6 +31,7 @@ from ..ipc.errors import (
 from . import failpoints
 from ._view import StoreAttachment
 from .control_messages import raise_refusal
+from .directory import read_meta
 from .errors import (
     CommitOutcomeUnknown,
     CoordinatorUnavailable,
@@ -91,6 +92,7 @@ class SharedHandle:
         # The coordinator may be another opener's, who asked for less.
         self._sync = durability == "always"
         self._closed = False
+        self._database_id = b""
         self._reset()
         _handles.add(self)
         self._attach_primary(time.monotonic() + timeout)
@@ -356,14 +358,29 @@ class SharedHandle:
                 # It lives, but cannot serve us in this moment.
                 raise ControlUnavailableError(error.message) from error
         if self._start == "auto":
+            if self._database_id:
+                meta = read_meta(self.path)
+                if meta is None or meta.database_id != self._database_id:
+                    raise self._lost()  # a start would make an empty one
             self._launcher.start(limit)
         return None
+
+    def _lost(self) -> DatabaseClosedError:
+        """The directory was moved away, or deleted, or made anew: what this handle's user knows is not in there."""
+        return DatabaseClosedError(
+            f"the database that was opened is not in {self.path} any more",
+            hint="move its directory back, or open the path again for what is there now",
+        )
 
     def _adopt(self, link: Link) -> None:
         with self._lock:
             if self._closed:
                 link.detach()
                 raise DatabaseClosedError()
+            if self._database_id not in (b"", link.terms.database_id):
+                link.detach()
+                raise self._lost()
+            self._database_id = link.terms.database_id
             self._settings = Settings.of(link.terms.settings)
             self._launcher.inherited = link.terms.settings
             self._all.add(link)

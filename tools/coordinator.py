@@ -19,7 +19,7 @@ from occamdb.engine.launch import socket_path
 from occamdb.ipc.control import ControlClient
 from occamdb.ipc.errors import ControlUnavailableError, LockHeldError
 from occamdb.ipc.lock import lock_holder
-from occamdb.ipc.process import ProcessIdentity, is_alive
+from occamdb.ipc.process import ProcessIdentity, identify, is_alive
 
 STOP_TIMEOUT_S = 30.0
 
@@ -59,7 +59,8 @@ def stop_coordinator(path: Path, *, timeout: float = STOP_TIMEOUT_S, kill: bool 
         return holder.pid
     try:
         # The identity is checked after the pidfd exists: from here on pid and pidfd mean the same process.
-        if not is_alive(holder):
+        # Not `is_alive`, which takes what cannot be looked at for alive: a signal must not go to somebody else.
+        if identify(holder.pid) != holder:
             return holder.pid
         signal.pidfd_send_signal(pidfd, signal.SIGKILL if kill else signal.SIGTERM)
         if not select.select([pidfd], [], [], timeout)[0]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,7 +61,10 @@ def serve(
 
     coordinator = Coordinator(str(path.resolve()), durability, parse_settings(setting or []), auto=False)
     coordinator.start()
-    typer.echo(f"serving {path} (pid {os.getpid()}, durability {durability}); Ctrl-C stops", err=True)
+    with contextlib.suppress(
+        OSError
+    ):  # a full disk behind it must not keep what was started from being served
+        typer.echo(f"serving {path} (pid {os.getpid()}, durability {durability}); Ctrl-C stops", err=True)
     raise typer.Exit(coordinator.serve())
 
 

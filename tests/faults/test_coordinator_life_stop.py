@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import occamdb
-from occamdb import CoordinatorUnavailable, RunId, TooManyChannelsError
+from occamdb import CoordinatorUnavailable, DatabaseClosedError, RunId, TooManyChannelsError
 from occamdb.ipc.process import is_alive
 from tests.support import processes
 from tests.support.processes import (
@@ -361,6 +361,22 @@ def test_its_directory_is_moved_while_it_runs(database_path: Path, tmp_path: Pat
         assert db.get(run, "k") == 1
         assert db.stats()["durable"]["recovery"]["transactions_replayed"] == 0
     stop_coordinator(tmp_path / "moved")
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["nothing", "another database"])
+def test_a_handle_does_not_go_on_with_another_database(database_path: Path, run: RunId, again: bool) -> None:
+    """F15: neither with one that it would make itself, nor with somebody else's."""
+    path = database_path
+    with open_database(path) as old:
+        old.put(run, "k", 1)
+        stop_coordinator(path)
+        shutil.rmtree(path)
+        with open_database(path) if again else contextlib.nullcontext() as new:
+            for use in (lambda: old.put(run, "k", 2), lambda: old.get(run, "k"), old.stats):
+                with pytest.raises(DatabaseClosedError, match="not in"):
+                    use()
+            assert path.exists() is again
+            assert new is None or new.get(run, "k") is None
 
 
 @pytest.mark.parametrize("kind", ["store", "bell"])
