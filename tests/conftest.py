@@ -7,6 +7,7 @@ other's.
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from tests.support import leaks
 
 _MARKER = leaks.mark_this_process()
 leaks.record_segments()
+# A shell starts what it puts in the background with SIGINT ignored, and every program a test starts would inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 settings.register_profile("dev", deadline=None, max_examples=50, suppress_health_check=_QUIET)
