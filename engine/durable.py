@@ -48,6 +48,8 @@ _UNANSWERED_MAX = (
     1024  # versions: more than a batch has, and a few coordinators that died soon after each other
 )
 _ASKED_SECONDS = 60.0
+_DUTY, _DUTY_FAR_BEHIND = 0.3, 0.9
+_FAR_BEHIND = 4  # times `checkpoint_bytes`
 
 
 class DurableState:
@@ -194,7 +196,7 @@ class DurableState:
     def _in_background(self, outcomes: OutcomesFunction) -> None:
         try:
             if self._running().committed_version > self._checkpointed_version:
-                self._write(outcomes, duty=0.3)
+                self._write(outcomes, duty=self._duty())
             elif make_room(self._directory, self._kept_log()):
                 keep_reserve(self._directory)
         except Exception as error:
@@ -203,6 +205,12 @@ class DurableState:
         finally:
             self._next_checkpoint = time.monotonic() + (self._settings.checkpoint_interval or _NEVER)
             self._thread = None
+
+    def _duty(self) -> float:
+        """Share of its time that a checkpoint in the background works."""
+        # Deaths that come too soon for any to be finished would have every recovery replay more than the one before.
+        behind = self._running().log_bytes - self._checkpointed_bytes
+        return _DUTY if behind < _FAR_BEHIND * self._settings.checkpoint_bytes else _DUTY_FAR_BEHIND
 
     def _write(self, outcomes: OutcomesFunction, *, duty: float) -> CheckpointInfo:
         """One checkpoint of the newest version."""
