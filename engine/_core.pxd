@@ -9,6 +9,7 @@
 """
 
 from occamdb.engine._expiry cimport ExpiryHeap
+from occamdb.engine._hot_keys cimport HotKey
 from occamdb.engine._store cimport Store
 from occamdb.ipc._atomics cimport i64, u8, u16, u32, u64
 from occamdb.ipc._ring cimport Inbox, Ring
@@ -16,7 +17,6 @@ from occamdb.ipc._ring cimport Inbox, Ring
 cdef enum:
     RECENT_COUNT = 65536            # a power of two
     HOT_KEYS = 32
-    HOT_KEY_SIZE = 96
     HISTOGRAM_COUNT = 40            # bucket b: values in [2**(b-1), 2**b)
 
     # Channel states. FREE -> ACTIVE by the control plane (it fills the slot in first, release);
@@ -74,12 +74,6 @@ cdef struct Undo:
 cdef struct Recent:
     u64 version
     u32 node
-
-cdef struct HotKey:
-    u64 hash
-    u64 count
-    u32 size
-    u8 key[HOT_KEY_SIZE]
 
 cdef struct Counters:
     u64 commits

@@ -19,7 +19,8 @@ transaction whose pin was revoked or that outlived a restart.
 from libc.stdlib cimport realloc
 from libc.string cimport memcpy, memset
 
-from occamdb.engine._core cimport HOT_KEY_SIZE, HOT_KEYS, RECENT_COUNT, HotKey, Recent
+from occamdb.engine._core cimport HOT_KEYS, RECENT_COUNT, Recent
+from occamdb.engine._hot_keys cimport note_hot_key
 from occamdb.engine._layout cimport (
     RECORD_EXPIRY, RECORD_TOMBSTONE, Node, Record, key_compare, key_hash, node_at, node_key, record_at,
 )
@@ -133,32 +134,13 @@ cdef bint reserve_reply(Channel *channel, u64 size) noexcept nogil:
     return True
 
 
-cdef void _note_hot_key(Core *core, const u8 *key, u32 key_size) noexcept nogil:
-    """Space-saving counters (Metwally, Agrawal, El Abbadi 2005): the keys most often conflicted on, roughly."""
-    cdef u64 hash = key_hash(key, key_size, core.store.hash_seed)
-    cdef HotKey *least = &core.hot[0]
-    cdef HotKey *entry
-    cdef u32 index
-    for index in range(HOT_KEYS):
-        entry = &core.hot[index]
-        if entry.count and entry.hash == hash:
-            entry.count += 1
-            return
-        if entry.count < least.count:
-            least = entry
-    least.hash = hash
-    least.count += 1
-    least.size = key_size if key_size < HOT_KEY_SIZE else HOT_KEY_SIZE
-    memcpy(least.key, key, least.size)
-
-
 cdef void _report(Core *core, Channel *channel, u8 kind, const OpHeader *op, u64 expected, u64 found) noexcept nogil:
     """Append one conflict to the reply while there is room; the total is counted by the caller."""
     cdef ReplyHeader *reply
     cdef const u8 *bytes = <const u8 *>op + OP_HEADER_SIZE
     cdef u64 size = CONFLICT_HEADER_SIZE + <u64>op.key_size + (op.value_size if kind == CONFLICT_RANGE else 0)
     cdef ConflictHeader *entry
-    _note_hot_key(core, bytes, op.key_size)
+    note_hot_key(core.hot, HOT_KEYS, bytes, op.key_size)
     reply = <ReplyHeader *>channel.out
     if reply.conflict_count >= CONFLICTS_LISTED_MAX or channel.out_size + size > channel.reply_max:
         return

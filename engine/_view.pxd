@@ -4,6 +4,7 @@ from cpython.buffer cimport Py_buffer
 
 from occamdb.ipc._atomics cimport i64, u8, u32, u64
 from occamdb.ipc._layout cimport SLOT_COUNT
+from occamdb.engine._hot_keys cimport HotKey
 from occamdb.engine._layout cimport StoreHeader
 from occamdb.engine._reader cimport Found, Reader
 
@@ -11,24 +12,18 @@ cdef enum:
     STACK_VALUE_SIZE = 1024         # values up to this are decoded from a copy on the stack
     NO_SLOT = 0x7FFFFFFF
     TALLY_KEYS = 16
-    TALLY_KEY_SIZE = 96
     PIN_TURNS_MAX = 1000000         # the horizon passes a fresh version by once or twice; this often only in a broken store
 
 cdef u64 fork_generation            # grows by 1 in each forked child: handles of another generation are not ours
 
 
 # At TALLY_OFFSET of the channel segment; engine/tally.py reads it. Written with the GIL, by the worker alone.
-cdef struct TallyKey:
-    u64 count
-    u32 size
-    u8 key[TALLY_KEY_SIZE]
-
 cdef struct Tally:
     u64 retries                     # transactions tried again
     u64 conflicts_read              # commits refused in the worker, by the kind of conflict
     u64 conflicts_cas
     u64 unused
-    TallyKey hot[TALLY_KEYS]        # keys they were about, roughly
+    HotKey hot[TALLY_KEYS]          # keys they were about
 
 
 cdef class StoreAttachment:

@@ -21,9 +21,10 @@ import os
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcpy
 
 from occamdb.engine._failpoints cimport FP_WORKER_AFTER_PIN, failpoint_armed, failpoint_hit
+from occamdb.engine._hot_keys cimport note_hot_key
 from occamdb.engine._layout cimport STORE_HEADER_SIZE
 from occamdb.engine._reader cimport key_hash, reader_get, reader_open
 from occamdb.engine._values cimport decode_value
@@ -164,28 +165,13 @@ cdef class StoreAttachment:
 
     cdef void note_conflict(self, bint cas, bytes key) noexcept:
         """A commit was refused without asking the commit core, because of this stored key. For display."""
-        cdef const u8 *data = <const u8 *>PyBytes_AS_STRING(key)
-        cdef u32 size = <u32>min(PyBytes_GET_SIZE(key), <Py_ssize_t>TALLY_KEY_SIZE)
-        cdef TallyKey *least = &self.tally.hot[0]
-        cdef TallyKey *entry
-        cdef u32 index
         if self.generation != fork_generation:
             return
         if cas:
             self.tally.conflicts_cas += 1
         else:
             self.tally.conflicts_read += 1
-        # Space-saving counters, as in the commit core (_validate.pyx).
-        for index in range(TALLY_KEYS):
-            entry = &self.tally.hot[index]
-            if entry.count and entry.size == size and memcmp(entry.key, data, size) == 0:
-                entry.count += 1
-                return
-            if entry.count < least.count:
-                least = entry
-        least.count += 1
-        least.size = size
-        memcpy(least.key, data, size)
+        note_hot_key(self.tally.hot, TALLY_KEYS, <const u8 *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
 
     def retire(self):
         """Begin nothing more on this store. Snapshots already open stay readable."""

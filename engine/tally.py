@@ -21,8 +21,8 @@ _KEY = struct.Struct("<QI96s4x")
 _KEYS = 16
 _KEPT = 256  # hot keys of workers that left
 _COUNT_MAX = 1 << 48  # sums of forged counts still fit an answer
-SIZE = _COUNTS.size + _KEYS * _KEY.size
-assert SIZE <= layout.TALLY_SIZE
+_SIZE = _COUNTS.size + _KEYS * _KEY.size
+assert _SIZE <= layout.TALLY_SIZE
 
 
 class Tallies:
@@ -36,7 +36,7 @@ class Tallies:
 
     def add(self, channel: Any) -> None:
         """Add the tally in a channel segment's memory."""
-        raw = bytes(channel[layout.TALLY_OFFSET : layout.TALLY_OFFSET + SIZE])
+        raw = bytes(channel[layout.TALLY_OFFSET : layout.TALLY_OFFSET + _SIZE])
         retries, reads, cas, _ = _COUNTS.unpack_from(raw)
         self.retries += min(retries, _COUNT_MAX)
         self.reads += min(reads, _COUNT_MAX)
