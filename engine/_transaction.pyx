@@ -14,19 +14,7 @@ from occamdb.engine._txn_commit cimport commit_transaction, find_conflicts
 from occamdb.engine._txn_core cimport STATE_ABORTED, STATE_ACTIVE
 from occamdb.engine._view cimport fork_generation
 from occamdb.engine._wire cimport RESULT_SIGNED
-from occamdb.ipc._atomics cimport clock_monotonic_ns
-
-cdef extern from *:
-    """
-    #include <time.h>
-    /* Of the last timer tick: a few nanoseconds, where the exact time takes twenty. */
-    static inline int64_t coarse_clock_ns(void) {
-        struct timespec ts;
-        clock_gettime(CLOCK_MONOTONIC_COARSE, &ts);
-        return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-    }
-    """
-    i64 coarse_clock_ns() noexcept nogil
+from occamdb.ipc._atomics cimport clock_coarse_ns, clock_monotonic_ns
 
 from .errors import ConflictError, InvalidArgumentError
 from .keys import Namespace, RunId
@@ -311,7 +299,7 @@ cdef class DatabaseBase:
 
         The mark in a store does not reach us when its name was lost together with its coordinator: then the handle knows.
         """
-        cdef i64 now = coarse_clock_ns()
+        cdef i64 now = clock_coarse_ns()
         if self.current is None or not self.current.is_usable() or now >= self.next_look:
             self.next_look = now + LOOK_PERIOD_NS
             self.current = self.handle.attachment()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -99,13 +99,7 @@ class Settings:
           SettingsError: as `of`.
         """
         checked = cls.of(values).as_dict()
-        names = [name for name in values if name != "limits"]
-        limits = values.get("limits")
-        if isinstance(limits, Limits):
-            names += [item.name for item in fields(Limits)]
-        elif limits is not None:
-            names += limits
-        return {name: checked[name] for name in names}
+        return {name: checked[name] for name in _flat(values)}
 
     def changed(self, **values: Any) -> Settings:
         """These settings with some of them replaced; limits by their own names."""
@@ -114,7 +108,7 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """Every setting by name, flat, limits included: what `of` reads back, fit for a control frame."""
         flat = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "limits"}
-        return flat | {item.name: getattr(self.limits, item.name) for item in fields(Limits)}
+        return flat | asdict(self.limits)
 
     def require_match(self, asked: Mapping[str, Any]) -> None:
         """Check that these settings, those of the running coordinator, are the ones asked for.
@@ -149,19 +143,25 @@ def setting_names() -> tuple[str, ...]:
     return tuple(Settings().as_dict())
 
 
-def _merge(base: Settings, values: Mapping[str, Any]) -> Settings:
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values by flat name: limits given as a `Limits` give way to those by their own names, a table's do not."""
     flat = dict(values)
     nested = flat.pop("limits", None)
+    if nested is None:
+        return flat
     if isinstance(nested, Limits):
-        base = replace(base, limits=nested)
-    elif isinstance(nested, Mapping):
-        flat.update(nested)
-    elif nested is not None:
-        raise SettingsError(
-            f"limits must be a table or a Limits, got {nested!r}",
-            setting="limits",
-            hint="limits=occamdb.Limits(key_size_max=...), or key_size_max=... itself",
-        )
+        return asdict(nested) | flat
+    if isinstance(nested, Mapping):
+        return flat | dict(nested)
+    raise SettingsError(
+        f"limits must be a table or a Limits, got {nested!r}",
+        setting="limits",
+        hint="limits=occamdb.Limits(key_size_max=...), or key_size_max=... itself",
+    )
+
+
+def _merge(base: Settings, values: Mapping[str, Any]) -> Settings:
+    flat = _flat(values)
     limit_names = {item.name for item in fields(Limits)}
     known = setting_names()
     for name in flat:

@@ -58,6 +58,7 @@ cdef extern from *:
     }
     static inline int occ_futex_wake(const void *word, int count) { return (int)syscall(SYS_futex, word, FUTEX_WAKE, count, 0, 0, 0); }
     static inline int64_t occ_clock_monotonic_ns(void) { struct timespec ts; clock_gettime(CLOCK_MONOTONIC, &ts); return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec; }
+    static inline int64_t occ_clock_coarse_ns(void) { struct timespec ts; clock_gettime(CLOCK_MONOTONIC_COARSE, &ts); return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec; }
     static inline int64_t occ_clock_realtime_ns(void) { struct timespec ts; clock_gettime(CLOCK_REALTIME, &ts); return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec; }
     static inline int occ_current_cpu(void) { return sched_getcpu(); }
     """
@@ -83,5 +84,6 @@ cdef extern from *:
     int futex_wait "occ_futex_wait"(const void *word, u32 expected, i64 timeout_ns) noexcept nogil
     int futex_wake "occ_futex_wake"(const void *word, int count) noexcept nogil
     i64 clock_monotonic_ns "occ_clock_monotonic_ns"() noexcept nogil
+    i64 clock_coarse_ns "occ_clock_coarse_ns"() noexcept nogil      # monotonic, of the last timer tick: a few ns, where the exact time takes twenty
     i64 clock_realtime_ns "occ_clock_realtime_ns"() noexcept nogil
     int current_cpu "occ_current_cpu"() noexcept nogil         # a hint: stale at once; -1: unknown

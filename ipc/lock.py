@@ -151,7 +151,7 @@ class FileLock:
             named = os.lstat(self.path)
         except FileNotFoundError:
             return False
-        return (mine.st_dev, mine.st_ino) == (named.st_dev, named.st_ino)
+        return os.path.samestat(mine, named)
 
     def _forget(self) -> None:
         """In a forked child: drop the copy of the descriptor; the parent's lock is untouched."""

@@ -149,7 +149,7 @@ def directory(path: Path) -> Iterator[Finding]:
     from occamdb.ipc.errors import LockHeldError, OccamError
     from occamdb.tools.coordinator import coordinator_of
 
-    if not (path / "meta").exists():
+    if not console.has_database(path):
         yield Finding(
             PROBLEM, f"{path} is not an occamdb database", "the first open of a directory makes one"
         )
