@@ -4,8 +4,9 @@ Why adapt: on an idle machine a spin of a few microseconds saves two context swi
 core (405 K exchanges a second against 15 K); on a busy one it burns the time slice that the peer is waiting for.
 Nobody can tell beforehand which it is, so each waiter keeps score:
 
-- a spin *paid off* when the wait ended within SPIN_NS (LONG_NS where the caller asks for it); one that ran out, or during which the thread was
-  preempted, did not. Three failures running end the spinning; about two in three must pay off to keep it;
+- a spin *paid off* when the wait ended within SPIN_NS (LONG_NS where the caller asks for it); one that ran out, or
+  during which the thread was preempted, did not. Three failures running end the spinning; about two in three must
+  pay off to keep it;
 - after that the waiter sleeps at once, except for *probes*: spins of up to PROBE_NS, long enough to outlast the
   wake-up of a sleeping peer, inside short windows of CLOCK_MONOTONIC. That clock is one for all processes, so the
   windows of both sides coincide: two sides that both sleep find back to spinning, which neither could alone

@@ -272,14 +272,17 @@ def pairs(items: object, call: str) -> list[tuple[Any, Any]]:
     Raises:
       InvalidArgumentError: not iterable, or of something else than pairs.
     """
-    several: list[Any] = list(items) if isinstance(items, Iterable) else [None]
+    if not isinstance(items, Iterable):
+        raise _no_pairs(items, call)
+    several = list(items)
     for pair in several:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            wrong = items if several == [None] else pair
-            raise InvalidArgumentError(
-                f"{call} takes pairs, got {wrong!r:.80}", hint=f"{call}([(a, b), (c, d)])"
-            )
+            raise _no_pairs(pair, call)
     return several
+
+
+def _no_pairs(given: object, call: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{call} takes pairs, got {given!r:.80}", hint=f"{call}([(a, b), (c, d)])")
 
 
 # --- Times ---------------------------------------------------------------------------------------
