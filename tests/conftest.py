@@ -8,14 +8,16 @@ other's.
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from occamdb import RunId
+from occamdb.engine import failpoints
 from occamdb.ipc.errors import LockHeldError
-from tests.support import leaks
+from tests.support import leaks, processes
 
 _MARKER = leaks.mark_this_process()
 leaks.record_segments()
@@ -50,6 +52,19 @@ def stop_coordinator(path: Path) -> None:
             coordinator.stop_coordinator(path, timeout=leaks.GRACE_S)
 
 
+@pytest.fixture
+def run() -> RunId:
+    """A run nobody else uses."""
+    return RunId.new()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., processes.Worker]]:
+    """Starts worker processes; kills at the end what is left of them."""
+    with processes.workers() as starter:
+        yield starter
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a process or a segment; remove both, so that the next test starts clean.
@@ -70,6 +85,13 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail(f"the test left processes behind:\n{description}", pytrace=False)
     if names:
         pytest.fail(f"the test left shared memory behind: {names}", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_armed(nothing_left_behind: None) -> Iterator[None]:
+    """No failpoint of this process outlives the test that set it."""
+    yield
+    failpoints.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

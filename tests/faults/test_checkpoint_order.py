@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,12 +21,6 @@ from tests.support.processes import (
 RUN = RunId.new()
 # The timer must not do the checkpoint's work.
 NO_TIMER = {"sync_interval": 60.0}
-
-
-@pytest.fixture(autouse=True)
-def disarmed() -> Iterator[None]:
-    yield
-    failpoints.clear()
 
 
 def test_the_log_is_on_disk_before_a_checkpoint_has_its_name(tmp_path: Path) -> None:

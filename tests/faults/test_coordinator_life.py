@@ -5,7 +5,6 @@ Where exactly it dies is tests/engine/durability's subject; here it is what its 
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -13,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,30 +34,6 @@ from tests.support.processes import (
     set_coordinator_failpoint,
     wait_until,
 )
-
-
-@pytest.fixture
-def path(database_path: Path) -> Path:
-    """A directory of its own for each test: whatever coordinators come and go, the last one ends with the test."""
-    return database_path
-
-
-@pytest.fixture
-def db(path: Path) -> Iterator[Database]:
-    with open_database(path) as database:
-        yield database
-
-
-@pytest.fixture
-def run() -> RunId:
-    return RunId.new()
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Worker]]:
-    with processes.workers() as starter:
-        yield starter
-
 
 # ---- killed during a commit -----------------------------------------------------------------------------------
 
@@ -288,10 +263,9 @@ def test_a_second_coordinator_is_refused(path: Path, db: Database, run: RunId) -
     with pytest.raises(LockHeldError) as refused:
         Coordinator(str(path), "standard", {}, auto=True).start()
     assert refused.value.pid == identity.pid
-    root = str(Path(occamdb.__file__).parent.parent)
     done = subprocess.run(
         [sys.executable, "-m", "occamdb.tools", "serve", str(path)],
-        env=os.environ | {"PYTHONPATH": root},
+        env=processes.environment(),
         capture_output=True,
         text=True,
         timeout=60,
@@ -343,25 +317,11 @@ def test_it_keeps_none_of_its_starters_descriptors(path: Path, run: RunId) -> No
 def test_the_starter_dies_before_it_serves(tmp_path: Path) -> None:
     """C14: whoever waited for its report is gone; it comes up all the same and serves the others."""
     path = tmp_path / "db"
-    read_end, write_end = os.pipe()
-    os.set_inheritable(write_end, True)
-    options = {
-        "path": str(path),
-        "durability": "standard",
-        "settings": {"max_store_size": 64 << 20},
-        "report_fd": write_end,
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "occamdb.engine.coordinator_main", json.dumps(options)],
-        env=os.environ | {"PYTHONPATH": str(Path(occamdb.__file__).parent.parent)},
-        pass_fds=[write_end],
-    )
-    os.close(write_end)
-    os.close(read_end)
-    with occamdb.open(path, start="never", timeout=60) as db:
-        assert db.stats()["pid"] == process.pid
-    process.terminate()
-    assert process.wait(60) == 0
+    with processes.unheard_coordinator(path) as process:
+        with occamdb.open(path, start="never", timeout=60) as db:
+            assert db.stats()["pid"] == process.pid
+        process.terminate()
+        assert process.wait(60) == 0
 
 
 def start_slowly(peer: Peer, path: Path) -> None:

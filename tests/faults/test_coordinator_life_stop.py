@@ -30,17 +30,6 @@ from tests.support.processes import (
 )
 
 
-@pytest.fixture
-def run() -> RunId:
-    return RunId.new()
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Worker]]:
-    with processes.workers() as starter:
-        yield starter
-
-
 def count_until_told(peer: Peer, path: Path, run: RunId, name: str) -> int:
     """Count in a shared and in an own key; an error is a failure of the test."""
     count = 0
@@ -102,11 +91,7 @@ def starting(path: Path, failpoint: str) -> Iterator[subprocess.Popen[bytes]]:
     """`occamdb serve`, stopped by SIGSTOP at a point of its start."""
     process = subprocess.Popen(
         [processes.python(), "-m", "occamdb.tools", "serve", str(path)],
-        env=os.environ
-        | {
-            "PYTHONPATH": str(Path(occamdb.__file__).parent.parent),
-            "OCCAMDB_FAILPOINTS": failpoint,
-        },
+        env=processes.environment(OCCAMDB_FAILPOINTS=failpoint),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

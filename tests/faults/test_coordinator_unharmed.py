@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
 import socket
 import struct
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,25 +27,9 @@ from tests.support.processes import (
     segments_of,
     set_coordinator_failpoint,
     stop_coordinator,
+    unheard_coordinator,
     wait_until,
 )
-
-
-@pytest.fixture
-def path(database_path: Path) -> Path:
-    return database_path
-
-
-@pytest.fixture
-def db(path: Path) -> Iterator[Database]:
-    with open_database(path) as database:
-        yield database
-
-
-@pytest.fixture
-def run() -> RunId:
-    return RunId.new()
-
 
 # ---- descriptors ----------------------------------------------------------------------------------------------
 
@@ -199,29 +181,8 @@ def test_a_directory_whose_name_is_not_utf8(tmp_path: Path, run: RunId) -> None:
 @contextlib.contextmanager
 def serving_speechless(path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A coordinator whose every complaint meets a full disk."""
-    read_end, write_end = os.pipe()
-    options = {
-        "path": os.fspath(path),
-        "durability": "standard",
-        "settings": {"max_store_size": 64 << 20},
-        "report_fd": write_end,
-    }
-    root = str(Path(occamdb.__file__).parent.parent)
-    with open("/dev/full", "wb") as full:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "occamdb.engine.coordinator_main", json.dumps(options)],
-            env=os.environ | {"PYTHONPATH": root},
-            pass_fds=[write_end],
-            stdout=full,
-            stderr=full,
-        )
-    os.close(write_end)
-    os.close(read_end)
-    try:
+    with open("/dev/full", "wb") as full, unheard_coordinator(path, full) as process:
         yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_a_complaint_that_cannot_be_written(path: Path, run: RunId) -> None:

@@ -37,17 +37,6 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., Worker]]:
-    with processes.workers() as starter:
-        yield starter
-
-
-@pytest.fixture
-def run() -> RunId:
-    return RunId.new()
-
-
-@pytest.fixture
 def db(path: Path) -> Iterator[Database]:
     with open_database(path, timeout=60.0, wal_segment_size=16 << 10) as database:
         yield database

@@ -4,7 +4,7 @@ Writers take the error for a refusal: then the commit never appears, not after a
 """
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,12 +24,6 @@ ONLY_THE_LOG_WRITES = {"checkpoint_bytes": 1 << 40, "wal_segment_size": 1 << 30}
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "db"
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Worker]]:
-    with processes.workers() as starter:
-        yield starter
 
 
 def refusals(scene: Scene) -> int:

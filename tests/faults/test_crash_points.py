@@ -6,7 +6,7 @@ compared with what is there (`tests.support.crash`). At the end the files are ch
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -83,12 +83,6 @@ ELSEWHERE = {"worker", "shm", "file"}
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "db"
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Worker]]:
-    with processes.workers() as starter:
-        yield starter
 
 
 def test_no_point_is_forgotten() -> None:

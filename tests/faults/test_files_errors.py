@@ -31,12 +31,6 @@ from tests.engine.durability.support import (
 SEGMENT_SIZE = 4096
 
 
-@pytest.fixture(autouse=True)
-def no_failpoints_left() -> Iterator[None]:
-    yield
-    failpoints.clear()
-
-
 @pytest.fixture
 def tmp_path(tmp_path: Path) -> Iterator[Path]:
     """The same operations on a file system where a sync costs nothing."""

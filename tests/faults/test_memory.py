@@ -11,7 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,6 @@ from tests.support.processes import Peer, Worker, coordinator_identity, open_dat
 BLOCK = bytes(100_000)
 ROOT = str(Path(occamdb.__file__).parent.parent)
 TREE = str(Path(__file__).parent.parent.parent)
-
-
-@pytest.fixture
-def run() -> RunId:
-    return RunId.new()
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Worker]]:
-    with processes.workers() as starter:
-        yield starter
 
 
 def fill(db: Database, run: RunId, prefix: str = "block") -> int:

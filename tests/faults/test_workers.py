@@ -35,23 +35,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     processes.stop_coordinator(path)
 
 
-@pytest.fixture
-def db(path: Path) -> Iterator[Database]:
-    with open_database(path) as database:
-        yield database
-
-
-@pytest.fixture
-def run() -> RunId:
-    return RunId.new()
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Worker]]:
-    with processes.workers() as starter:
-        yield starter
-
-
 def wait_cleared(db: Database, path: Path, pid: int) -> None:
     """Until the coordinator has forgotten a worker: no pins, no channel."""
     wait_until(lambda: all(w["pid"] != pid for w in db.stats()["workers"]), what="the end of its attachment")

@@ -51,12 +51,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     processes.stop_coordinator(path)
 
 
-@pytest.fixture
-def db(path: Path) -> Iterator[Database]:
-    with open_database(path) as database:
-        yield database
-
-
 def write_raw(memory: mmap.mmap, tail: int, data: bytes) -> None:
     """Bytes into a channel's request ring at `tail`, and the new tail."""
     for offset, byte in enumerate(data):

@@ -1,7 +1,7 @@
 """`db` over both engines, each test in a namespace of its own, and `do`: every operation in both of its forms."""
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 from occamdb.engine.public_types import RunId
 from occamdb.primitives import Database
 from tests.support.databases import memory_database
-from tests.support.processes import Worker, open_database, stop_coordinator, workers
+from tests.support.processes import open_database, stop_coordinator
 
 from .forms import Inside, Outside
 
@@ -32,13 +32,6 @@ def shared_database(shared_path: Path) -> Iterator[Database]:
         yield database
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[..., Worker]]:
-    """Starts worker processes; kills at the end what is left of them."""
-    with workers() as starter:
-        yield starter
-
-
 @pytest.fixture(params=["memory", "shared"])
 def db(request: pytest.FixtureRequest, shared_database: Database) -> Iterator[Any]:
     """An in-memory database, or a new namespace of the one with a coordinator: nobody else's runs are in it."""
@@ -47,12 +40,6 @@ def db(request: pytest.FixtureRequest, shared_database: Database) -> Iterator[An
     else:
         with memory_database() as database:
             yield database
-
-
-@pytest.fixture
-def run() -> RunId:
-    """A run nobody else uses."""
-    return RunId.new()
 
 
 @pytest.fixture(params=[Outside, Inside], ids=["implicit", "in_transaction"])

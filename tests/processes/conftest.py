@@ -1,19 +1,12 @@
 """One shared database for the tests of this folder that take fresh runs, and a starter of workers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from occamdb import Database, RunId
+from occamdb import Database
 from tests.support import processes
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., processes.Worker]]:
-    """Starts worker processes; kills at the end what is left of them."""
-    with processes.workers() as starter:
-        yield starter
 
 
 @pytest.fixture(scope="session")
@@ -31,9 +24,3 @@ def shared(shared_path: Path) -> Iterator[Database]:
     """This process's own handle on the shared database."""
     with processes.open_database(shared_path) as db:
         yield db
-
-
-@pytest.fixture
-def run() -> RunId:
-    """A run nobody else uses."""
-    return RunId.new()

@@ -24,6 +24,7 @@ from occamdb.ipc.process import is_alive
 from tests.support.processes import (
     Peer,
     Worker,
+    environment,
     identity_of,
     open_database,
     segments_of,
@@ -102,10 +103,9 @@ def test_a_plain_subprocess_attaches_by_path(shared: Database, shared_path: Path
         "    print(db.get(sys.argv[2], 'here'))\n"
     )
     shared.put(run, "here", "inside")
-    root = str(Path(occamdb.__file__).parent.parent)
     done = subprocess.run(
         [sys.executable, "-c", script, shared_path, str(run)],
-        env=os.environ | {"PYTHONPATH": root},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=60,

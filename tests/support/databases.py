@@ -17,7 +17,6 @@ import pytest
 
 from occamdb.engine.database import Database
 from occamdb.engine.local import LocalHandle
-from occamdb.engine.public_types import RunId
 from occamdb.engine.settings import Settings
 from occamdb.ipc import layout
 
@@ -29,7 +28,6 @@ __all__ = [
     "memory_database",
     "open_shared_database",
     "revoke_snapshots",
-    "run",
 ]
 
 DatabaseFactory = Callable[..., Database]
@@ -102,9 +100,3 @@ def db_factory(engine: Database | None, tmp_path: Path) -> Iterator[DatabaseFact
 def db(db_factory: DatabaseFactory) -> Database:
     """A database with default settings."""
     return db_factory()
-
-
-@pytest.fixture
-def run() -> RunId:
-    """A run nobody else uses."""
-    return RunId.new()

@@ -8,16 +8,18 @@ what is tested. Nothing here sleeps to synchronise: it waits for conditions, up 
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import occamdb
 from occamdb import Database
@@ -292,6 +294,42 @@ def identity_of(pid: int) -> ProcessIdentity:
     identity = identify(pid)
     assert identity is not None, f"process {pid} is gone"
     return identity
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For a program of its own: ours, with this very occamdb to import."""
+    return {**os.environ, "PYTHONPATH": str(Path(occamdb.__file__).parent.parent), **more}
+
+
+@contextlib.contextmanager
+def unheard_coordinator(path: Path, output: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A coordinator whose starter is gone before it can report.
+
+    Args:
+      path: the database directory.
+      output: where its complaints go; None: where ours do.
+    """
+    read_end, write_end = os.pipe()
+    options = {
+        "path": os.fspath(path),
+        "durability": "standard",
+        "settings": {"max_store_size": 64 << 20},
+        "report_fd": write_end,
+    }
+    process = subprocess.Popen(
+        [python(), "-m", "occamdb.engine.coordinator_main", json.dumps(options)],
+        env=environment(),
+        pass_fds=[write_end],
+        stdout=output,
+        stderr=output,
+    )
+    os.close(write_end)
+    os.close(read_end)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def python() -> str:

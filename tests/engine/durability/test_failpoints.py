@@ -8,19 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from occamdb.engine import failpoints
 
 from .support import in_child
-
-
-@pytest.fixture(autouse=True)
-def nothing_armed() -> Iterator[None]:
-    yield
-    failpoints.clear()
 
 
 def outcomes(specification: str, passes: int) -> list[int]:

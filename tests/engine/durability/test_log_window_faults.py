@@ -55,7 +55,10 @@ def run(path: Path, body: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def keys(path: Path) -> list[bytes]:
+def keys_after(path: Path, body: str) -> list[bytes]:
+    """The keys that are recovered after `body` ran to its end."""
+    done = run(path, body)
+    assert done.returncode == 0, done.stderr
     result, rows = content(path)
     assert result.version == len(rows)
     return sorted(row[0] for row in rows)
@@ -75,9 +78,7 @@ database.kill()
 
 
 def test_the_batch_is_written_instead(tmp_path: Path) -> None:
-    done = run(tmp_path / "db", FALL_BACK)
-    assert done.returncode == 0, done.stderr
-    assert keys(tmp_path / "db") == [b"before", b"fault", b"later 0", b"later 1", b"later 2"]
+    assert keys_after(tmp_path / "db", FALL_BACK) == [b"before", b"fault", b"later 0", b"later 1", b"later 2"]
 
 
 REFUSED = """
@@ -102,9 +103,7 @@ database.kill()
 
 def test_a_write_that_fails_too_is_a_refusal(tmp_path: Path) -> None:
     """The part that was copied is cut off with the rest, and what comes later is readable."""
-    done = run(tmp_path / "db", REFUSED)
-    assert done.returncode == 0, done.stderr
-    assert keys(tmp_path / "db") == [b"after", b"before"]
+    assert keys_after(tmp_path / "db", REFUSED) == [b"after", b"before"]
 
 
 TORN = """
@@ -137,9 +136,13 @@ database.kill()
 
 
 def test_the_next_segment_has_a_window_again(tmp_path: Path) -> None:
-    done = run(tmp_path / "db", NEXT_SEGMENT)
-    assert done.returncode == 0, done.stderr
-    assert keys(tmp_path / "db") == [b"before", b"elsewhere", b"fault", b"rest", b"second fault"]
+    assert keys_after(tmp_path / "db", NEXT_SEGMENT) == [
+        b"before",
+        b"elsewhere",
+        b"fault",
+        b"rest",
+        b"second fault",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +182,4 @@ database.commit([write(b"written")])
 assert figures(database) == (0, 0), figures(database)
 database.kill()
 """
-    done = run(tmp_path / "db", body)
-    assert done.returncode == 0, done.stderr
-    assert keys(tmp_path / "db") == [b"written"]
+    assert keys_after(tmp_path / "db", body) == [b"written"]

@@ -15,12 +15,6 @@ USEFUL = 256 << 10
 FULL = 1 << 20
 
 
-@pytest.fixture(autouse=True)
-def disarmed() -> Iterator[None]:
-    yield
-    failpoints.clear()
-
-
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[DatabaseDirectory]:
     opened = DatabaseDirectory(tmp_path / "db")
