@@ -1,7 +1,7 @@
 """Databases that released versions wrote open unchanged.
 
-`formats/<version>.tar.xz` holds two directories made by that version: `stopped` was stopped cleanly, and the coordinator
-of `killed` was killed with commits behind its last checkpoint. `formats/<version>.json` says what each of them holds.
+`formats/<version>.tar.xz` holds two directories made by that version. `stopped` was stopped cleanly. The coordinator of
+`killed` was killed with commits behind its last checkpoint. `formats/<version>.json` says what each of them holds.
 """
 
 import json
