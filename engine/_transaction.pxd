@@ -20,6 +20,7 @@ cdef class ImplicitSpace:
 
 cdef class DatabaseBase:
     cdef readonly object handle
+    cdef type transaction_type      # its `transaction_class`, looked up once
     cdef readonly object namespace_
     cdef StoreAttachment current
     cdef i64 next_look              # at which the handle is asked whether `current` will do, though it seems so

@@ -1,7 +1,7 @@
 """Types of the compiled transaction; see _transaction.pyx. Primitives build on `Space` and `ImplicitSpace`."""
 
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from uuid import UUID
 
 from ._scan import ScanIterator
@@ -86,11 +86,10 @@ class ImplicitSpace:
         self, prefix: _Key = "", *, start: _Key | None = None, end: _Key | None = None
     ) -> int: ...
 
-def use_transaction_class(cls: type[TransactionBase]) -> None: ...
-
 class DatabaseBase:
     """Begins transactions over one handle; `Database` adds retries, administration and the public names."""
 
+    transaction_class: ClassVar[type[TransactionBase]]
     @property
     def handle(self) -> EngineHandle: ...
     @property

@@ -31,13 +31,6 @@ cdef enum:
 cdef tuple STATUSES = (
     TransactionStatus.ACTIVE, TransactionStatus.VALIDATING, TransactionStatus.COMMITTED, TransactionStatus.ABORTED
 )
-cdef object transaction_class = None      # set once, when transaction.py is imported
-
-
-def use_transaction_class(cls):
-    """Make `begin` return instances of `cls`, a subclass of `TransactionBase` without fields of its own."""
-    global transaction_class
-    transaction_class = cls
 
 
 @cython.no_gc
@@ -164,7 +157,7 @@ cdef class TransactionBase(Space):
 
 
 cdef TransactionBase make_transaction(DatabaseBase db, TransactionCore core, bytes prefix):
-    cdef TransactionBase txn = TransactionBase.__new__(transaction_class)
+    cdef TransactionBase txn = TransactionBase.__new__(db.transaction_type)
     txn.core = core
     txn.prefix = prefix
     txn.db = db
@@ -280,12 +273,21 @@ cdef class ImplicitSpace:
 
 @cython.auto_pickle(False)
 cdef class DatabaseBase:
-    """Begins transactions over one engine handle; safe from several threads."""
+    """Begins transactions over one engine handle; safe from several threads.
+
+    Attributes:
+      transaction_class: what `begin` makes instances of: a subclass of `TransactionBase` without fields of its own.
+    """
+
+    transaction_class = TransactionBase
 
     def __cinit__(self, *args, **kwargs):
         self.prefixes = {}
 
     def __init__(self, handle, isolation="serializable", namespace=None):
+        if not issubclass(self.transaction_class, TransactionBase):
+            raise TypeError(f"transaction_class must be a TransactionBase, got {self.transaction_class!r}")
+        self.transaction_type = self.transaction_class
         self.handle = handle
         self.namespace_ = Namespace() if namespace is None else namespace
         self.base = self.namespace_.base

@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 from uuid import UUID
 
-from ._transaction import DatabaseBase
+from ._transaction import DatabaseBase, TransactionBase
+from .extensions import Extensible
 from .handle import EngineHandle
 from .keys import Namespace
 from .public_types import RunId, TypeTag, VersionedValue
 from .retry import RetryPolicy
-from .running import Attempt, Attempts, TransactionalFunction, run_transaction, transactional
+from .running import Attempt, TransactionalFunction, attempts, run_transaction, transactional
 from .snapshot import SharedSnapshotView
 from .transaction import Transaction
 
@@ -27,6 +28,7 @@ __all__ = ["Database"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+X = TypeVar("X", bound=Transaction)
 Run = RunId | UUID | str
 UserKey = str | bytes
 
@@ -34,8 +36,10 @@ KV = int(TypeTag.KV)
 _DEFAULT_RETRY = RetryPolicy()
 
 
-class Database(DatabaseBase):
-    """Begins transactions on one engine, in one namespace.
+class Database(Extensible, DatabaseBase, Generic[X]):
+    """Begins transactions of the class `transaction_class` on one engine, in one namespace.
+
+    `occamdb.Database` is the one that users hold; its transactions have the primitives.
 
     Args:
       handle: the engine.
@@ -44,6 +48,10 @@ class Database(DatabaseBase):
     """
 
     __slots__ = ("__weakref__", "_isolation")
+    transaction_class: ClassVar[type[TransactionBase]] = Transaction
+    inner_names = Extensible.inner_names | {
+        "attachment", "handle", "namespace_", "prefix_of", "space", "transaction_class",
+    }  # fmt: skip
 
     def __init__(
         self, handle: EngineHandle, isolation: str = "serializable", namespace: Namespace | None = None
@@ -63,15 +71,12 @@ class Database(DatabaseBase):
             read_only: bool = False,
             timeout: float | None = None,
             attempts: int = 1,
-        ) -> Transaction: ...
-
-        # Extensions (`db.kv`, `db.events`, ...) are attached at run time.
-        def __getattr__(self, name: str) -> Any: ...
+        ) -> X: ...
 
     def transaction(
         self,
         run_id: Run,
-        fn: Callable[[Transaction], T],
+        fn: Callable[[X], T],
         *,
         retry: RetryPolicy = _DEFAULT_RETRY,
         timeout: float | None = None,
@@ -93,12 +98,10 @@ class Database(DatabaseBase):
           RetriesExhausted: every attempt conflicted.
           TransactionTimeout: `timeout` passed first; nothing was committed.
         """
-        return run_transaction(self, run_id, fn, retry=retry, timeout=timeout, isolation=isolation)
+        return run_transaction(self.begin, run_id, fn, retry=retry, timeout=timeout, isolation=isolation)
 
     @overload
-    def transactional(
-        self, fn: Callable[Concatenate[Transaction, P], T], /
-    ) -> TransactionalFunction[P, T]: ...
+    def transactional(self, fn: Callable[Concatenate[X, P], T], /) -> TransactionalFunction[P, T]: ...
 
     @overload
     def transactional(
@@ -108,7 +111,7 @@ class Database(DatabaseBase):
         retry: RetryPolicy = _DEFAULT_RETRY,
         timeout: float | None = None,
         isolation: str | None = None,
-    ) -> Callable[[Callable[Concatenate[Transaction, P], T]], TransactionalFunction[P, T]]: ...
+    ) -> Callable[[Callable[Concatenate[X, P], T]], TransactionalFunction[P, T]]: ...
 
     def transactional(
         self,
@@ -126,7 +129,7 @@ class Database(DatabaseBase):
         """
 
         def decorate(function: Callable[..., Any]) -> Any:
-            return transactional(self, function, retry=retry, timeout=timeout, isolation=isolation)
+            return transactional(self.begin, function, retry=retry, timeout=timeout, isolation=isolation)
 
         return decorate if fn is None else decorate(fn)
 
@@ -137,17 +140,17 @@ class Database(DatabaseBase):
         retry: RetryPolicy = _DEFAULT_RETRY,
         timeout: float | None = None,
         isolation: str | None = None,
-    ) -> Iterator[Attempt]:
+    ) -> Iterator[Attempt[X]]:
         """The same retries for code that cannot be a function.
 
             for attempt in db.attempts(run_id):
                 with attempt as txn:
                     ...
 
-        Leave the block at its end: a commit that conflicts after a `break` or `return` cannot be tried again, and is
-        only reported through `sys.unraisablehook`.
+        Leave the block at its end. A `break` or `return` in it commits too, but a commit that then conflicts cannot be
+        tried again: the loop ends with a ConflictError, which Python can only print (`sys.unraisablehook`).
         """
-        return Attempts(self, run_id, retry, timeout, isolation)
+        return attempts(self.begin, run_id, retry=retry, timeout=timeout, isolation=isolation)
 
     # --- One operation each, on the run's key-value space --------------------------------------------
 
@@ -199,9 +202,7 @@ class Database(DatabaseBase):
         namespace: Namespace = self.namespace_
         return namespace
 
-    def namespace(
-        self, tenant: str | None = None, app: str | None = None, agent: str | None = None
-    ) -> Database:
+    def namespace(self, tenant: str | None = None, app: str | None = None, agent: str | None = None) -> Self:
         """The same database for another tenant, app or agent; what is left out stays as it is here."""
         here = self.current_namespace
         chosen = Namespace(

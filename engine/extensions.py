@@ -1,64 +1,57 @@
-"""How primitives become `txn.<name>` and `db.<name>` without the engine knowing of any.
+"""How a primitive becomes `txn.<name>` and `db.<name>` without the engine knowing of it.
 
-1. An extension is a name and a factory; the factory gets the transaction or the database and returns a facade.
-   It is called at each access, so a facade should be cheap and hold nothing but its owner.
-2. A factory may be named as text, "package.module:attribute": it is imported at the first use.
-3. Registration changes classes, so every transaction and database of the process has the extension, at once.
+1. An extension is a name and a factory. The factory takes the transaction or the database and returns a facade. It is
+   called at each access, so a facade should be cheap and hold nothing but its owner.
+2. A factory may be named as text, "package.module:attribute". It is then imported at the first use.
+3. Registration changes no class: `Database` and `Transaction` look here for a name that they do not have themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from .database import Database
 from .errors import AlreadyExistsError, InvalidArgumentError
-from .transaction import Transaction
 
-__all__ = ["Extension", "Factory", "extension_names", "register_extension"]
+__all__ = ["Extensible", "Factory", "extension_names", "register_extension"]
 
 Factory = Callable[[Any], Any]
 
-_OWNERS: tuple[type, ...] = (Transaction, Database)
+_factories: dict[str, Factory | str] = {}
 
 
-class Extension:
-    """The attribute through which a facade is reached.
+class Extensible:
+    """A class whose instances have the registered extensions as attributes.
 
     Attributes:
-      name: of the attribute.
+      inner_names: public names that primitives and tools use, and that `dir` does not show to users.
     """
 
-    __slots__ = ("_factory", "name")
+    __slots__ = ()
+    inner_names: ClassVar[frozenset[str]] = frozenset({"inner_names"})
 
-    def __init__(self, name: str, factory: Factory | str) -> None:
-        self.name = name
-        self._factory = factory
+    if not TYPE_CHECKING:  # a type checker would take any name for an attribute
 
-    @property
-    def factory(self) -> Factory:
-        """The factory, imported now if it was named as text."""
-        factory = self._factory
-        if isinstance(factory, str):
-            module, _, attribute = factory.partition(":")
-            self._factory = factory = getattr(import_module(module), attribute)
-        return factory
+        def __getattr__(self, name: str) -> Any:
+            # Only a name that the class does not have gets here.
+            if name not in _factories:
+                raise AttributeError(
+                    f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self
+                )
+            return _factory(name)(self)
 
-    def __get__(self, owner: Any, owner_type: type | None = None) -> Any:
-        if owner is None:
-            return self
-        factory = self._factory
-        return (factory if not isinstance(factory, str) else self.factory)(owner)
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *_factories} - self.inner_names)
 
-    def __set__(self, owner: Any, value: Any) -> None:
-        raise AttributeError(f"{self.name} is an extension of {type(owner).__name__} and cannot be assigned")
 
-    def is_same(self, factory: Factory | str) -> bool:
-        """Whether it was registered with this factory."""
-        return self._factory == factory or (
-            isinstance(factory, str) and self.factory is Extension("", factory).factory
-        )
+def _factory(name: str) -> Factory:
+    """The factory registered as `name`, imported now if it was named as text."""
+    factory = _factories[name]
+    if isinstance(factory, str):
+        module, _, attribute = factory.partition(":")
+        factory = _factories[name] = getattr(import_module(module), attribute)
+    return factory
 
 
 def register_extension(name: str, factory: Factory | str) -> None:
@@ -83,18 +76,31 @@ def register_extension(name: str, factory: Factory | str) -> None:
             f"the factory of {name!r} must be callable or 'module:attribute', got {factory!r}",
             hint="a class whose constructor takes the transaction or database will do",
         )
-    present = [getattr(owner, name) for owner in _OWNERS if hasattr(owner, name)]
-    if present:
-        if all(isinstance(item, Extension) and item.is_same(factory) for item in present):
-            return
+    if name in _factories and _is_same(name, factory):
+        return
+    if name in _factories or any(hasattr(owner, name) for owner in _subclasses(Extensible)):
         raise AlreadyExistsError(
             f"{name!r} is taken on transactions or databases", hint="choose another name"
         )
-    extension = Extension(name, factory)
-    for owner in _OWNERS:
-        setattr(owner, name, extension)
+    _factories[name] = factory
+
+
+def _is_same(name: str, factory: Factory | str) -> bool:
+    if _factories[name] == factory:
+        return True
+    if isinstance(factory, str):
+        module, _, attribute = factory.partition(":")
+        factory = getattr(import_module(module), attribute)
+    return _factory(name) is factory
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    subclasses: list[type] = cls.__subclasses__()
+    for subclass in subclasses:
+        yield subclass
+        yield from _subclasses(subclass)
 
 
 def extension_names() -> tuple[str, ...]:
     """The names registered, in order of registration."""
-    return tuple(name for name, item in vars(Transaction).items() if isinstance(item, Extension))
+    return tuple(_factories)

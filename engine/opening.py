@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from .database import Database
 from .errors import InvalidArgumentError
 from .keys import Namespace
 from .limits import TIMEOUT_MAX
 from .local import LocalHandle
+from .public_types import Durability, Isolation
 from .session import open_handle
 from .settings import Settings
 
 __all__ = ["open_database", "open_in_memory"]
 
-_DURABILITIES = ("none", "standard", "always")
-_ISOLATIONS = ("serializable", "snapshot")
+D = TypeVar("D", bound=Database[Any])
+
 _STARTS = ("auto", "never")
 
 
 def open_database(
+    database: type[D],
     path: str | os.PathLike[str],
     *,
     durability: str = "standard",
@@ -31,13 +34,14 @@ def open_database(
     app: str = "default",
     agent: str = "default",
     **settings: Any,
-) -> Database:
+) -> D:
     """Open the database in the directory `path`; starts a coordinator if none runs for it, else attaches to its own.
 
     Any number of processes may open the same directory. The result may be used from several threads, goes through
     fork, and pickles as a way to attach.
 
     Args:
+      database: the class of the result.
       path: the database directory; made when missing.
       durability: what an acknowledged commit survives: "none" the death of workers, "standard" kill -9 of every
         process, "always" power loss.
@@ -54,8 +58,8 @@ def open_database(
       StoreFullError: there is not enough shared memory.
       InvalidArgumentError, SettingsError: an argument is wrong.
     """
-    _check_choice("durability", durability, _DURABILITIES)
-    _check_choice("isolation", isolation, _ISOLATIONS)
+    _check_choice("durability", durability, Durability)
+    _check_choice("isolation", isolation, Isolation)
     _check_choice("start", start, _STARTS)
     namespace = Namespace(tenant, app, agent)
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
@@ -65,25 +69,27 @@ def open_database(
     given = {name: value for name, value in settings.items() if value is not None}
     # Names and ranges are checked here, where the caller can see the error, and not only by the coordinator.
     asked = Settings.asked(given)
-    handle = open_handle(_directory(path), durability, asked, start, float(min(timeout, TIMEOUT_MAX)))
+    handle = open_handle(_directory(path), str(durability), asked, start, float(min(timeout, TIMEOUT_MAX)))
     try:
-        return Database(handle, isolation, namespace)
+        return database(handle, isolation, namespace)
     except BaseException:
         handle.close()
         raise
 
 
 def open_in_memory(
+    database: type[D],
     *,
     isolation: str = "serializable",
     tenant: str = "default",
     app: str = "default",
     agent: str = "default",
     **settings: Any,
-) -> Database:
+) -> D:
     """A database in this process alone: no files, no coordinator, the same semantics.
 
     Args:
+      database: the class of the result.
       isolation, tenant, app, agent: as for `open`.
       settings: the sizes and limits among `occamdb.Settings`.
 
@@ -94,16 +100,17 @@ def open_in_memory(
     values = {name: value for name, value in settings.items() if value is not None}
     handle = LocalHandle(Settings.of(values))
     try:
-        return Database(handle, isolation, namespace)
+        return database(handle, isolation, namespace)
     except BaseException:
         handle.close()
         raise
 
 
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
+def _check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
+    names = [str(choice) for choice in allowed]
+    if value not in names:
         raise InvalidArgumentError(
-            f"{name} = {value!r} is unknown", hint=f"choose one of {', '.join(map(repr, allowed))}"
+            f"{name} = {value!r} is unknown", hint=f"choose one of {', '.join(map(repr, names))}"
         )
 
 

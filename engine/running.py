@@ -12,9 +12,9 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from .errors import (
     ConflictError,
@@ -30,14 +30,14 @@ from .public_types import TransactionStatus
 from .retry import RetryPolicy
 from .transaction import Transaction
 
-if TYPE_CHECKING:
-    from .database import Database
-
-__all__ = ["Attempt", "Attempts", "refuse_lazy_function", "run_transaction", "transactional"]
+__all__ = ["Attempt", "attempts", "refuse_lazy_function", "run_transaction", "transactional"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+X = TypeVar("X", bound=Transaction)
+
+# In what follows `begin` is that of the database, with its keywords.
 
 _ACTIVE = TransactionStatus.ACTIVE
 _LAZY_FLAGS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -111,14 +111,14 @@ def _require_policy(retry: object) -> None:
         )
 
 
-class _Retrying:
-    """The bookkeeping shared by `run_transaction` and `Attempts`: what was tried, what comes next."""
+class _Retrying(Generic[X]):
+    """The bookkeeping shared by `run_transaction` and `attempts`: what was tried, what comes next."""
 
-    __slots__ = ("_deadline", "_delays", "_isolation", "_run_id", "count", "db")
+    __slots__ = ("_begin", "_deadline", "_delays", "_isolation", "_run_id", "count")
 
     def __init__(
         self,
-        db: Database,
+        begin: Callable[..., X],
         run_id: Any,
         retry: RetryPolicy,
         timeout: float | None,
@@ -127,21 +127,18 @@ class _Retrying:
         count: int = 0,
     ) -> None:
         _require_policy(retry)
-        self.db = db
+        self._begin = begin
         self.count = count
         self._run_id = run_id
         self._delays = retry.delays()
         self._isolation = isolation
         self._deadline = deadline_of(timeout)
 
-    def begin(self) -> Transaction:
+    def begin(self) -> X:
         """The next attempt's transaction."""
         self.count += 1
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        txn: Transaction = self.db.begin(
-            self._run_id, isolation=self._isolation, timeout=left, attempts=self.count
-        )
-        return txn
+        return self._begin(self._run_id, isolation=self._isolation, timeout=left, attempts=self.count)
 
     def pause(self, error: ConflictError | SnapshotExpired) -> None:
         """Wait before the next attempt, or raise because there is none."""
@@ -175,9 +172,9 @@ def _calls_for_retry(txn: Transaction, error: BaseException) -> bool:
 
 
 def run_transaction(
-    db: Database,
+    begin: Callable[..., X],
     run_id: Any,
-    fn: Callable[[Transaction], T],
+    fn: Callable[[X], T],
     *,
     retry: RetryPolicy,
     timeout: float | None = None,
@@ -192,8 +189,8 @@ def run_transaction(
     refuse_lazy_function(fn)
     _require_policy(retry)
     # The usual transaction commits at once and has no deadline: it needs no bookkeeping.
-    retrying = None if timeout is None else _Retrying(db, run_id, retry, timeout, isolation)
-    txn: Transaction = db.begin(run_id, isolation=isolation) if retrying is None else retrying.begin()
+    retrying = None if timeout is None else _Retrying(begin, run_id, retry, timeout, isolation)
+    txn = begin(run_id, isolation=isolation) if retrying is None else retrying.begin()
     while True:
         try:
             result = fn(txn)
@@ -211,14 +208,14 @@ def run_transaction(
             txn.__exit__(type(error), error, None)
             raise
         if retrying is None:
-            retrying = _Retrying(db, run_id, retry, None, isolation, count=1)
+            retrying = _Retrying(begin, run_id, retry, None, isolation, count=1)
         retrying.pause(reason)
         txn = retrying.begin()
 
 
 def transactional(
-    db: Database,
-    fn: Callable[Concatenate[Transaction, P], T],
+    begin: Callable[..., X],
+    fn: Callable[Concatenate[X, P], T],
     *,
     retry: RetryPolicy,
     timeout: float | None,
@@ -230,9 +227,9 @@ def transactional(
     @functools.wraps(fn)
     def run(run_or_txn: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         if isinstance(run_or_txn, Transaction):
-            return fn(run_or_txn, *args, **kwargs)
+            return fn(cast(X, run_or_txn), *args, **kwargs)
         return run_transaction(
-            db,
+            begin,
             run_or_txn,
             lambda txn: fn(txn, *args, **kwargs),
             retry=retry,
@@ -243,27 +240,33 @@ def transactional(
     return run
 
 
-class Attempt:
+class Attempt(Generic[X]):
     """One pass of the loop `for attempt in db.attempts(run_id): with attempt as txn: ...`.
 
     A conflict at the end of the block is kept back and makes the loop go on; everything else goes to the caller.
+
+    Attributes:
+      number: which attempt this is, from 1.
+      conflict: why it has to be made again; None before its end, and when it need not be.
     """
 
-    __slots__ = ("_attempts", "_txn")
+    __slots__ = ("_begin", "_txn", "conflict", "number")
 
-    def __init__(self, attempts: Attempts) -> None:
-        self._attempts = attempts
-        self._txn: Transaction | None = None
+    def __init__(self, begin: Callable[[], X], number: int) -> None:
+        self._begin = begin
+        self._txn: X | None = None
+        self.number = number
+        self.conflict: ConflictError | SnapshotExpired | None = None
 
     @property
-    def number(self) -> int:
-        """Which attempt this is, from 1."""
-        return self._attempts.count
+    def entered(self) -> bool:
+        """Whether its block was begun."""
+        return self._txn is not None
 
-    def __enter__(self) -> Transaction:
+    def __enter__(self) -> X:
         if self._txn is not None:
             raise TransactionStateError("an attempt is entered once", hint="take the next one from the loop")
-        self._txn = self._attempts._begin()
+        self._txn = self._begin()
         return self._txn
 
     def __exit__(
@@ -275,73 +278,46 @@ class Attempt:
             try:
                 txn.__exit__(None, None, None)
             except (ConflictError, SnapshotExpired) as conflict:
-                error = conflict
-            else:
-                self._attempts._settle(None)
-                return False
-            self._attempts._settle(error)
-            return True
+                self.conflict = conflict
+                return True
+            return False
         again = _calls_for_retry(txn, error)
         txn.__exit__(kind, error, trace)
         if again and isinstance(error, ConflictError | SnapshotExpired):
-            self._attempts._settle(error)
+            self.conflict = error
             return True
-        self._attempts._settle(None)
         return False
 
 
-class Attempts:
-    """The iterator behind `db.attempts`: goes on until an attempt committed, or its policy gives up.
+def attempts(
+    begin: Callable[..., X], run_id: Any, *, retry: RetryPolicy, timeout: float | None, isolation: str | None
+) -> Generator[Attempt[X]]:
+    """The loop behind `db.attempts`: goes on until an attempt committed, or its policy gives up."""
+    # Wrong arguments are refused at the call, not at the first pass of the loop.
+    return _attempts(_Retrying(begin, run_id, retry, timeout, isolation))
 
-    Leave the block at its end. A `break` or `return` from inside it commits too, but if that commit conflicts there is
-    no loop left to try again: the conflict is then reported through `sys.unraisablehook`, since nothing else can be.
-    """
 
-    __slots__ = ("_entered", "_pending", "_retrying", "_settled", "_started")
-
-    def __init__(
-        self, db: Database, run_id: Any, retry: RetryPolicy, timeout: float | None, isolation: str | None
-    ) -> None:
-        self._pending: ConflictError | SnapshotExpired | None = None
-        self._settled = False
-        self._started = False
-        self._entered = False
-        self._retrying = _Retrying(db, run_id, retry, timeout, isolation)
-
-    @property
-    def count(self) -> int:
-        """How many attempts were begun."""
-        return self._retrying.count
-
-    def _begin(self) -> Transaction:
-        self._entered = True
-        return self._retrying.begin()
-
-    def _settle(self, pending: ConflictError | SnapshotExpired | None) -> None:
-        self._pending = pending
-        self._settled = pending is None
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Attempt:
-        if self._settled:
-            raise StopIteration
-        if self._started and not self._entered:
+def _attempts(retrying: _Retrying[X]) -> Generator[Attempt[X]]:
+    while True:
+        attempt = Attempt(retrying.begin, retrying.count + 1)
+        try:
+            yield attempt
+        except GeneratorExit:
+            # The loop was left by break or return, and nobody will run the block again.
+            if attempt.conflict is not None:
+                raise _lost(attempt.conflict) from attempt.conflict
+            raise
+        if not attempt.entered:
             raise TransactionStateError(
                 "the attempt was not entered", hint="write `with attempt as txn:` in the loop"
             )
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            self._retrying.pause(pending)
-        self._started = True
-        self._entered = False
-        return Attempt(self)
+        if attempt.conflict is None:
+            return
+        retrying.pause(attempt.conflict)
 
-    def __del__(self) -> None:
-        pending = getattr(self, "_pending", None)
-        if pending is not None:
-            raise ConflictError(
-                f"a commit was lost: its block was left by break or return, and it conflicted: {pending.message}",
-                hint="leave a block of db.attempts at its end, or use db.transaction(run_id, fn)",
-            )
+
+def _lost(conflict: ConflictError | SnapshotExpired) -> ConflictError:
+    return ConflictError(
+        f"a commit was lost: its block was left by break or return, and it conflicted: {conflict.message}",
+        hint="leave a block of db.attempts at its end, or use db.transaction(run_id, fn)",
+    )

@@ -1,8 +1,8 @@
 """The transaction that users hold.
 
 The work is compiled: `_transaction.pyx` (calls and arguments), `_txn_core.pyx` (read set, effects, checks),
-`_scan.pyx` (ordered walks) and `_txn_commit.pyx` (the commit). The class here exists so that extensions can be
-attached to it (`extensions.py`); it adds no state and no cost to a call.
+`_scan.pyx` (ordered walks) and `_txn_commit.pyx` (the commit). The class here adds the extensions (`extensions.py`); it
+adds no state and no cost to a call.
 
 Semantics that follow from there, in one place:
 
@@ -17,22 +17,26 @@ Semantics that follow from there, in one place:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from ._transaction import ImplicitSpace, Space, TransactionBase, use_transaction_class
+from ._transaction import ImplicitSpace, Space, TransactionBase
+from .extensions import Extensible
 from .public_types import CommitReceipt, TransactionStatus
 
 __all__ = ["CommitReceipt", "ImplicitSpace", "Space", "Transaction", "TransactionStatus"]
 
 
-class Transaction(TransactionBase):
-    """One unit of work on one snapshot; see the module docstring and SPEC section 2."""
+class Transaction(Extensible, TransactionBase):
+    """One unit of work on one snapshot, in one run: reads and writes of it, then `commit` or `abort`.
+
+    `db.begin(run_id)` makes one, and `db.transaction(run_id, fn)` calls `fn` with one. As a context manager it commits
+    at the end of the block, and aborts when an exception leaves it.
+
+        with db.begin(run_id) as txn:
+            txn.put("plan", [*txn.get("plan", []), "think"])
+
+    A transaction belongs to one thread of one process. Touched in the child of a fork, it raises ForkedHandleError.
+    """
 
     __slots__ = ()
-
-    if TYPE_CHECKING:
-        # Extensions (`txn.kv`, `txn.events`, ...) are attached at run time.
-        def __getattr__(self, name: str) -> Any: ...
-
-
-use_transaction_class(Transaction)
+    inner_names = Extensible.inner_names | {
+        "delete_range", "delete_run_range", "pending_size", "raw", "space", "store_incarnation", "tag",
+    }  # fmt: skip

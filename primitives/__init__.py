@@ -2,7 +2,7 @@
 
 from .event_log import ChainVerification, Event, EventLog
 from .extension import Primitive, blind, operation, reader, register, single, stream
-from .handles import Database, Transaction, open_database, open_in_memory
+from .handles import Database, Transaction, open, open_in_memory
 from .kv import KVMapping, KVStore, KVTransaction
 from .run_index import RunIndex
 from .run_types import ALLOWED_TRANSITIONS, RunMetadata, RunStatus
@@ -49,7 +49,7 @@ __all__ = [
     "TraceType",
     "Transaction",
     "blind",
-    "open_database",
+    "open",
     "open_in_memory",
     "operation",
     "reader",

@@ -30,7 +30,6 @@ from .extension import (
     from_microseconds,
     pairs,
     reader,
-    register,
     stream,
 )
 
@@ -78,7 +77,6 @@ class ChainVerification:
     error: str | None = None
 
 
-@register
 class EventLog(Primitive[H_co]):
     """The events of a run: `db.events.append(run_id, "started", {...})`, or `txn.events.append("started", {...})`."""
 

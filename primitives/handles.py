@@ -1,11 +1,190 @@
-"""`Database` and `Transaction` with the primitives on them, for type checkers and editors.
+"""`occamdb.Database` and `occamdb.Transaction`: the engine's, with the primitives on them. `open` makes them.
 
-The engine knows no primitive; each is attached to its classes when it is registered. So at run time these are the
-engine's own classes and functions; `handles.pyi` says what hangs on what they give.
+A further primitive registers itself (`extension.register`) and then hangs on the same objects. The five that come with
+the package are named here, where type checkers and editors see them.
 """
 
-from ..engine.database import Database
-from ..engine.opening import open_database, open_in_memory
-from ..engine.transaction import Transaction
+from __future__ import annotations
 
-__all__ = ["Database", "Transaction", "open_database", "open_in_memory"]
+import os
+from typing import Literal, TypedDict, Unpack
+
+from ..engine import opening
+from ..engine.database import Database as EngineDatabase
+from ..engine.limits import Limits
+from ..engine.public_types import Durability, Isolation
+from ..engine.transaction import Transaction as EngineTransaction
+from .event_log import EventLog
+from .kv import KVStore
+from .run_index import RunIndex
+from .state_cell import StateCell
+from .trace_store import TraceStore
+
+__all__ = ["Database", "SettingsKeywords", "Transaction", "open", "open_in_memory"]
+
+DurabilityName = Durability | Literal["none", "standard", "always"]
+IsolationName = Isolation | Literal["serializable", "snapshot"]
+
+
+class Transaction(EngineTransaction):
+    __doc__ = EngineTransaction.__doc__
+    __slots__ = ()
+
+    @property
+    def kv(self) -> KVStore[Transaction]:
+        """The run's keys and values, in this transaction."""
+        return KVStore(self)
+
+    @property
+    def events(self) -> EventLog[Transaction]:
+        """The run's event log, in this transaction."""
+        return EventLog(self)
+
+    @property
+    def cells(self) -> StateCell[Transaction]:
+        """The run's state cells, in this transaction."""
+        return StateCell(self)
+
+    @property
+    def traces(self) -> TraceStore[Transaction]:
+        """The run's traces, in this transaction."""
+        return TraceStore(self)
+
+    @property
+    def runs(self) -> RunIndex[Transaction]:
+        """The runs of the namespace, in this transaction."""
+        return RunIndex(self)
+
+
+class Database(EngineDatabase[Transaction]):
+    """A database as `occamdb.open` and `occamdb.open_in_memory` give it.
+
+    It begins transactions (`begin`, `transaction`, `attempts`), and its primitives (`kv`, `events`, `cells`, `traces`,
+    `runs`) make a transaction of each call. It is safe to use from several threads, goes through a fork, and pickles
+    as a way to attach, so that it can be passed to worker processes.
+    """
+
+    __slots__ = ()
+    transaction_class = Transaction
+
+    @property
+    def kv(self) -> KVStore[Database]:
+        """Keys and values: `db.kv.put(run_id, "key", value)`."""
+        return KVStore(self)
+
+    @property
+    def events(self) -> EventLog[Database]:
+        """Event logs, one a run: `db.events.append(run_id, "started", {...})`."""
+        return EventLog(self)
+
+    @property
+    def cells(self) -> StateCell[Database]:
+        """Named state: `db.cells.transition(run_id, "task", fn)`."""
+        return StateCell(self)
+
+    @property
+    def traces(self) -> TraceStore[Database]:
+        """Traces of what agents did: `db.traces.record(run_id, ToolCall(...))`."""
+        return TraceStore(self)
+
+    @property
+    def runs(self) -> RunIndex[Database]:
+        """The index of runs: `db.runs.create_run("agent 7")`."""
+        return RunIndex(self)
+
+
+class SettingsKeywords(TypedDict, total=False):
+    """The settings that `open` takes by name; `occamdb.Settings` says what each means.
+
+    Sizes are bytes or text such as "64MiB", times are seconds. None means "not given".
+    """
+
+    max_store_size: int | str | None
+    ring_size: int | str | None
+    wal_segment_size: int | str | None
+    checkpoint_bytes: int | str | None
+    checkpoint_interval: float | None
+    sync_interval: float | None
+    snapshot_max_age: float | None
+    idle_timeout: float | None
+    channel_count_max: int | None
+    limits: Limits | dict[str, int | str] | None
+    key_size_max: int | str | None
+    value_size_max: int | str | None
+    transaction_size_max: int | str | None
+
+
+def open(
+    path: str | os.PathLike[str],
+    *,
+    durability: DurabilityName = "standard",
+    isolation: IsolationName = "serializable",
+    start: Literal["auto", "never"] = "auto",
+    timeout: float = 10.0,
+    tenant: str = "default",
+    app: str = "default",
+    agent: str = "default",
+    **settings: Unpack[SettingsKeywords],
+) -> Database:
+    """Open the database in the directory `path`; starts a coordinator if none runs for it, else attaches to its own.
+
+    Any number of processes may open the same directory. The result may be used from several threads, goes through
+    fork, and pickles as a way to attach.
+
+        db = occamdb.open("agents.db")
+        db = occamdb.open("agents.db", durability="always", max_store_size="1GiB")
+
+    Args:
+      path: the database directory; made when missing.
+      durability: what an acknowledged commit survives: "none" the death of workers, "standard" kill -9 of every
+        process, "always" power loss.
+      isolation: of transactions that do not say: "serializable" or "snapshot".
+      start: "auto" starts a coordinator when there is none, now and after it died; "never" waits for somebody else's.
+      timeout: seconds to wait for a coordinator, and for its answer to a commit.
+      tenant, app, agent: the namespace whose runs this database shows.
+      settings: by name, over `settings.toml` in the directory: see `occamdb.Settings`.
+
+    Raises:
+      CoordinatorUnavailable: none could be started or reached in time.
+      SettingsMismatchError: the running coordinator has other settings than those given here.
+      CorruptionError, IncompatibleFormatError: what is on disk cannot be opened; nothing was changed.
+      StoreFullError: there is not enough shared memory.
+      InvalidArgumentError, SettingsError: an argument is wrong.
+    """
+    return opening.open_database(
+        Database,
+        path,
+        durability=durability,
+        isolation=isolation,
+        start=start,
+        timeout=timeout,
+        tenant=tenant,
+        app=app,
+        agent=agent,
+        **settings,
+    )
+
+
+def open_in_memory(
+    *,
+    isolation: IsolationName = "serializable",
+    tenant: str = "default",
+    app: str = "default",
+    agent: str = "default",
+    **settings: Unpack[SettingsKeywords],
+) -> Database:
+    """A database in this process alone: no files, no coordinator, the same semantics.
+
+        db = occamdb.open_in_memory()
+
+    Args:
+      isolation, tenant, app, agent: as for `open`.
+      settings: the sizes and limits among `occamdb.Settings`.
+
+    Raises:
+      StoreFullError: `max_store_size` cannot be mapped.
+      InvalidArgumentError, SettingsError: an argument is wrong.
+    """
+    return opening.open_in_memory(
+        Database, isolation=isolation, tenant=tenant, app=app, agent=agent, **settings
+    )

@@ -28,7 +28,6 @@ from .extension import (
     operation,
     pairs,
     reader,
-    register,
     single,
 )
 
@@ -39,7 +38,6 @@ R = TypeVar("R")
 _MISSING: Any = object()
 
 
-@register
 class KVStore(Primitive[H_co]):
     """Values by key: `db.kv.put(run_id, "k", 1)`, or `txn.kv.put("k", 1)` inside a transaction."""
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast, overload
 
 from ..engine.errors import (
     AlreadyExistsError,
@@ -30,14 +30,12 @@ from . import layout
 from .extension import (
     DatabaseBase,
     H_co,
-    Operation,
     Primitive,
     RunLike,
     Space,
     TransactionBase,
-    register,
-    repeatable,
 )
+from .operations import Operation, reading, retried
 from .planner import Choice, IndexRange, Record, Test, checked_limit, choose, window
 from .run_types import (
     COMPLETED,
@@ -61,47 +59,33 @@ from .trace_types import checked_metadata, checked_tags, explain
 __all__ = ["RESERVED_RUN", "RunIndex"]
 
 P = ParamSpec("P")
-R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
 
 RESERVED_RUN = RunId(bytes=layout.ZERO_ID)
 
 
-class indexed(Operation, Generic[P, R_co]):
-    """An operation on the index, which needs no run in front: outside it is a transaction on the reserved run."""
+class IndexOperation(Operation[P, R, R]):
+    """An operation on the index, which needs no run in front."""
 
     if TYPE_CHECKING:
 
-        def __init__(self, body: Callable[Concatenate[Any, P], R_co]) -> None: ...
-
-    @overload
-    def __get__(self, instance: None, owner: object = None) -> Self: ...
-    @overload
-    def __get__(self, instance: Primitive[Any], owner: object = None) -> Callable[P, R_co]: ...
-    def __get__(self, instance: Any, owner: object = None) -> Any:
-        return self if instance is None else self.bind(instance)
-
-    def make_implicit(self, body: Callable[..., Any]) -> Callable[..., Any]:
-        def implicit(instance: Any, /, *args: Any, **kwargs: Any) -> Any:
-            args, kwargs = repeatable(args, kwargs)
-            return instance._handle.transaction(
-                RESERVED_RUN, lambda txn: body(RunIndex(txn), *args, **kwargs)
-            )
-
-        return implicit
+        @overload  # type: ignore[override]
+        def __get__(self, instance: None, owner: object = None) -> Callable[Concatenate[Any, P], R]: ...
+        @overload
+        def __get__(self, instance: Primitive[Any], owner: object = None) -> Callable[P, R]: ...
+        def __get__(self, instance: Any, owner: object = None) -> Any: ...
 
 
-class lookup(indexed[P, R_co]):
-    """A read of the index: outside on a snapshot of its own."""
-
-    def make_implicit(self, body: Callable[..., Any]) -> Callable[..., Any]:
-        def implicit(instance: Any, /, *args: Any, **kwargs: Any) -> Any:
-            with instance._handle.begin(RESERVED_RUN, read_only=True) as txn:
-                return body(RunIndex(txn), *args, **kwargs)
-
-        return implicit
+def indexed(body: Callable[Concatenate[Any, P], R]) -> IndexOperation[P, R]:
+    """Reads and writes the index: outside it is a transaction on the reserved run."""
+    return IndexOperation(body, retried(RESERVED_RUN))
 
 
-@register
+def lookup(body: Callable[Concatenate[Any, P], R]) -> IndexOperation[P, R]:
+    """Reads the index: outside on a snapshot of its own."""
+    return IndexOperation(body, reading(RESERVED_RUN))
+
+
 class RunIndex(Primitive[H_co]):
     """The runs of a namespace: `db.runs.create_run("agent 7")`; inside a transaction `txn.runs.create_run(...)`."""
 

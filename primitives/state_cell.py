@@ -23,7 +23,6 @@ from .extension import (
     RunLike,
     TransactionBase,
     blind,
-    register,
     single,
 )
 
@@ -48,7 +47,6 @@ class State:
     updated_at: datetime
 
 
-@register
 class StateCell(Primitive[H_co]):
     """Named state: `db.cells.transition(run_id, "task", fn)`, or `txn.cells.transition("task", fn)`."""
 

@@ -20,7 +20,7 @@ from uuid import UUID
 from ..engine.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 from ..engine.public_types import TypeTag
 from . import layout
-from .extension import H_co, Primitive, operation, reader, register, single
+from .extension import H_co, Primitive, operation, reader, single
 from .planner import Choice, IndexRange, Test, checked_limit, choose, window
 from .trace_types import (
     CUSTOM,
@@ -51,7 +51,6 @@ __all__ = ["TraceStore"]
 IdLike = str | UUID
 
 
-@register
 class TraceStore(Primitive[H_co]):
     """The traces of a run: `db.traces.record(run_id, Thought("hm"))`, or `txn.traces.record(Thought("hm"))`."""
 

@@ -44,7 +44,12 @@ class Settings:
 
     def open(self) -> occamdb.Database:
         """Attach to the workload's database."""
-        return occamdb.open(self.path, durability=self.durability, isolation=self.isolation, **self.options)
+        return occamdb.open(
+            self.path,
+            durability=occamdb.Durability(self.durability),
+            isolation=occamdb.Isolation(self.isolation),
+            **self.options,
+        )
 
     def meta(self) -> dict[str, Any]:
         """What a history keeps about its run."""

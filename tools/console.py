@@ -209,12 +209,15 @@ def database(path: Path, namespace: str | None = None, *, create: bool = False) 
     """
     import occamdb
     from occamdb.engine.directory import read_meta
+    from occamdb.engine.public_types import Durability
 
     if not create:
         require_database(path)
     meta = read_meta(path)
     # With the durability it has: a command must not be refused for wanting another.
-    db = occamdb.open(path, durability=(meta and meta.durability) or "standard")
+    db = occamdb.open(
+        path, durability=Durability(meta.durability) if meta and meta.durability else "standard"
+    )
     try:
         yield _in_namespace(db, namespace)
     finally:

@@ -106,7 +106,7 @@ def _database(keep: Path | None, durability: str) -> Iterator[Database]:
 
     with tempfile.TemporaryDirectory(prefix="occamdb-demo-", ignore_cleanup_errors=True) as scratch:
         path = keep or Path(scratch, "index.db")
-        db = occamdb.open(path, durability=durability)
+        db = occamdb.open(path, durability=occamdb.Durability(durability))
         try:
             yield db
         finally:

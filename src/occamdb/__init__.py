@@ -41,7 +41,15 @@ from .engine.errors import (
 from .engine.extensions import register_extension
 from .engine.keys import Namespace
 from .engine.limits import Limits
-from .engine.public_types import CommitReceipt, RunId, TransactionStatus, TypeTag, VersionedValue
+from .engine.public_types import (
+    CommitReceipt,
+    Durability,
+    Isolation,
+    RunId,
+    TransactionStatus,
+    TypeTag,
+    VersionedValue,
+)
 from .engine.retry import RetryPolicy
 from .engine.settings import Settings
 from .engine.snapshot import ClonedSnapshotView, SharedSnapshotView, SnapshotView
@@ -68,9 +76,9 @@ from .primitives import (
     TraceTree,
     TraceType,
     Transaction,
+    open,
     open_in_memory,
 )
-from .primitives import open_database as open
 
 __version__ = "0.1.0"
 
@@ -88,6 +96,7 @@ __all__ = [
     "Database",
     "DatabaseClosedError",
     "Decision",
+    "Durability",
     "Error",
     "Event",
     "EventLog",
@@ -97,6 +106,7 @@ __all__ = [
     "InvalidArgumentError",
     "InvalidKeyError",
     "InvalidTransition",
+    "Isolation",
     "KVStore",
     "KVTransaction",
     "KeyTooLarge",

@@ -18,7 +18,9 @@ FILL_BATCH = 1000
 
 def open_db(path: Path, durability: str = "standard", **options: Any) -> occamdb.Database:
     """Attach to the database of a side; every process of the side uses the same options."""
-    return occamdb.open(str(path / "occam"), durability=durability, max_store_size=MAP_SIZE, **options)
+    return occamdb.open(
+        str(path / "occam"), durability=occamdb.Durability(durability), max_store_size=MAP_SIZE, **options
+    )
 
 
 def long_key(index: int) -> str:

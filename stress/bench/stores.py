@@ -80,7 +80,9 @@ class OccamStore:
         """Attach, starting a coordinator if none runs."""
         import occamdb
 
-        self._db = occamdb.open(str(path / "occam"), durability=durability, max_store_size=MAP_SIZE)
+        self._db = occamdb.open(
+            str(path / "occam"), durability=occamdb.Durability(durability), max_store_size=MAP_SIZE
+        )
 
     def fill(self, items: Iterable[tuple[str, Any]]) -> None:
         """Write in transactions of 1,000."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.database import Database
+from occamdb import Database, Transaction
 from occamdb.engine.errors import (
     AlreadyExistsError,
     CASConflict,
@@ -21,7 +21,6 @@ from occamdb.engine.extensions import extension_names, register_extension
 from occamdb.engine.handle import EngineHandle
 from occamdb.engine.keys import Namespace
 from occamdb.engine.public_types import RunId, TypeTag
-from occamdb.engine.transaction import Transaction
 from tests.support.databases import memory_database
 
 
@@ -148,7 +147,7 @@ class Notes:
         self.owner.space(0x30).put("note", text)
 
 
-def test_extension_appears_on_transactions_and_databases(db: Database, run: RunId) -> None:
+def test_extension_appears_on_transactions_and_databases(db: Any, run: RunId) -> None:
     register_extension("test_notes", Notes)
     register_extension("test_notes", Notes)  # the same again is harmless
     register_extension("test_notes_lazy", f"{__name__}:Notes")

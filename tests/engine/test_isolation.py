@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.database import Database
+from occamdb import Database, Transaction, TransactionStatus
 from occamdb.engine.errors import CASConflict, ConflictError, ReadConflict, WriteConflict
 from occamdb.engine.public_types import RunId, TypeTag
-from occamdb.engine.transaction import Transaction, TransactionStatus
 
 BOTH = pytest.mark.parametrize("isolation", ["serializable", "snapshot"])
 

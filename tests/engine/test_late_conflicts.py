@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.database import Database
+from occamdb import Database, Transaction
 from occamdb.engine.errors import CASConflict, ConflictError, ReadConflict, WriteConflict
 from occamdb.engine.local import LocalHandle
 from occamdb.engine.public_types import RunId, TypeTag
 from occamdb.engine.settings import Settings
-from occamdb.engine.transaction import Transaction
 from tests.engine.test_isolation import (
     test_phantom_only_under_snapshot_isolation as phantom_test,
 )

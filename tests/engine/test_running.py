@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.database import Database
+from occamdb import Database, Transaction, TransactionStatus
 from occamdb.engine.errors import (
     CASConflict,
     ConflictError,
@@ -21,7 +21,6 @@ from occamdb.engine.errors import (
 )
 from occamdb.engine.public_types import RunId
 from occamdb.engine.retry import RetryPolicy
-from occamdb.engine.transaction import Transaction, TransactionStatus
 
 FAST = RetryPolicy(max_attempts=5, initial_backoff=0.0)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from occamdb.engine.database import Database
+from occamdb import Database
 from occamdb.engine.errors import TransactionStateError
 from occamdb.engine.public_types import RunId
 from tests.support.databases import memory_database

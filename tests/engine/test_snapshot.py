@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from occamdb.engine.database import Database
+from occamdb import Database
 from occamdb.engine.errors import LimitExceeded, ReadOnlyError, SnapshotExpired, TransactionStateError
 from occamdb.engine.public_types import RunId
 from occamdb.engine.snapshot import ClonedSnapshotView, SharedSnapshotView, SnapshotView

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from occamdb import Database, Transaction, TransactionStatus
 from occamdb.engine import messages
-from occamdb.engine.database import Database
 from occamdb.engine.errors import (
     CommitOutcomeUnknown,
     CoordinatorUnavailable,
@@ -25,7 +25,6 @@ from occamdb.engine.local import LocalHandle
 from occamdb.engine.messages import OpCode, OpFlags, Reply, RequestFlags, Status
 from occamdb.engine.public_types import RunId
 from occamdb.engine.settings import Settings
-from occamdb.engine.transaction import Transaction, TransactionStatus
 from tests.support.databases import memory_database
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.database import Database
+from occamdb import Database, Transaction, TransactionStatus
 from occamdb.engine.errors import (
     CASConflict,
     ConflictError,
@@ -27,7 +27,6 @@ from occamdb.engine.errors import (
     WriteConflict,
 )
 from occamdb.engine.public_types import RunId, TypeTag
-from occamdb.engine.transaction import Transaction, TransactionStatus
 from tests.support.databases import DatabaseFactory
 
 RICH: dict[str, Any] = {

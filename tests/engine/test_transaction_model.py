@@ -15,11 +15,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from occamdb.engine.database import Database
+from occamdb import Database, Transaction
 from occamdb.engine.errors import ConflictError
 from occamdb.engine.keys import successor
 from occamdb.engine.public_types import RunId
-from occamdb.engine.transaction import Transaction
 from occamdb.engine.validation import CommitSets, Newest, validate_transaction
 from tests.support.databases import memory_database
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.database import Database
+from occamdb import Database
 from occamdb.engine.errors import ConflictError, InvalidArgumentError
 from occamdb.engine.public_types import RunId
 

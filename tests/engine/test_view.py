@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from occamdb import Database
 from occamdb.engine._store import StoreWriter
 from occamdb.engine._view import StoreAttachment
-from occamdb.engine.database import Database
 from occamdb.engine.errors import CorruptionError, LimitExceeded, SnapshotExpired
 from occamdb.engine.limits import Limits
 from occamdb.engine.public_types import RunId

@@ -222,8 +222,8 @@ class CellMachine(Machine):
         assert self.call("list", prefix) == expected
 
     def check_all(self) -> None:
-        names = self.db.cells.list(self.run_id)
-        assert {name: self.db.cells.read(self.run_id, name).value for name in names} == self.committed
+        states = {name: self.db.cells.read(self.run_id, name) for name in self.db.cells.list(self.run_id)}
+        assert {name: state and state.value for name, state in states.items()} == self.committed
 
 
 for machine in (KVMachine, EventMachine, CellMachine):

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, assert_type
 
 from occamdb.engine.public_types import RunId, VersionedValue
+from occamdb.engine.settings import setting_names
 from occamdb.primitives import Database, Event, EventLog, KVStore, RunMetadata, State, TraceTree, Transaction
+from occamdb.primitives.handles import SettingsKeywords
 from occamdb.primitives.kv import KVMapping
 
 
@@ -60,8 +62,18 @@ def wrong_calls(db: Database, txn: Transaction, run: RunId) -> None:
     txn.runs.start("x")  # type: ignore[misc]
 
 
-def test_run_time_classes_are_the_engines() -> None:
-    from occamdb.engine.database import Database as EngineDatabase
-    from occamdb.engine.transaction import Transaction as EngineTransaction
+def test_the_classes_are_what_type_checkers_see(db: Database, run: RunId) -> None:
+    assert type(db) is Database
+    with db.begin(run) as txn:
+        assert type(txn) is type(txn.for_run(RunId.new())) is Transaction
+    with db.begin(run, read_only=True) as txn:
+        assert type(txn) is Transaction
+    for attempt in db.attempts(run):
+        with attempt as txn:
+            assert type(txn) is Transaction
+    assert db.transaction(run, type) is Transaction
+    assert type(db.namespace(app="other")) is Database
 
-    assert (Database, Transaction) == (EngineDatabase, EngineTransaction)
+
+def test_settings_have_keywords_of_their_own() -> None:
+    assert {*setting_names(), "limits"} == set(SettingsKeywords.__annotations__)

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from occamdb import RunId
-from occamdb.engine.database import Database
+from occamdb import Database, RunId
 from occamdb.engine.session import SharedHandle
 from occamdb.engine.transaction import TransactionStatus
 from tests.support.databases import memory_database

@@ -13,8 +13,7 @@ import msgpack
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from occamdb import Namespace, RunId, TypeTag
-from occamdb.engine.database import Database
+from occamdb import Database, Namespace, RunId, TypeTag
 from occamdb.engine.keys import tag_prefix
 from occamdb.engine.local import LocalHandle
 from occamdb.engine.messages import (

@@ -26,7 +26,7 @@ class Bench:
 
     def __init__(self, name: str, directory: Path, isolation: str = "serializable"):
         self.workload: Workload = get_workload(name)
-        self.db = occamdb.open_in_memory(isolation=isolation)
+        self.db = occamdb.open_in_memory(isolation=occamdb.Isolation(isolation))
         self.settings = Settings(keys=self.workload.keys, isolation=isolation)
         self.directory = directory
         self.workload.prepare(self.db, self.settings)

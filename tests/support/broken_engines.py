@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from occamdb import Database
 from occamdb.engine import messages
-from occamdb.engine.database import Database
 from occamdb.engine.local import LocalHandle
 from occamdb.engine.messages import OpCode
 from occamdb.engine.settings import Settings

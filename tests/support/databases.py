@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.database import Database
+from occamdb import Database
 from occamdb.engine.local import LocalHandle
 from occamdb.engine.settings import Settings
 from occamdb.ipc import layout
@@ -47,8 +47,7 @@ def open_shared_database(
     import occamdb
 
     settings.setdefault("idle_timeout", 0.2)  # so that the coordinator is gone soon after the test
-    opened: Database = occamdb.open(path, isolation=isolation, **settings)
-    return opened
+    return occamdb.open(path, isolation=occamdb.Isolation(isolation), **settings)
 
 
 def revoke_snapshots(db: Database) -> int:

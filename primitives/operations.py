@@ -1,0 +1,254 @@
+"""Operations of primitives: each is written once, and has the forms that its decorator names.
+
+An operation is an ordinary method on `self.space`, the part of one run that belongs to the primitive's tag. On a facade
+over a transaction it is called as written. On a facade over a database the run comes first, and the decorator says
+how the call is carried out:
+
+    decorator    inside: txn.kv.get("k")    outside: db.kv.get(run_id, "k")
+    blind        as written, returns None   one write without a snapshot: one round trip, never conflicts on its own
+    single       as written                 one call of the engine: what it reads comes from one snapshot
+    operation    as written                 a transaction, retried on conflict
+    contended    as written                 the same with more attempts and shorter pauses
+    reader       as written                 reads on one snapshot; needs no coordinator
+    stream       as written (a generator)   reads on one snapshot while it is iterated; needs no coordinator
+
+1. An operation may run several times before it commits, so it has no effect but on its space.
+2. What an operation looks like from outside (signature, docstring) is derived from the method as written.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from types import MethodType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    NamedTuple,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    overload,
+)
+from uuid import UUID
+
+from ..engine._transaction import DatabaseBase, TransactionBase
+from ..engine.public_types import RunId
+from ..engine.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from .extension import Primitive
+
+__all__ = [
+    "CONTENDED",
+    "Form",
+    "Operation",
+    "RunLike",
+    "blind",
+    "contended",
+    "operation",
+    "reader",
+    "reading",
+    "retried",
+    "single",
+    "stream",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_in = TypeVar("R_in", covariant=True)
+R_out = TypeVar("R_out", covariant=True)
+
+RunLike: TypeAlias = RunId | UUID | str
+Outside: TypeAlias = Callable[..., Any]
+
+# In each round of the commit order one of N contenders wins, so with 64 of them 10,000 attempts end unlucky with a
+# chance below 1e-68. A loser's next attempt takes microseconds: pausing much longer would only idle the key.
+CONTENDED = RetryPolicy(max_attempts=10_000, max_backoff=0.002)
+
+_new = object.__new__
+
+
+class Form(NamedTuple):
+    """How a facade over a database carries an operation out.
+
+    Attributes:
+      carry_out: makes of the method as written the function `(facade, run_id, *args, **kwargs)`.
+      returns: the annotation of what that returns; None: as the method says.
+      run: the run of every call, for a primitive that keeps all its data in one; None: the caller names it.
+    """
+
+    carry_out: Callable[[Callable[..., Any]], Outside]
+    returns: str | None = None
+    run: RunId | None = None
+
+
+class Operation(Generic[P, R_in, R_out]):
+    """A method of a primitive, in its forms inside and outside a transaction.
+
+    Attributes:
+      body: the function as written.
+      outside: the function that a facade over a database calls instead.
+    """
+
+    def __init__(self, body: Callable[Concatenate[Any, P], R_in], form: Form) -> None:
+        self.body: Callable[..., Any] = body
+        self.__doc__ = body.__doc__
+        self.outside = _described(form.carry_out(body), body, form)
+
+    @overload
+    def __get__(self, instance: None, owner: object = None) -> Callable[Concatenate[Any, P], R_in]: ...
+    @overload
+    def __get__(
+        self, instance: Primitive[DatabaseBase], owner: object = None
+    ) -> Callable[Concatenate[RunLike, P], R_out]: ...
+    @overload
+    def __get__(self, instance: Primitive[TransactionBase], owner: object = None) -> Callable[P, R_in]: ...
+    def __get__(self, instance: Any, owner: object = None) -> Any:
+        if instance is None:
+            return self.body
+        # Both are plain functions, bound without a Python call: reads cost little more than binding does.
+        return MethodType(self.body if instance.inside else self.outside, instance)
+
+
+def _described(outside: Outside, body: Callable[..., Any], form: Form) -> Outside:
+    """`outside` with the name, the docstring and the signature that `help` and editors are to show."""
+    for name in ("__name__", "__qualname__", "__module__", "__doc__"):
+        setattr(outside, name, getattr(body, name))
+    signature = inspect.signature(body)
+    facade, *given = signature.parameters.values()
+    if form.run is None:
+        positional = inspect.Parameter.POSITIONAL_ONLY
+        facade = facade.replace(kind=positional)
+        given.insert(0, inspect.Parameter("run_id", positional, annotation="RunLike"))
+    returns = signature.return_annotation if form.returns is None else form.returns
+    outside.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[facade, *given], return_annotation=returns
+    )
+    return outside
+
+
+# --- Forms ---------------------------------------------------------------------------------------
+
+
+def _one_call(body: Callable[..., Any]) -> Outside:
+    """One call of the engine, which outside a transaction needs none."""
+
+    def outside(instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
+        cls = type(instance)
+        view = _new(cls)
+        view._handle = handle = instance._handle
+        view.inside = False
+        view.space = handle.space(run_id, cls.tag, raw=cls.raw)
+        return body(view, *args, **kwargs)
+
+    return outside
+
+
+def _transaction(policy: RetryPolicy) -> Callable[[Callable[..., Any]], Outside]:
+    """A transaction, with retries by `policy`."""
+
+    def carry_out(body: Callable[..., Any]) -> Outside:
+        def outside(instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
+            cls, (args, kwargs) = type(instance), _repeatable(args, kwargs)
+            return instance._handle.transaction(
+                run_id, lambda txn: body(cls(txn), *args, **kwargs), retry=policy
+            )
+
+        return outside
+
+    return carry_out
+
+
+def _snapshot(body: Callable[..., Any]) -> Outside:
+    """One snapshot, given back at the end of the call."""
+
+    def outside(instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
+        with instance._handle.begin(run_id, read_only=True) as txn:
+            return body(type(instance)(txn), *args, **kwargs)
+
+    return outside
+
+
+def _iterated_snapshot(body: Callable[..., Any]) -> Outside:
+    """One snapshot, held while the result is iterated."""
+
+    def outside(instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with instance._handle.begin(run_id, read_only=True) as txn:
+            yield from body(type(instance)(txn), *args, **kwargs)
+
+    return outside
+
+
+def _in_run(form: Form) -> Form:
+    """The form of an operation whose run is `form.run`."""
+
+    def carry_out(body: Callable[..., Any]) -> Outside:
+        in_any_run, run = form.carry_out(body), form.run
+
+        def outside(instance: Any, /, *args: Any, **kwargs: Any) -> Any:
+            return in_any_run(instance, run, *args, **kwargs)
+
+        return outside
+
+    return form._replace(carry_out=carry_out)
+
+
+_BLIND = Form(_one_call, returns="int")
+_SINGLE = Form(_one_call)
+_OPERATION = Form(_transaction(RetryPolicy()))
+_CONTENDED = Form(_transaction(CONTENDED))
+_READER = Form(_snapshot)
+_STREAM = Form(_iterated_snapshot)
+
+
+def retried(run: RunId) -> Form:
+    """The form of `operation` for a primitive that keeps all its data in one run."""
+    return _in_run(_OPERATION._replace(run=run))
+
+
+def reading(run: RunId) -> Form:
+    """The form of `reader` for a primitive that keeps all its data in one run."""
+    return _in_run(_READER._replace(run=run))
+
+
+def blind(body: Callable[Concatenate[Any, P], None]) -> Operation[P, None, int]:
+    """One write. Outside it returns what the coordinator answered: the new version, or the new integer."""
+    return Operation(body, _BLIND)
+
+
+def single(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
+    """One call of the engine."""
+    return Operation(body, _SINGLE)
+
+
+def operation(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
+    """Reads and writes; outside it is a transaction with retries."""
+    return Operation(body, _OPERATION)
+
+
+def contended(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
+    """An operation on a key that every writer of it reads and writes: more attempts, shorter pauses."""
+    return Operation(body, _CONTENDED)
+
+
+def reader(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
+    """Reads and returns something finished."""
+    return Operation(body, _READER)
+
+
+def stream(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
+    """Reads while it is iterated; the snapshot is held until then."""
+    return Operation(body, _STREAM)
+
+
+def _repeatable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with every iterator read into a list: a retry must find the same in it as the first attempt."""
+    if any(hasattr(value, "__next__") for value in args):
+        args = tuple(list(value) if hasattr(value, "__next__") else value for value in args)
+    for name, value in kwargs.items():
+        if hasattr(value, "__next__"):
+            kwargs[name] = list(value)
+    return args, kwargs
