@@ -10,11 +10,10 @@ it keeps what it can see from being reclaimed, so it is closed when done (or rev
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
-
-from sortedcontainers import SortedDict
 
 from ._transaction import Space
 from .errors import TransactionStateError
@@ -159,18 +158,21 @@ class ClonedSnapshotView:
       rows: (key, VersionedValue).
     """
 
-    __slots__ = ("_rows", "_version")
+    __slots__ = ("_keys", "_rows", "_version")
 
     def __init__(self, version: int, rows: Iterator[tuple[UserKey, VersionedValue]]) -> None:
         self._version = version
         # By encoded key: the order of str and bytes keys together is that of their bytes.
-        self._rows = SortedDict(
-            (
-                encode_user_key(key),
-                (encode_value(row.value, _ANY_SIZE), row.version, row.timestamp_ns, row.expires_at_ns),
+        self._rows = {
+            encode_user_key(key): (
+                encode_value(row.value, _ANY_SIZE),
+                row.version,
+                row.timestamp_ns,
+                row.expires_at_ns,
             )
             for key, row in rows
-        )
+        }
+        self._keys = sorted(self._rows)
 
     @property
     def version(self) -> int:
@@ -190,7 +192,8 @@ class ClonedSnapshotView:
     def scan_prefix(self, prefix: UserKey = "") -> Iterator[tuple[UserKey, VersionedValue]]:
         """(key, VersionedValue) of every key with the prefix, in key order."""
         start = encode_user_key(prefix) if prefix else b""
-        for key in self._rows.irange(start):
+        for position in range(bisect_left(self._keys, start), len(self._keys)):
+            key = self._keys[position]
             if not key.startswith(start):
                 return
             row = self._rows[key]

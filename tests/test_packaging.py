@@ -1,6 +1,7 @@
 """What a release contains: everything a wheel is built from, and nothing that was built."""
 
 import importlib
+import os
 import shutil
 import subprocess
 import sys
@@ -78,3 +79,28 @@ def test_the_console_script_exists() -> None:
 def test_requirements_of_the_build_match_those_of_development() -> None:
     build, dev = PROJECT["build-system"]["requires"], PROJECT["project"]["optional-dependencies"]["dev"]
     assert set(build) <= set(dev), "make builds without isolation: what the build needs must be installed"
+
+
+def test_the_command_says_what_to_install_when_its_packages_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise ModuleNotFoundError('No module named typer', name='typer')")
+    for command in (["-m", "occamdb"], ["-m", "occamdb.tools"]):
+        found = subprocess.run(
+            [sys.executable, *command, "--help"],
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert found.returncode == 2
+        assert (
+            found.stderr
+            == "occamdb: the command line needs the package 'typer': pip install 'occamdb[cli]'\n"
+        )
+
+
+def test_importing_the_package_needs_its_own_requirements_only() -> None:
+    """None of the extras' packages, so that a worker needs no more than the core."""
+    extras = "typer rich click psutil sortedcontainers lmdb matplotlib redis diskcache"
+    program = f"import sys, occamdb; print(*({{*sys.modules}} & {{*{extras.split()!r}}}))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stdout.strip()) == (0, ""), found.stderr

@@ -2,6 +2,6 @@
 
 import sys
 
-from occamdb.tools.cli import main
+from occamdb.tools.entry import main
 
 sys.exit(main())
