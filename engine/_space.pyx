@@ -19,7 +19,7 @@ from occamdb.engine._scan cimport ROWS_ITEMS, ROWS_KEYS, count_rows, new_scan
 from occamdb.engine._txn_core cimport (
     SEEN_ABSENT, SEEN_DELTA, SEEN_OWN, SEEN_STORED, STATE_ABORTED, Effect, expiry_of, join_key,
 )
-from occamdb.engine._values cimport make_versioned
+from occamdb.engine._values cimport Codec, make_versioned
 
 from .errors import InvalidArgumentError, InvalidKeyError
 from .keys import RunId, encode_user_key, successor
@@ -29,6 +29,7 @@ cdef enum:
     STACK_KEY_SIZE = 512
     TAG_KV = 1
 
+cdef Codec PLAIN = Codec()
 cdef TransactionCore NEVER_BEGUN = TransactionCore.__new__(TransactionCore)
 NEVER_BEGUN.state = STATE_ABORTED
 
@@ -268,6 +269,11 @@ cdef class Space:
     def tag(self):
         """Which part of the run."""
         return tag_of(self.prefix[len(self.prefix) - 1])
+
+    @property
+    def codec(self):
+        """How the database stores values."""
+        return PLAIN if self.core.codec is None else self.core.codec
 
     def __reduce__(self):
         raise TypeError(f"a {type(self).__name__} cannot be pickled: it belongs to one thread of one process")

@@ -2,6 +2,7 @@
 
 from occamdb.engine._space cimport Space
 from occamdb.engine._txn_core cimport TransactionCore
+from occamdb.engine._values cimport Codec
 from occamdb.engine._view cimport StoreAttachment
 from occamdb.ipc._atomics cimport i64, u8, u32, u64
 
@@ -20,6 +21,7 @@ cdef class ImplicitSpace:
 
 cdef class DatabaseBase:
     cdef readonly object handle
+    cdef readonly Codec codec       # of the values
     cdef type transaction_type      # its `transaction_class`, looked up once
     cdef readonly object namespace_
     cdef StoreAttachment current

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from ._scan import ScanIterator
 from ._space import Space as Space
+from ._values import Codec
 from ._view import StoreAttachment
 from .errors import Conflict
 from .handle import EngineHandle
@@ -94,7 +95,15 @@ class DatabaseBase:
     def handle(self) -> EngineHandle: ...
     @property
     def namespace_(self) -> Namespace: ...
-    def __init__(self, handle: EngineHandle, isolation: str, namespace: Namespace | None = None) -> None: ...
+    @property
+    def codec(self) -> Codec: ...
+    def __init__(
+        self,
+        handle: EngineHandle,
+        isolation: str = "serializable",
+        namespace: Namespace | None = None,
+        codec: Codec | None = None,
+    ) -> None: ...
     def attachment(self) -> StoreAttachment: ...
     def begin(
         self,

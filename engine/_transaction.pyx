@@ -12,6 +12,7 @@ from cpython.object cimport PyObject
 from occamdb.engine._space cimport delta_argument, make_space, with_tag
 from occamdb.engine._txn_commit cimport commit_transaction, find_conflicts
 from occamdb.engine._txn_core cimport STATE_ABORTED, STATE_ACTIVE
+from occamdb.engine._values cimport Codec
 from occamdb.engine._view cimport fork_generation
 from occamdb.engine._wire cimport RESULT_SIGNED
 from occamdb.ipc._atomics cimport clock_coarse_ns, clock_monotonic_ns
@@ -284,11 +285,12 @@ cdef class DatabaseBase:
     def __cinit__(self, *args, **kwargs):
         self.prefixes = {}
 
-    def __init__(self, handle, isolation="serializable", namespace=None):
+    def __init__(self, handle, isolation="serializable", namespace=None, Codec codec=None):
         if not issubclass(self.transaction_class, TransactionBase):
             raise TypeError(f"transaction_class must be a TransactionBase, got {self.transaction_class!r}")
         self.transaction_type = self.transaction_class
         self.handle = handle
+        self.codec = Codec() if codec is None else codec
         self.namespace_ = Namespace() if namespace is None else namespace
         self.base = self.namespace_.base
         self.serializable = is_serializable(isolation)
@@ -344,6 +346,7 @@ cdef class DatabaseBase:
         cdef TransactionCore core = TransactionCore.__new__(TransactionCore)
         cdef Py_ssize_t size = PyBytes_GET_SIZE(prefix)
         core.handle = self.handle
+        core.codec = self.codec
         core.key_size_max = self.key_size_max
         core.value_size_max = self.value_size_max
         core.transaction_size_max = self.transaction_size_max

@@ -227,7 +227,7 @@ cdef class TransactionCore(PinnedView):
     cdef object own_value(self, bytes key, Effect own, const Found *base):
         """What an own put or add makes of a key whose live committed record is `base` (NULL: absent)."""
         if own.code == OP_PUT:
-            return decode_value(<const u8 *>PyBytes_AS_STRING(own.value), PyBytes_GET_SIZE(own.value))
+            return decode_value(<const u8 *>PyBytes_AS_STRING(own.value), PyBytes_GET_SIZE(own.value), self.codec)
         return add_integers(key, self.value_of(base) if base != NULL else 0, own.delta)
 
     cdef object own_record(self, bytes key, Effect own, const Found *base):
@@ -266,7 +266,7 @@ cdef class TransactionCore(PinnedView):
         return 0
 
     cdef int put(self, bytes key, object value, i64 expires_at) except -1:
-        return self.set_effect(key, new_effect(OP_PUT, encode_value(value, self.value_size_max), expires_at, 0, False))
+        return self.set_effect(key, new_effect(OP_PUT, encode_value(value, self.value_size_max, self.codec), expires_at, 0, False))
 
     cdef int delete(self, bytes key) except -1:
         """Delete, reporting whether the transaction saw the key: 1 or 0. That it looked is in the read set."""
@@ -287,7 +287,7 @@ cdef class TransactionCore(PinnedView):
         return self.set_effect(key, new_effect(OP_DELETE, None, 0, 0, wanted))
 
     cdef int cas(self, bytes key, u64 expected, object value, i64 expires_at) except -1:
-        cdef Effect effect = new_effect(OP_PUT, encode_value(value, self.value_size_max), expires_at, 0, False)
+        cdef Effect effect = new_effect(OP_PUT, encode_value(value, self.value_size_max, self.codec), expires_at, 0, False)
         cdef PyObject *own = PyDict_GetItem(self.effects, key) if self.effects is not None else NULL
         cdef bint gone
         if own != NULL:
@@ -328,9 +328,9 @@ cdef class TransactionCore(PinnedView):
             return self.set_effect(key, new_effect(OP_ADD, None, 0, total, wanted))
         base = 0
         if own.code == OP_PUT:
-            base = decode_value(<const u8 *>PyBytes_AS_STRING(own.value), PyBytes_GET_SIZE(own.value))
+            base = decode_value(<const u8 *>PyBytes_AS_STRING(own.value), PyBytes_GET_SIZE(own.value), self.codec)
         total = add_integers(key, base, delta)
-        return self.set_effect(key, new_effect(OP_PUT, encode_value(total, self.value_size_max), own.expires_at, 0, False))
+        return self.set_effect(key, new_effect(OP_PUT, encode_value(total, self.value_size_max, None), own.expires_at, 0, False))
 
     cdef int clear_range(self, bytes start, bytes end) except -1:
         cdef u64 freed = 0

@@ -3,16 +3,17 @@
 Called for every put and every read, so the format is written and read here directly (msgpack the library is the
 model in tests: the bytes are the same).
 
-1. Only the exact built-in types of SPEC section 3 are stored; what comes back is equal, of the same types, and fresh.
+1. Only the exact types that `values.py` names are stored, and what a `Codec` makes of others; what comes back is equal,
+   of the same types, and fresh.
 2. The encoder trusts nothing to stay as it was: containers are counted while they are written, since a datetime's
-   `tzinfo` can run the user's code in between.
+   `tzinfo` and a codec's `default` run the user's code in between.
 3. The decoder never reads past `size` bytes, never recurses deeper than DEPTH_MAX, and allocates no more than a
    small multiple of `size`, whatever the bytes are.
 4. The fast encoder only says that it refuses; `values.explain` then walks the value again to name the path.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.datetime cimport datetime, import_datetime, timedelta
+from cpython.datetime cimport date, datetime, import_datetime, time, timedelta
 from cpython.dict cimport PyDict_Next, PyDict_SetItem
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
@@ -23,6 +24,8 @@ from libc.string cimport memcpy
 from occamdb.ipc._atomics cimport i64, u8, u16, u32, u64
 
 from datetime import timezone
+from decimal import Decimal, InvalidOperation
+from uuid import UUID
 
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
@@ -50,6 +53,7 @@ import_datetime()
 cdef int DEPTH_MAX = 128
 cdef enum:
     INLINE_SIZE = 1024      # most values fit into this much of the C stack
+    NAMED_SIZE = 256        # ... and most values of the user's types into this much
     REFUSED = -1            # the value cannot be stored; no exception is set
     TOO_LARGE = -2          # more than size_max bytes; no exception is set
     FAILED = -3             # an exception is set
@@ -57,6 +61,23 @@ cdef enum:
 # The seconds of years 1 and 9999 in UTC: what a datetime can hold when read back.
 cdef i64 SECONDS_MIN = -62135596800
 cdef i64 SECONDS_MAX = 253402300799
+
+cdef enum:
+    # Types of msgpack extensions. Stored for good: a number is never given another meaning.
+    EXT_UUID = 1            # 16 bytes
+    EXT_DECIMAL = 2         # its text
+    EXT_DATE = 3            # u32: the proleptic Gregorian ordinal
+    EXT_TIME = 4            # u64: microseconds since midnight, the top bit is the fold
+    EXT_TIMEDELTA = 5       # i32 days, u32 seconds, u32 microseconds
+    EXT_RUN_ID = 6          # 16 bytes
+    EXT_NAMED = 16          # an array of a name and a value: what a codec's `default` made of the user's type
+    EXT_TIMESTAMP = 0xFF
+
+cdef Py_ssize_t SIZE_MAX = 64 << 20     # of a value, unless a database has another limit
+
+# Of modules that import this one: filled in at the first use.
+cdef object RunId = None
+cdef object Unrestored = None
 
 cdef object UTC = timezone.utc
 cdef object EPOCH = datetime(1970, 1, 1, 0, 0, 0, 0, timezone.utc)
@@ -71,6 +92,7 @@ cdef struct Writer:
     Py_ssize_t capacity
     Py_ssize_t size_max
     u8 *inlined             # the caller's stack; data is either this or malloc'ed
+    PyObject *codec         # borrowed
 
 
 cdef int grow(Writer *w, Py_ssize_t more) except FAILED:
@@ -300,6 +322,95 @@ cdef int write_list(Writer *w, list items, int depth) except FAILED:
     return 0 if PyList_GET_SIZE(items) == count else REFUSED
 
 
+cdef int write_extension_header(Writer *w, u8 number, Py_ssize_t size) except FAILED:
+    """The code, the size and the type of an extension, and room for its `size` bytes."""
+    cdef int rc
+    if size > <Py_ssize_t>0xFFFFFFFF:
+        w.size += size
+        return TOO_LARGE
+    rc = reserve(w, size + 6)
+    if rc:
+        return rc
+    if size == 1 or size == 2 or size == 4 or size == 8 or size == 16:
+        put8(w, 0xD4 if size == 1 else 0xD5 if size == 2 else 0xD6 if size == 4 else 0xD7 if size == 8 else 0xD8)
+    elif size < 0x100:
+        put8(w, 0xC7)
+        put8(w, <u8>size)
+    elif size < 0x10000:
+        put16(w, 0xC8, <u16>size)
+    else:
+        put32(w, 0xC9, <u32>size)
+    put8(w, number)
+    return 0
+
+
+cdef int write_extension(Writer *w, u8 number, bytes body) except FAILED:
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(body)
+    cdef int rc = write_extension_header(w, number, size)
+    if rc:
+        return rc
+    memcpy(w.data + w.size, PyBytes_AS_STRING(body), size)
+    w.size += size
+    return 0
+
+
+cdef int write_named(Writer *w, object name, object data, int depth) except FAILED:
+    """A value of the user's own type, as the name and the storable value that stand for it."""
+    cdef u8 inlined[NAMED_SIZE]
+    cdef Writer body
+    cdef int rc
+    if type(name) is not str or depth >= DEPTH_MAX:
+        return REFUSED
+    body.data = body.inlined = inlined
+    body.size = 0
+    body.capacity = NAMED_SIZE
+    body.size_max = w.size_max
+    body.codec = w.codec
+    try:
+        rc = write_list(&body, [name, data], depth + 1)
+        if rc == 0:
+            rc = write_extension_header(w, EXT_NAMED, body.size)
+        if rc == 0:
+            memcpy(w.data + w.size, body.data, body.size)
+        w.size += body.size
+    finally:
+        if body.data is not body.inlined:
+            free(body.data)
+    return rc
+
+
+cdef int write_rare(Writer *w, object value, object kind, int depth) except FAILED:
+    """A value of a type that is stored as an extension, or of the user's own type."""
+    global RunId, Unrestored
+    cdef u64 microseconds
+    if RunId is None:
+        from .public_types import RunId as run_id_class
+        from .values import Unrestored as unrestored_class
+        RunId, Unrestored = run_id_class, unrestored_class
+    if kind is RunId:
+        return write_extension(w, EXT_RUN_ID, value.bytes)
+    if kind is UUID:
+        return write_extension(w, EXT_UUID, value.bytes)
+    if kind is Decimal:
+        return write_extension(w, EXT_DECIMAL, str(value).encode())
+    if kind is date:
+        return write_extension(w, EXT_DATE, value.toordinal().to_bytes(4, "big"))
+    if kind is time and value.tzinfo is None:
+        microseconds = ((<u64>value.hour * 60 + value.minute) * 60 + value.second) * 1000000 + value.microsecond
+        return write_extension(w, EXT_TIME, (microseconds | <u64>value.fold << 63).to_bytes(8, "big"))
+    if kind is timedelta:
+        return write_extension(w, EXT_TIMEDELTA, value.days.to_bytes(4, "big", signed=True)
+                               + value.seconds.to_bytes(4, "big") + value.microseconds.to_bytes(4, "big"))
+    if kind is Unrestored:
+        return write_named(w, value.name, value.data, depth)
+    if w.codec is NULL or (<Codec>w.codec).default is None:
+        return REFUSED
+    named = (<Codec>w.codec).default(value)
+    if type(named) is not tuple or len(<tuple>named) != 2:
+        return REFUSED
+    return write_named(w, named[0], named[1], depth)
+
+
 cdef int write(Writer *w, object value, int depth) except FAILED:
     """Append one value. 0, REFUSED or TOO_LARGE."""
     cdef double number
@@ -332,11 +443,11 @@ cdef int write(Writer *w, object value, int depth) except FAILED:
     elif kind is datetime:
         return write_datetime(w, value)
     else:
-        return REFUSED
+        return write_rare(w, value, kind, depth)
     return 0
 
 
-cdef bytes encode_value(object value, Py_ssize_t size_max):
+cdef bytes encode_value(object value, Py_ssize_t size_max, Codec codec):
     cdef u8 inlined[INLINE_SIZE]
     cdef Writer w
     cdef int rc
@@ -344,6 +455,7 @@ cdef bytes encode_value(object value, Py_ssize_t size_max):
     w.size = 0
     w.capacity = INLINE_SIZE
     w.size_max = size_max
+    w.codec = <PyObject *>codec if codec is not None else NULL
     try:
         rc = write(&w, value, 0)
         # `reserve` asks for a few bytes more than are used in the end, so the exact check is here.
@@ -352,12 +464,12 @@ cdef bytes encode_value(object value, Py_ssize_t size_max):
     finally:
         if w.data is not w.inlined:
             free(w.data)
-    raise _refusal(value, w.size, size_max, rc == REFUSED)
+    raise _refusal(value, w.size, size_max, rc == REFUSED, codec)
 
 
-def _refusal(object value, Py_ssize_t size, Py_ssize_t size_max, bint refused):
+def _refusal(object value, Py_ssize_t size, Py_ssize_t size_max, bint refused, codec):
     from .values import explain, too_large
-    return explain(value) if refused else too_large(size, size_max)
+    return explain(value, codec) if refused else too_large(size, size_max)
 
 
 # --- Decoding ------------------------------------------------------------------------------------
@@ -371,6 +483,7 @@ cdef struct Input:
     const u8 *at
     const u8 *end
     const u8 *start
+    PyObject *codec         # borrowed
 
 
 cdef object damaged(Input *r, str expected):
@@ -503,10 +616,57 @@ cdef object read_timestamp(Input *r, Py_ssize_t size):
                              (seconds % 86400 + 86400) % 86400, <int>(nanoseconds // 1000))
 
 
-cdef object read_extension(Input *r, Py_ssize_t size):
-    if take(r, 1) != 0xFF:
-        raise damaged(r, "an extension of type -1, a timestamp")
-    return read_timestamp(r, size)
+cdef object read_named(Input *r, Py_ssize_t size, int depth):
+    """The body of EXT_NAMED: restored by the codec if it can, else as it was stored."""
+    cdef Input body = r[0]
+    if depth >= DEPTH_MAX:
+        raise damaged(r, f"at most {DEPTH_MAX} levels")
+    body.end = r.at + size
+    pair = read(&body, depth + 1)
+    if type(pair) is not list or len(<list>pair) != 2 or type(pair[0]) is not str or body.at != body.end:
+        raise damaged(r, "an array of a name and a value")
+    r.at = body.end
+    if r.codec is NULL or (<Codec>r.codec).restore is None:
+        from .values import Unrestored as unrestored_class
+        return unrestored_class(pair[0], pair[1])
+    return (<Codec>r.codec).restore(pair[0], pair[1])
+
+
+cdef object read_extension(Input *r, Py_ssize_t size, int depth):
+    cdef u8 number = <u8>take(r, 1)
+    if number == EXT_TIMESTAMP:
+        return read_timestamp(r, size)
+    if r.end - r.at < size:
+        raise damaged(r, f"an extension of {size} bytes")
+    if number == EXT_NAMED:
+        return read_named(r, size, depth)
+    try:
+        return rare_value(number, read_bytes(r, size))
+    except (ValueError, OverflowError, InvalidOperation):
+        raise damaged(r, f"a value of extension type {number}") from None
+
+
+cdef object rare_value(u8 number, bytes body):
+    """The value of one of our extensions. ValueError for a body that is none of its type."""
+    from .public_types import RunId as run_id_class
+    if number == EXT_UUID:
+        return UUID(bytes=body)
+    if number == EXT_RUN_ID:
+        return run_id_class(bytes=body)
+    if number == EXT_DECIMAL:
+        return Decimal(body.decode("ascii"))
+    if number == EXT_DATE and len(body) == 4:
+        return date.fromordinal(int.from_bytes(body, "big"))
+    if number == EXT_TIME and len(body) == 8:
+        bits = int.from_bytes(body, "big")
+        seconds, microsecond = divmod(bits & 0x7FFFFFFFFFFFFFFF, 1000000)
+        minutes, second = divmod(seconds, 60)
+        hour, minute = divmod(minutes, 60)
+        return time(hour, minute, second, microsecond, fold=bits >> 63)
+    if number == EXT_TIMEDELTA and len(body) == 12:
+        return timedelta(int.from_bytes(body[:4], "big", signed=True), int.from_bytes(body[4:8], "big"),
+                         int.from_bytes(body[8:], "big"))
+    raise ValueError
 
 
 cdef object read_wide(Input *r, u8 code, int depth):
@@ -543,10 +703,10 @@ cdef object read_wide(Input *r, u8 code, int depth):
         return read_list(r, <Py_ssize_t>take(r, 2 if code == 0xDC else 4), depth)
     if code == 0xDE or code == 0xDF:
         return read_dict(r, <Py_ssize_t>take(r, 2 if code == 0xDE else 4), depth)
-    if code == 0xD6 or code == 0xD7:
-        return read_extension(r, 4 if code == 0xD6 else 8)
-    if code == 0xC7:
-        return read_extension(r, <Py_ssize_t>take(r, 1))
+    if 0xD4 <= code <= 0xD8:
+        return read_extension(r, 1 << (code - 0xD4), depth)
+    if 0xC7 <= code <= 0xC9:
+        return read_extension(r, <Py_ssize_t>take(r, 1 << (code - 0xC7)), depth)
     if code == 0xCA:
         bits32 = <u32>take(r, 4)
         memcpy(&single, &bits32, 4)
@@ -574,8 +734,9 @@ cdef object read(Input *r, int depth):
     return read_wide(r, code, depth)
 
 
-cdef object decode_value(const u8 *data, Py_ssize_t size):
+cdef object decode_value(const u8 *data, Py_ssize_t size, Codec codec):
     cdef Input r
+    r.codec = <PyObject *>codec if codec is not None else NULL
     r.start = r.at = data
     r.end = data + size
     value = read(&r, 0)
@@ -584,17 +745,37 @@ cdef object decode_value(const u8 *data, Py_ssize_t size):
     return value
 
 
-def encode(object value, Py_ssize_t size_max) -> bytes:
-    """`encode_value` for Python callers; see `values.encode_value`."""
-    return encode_value(value, size_max)
+cdef class Codec:
+    """How the values of one database are stored, those of the user's own types included.
+
+    Args:
+      default: called with a value whose type is not storable. Returns (name, storable value), or None when it does not
+        know the type either.
+      restore: called with such a pair when it is read back; returns the value.
+    """
+
+    def __init__(self, default=None, restore=None):
+        from .errors import InvalidArgumentError
+        for name, hook in (("default", default), ("restore", restore)):
+            if hook is not None and not callable(hook):
+                raise InvalidArgumentError(f"{name} must be a function, got {hook!r:.80}",
+                                           hint="occamdb.value_hooks(MyClass) makes both")
+        self.default = default
+        self.restore = restore
+
+    def encode(self, value, Py_ssize_t size_max=SIZE_MAX) -> bytes:
+        """The msgpack bytes of a value; see `values.encode_value`."""
+        return encode_value(value, size_max, self)
+
+    def decode(self, data not None):
+        """A fresh object from them; see `values.decode_value`."""
+        if type(data) is bytes:     # several times cheaper than a buffer view
+            return decode_value(<const u8 *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), self)
+        return decode_view(data, self)
+
+    def __reduce__(self):
+        return Codec, (self.default, self.restore)
 
 
-def decode(data not None):
-    """`decode_value` for Python callers; see `values.decode_value`."""
-    if type(data) is bytes:     # several times cheaper than a buffer view
-        return decode_value(<const u8 *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-    return _decode_view(data)
-
-
-cdef object _decode_view(const u8[::1] data):
-    return decode_value(&data[0] if data.shape[0] else NULL, data.shape[0])
+cdef object decode_view(const u8[::1] data, Codec codec):
+    return decode_value(&data[0] if data.shape[0] else NULL, data.shape[0], codec)

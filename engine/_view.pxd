@@ -7,6 +7,7 @@ from occamdb.ipc._layout cimport SLOT_COUNT
 from occamdb.engine._hot_keys cimport HotKey
 from occamdb.engine._layout cimport StoreHeader
 from occamdb.engine._reader cimport Found, Reader
+from occamdb.engine._values cimport Codec
 
 cdef enum:
     STACK_VALUE_SIZE = 1024         # values up to this are decoded from a copy on the stack
@@ -54,6 +55,7 @@ cdef class StoreAttachment:
 cdef class PinnedView:
     cdef readonly StoreAttachment attachment
     cdef readonly u64 version
+    cdef Codec codec                # None: no hooks
     cdef u64 generation
     cdef u32 slot                   # NO_SLOT: nothing pinned
     cdef i64 clock                  # ns since the epoch, 0 until read

@@ -288,11 +288,11 @@ cdef class PinnedView:
         cdef u8 copy[STACK_VALUE_SIZE]
         if found.value_size > STACK_VALUE_SIZE:
             large = self.bytes_of(found.value, found.value_size)
-            return decode_value(<const u8 *>PyBytes_AS_STRING(large), found.value_size)
+            return decode_value(<const u8 *>PyBytes_AS_STRING(large), found.value_size, self.codec)
         memcpy(copy, found.value, found.value_size)
         if self.revoked():
             self.require_alive()
-        return decode_value(copy, found.value_size)
+        return decode_value(copy, found.value_size, self.codec)
 
     cdef bytes bytes_of(self, const u8 *data, u32 size):
         """A private copy of bytes in the store, checked to be from this snapshot."""

@@ -23,6 +23,7 @@ from .retry import RetryPolicy
 from .running import Attempt, TransactionalFunction, attempts, run_transaction, transactional
 from .snapshot import SharedSnapshotView
 from .transaction import Transaction
+from .values import Codec
 
 __all__ = ["Database"]
 
@@ -45,18 +46,23 @@ class Database(Extensible, DatabaseBase, Generic[X]):
       handle: the engine.
       isolation: of transactions that do not say: "serializable" or "snapshot".
       namespace: tenant, app and agent whose runs these are; None: the default ones.
+      codec: how values are stored; None: without hooks for types of the user's own.
     """
 
     __slots__ = ("__weakref__", "_isolation")
     transaction_class: ClassVar[type[TransactionBase]] = Transaction
     inner_names = Extensible.inner_names | {
-        "attachment", "handle", "namespace_", "prefix_of", "space", "transaction_class",
+        "attachment", "codec", "handle", "namespace_", "prefix_of", "space", "transaction_class",
     }  # fmt: skip
 
     def __init__(
-        self, handle: EngineHandle, isolation: str = "serializable", namespace: Namespace | None = None
+        self,
+        handle: EngineHandle,
+        isolation: str = "serializable",
+        namespace: Namespace | None = None,
+        codec: Codec | None = None,
     ) -> None:
-        super().__init__(handle, isolation, namespace)
+        super().__init__(handle, isolation, namespace, codec)
         self._isolation = str(isolation)
 
     # --- Transactions ------------------------------------------------------------------------------
@@ -210,7 +216,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
             here.app if app is None else app,
             here.agent if agent is None else agent,
         )
-        return type(self)(self.handle, self._isolation, chosen)
+        return type(self)(self.handle, self._isolation, chosen, self.codec)
 
     # --- Administration ------------------------------------------------------------------------------------
 
@@ -250,7 +256,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.handle, self._isolation, self.current_namespace)
+        return type(self), (self.handle, self._isolation, self.current_namespace, self.codec)
 
     def __repr__(self) -> str:
         return f"<Database {self.handle!r}>"

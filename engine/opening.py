@@ -14,6 +14,7 @@ from .local import LocalHandle
 from .public_types import Durability, Isolation
 from .session import open_handle
 from .settings import Settings
+from .values import Codec
 
 __all__ = ["open_database", "open_in_memory"]
 
@@ -33,6 +34,7 @@ def open_database(
     tenant: str = "default",
     app: str = "default",
     agent: str = "default",
+    codec: Codec | None = None,
     **settings: Any,
 ) -> D:
     """Open the database in the directory `path`; starts a coordinator if none runs for it, else attaches to its own.
@@ -49,6 +51,7 @@ def open_database(
       start: "auto" starts a coordinator when there is none, now and after it died; "never" waits for somebody else's.
       timeout: seconds to wait for a coordinator, and for its answer to a commit.
       tenant, app, agent: the namespace whose runs this database shows.
+      codec: how values are stored; None: without hooks for types of the user's own.
       settings: by name, over `settings.toml` in the directory: see `occamdb.Settings`.
 
     Raises:
@@ -71,7 +74,7 @@ def open_database(
     asked = Settings.asked(given)
     handle = open_handle(_directory(path), str(durability), asked, start, float(min(timeout, TIMEOUT_MAX)))
     try:
-        return database(handle, isolation, namespace)
+        return database(handle, isolation, namespace, codec)
     except BaseException:
         handle.close()
         raise
@@ -84,13 +87,14 @@ def open_in_memory(
     tenant: str = "default",
     app: str = "default",
     agent: str = "default",
+    codec: Codec | None = None,
     **settings: Any,
 ) -> D:
     """A database in this process alone: no files, no coordinator, the same semantics.
 
     Args:
       database: the class of the result.
-      isolation, tenant, app, agent: as for `open`.
+      isolation, tenant, app, agent, codec: as for `open`.
       settings: the sizes and limits among `occamdb.Settings`.
 
     Raises:
@@ -100,7 +104,7 @@ def open_in_memory(
     values = {name: value for name, value in settings.items() if value is not None}
     handle = LocalHandle(Settings.of(values))
     try:
-        return database(handle, isolation, namespace)
+        return database(handle, isolation, namespace, codec)
     except BaseException:
         handle.close()
         raise

@@ -20,7 +20,7 @@ from .errors import TransactionStateError
 from .keys import decode_user_key, encode_user_key
 from .public_types import RunId, VersionedValue
 from .transaction import Transaction
-from .values import decode_value, encode_value
+from .values import Codec
 
 __all__ = ["ClonedSnapshotView", "SharedSnapshotView", "SnapshotView"]
 
@@ -130,7 +130,7 @@ class SharedSnapshotView:
 
     def clone(self, prefix: UserKey = "") -> ClonedSnapshotView:
         """A private copy of the keys with the prefix. O(n)."""
-        return ClonedSnapshotView(self.version, self.scan_prefix(prefix))
+        return ClonedSnapshotView(self.version, self.scan_prefix(prefix), self._open.codec)
 
     def close(self) -> None:
         """Give the pin back. Closing twice is harmless."""
@@ -156,16 +156,20 @@ class ClonedSnapshotView:
     Args:
       version: of the state the rows come from.
       rows: (key, VersionedValue).
+      codec: of the database they come from.
     """
 
-    __slots__ = ("_keys", "_rows", "_version")
+    __slots__ = ("_codec", "_keys", "_rows", "_version")
 
-    def __init__(self, version: int, rows: Iterator[tuple[UserKey, VersionedValue]]) -> None:
+    def __init__(
+        self, version: int, rows: Iterator[tuple[UserKey, VersionedValue]], codec: Codec | None = None
+    ) -> None:
         self._version = version
+        self._codec = codec or Codec()
         # By encoded key: the order of str and bytes keys together is that of their bytes.
         self._rows = {
             encode_user_key(key): (
-                encode_value(row.value, _ANY_SIZE),
+                self._codec.encode(row.value, _ANY_SIZE),
                 row.version,
                 row.timestamp_ns,
                 row.expires_at_ns,
@@ -182,12 +186,12 @@ class ClonedSnapshotView:
     def get(self, key: UserKey, default: Any = None) -> Any:
         """The value of a key, `default` when absent."""
         row = self._rows.get(encode_user_key(key))
-        return default if row is None else decode_value(row[0])
+        return default if row is None else self._codec.decode(row[0])
 
     def get_versioned(self, key: UserKey) -> VersionedValue | None:
         """The value with version and times, None when absent."""
         row = self._rows.get(encode_user_key(key))
-        return None if row is None else VersionedValue(decode_value(row[0]), *row[1:])
+        return None if row is None else VersionedValue(self._codec.decode(row[0]), *row[1:])
 
     def scan_prefix(self, prefix: UserKey = "") -> Iterator[tuple[UserKey, VersionedValue]]:
         """(key, VersionedValue) of every key with the prefix, in key order."""
@@ -197,7 +201,7 @@ class ClonedSnapshotView:
             if not key.startswith(start):
                 return
             row = self._rows[key]
-            yield decode_user_key(key), VersionedValue(decode_value(row[0]), *row[1:])
+            yield decode_user_key(key), VersionedValue(self._codec.decode(row[0]), *row[1:])
 
     def __len__(self) -> int:
         return len(self._rows)

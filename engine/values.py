@@ -1,14 +1,14 @@
-"""Which values can be stored, and how: msgpack (SPEC section 3).
+"""Which values can be stored, and how: as msgpack.
 
-None, bool, int (-2**63 .. 2**64 - 1), float (NaN and infinities too), str, bytes, list, dict with str keys
-and
-datetime: exactly these types. Subclasses (IntEnum, namedtuple, OrderedDict, numpy scalars, ...) and tuples,
-sets, bytearrays are refused, since they would come back as something else.
+None, bool, int (-2**63 .. 2**64 - 1), float (NaN and infinities too), str, bytes, list, dict with str keys, datetime,
+date, time, timedelta, Decimal, UUID and RunId: exactly these types. Subclasses (IntEnum, namedtuple, OrderedDict, numpy
+scalars, ...) and tuples, sets and bytearrays are refused, since they would come back as something else. The user's own
+types are stored through a `Codec`, which turns them into a name and a storable value.
 
 1. What comes back is equal to what was put, of the same types, and a fresh object.
-2. A datetime is an instant: it must be aware, is stored as the msgpack timestamp extension, and comes back
-   aware in UTC, exact to the microsecond. Naive ones are refused, for nobody could say which instant they
-   mean.
+2. A datetime is an instant: it must be aware, is stored as the msgpack timestamp extension, and comes back aware in
+   UTC, exact to the microsecond. Naive ones are refused, because nobody could say which instant they mean. A time must
+   be naive, because an offset without a date is not defined for most zones.
 3. Lists and dicts nest up to DEPTH_MAX levels; what contains itself is refused.
 4. An error names the path to the first thing that cannot be stored, such as `value["a"][3]`.
 
@@ -17,22 +17,51 @@ The work is done in `_values.pyx`; what is here is called by Python code, and wh
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from enum import Enum
 from typing import Any
+from uuid import UUID
 
 from ._records import VersionedValue
-from ._values import decode, encode
+from ._values import Codec
 from .errors import ValueEncodingError, ValueTooLarge
 from .limits import Limits
+from .public_types import RunId
 
-__all__ = ["DEPTH_MAX", "VersionedValue", "decode_value", "encode_value", "explain", "too_large"]
+__all__ = [
+    "DEPTH_MAX",
+    "Codec",
+    "Unrestored",
+    "VersionedValue",
+    "decode_value",
+    "encode_value",
+    "explain",
+    "too_large",
+]
 
 DEPTH_MAX = 128
 INT_MIN = -(2**63)
 INT_MAX = 2**64 - 1
 
 _VALUE_SIZE_MAX = Limits().value_size_max
+_PLAIN = Codec()
+
+
+@dataclass(frozen=True, slots=True)
+class Unrestored:
+    """A value of a user's type, read by a database that was opened without a `restore` for it.
+
+    Storing it again stores the same bytes.
+
+    Attributes:
+      name: what `default` called the type.
+      data: what it made of the value.
+    """
+
+    name: str
+    data: Any
 
 
 def encode_value(value: object, size_max: int = _VALUE_SIZE_MAX) -> bytes:
@@ -42,7 +71,7 @@ def encode_value(value: object, size_max: int = _VALUE_SIZE_MAX) -> bytes:
       ValueEncodingError: something in it cannot be stored; names the path to it.
       ValueTooLarge: it takes more than `size_max` bytes.
     """
-    return encode(value, size_max)
+    return _PLAIN.encode(value, size_max)
 
 
 def decode_value(data: bytes | bytearray | memoryview) -> Any:
@@ -51,7 +80,7 @@ def decode_value(data: bytes | bytearray | memoryview) -> Any:
     Raises:
       CorruptionError: the bytes are not exactly one storable value.
     """
-    return decode(data)
+    return _PLAIN.decode(data)
 
 
 def too_large(size: int, size_max: int) -> ValueTooLarge:
@@ -73,12 +102,12 @@ _HINTS: dict[type, str] = {
 }
 
 
-def explain(value: object) -> ValueEncodingError:
-    """The error that names the first thing in `value` that cannot be stored.
+def explain(value: object, codec: Codec = _PLAIN) -> ValueEncodingError:
+    """The error that names the first thing in `value` that `codec` cannot store.
 
     Called when the encoder refused; an explanation is found unless the value was changed meanwhile.
     """
-    found = _find(value, "value", 0, set())
+    found = _find(value, "value", 0, set(), codec or _PLAIN)
     if found is None:
         return ValueEncodingError(
             "the value changed while it was encoded",
@@ -91,12 +120,15 @@ def explain(value: object) -> ValueEncodingError:
 _Found = tuple[str, str, str]
 
 
-def _find(value: object, path: str, depth: int, above: set[int]) -> _Found | None:
+_RARE = frozenset({UUID, RunId, Decimal, date, timedelta})
+
+
+def _find(value: object, path: str, depth: int, above: set[int], codec: Codec) -> _Found | None:
     """Where, what and what to do; None when `value` can be stored."""
     kind = type(value)
     if kind in (dict, list):
-        return _find_in_container(value, path, depth, above)
-    if value is None or kind in (bool, float, bytes):
+        return _find_in_container(value, path, depth, above, codec)
+    if value is None or kind in (bool, float, bytes) or kind in _RARE:
         return None
     if kind is int:
         return _check_int(value, path)
@@ -104,24 +136,50 @@ def _find(value: object, path: str, depth: int, above: set[int]) -> _Found | Non
         return _check_text(value, path)
     if kind is datetime:
         return _check_datetime(value, path)
-    return path, f"{_name(kind)} is not storable", _hint(value)
+    if isinstance(value, time) and kind is time:
+        return _check_time(value, path)
+    if isinstance(value, Unrestored) and type(value.name) is str:
+        return _find_named(value.data, path, depth, above, codec)
+    return _find_by_hook(value, path, depth, above, codec)
 
 
-def _find_in_container(value: Any, path: str, depth: int, above: set[int]) -> _Found | None:
+def _find_by_hook(value: object, path: str, depth: int, above: set[int], codec: Codec) -> _Found | None:
+    """What is wrong with a value of a type that only the codec's `default` can know."""
+    named = None if codec.default is None else codec.default(value)
+    if named is None:
+        return path, f"{_name(type(value))} is not storable", _hint(value)
+    if type(named) is not tuple or len(named) != 2 or type(named[0]) is not str:
+        problem = f"default({_name(type(value))}) returned {named!r:.80}"
+        return path, problem, "return (name, storable value), or None for a type it does not know"
+    return _find_named(named[1], path, depth, above, codec)
+
+
+def _find_named(data: object, path: str, depth: int, above: set[int], codec: Codec) -> _Found | None:
+    # Its name and its data are a list of their own, one level further down.
+    if depth + 1 >= DEPTH_MAX:
+        return _too_deep(path)
+    return _find(data, path, depth + 2, above, codec)
+
+
+def _find_in_container(value: Any, path: str, depth: int, above: set[int], codec: Codec) -> _Found | None:
     if id(value) in above:
         return path, f"this {type(value).__name__} contains itself", "store a tree, and refer by keys instead"
     if depth >= DEPTH_MAX:
-        hint = "store deeper parts under keys of their own"
-        return _short(path), f"nested deeper than {DEPTH_MAX} levels", hint
+        return _too_deep(path)
     above.add(id(value))
     items = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
     for key, item in items:
         found = _check_key(key, path) if isinstance(value, dict) else None
-        found = found or _find(item, f"{path}[{_shown(key)}]", depth + 1, above)
+        found = found or _find(item, f"{path}[{_shown(key)}]", depth + 1, above, codec)
         if found:
             return found
     above.discard(id(value))
     return None
+
+
+def _too_deep(path: str) -> _Found:
+    hint = "store deeper parts under keys of their own"
+    return _short(path), f"nested deeper than {DEPTH_MAX} levels", hint
 
 
 def _check_key(key: object, path: str) -> _Found | None:
@@ -157,6 +215,12 @@ def _check_datetime(value: Any, path: str) -> _Found | None:
     return None
 
 
+def _check_time(value: time, path: str) -> _Found | None:
+    if value.tzinfo is None:
+        return None
+    return path, "a time with a time zone is not storable", "store a datetime, or value.replace(tzinfo=None)"
+
+
 def _name(kind: type) -> str:
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
@@ -173,7 +237,7 @@ def _hint(value: object) -> str:
     for name in ("tolist", "model_dump", "to_dict", "_asdict"):
         if callable(getattr(value, name, None)):
             return f"convert it first: .{name}()"
-    return "store None, bool, int, float, str, bytes, list, dict with str keys, or an aware datetime"
+    return "convert it, or open the database with **occamdb.value_hooks(ItsClass)"
 
 
 def _shown(key: object) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..engine.errors import CorruptionError, InvalidArgumentError, OccamError, ValueEncodingError
 from ..engine.public_types import TypeTag
-from ..engine.values import decode_value, encode_value
+from ..engine.values import Codec, encode_value
 from . import layout
 from .extension import (
     H_co,
@@ -37,6 +37,7 @@ __all__ = ["ChainVerification", "Event", "EventLog"]
 
 HASH_SIZE = 32
 FIRST_PREV_HASH = bytes(HASH_SIZE)
+_PLAIN = Codec()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,8 @@ class EventLog(Primitive[H_co]):
         writes: list[tuple[bytes, bytes | None]] = []
         for event_type, payload in events:
             type_prefix = layout.events_of_type(_checked_type(event_type))
-            ordered = canonical_payload(payload)
-            body = canonical_encoding(sequence, event_type, ordered, time_us, prev_hash)
+            ordered = canonical_payload(payload, space.codec)
+            body = canonical_encoding(sequence, event_type, ordered, time_us, prev_hash, space.codec)
             digest = sha256(body).digest()
             writes += ((layout.event(sequence), digest + body), (type_prefix + layout.u64(sequence), None))
             appended.append(Event(sequence, event_type, ordered, timestamp, prev_hash, digest))
@@ -129,7 +130,7 @@ class EventLog(Primitive[H_co]):
     def read(self, sequence: int) -> Event | None:
         """The event at a sequence; None when the log is not that long."""
         stored = self.space.get(layout.event(_checked_sequence(sequence, "sequence")))
-        return None if stored is None else _event(sequence, stored)
+        return None if stored is None else self._event(sequence, stored)
 
     @reader
     def read_range(self, start: int = 0, end: int | None = None) -> list[Event]:
@@ -156,14 +157,14 @@ class EventLog(Primitive[H_co]):
         for key in self.space.keys(prefix, start=first, limit=limit):
             sequence = layout.event_sequence(key)
             # Events never change: the index entry in the read set is enough.
-            found.append(_event(sequence, self.space.get(layout.event(sequence), track=False)))
+            found.append(self._event(sequence, self.space.get(layout.event(sequence), track=False)))
         return found
 
     @reader
     def head(self) -> Event | None:
         """The last event; None when there is none."""
         length = self._length()
-        return _event(length - 1, self.space.get(layout.event(length - 1))) if length else None
+        return self._event(length - 1, self.space.get(layout.event(length - 1))) if length else None
 
     @reader
     def len(self) -> int:
@@ -209,19 +210,28 @@ class EventLog(Primitive[H_co]):
         first = layout.event(_checked_sequence(start, "start"))
         last = None if end is None else layout.event(_checked_sequence(end, "end"))
         rows = self.space.scan(layout.EVENT, start=first, end=last)
-        return (_event(layout.event_sequence(key), found.value) for key, found in rows)
+        return (self._event(layout.event_sequence(key), found.value) for key, found in rows)
+
+    def _event(self, sequence: int, stored: Any) -> Event:
+        return _event(sequence, stored, self.space.codec)
 
 
 # --- The canonical encoding ----------------------------------------------------------------------
 
 
 def canonical_encoding(
-    sequence: int, event_type: str, payload: dict[str, Any], time_us: int, prev_hash: bytes
+    sequence: int,
+    event_type: str,
+    payload: dict[str, Any],
+    time_us: int,
+    prev_hash: bytes,
+    codec: Codec = _PLAIN,
 ) -> bytes:
     """The bytes that are hashed and stored: one msgpack array of five, as `README.md` specifies.
 
     Args:
       payload: from `canonical_payload`.
+      codec: of the database.
 
     Raises:
       ValueEncodingError: the payload holds something that cannot be stored.
@@ -231,14 +241,14 @@ def canonical_encoding(
             b"\x95",  # array of 5
             encode_value(sequence),
             encode_value(event_type),
-            encode_value(payload),
+            codec.encode(payload),
             encode_value(time_us),
             encode_value(prev_hash),
         )
     )
 
 
-def canonical_payload(payload: Mapping[str, Any]) -> dict[str, Any]:
+def canonical_payload(payload: Mapping[str, Any], codec: Codec = _PLAIN) -> dict[str, Any]:
     """A copy with every dict in key order: the encoder then has one way to write it.
 
     Raises:
@@ -252,7 +262,7 @@ def canonical_payload(payload: Mapping[str, Any]) -> dict[str, Any]:
     try:
         ordered: dict[str, Any] = _canonical(copy, "value")
     except RecursionError:
-        encode_value(copy)  # says where it contains itself, or nests too deep
+        codec.encode(copy)  # says where it contains itself, or nests too deep
         raise
     return ordered
 
@@ -266,11 +276,12 @@ def _canonical(value: Any, path: str) -> Any:
         except TypeError:
             return value  # a key that is no str: the encoder names it
         return {
-            key: item if type(item) in _PLAIN else _canonical(item, f'{path}["{key}"]') for key, item in items
+            key: item if type(item) in _SCALARS else _canonical(item, f'{path}["{key}"]')
+            for key, item in items
         }
     if kind is list:
         return [
-            item if type(item) in _PLAIN else _canonical(item, f"{path}[{at}]")
+            item if type(item) in _SCALARS else _canonical(item, f"{path}[{at}]")
             for at, item in enumerate(value)
         ]
     if kind is float and not math.isfinite(value):
@@ -280,7 +291,7 @@ def _canonical(value: Any, path: str) -> Any:
     return value
 
 
-_PLAIN = frozenset((str, int, bool, type(None), bytes))
+_SCALARS = frozenset((str, int, bool, type(None), bytes))
 
 
 def _first(item: tuple[Any, Any]) -> Any:
@@ -290,10 +301,12 @@ def _first(item: tuple[Any, Any]) -> Any:
 # --- Reading back --------------------------------------------------------------------------------
 
 
-def _event(sequence: int, stored: Any) -> Event:
+def _event(sequence: int, stored: Any, codec: Codec = _PLAIN) -> Event:
     try:
-        number, event_type, payload, time_us, prev_hash = decode_value(stored[HASH_SIZE:])
+        number, event_type, payload, time_us, prev_hash = codec.decode(stored[HASH_SIZE:])
         return Event(number, event_type, payload, from_microseconds(time_us), prev_hash, stored[:HASH_SIZE])
+    except ValueEncodingError:
+        raise  # of a `restore` that does not know a class
     except (TypeError, ValueError, OverflowError, OccamError) as error:
         raise CorruptionError(
             f"event {sequence} is unreadable: {error}",

@@ -7,13 +7,15 @@ the package are named here, where type checkers and editors see them.
 from __future__ import annotations
 
 import os
-from typing import Literal, TypedDict, Unpack
+from collections.abc import Callable
+from typing import Any, Literal, TypedDict, Unpack
 
 from ..engine import opening
 from ..engine.database import Database as EngineDatabase
 from ..engine.limits import Limits
 from ..engine.public_types import Durability, Isolation
 from ..engine.transaction import Transaction as EngineTransaction
+from ..engine.values import Codec
 from .event_log import EventLog
 from .kv import KVStore
 from .run_index import RunIndex
@@ -24,6 +26,9 @@ __all__ = ["Database", "SettingsKeywords", "Transaction", "open", "open_in_memor
 
 DurabilityName = Durability | Literal["none", "standard", "always"]
 IsolationName = Isolation | Literal["serializable", "snapshot"]
+
+Default = Callable[[Any], tuple[str, Any] | None]
+Restore = Callable[[str, Any], Any]
 
 
 class Transaction(EngineTransaction):
@@ -124,6 +129,8 @@ def open(
     tenant: str = "default",
     app: str = "default",
     agent: str = "default",
+    default: Default | None = None,
+    restore: Restore | None = None,
     **settings: Unpack[SettingsKeywords],
 ) -> Database:
     """Open the database in the directory `path`; starts a coordinator if none runs for it, else attaches to its own.
@@ -142,6 +149,10 @@ def open(
       start: "auto" starts a coordinator when there is none, now and after it died; "never" waits for somebody else's.
       timeout: seconds to wait for a coordinator, and for its answer to a commit.
       tenant, app, agent: the namespace whose runs this database shows.
+      default: called with a value of a type that cannot be stored; returns a name and a storable value that stand for
+        it, or None for a type it does not know. `occamdb.value_hooks(MyClass)` makes both hooks.
+      restore: called with such a name and value when it is read; returns the value. Both must pickle where the database
+        is passed to other processes.
       settings: by name, over `settings.toml` in the directory: see `occamdb.Settings`.
 
     Raises:
@@ -161,6 +172,7 @@ def open(
         tenant=tenant,
         app=app,
         agent=agent,
+        codec=Codec(default, restore),
         **settings,
     )
 
@@ -171,6 +183,8 @@ def open_in_memory(
     tenant: str = "default",
     app: str = "default",
     agent: str = "default",
+    default: Default | None = None,
+    restore: Restore | None = None,
     **settings: Unpack[SettingsKeywords],
 ) -> Database:
     """A database in this process alone: no files, no coordinator, the same semantics.
@@ -178,7 +192,7 @@ def open_in_memory(
         db = occamdb.open_in_memory()
 
     Args:
-      isolation, tenant, app, agent: as for `open`.
+      isolation, tenant, app, agent, default, restore: as for `open`.
       settings: the sizes and limits among `occamdb.Settings`.
 
     Raises:
@@ -186,5 +200,11 @@ def open_in_memory(
       InvalidArgumentError, SettingsError: an argument is wrong.
     """
     return opening.open_in_memory(
-        Database, isolation=isolation, tenant=tenant, app=app, agent=agent, **settings
+        Database,
+        isolation=isolation,
+        tenant=tenant,
+        app=app,
+        agent=agent,
+        codec=Codec(default, restore),
+        **settings,
     )

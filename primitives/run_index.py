@@ -403,7 +403,7 @@ class RunIndex(Primitive[H_co]):
             # First: who catches the error and commits all the same has written nothing of it.
             self.space.put(layout.run(raw), new)
         except ValueEncodingError:
-            explain({"name": new[NAME], "metadata": new[METADATA], "error": new[ERROR]})
+            explain({"name": new[NAME], "metadata": new[METADATA], "error": new[ERROR]}, self.space.codec)
             raise
         for key in sorted(before - after):
             self.space.delete(key)

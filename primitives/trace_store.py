@@ -136,7 +136,7 @@ class TraceStore(Primitive[H_co]):
         )
         entries.append(layout.TRACE_BY_TIME)
         rest = [time_us, root, parent, labels or None, checked_metadata(metadata)]
-        space.put(layout.trace(raw_id), encode_record(kind, trace, rest))
+        space.put(layout.trace(raw_id), encode_record(kind, trace, rest, space.codec))
         for prefix in entries:
             space.put(prefix + suffix, None)
         return id_text(raw_id)
@@ -149,7 +149,7 @@ class TraceStore(Primitive[H_co]):
                 hint="record the parent first, in this run; in this transaction is early enough",
                 details={"parent_id": id_text(parent)},
             )
-        root: bytes = decode_record(parent, stored)[ROOT]
+        root: bytes = decode_record(parent, stored, self.space.codec)[ROOT]
         return root
 
     # --- Reading ---
@@ -159,7 +159,7 @@ class TraceStore(Primitive[H_co]):
         """The trace with an id; None when the run has none."""
         raw = id_bytes(trace_id)
         stored = self.space.get(layout.trace(raw))
-        return None if stored is None else decode_trace(raw, decode_record(raw, stored), Names())
+        return None if stored is None else self._decoded(raw, stored, Names(self.space.codec))
 
     @single
     def count(self) -> int:
@@ -237,8 +237,8 @@ class TraceStore(Primitive[H_co]):
         """The traces without a parent, in time order."""
         prefix = layout.traces_of_family(layout.ZERO_ID, layout.ZERO_ID)
         ids = map(layout.suffix_id, self.space.keys(prefix, limit=limit, reverse=reverse))
-        names = Names()
-        return [decode_trace(raw, decode_record(raw, self._fetch(raw)), names) for raw in ids]
+        names = Names(self.space.codec)
+        return [self._decoded(raw, self._fetch(raw), names) for raw in ids]
 
     @reader
     def get_tree(self, trace_id: IdLike) -> TraceTree:
@@ -249,7 +249,8 @@ class TraceStore(Primitive[H_co]):
         """
         raw = id_bytes(trace_id)
         stored = self._existing(raw)
-        record, names = decode_record(raw, stored), Names()
+        names = Names(self.space.codec)
+        record = decode_record(raw, stored, names.codec)
         tree = TraceTree(raw, stored, names)
         if record[PARENT] is None:
             self._grow_whole(raw, tree, names)
@@ -283,6 +284,10 @@ class TraceStore(Primitive[H_co]):
                 node.adopt(child)
                 open_nodes.append((raw, child))
 
+    @staticmethod
+    def _decoded(raw: bytes, stored: Any, names: Names) -> Trace:
+        return decode_trace(raw, decode_record(raw, stored, names.codec), names)
+
     def _fetch(self, raw: bytes) -> bytes:
         """The stored trace an index entry names. Traces never change, so the entry in the read set is enough."""
         stored: bytes = self.space.get(layout.trace(raw), track=False)
@@ -299,7 +304,7 @@ class TraceStore(Primitive[H_co]):
         return stored
 
     def _root_of_existing(self, raw: bytes) -> bytes:
-        root: bytes = decode_record(raw, self._existing(raw))[ROOT]
+        root: bytes = decode_record(raw, self._existing(raw), self.space.codec)[ROOT]
         return root
 
     # --- Queries ---
@@ -309,10 +314,10 @@ class TraceStore(Primitive[H_co]):
             return []
         index, tests = self._plan(wanted)
         found: list[Trace] = []
-        names = Names()
+        names = Names(self.space.codec)
         for key in index.keys(self.space, limit=None if tests else limit, reverse=reverse):
             raw = key[-layout.ID_SIZE :]
-            record = decode_record(raw, self._fetch(raw))
+            record = decode_record(raw, self._fetch(raw), names.codec)
             if all(test(record) for test in tests):
                 found.append(decode_trace(raw, record, names))
                 if len(found) == limit:

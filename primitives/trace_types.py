@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from ..engine.errors import CorruptionError, InvalidArgumentError, OccamError, ValueEncodingError
-from ..engine.values import decode_value, encode_value
+from ..engine.values import Codec
 from .extension import from_microseconds
 from .layout import ZERO_ID
 
@@ -167,7 +167,9 @@ class TraceTree:
           CorruptionError: its record is unreadable.
         """
         if self._trace is None:
-            self._trace = decode_trace(self._raw_id, decode_record(self._raw_id, self._stored), self._names)
+            self._trace = decode_trace(
+                self._raw_id, decode_record(self._raw_id, self._stored, self._names.codec), self._names
+            )
         return self._trace
 
     def walk(self) -> Iterator[tuple[int, Trace]]:
@@ -227,6 +229,7 @@ def id_text(raw: bytes) -> TraceId:
 
 KIND, FIELDS, TIME, ROOT, PARENT, TAGS, METADATA = range(7)
 RECORD_LENGTH = 7
+_PLAIN = Codec()
 
 
 def kind_of(trace: object) -> int:
@@ -244,7 +247,7 @@ def kind_of(trace: object) -> int:
     return kind
 
 
-def encode_record(kind: int, trace: TraceType, rest: list[Any]) -> bytes:
+def encode_record(kind: int, trace: TraceType, rest: list[Any], codec: Codec = _PLAIN) -> bytes:
     """The stored bytes of a trace: its kind and fields, then time, root, parent, tags, metadata.
 
     Raises:
@@ -259,41 +262,53 @@ def encode_record(kind: int, trace: TraceType, rest: list[Any]) -> bytes:
     # Tuples at the top level, such as a Decision's options, are stored as lists.
     fields = [list(value) if type(value) is tuple else value for value in _FIELDS_OF[kind](trace)]
     try:
-        return encode_value([kind, fields, *rest])
+        return codec.encode([kind, fields, *rest])
     except ValueEncodingError:
-        explain(dict(zip(_FIELD_NAMES[kind], fields, strict=True)) | {"metadata": rest[-1]})
+        explain(dict(zip(_FIELD_NAMES[kind], fields, strict=True)) | {"metadata": rest[-1]}, codec)
         raise
 
 
-def explain(parts: Mapping[str, Any]) -> None:
+def explain(parts: Mapping[str, Any], codec: Codec = _PLAIN) -> None:
     """Raise the error of the first part that cannot be stored, with the part's name in its path."""
     for name, value in parts.items():
         try:
-            encode_value(value)
+            codec.encode(value)
         except ValueEncodingError as error:
             path = error.path.replace("value", name, 1)
             message = error.message.replace("value", name, 1)
             raise ValueEncodingError(message, path=path, hint=error.hint) from None
 
 
-def decode_record(raw_id: bytes, stored: Any) -> list[Any]:
+def decode_record(raw_id: bytes, stored: Any, codec: Codec = _PLAIN) -> list[Any]:
     """The list that `encode_record` stored.
 
     Raises:
       CorruptionError: it is none.
     """
     try:
-        record = decode_value(stored)
+        record = codec.decode(stored)
         if type(record) is list and len(record) == RECORD_LENGTH:
             return record
         problem = "not a record"
+    except ValueEncodingError:
+        raise  # of a `restore` that does not know a class
     except (TypeError, ValueError, OccamError) as error:
         problem = str(error)
     raise CorruptionError(f"trace {raw_id.hex()} is unreadable: {problem}")
 
 
 class Names(dict[bytes, TraceId]):
-    """The texts of ids, each made once: in one answer most are needed as id, as parent and as root."""
+    """The texts of ids, each made once: in one answer most are needed as id, as parent and as root.
+
+    Attributes:
+      codec: how the values of the answer's traces are read.
+    """
+
+    __slots__ = ("codec",)
+
+    def __init__(self, codec: Codec) -> None:
+        super().__init__()
+        self.codec = codec
 
     def __missing__(self, raw: bytes) -> TraceId:
         text = self[raw] = id_text(raw)

@@ -53,6 +53,8 @@ from .engine.public_types import (
 from .engine.retry import RetryPolicy
 from .engine.settings import Settings
 from .engine.snapshot import ClonedSnapshotView, SharedSnapshotView, SnapshotView
+from .engine.value_hooks import value_hooks
+from .engine.values import Unrestored
 from .primitives import (
     ChainVerification,
     Custom,
@@ -148,6 +150,7 @@ __all__ = [
     "TransactionTimeout",
     "TransactionTooLarge",
     "TypeTag",
+    "Unrestored",
     "ValueEncodingError",
     "ValueTooLarge",
     "VersionedValue",
@@ -155,4 +158,5 @@ __all__ = [
     "open",
     "open_in_memory",
     "register_extension",
+    "value_hooks",
 ]
