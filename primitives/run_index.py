@@ -6,7 +6,8 @@ transaction can change a run's status and its data together.
 1. A run's metadata and its entries in every index (status, tag, parent, creation) change in one transaction.
 2. The status changes only as `ALLOWED_TRANSITIONS` says.
 3. A parent exists in the index when its child is created, and as long as the child names it: deleting a parent
-   deletes its descendants with it (`cascade=True`) or leaves its children without a parent.
+   deletes its descendants with it (`cascade=True`) or leaves its children without a parent. Creation reads the parent
+   and deletion walks the children, both checked at commit whatever the isolation: of two at once one conflicts.
 4. Deletion is one commit whatever the size: the engine removes a run's whole key range, so a reader, or a recovery,
    sees all of the run or nothing of it.
 """
@@ -25,7 +26,7 @@ from ..engine.errors import (
     OccamError,
     ValueEncodingError,
 )
-from ..engine.public_types import RunId, TypeTag
+from ..engine.public_types import RESERVED_RUN, RunId, TypeTag
 from . import layout
 from .extension import (
     DatabaseBase,
@@ -58,12 +59,10 @@ from .run_types import (
 )
 from .trace_types import checked_metadata, checked_tags, explain
 
-__all__ = ["RESERVED_RUN", "RunIndex"]
+__all__ = ["RunIndex"]
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
-
-RESERVED_RUN = RunId(bytes=layout.ZERO_ID)
 
 
 class indexed(Operation, Generic[P, R_co]):
@@ -158,7 +157,7 @@ class RunIndex(Primitive[H_co]):
             )
         above = None if parent is None else _raw(parent)
         if above is not None:
-            self._existing(above)
+            self._require_parent(above)
         labels, now = checked_tags(tags), self.now_us
         record = [name, STATUS_NUMBER[RunStatus.ACTIVE], above, labels, checked_metadata(metadata) or {}]
         return self._save(raw, None, [*record, now, now, None, None])
@@ -310,7 +309,8 @@ class RunIndex(Primitive[H_co]):
         return removed
 
     def _child_ids(self, raw: bytes) -> list[bytes]:
-        return [layout.suffix_id(key) for key in self.space.keys(layout.runs_under(raw))]
+        """The children of a run that is about to go. Checked: a child that comes meanwhile must conflict."""
+        return [layout.suffix_id(key) for key in self.space.keys_checked(layout.runs_under(raw))]
 
     def _descendants(self, raw: bytes) -> list[bytes]:
         found = self._child_ids(raw)
@@ -397,12 +397,13 @@ class RunIndex(Primitive[H_co]):
     def _existing(self, raw: bytes) -> Record:
         record: Record | None = self.space.get(layout.run(raw))
         if record is None:
-            raise NotFoundError(
-                f"run {_text(raw)} is not in the index",
-                hint="create it with create_run_with_options(run_id=...), or look in its own namespace",
-                details={"run_id": _text(raw)},
-            )
+            raise _not_in_index(raw)
         return record
+
+    def _require_parent(self, raw: bytes) -> None:
+        """Invariant 3 rests on this read, so the commit checks it whatever the isolation."""
+        if self.space.get_checked(layout.run(raw)) is None:
+            raise _not_in_index(raw)
 
     def _save(self, raw: bytes, old: Record | None, new: Record | None) -> RunMetadata:
         """Replace a record and the index entries that differ; None for none."""
@@ -468,6 +469,14 @@ def _raw(run_id: RunLike) -> bytes:
             "the all-zero run id is reserved for the run index", hint="RunId.new() makes a run id"
         )
     return raw
+
+
+def _not_in_index(raw: bytes) -> NotFoundError:
+    return NotFoundError(
+        f"run {_text(raw)} is not in the index",
+        hint="create it with create_run_with_options(run_id=...), or look in its own namespace",
+        details={"run_id": _text(raw)},
+    )
 
 
 def _text(raw: bytes) -> str:
