@@ -11,6 +11,7 @@ import typer
 from occamdb.tools import console
 from occamdb.tools.bars import bars, stages
 from occamdb.tools.console import JsonOption, PathArgument
+from occamdb.tools.printable import markup
 
 if TYPE_CHECKING:
     from occamdb.engine.check import CheckReport
@@ -78,20 +79,16 @@ def _as_dict(report: CheckReport) -> dict[str, Any]:
 
 
 def _show_repair(done: RepairReport) -> None:
-    from rich.markup import escape
-
     out = console.out()
     for action in done.actions:
-        out.print(f"[bold]repair[/]  {escape(action)}")
+        out.print(f"[bold]repair[/]  {markup(action)}")
     for name in done.set_aside:
-        out.print(f"[bold]repair[/]  set aside as {escape(name)}.damaged")
+        out.print(f"[bold]repair[/]  set aside as {markup(name)}.damaged")
     if not done.actions and not done.set_aside:
         out.print("[bold]repair[/]  nothing to do")
 
 
 def _show(report: CheckReport) -> None:
-    from rich.markup import escape
-
     out = console.out()
     for checkpoint in report.checkpoints:
         mark = "[green]sound[/]  " if checkpoint.sound else "[red]damaged[/]"
@@ -104,7 +101,7 @@ def _show(report: CheckReport) -> None:
         out.print(f"{mark} log {segment.first_version} to {segment.last_version}: {what}")
     for finding in report.findings:
         colour = "red" if finding.level == "damage" else "yellow"
-        out.print(f"[{colour}]{finding.level}[/] {escape(finding.message)}")
+        out.print(f"[{colour}]{finding.level}[/] {markup(finding.message)}")
     keys = f", {report.keys:,} keys rebuilt and audited" if report.keys is not None else ""
     verdict = "[green]sound[/]" if report.sound else "[red]damaged[/]: `occamdb check --repair` salvages it"
     out.print(f"version {report.version}{keys}: {verdict}")
