@@ -111,7 +111,7 @@ class RunId(uuid.UUID):
         if isinstance(run, uuid.UUID):
             return cls(int=run.int)
         if isinstance(run, str):
-            # `uuid.UUID` also takes spaces, signs, underscores and hyphens anywhere, so other texts would be the same id.
+            # `uuid.UUID` also takes spaces, signs and underscores, and hyphens anywhere.
             if _UUID_TEXT.fullmatch(run):
                 return cls(run)
             hint = "pass a RunId, a uuid.UUID or the text of one; RunId.new() makes one"

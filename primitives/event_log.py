@@ -131,7 +131,7 @@ class EventLog(Primitive[H_co]):
     def read(self, sequence: int) -> Event | None:
         """The event at a sequence; None when the log is not that long."""
         stored = self.space.get(layout.event(_checked_sequence(sequence, "sequence")))
-        return None if stored is None else _event(sequence, stored)
+        return None if stored is None else decode_event(sequence, stored)
 
     @reader
     def read_range(self, start: int = 0, end: int | None = None) -> list[Event]:
@@ -158,14 +158,14 @@ class EventLog(Primitive[H_co]):
         for key in self.space.keys(prefix, start=first, limit=limit):
             sequence = layout.event_sequence(key)
             # Events never change: the index entry in the read set is enough.
-            found.append(_event(sequence, self.space.get(layout.event(sequence), track=False)))
+            found.append(decode_event(sequence, self.space.get(layout.event(sequence), track=False)))
         return found
 
     @reader
     def head(self) -> Event | None:
         """The last event; None when there is none."""
         length = self._length()
-        return _event(length - 1, self.space.get(layout.event(length - 1))) if length else None
+        return decode_event(length - 1, self.space.get(layout.event(length - 1))) if length else None
 
     @reader
     def len(self) -> int:
@@ -179,7 +179,7 @@ class EventLog(Primitive[H_co]):
         expected, prev_hash = 0, FIRST_PREV_HASH
         for key, found in self.space.scan(layout.EVENT):
             sequence = layout.event_sequence(key)
-            error = _fault(expected, sequence, prev_hash, found.value)
+            error = event_fault(expected, sequence, prev_hash, found.value)
             if error is None and expected >= length:
                 error = f"the head says the log has {length} events"
             if error is not None:
@@ -211,7 +211,7 @@ class EventLog(Primitive[H_co]):
         first = layout.event(_checked_sequence(start, "start"))
         last = None if end is None else layout.event(_checked_sequence(end, "end"))
         rows = self.space.scan(layout.EVENT, start=first, end=last)
-        return (_event(layout.event_sequence(key), found.value) for key, found in rows)
+        return (decode_event(layout.event_sequence(key), found.value) for key, found in rows)
 
 
 # --- The canonical encoding ----------------------------------------------------------------------
@@ -292,7 +292,7 @@ def _first(item: tuple[Any, Any]) -> Any:
 # --- Reading back --------------------------------------------------------------------------------
 
 
-def _event(sequence: int, stored: Any) -> Event:
+def decode_event(sequence: int, stored: Any) -> Event:
     try:
         number, event_type, payload, time_us, prev_hash = decode_value(stored[HASH_SIZE:])
         return Event(number, event_type, payload, from_microseconds(time_us), prev_hash, stored[:HASH_SIZE])
@@ -303,7 +303,7 @@ def _event(sequence: int, stored: Any) -> Event:
         ) from error
 
 
-def _fault(expected: int, sequence: int, prev_hash: bytes, stored: Any) -> str | None:
+def event_fault(expected: int, sequence: int, prev_hash: bytes, stored: Any) -> str | None:
     """What is wrong with the stored event at `sequence`, where `expected` should be; None when nothing is."""
     if sequence != expected:
         return f"missing: the next event found is {sequence}"
@@ -314,7 +314,7 @@ def _fault(expected: int, sequence: int, prev_hash: bytes, stored: Any) -> str |
     if computed != digest:
         return f"its hash is {computed.hex()}, stored is {digest.hex()}"
     try:
-        event = _event(sequence, stored)
+        event = decode_event(sequence, stored)
     except CorruptionError as error:
         return error.message
     if event.sequence != sequence:

@@ -42,6 +42,7 @@ from ..engine.errors import InvalidArgumentError
 from ..engine.extensions import register_extension
 from ..engine.public_types import RunId
 from ..engine.retry import RetryPolicy
+from .auditing import Auditor
 
 __all__ = [
     "CONTENDED",
@@ -57,6 +58,7 @@ __all__ = [
     "operation",
     "reader",
     "register",
+    "registered_primitives",
     "single",
     "stream",
     "to_microseconds",
@@ -87,6 +89,9 @@ class Primitive(Generic[H_co]):
       name: how it hangs on databases and transactions, as in `db.<name>`.
       tag: its part of every run; 0x10 and up are free.
       raw: keys are binary: scans give them back as bytes and never as text.
+      auditor: finds what is wrong in its part of one run, and what of it can be rebuilt (`auditing.py`); None: it
+        keeps nothing that follows from something else.
+      reserved: its part is under the reserved run of each namespace, and under no other.
       inside: it acts in a transaction that somebody else ends.
       space: inside, the primitive's own part of the transaction's run.
     """
@@ -95,6 +100,8 @@ class Primitive(Generic[H_co]):
     name: ClassVar[str]
     tag: ClassVar[int]
     raw: ClassVar[bool] = True
+    auditor: Auditor | None = None
+    reserved: ClassVar[bool] = False
 
     inside: bool
     space: Space
@@ -134,7 +141,17 @@ def register(primitive: C) -> C:
       InvalidArgumentError: the name is taken.
     """
     register_extension(primitive.name, primitive)
+    if primitive not in _registered:
+        _registered.append(primitive)
     return primitive
+
+
+_registered: list[type[Primitive[Any]]] = []
+
+
+def registered_primitives() -> tuple[type[Primitive[Any]], ...]:
+    """Every primitive of this process, in order of registration."""
+    return tuple(_registered)
 
 
 # --- Operations ----------------------------------------------------------------------------------

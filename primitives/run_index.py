@@ -107,6 +107,7 @@ class RunIndex(Primitive[H_co]):
     __slots__ = ()
     name = "runs"
     tag = TypeTag.RUN
+    reserved = True
 
     def _space_in(self, transaction: TransactionBase) -> Space:
         return transaction.for_run(RESERVED_RUN).space(self.tag, raw=True)
@@ -407,7 +408,7 @@ class RunIndex(Primitive[H_co]):
 
     def _save(self, raw: bytes, old: Record | None, new: Record | None) -> RunMetadata:
         """Replace a record and the index entries that differ; None for none."""
-        before = _entries(raw, old) if old is not None else set()
+        before = run_entries(raw, old) if old is not None else set()
         if new is None:
             for key in sorted(before):
                 self.space.delete(key)
@@ -415,7 +416,7 @@ class RunIndex(Primitive[H_co]):
             return decode_run(raw, cast(Record, old))
         if old is not None:
             new = _with(new, UPDATED, self.now_us)
-        after = _entries(raw, new)
+        after = run_entries(raw, new)
         try:
             # First: who catches the error and commits all the same has written nothing of it.
             self.space.put(layout.run(raw), new)
@@ -429,7 +430,7 @@ class RunIndex(Primitive[H_co]):
         return decode_run(raw, new)
 
 
-def _entries(raw: bytes, record: Record) -> set[bytes]:
+def run_entries(raw: bytes, record: Record) -> set[bytes]:
     """The keys of all index entries of a record."""
     suffix = layout.run_suffix(record[CREATED], raw)
     prefixes = [

@@ -2,8 +2,9 @@
 
 1. A trace and its entries in every index (type, Custom name, tag, family, time) are written in one transaction, and
    traces are never changed or removed but with their run: an entry always has its trace.
-2. A parent exists when its child is recorded (the commit checks that whatever the isolation), and a trace belongs to the tree of its parent's root. So a whole tree is
-   one range of the family index, and so are the children of one trace.
+2. A parent exists when its child is recorded, which the commit checks whatever the isolation, and a trace belongs to
+   the tree of its parent's root. So a whole tree is one range of the family index, and so are the children of one
+   trace.
 3. Every index is in time order within its group and holds the time in its keys, so a time range cuts any of them.
 """
 
@@ -127,19 +128,12 @@ class TraceStore(Primitive[H_co]):
         kind, space, time_us = kind_of(trace), self.space, self.now_us
         root = raw_id if parent is None else self._root_of(parent)
         labels = checked_tags(tags)
-        suffix = layout.trace_suffix(time_us, raw_id)
-        entries = [layout.traces_tagged(tag) for tag in labels]
-        if kind == CUSTOM:
-            entries.append(layout.traces_named(trace.name))  # type: ignore[union-attr]
-        entries.append(layout.traces_of_kind(kind))
-        entries.append(
-            layout.traces_of_family(layout.ZERO_ID if parent is None else root, parent or layout.ZERO_ID)
-        )
-        entries.append(layout.TRACE_BY_TIME)
+        name = trace.name if kind == CUSTOM else None  # type: ignore[union-attr]
+        entries = trace_entries(raw_id, kind, name, time_us, root, parent, labels)
         rest = [time_us, root, parent, labels or None, checked_metadata(metadata)]
         space.put(layout.trace(raw_id), encode_record(kind, trace, rest))
-        for prefix in entries:
-            space.put(prefix + suffix, None)
+        for entry in entries:
+            space.put(entry, None)
         return id_text(raw_id)
 
     def _root_of(self, parent: bytes) -> bytes:
@@ -339,6 +333,27 @@ class TraceStore(Primitive[H_co]):
             return IndexRange(layout.TRACE_BY_TIME, since, before), []
         choices = [Choice(IndexRange(prefix, since, before, also), test) for prefix, also, test in filters]
         return choose(self.space, choices)
+
+
+def trace_entries(
+    raw_id: bytes,
+    kind: int,
+    name: str | None,
+    time_us: int,
+    root: bytes,
+    parent: bytes | None,
+    labels: Iterable[str],
+) -> list[bytes]:
+    """The keys of all index entries of a trace; `name`: of a Custom one, else None."""
+    suffix = layout.trace_suffix(time_us, raw_id)
+    entries = [layout.traces_tagged(tag) + suffix for tag in labels]
+    if name is not None:
+        entries.append(layout.traces_named(name) + suffix)
+    family = (layout.ZERO_ID, layout.ZERO_ID) if parent is None else (root, parent)
+    entries.append(layout.traces_of_kind(kind) + suffix)
+    entries.append(layout.traces_of_family(*family) + suffix)
+    entries.append(layout.TRACE_BY_TIME + suffix)
+    return entries
 
 
 class _Filter(NamedTuple):

@@ -4,7 +4,6 @@ Under "snapshot" isolation an ordinary read is not. Each test lets two transacti
 invariant together: one of them must conflict, and the audit must find everything in order.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,8 +19,7 @@ def snapshot(db: Any, run: Any) -> Any:
     return db.begin(run, isolation="snapshot")
 
 
-def both_isolations(test: Callable[..., None]) -> Callable[..., None]:
-    return pytest.mark.parametrize("isolation", ["snapshot", "serializable"])(test)
+both_isolations = pytest.mark.parametrize("isolation", ["snapshot", "serializable"])
 
 
 @both_isolations
