@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from occamdb.engine.errors import InvalidArgumentError, NotFoundError
-from occamdb.engine.public_types import RunId
+from occamdb.engine.public_types import RunId, TypeTag
+from occamdb.engine.values import encode_value
 from occamdb.primitives import Custom, Thought, ToolCall
 
 ID = uuid.UUID("0198c0de-0000-7000-8000-00000000abcd")
@@ -69,6 +70,24 @@ def test_such_a_name_is_a_filter_among_others(do: Any) -> None:
     middle = everything[len(everything) // 2].timestamp
     assert do.traces.query("Thought", start=middle) == [t for t in everything if t.timestamp >= middle]
     assert do.traces.query("Thought", end=middle) == [t for t in everything if t.timestamp < middle]
+
+
+def test_traces_are_found_in_the_layout_that_is_on_disks(db: Any, run: RunId) -> None:
+    """The keys byte by byte, as every version wrote them: a Custom trace is listed by kind and by name."""
+    space = db.space(run, TypeTag.TRACE, raw=True)
+    time_us = 1_700_000_000_000_000
+    for number, (kind, fields) in enumerate([(4, ["hm", None]), (6, ["Thought", 5])]):
+        raw = bytes(15) + bytes([number + 1])
+        suffix = (time_us + number + 2**63).to_bytes(8, "big") + raw
+        space.put(b"\x01" + raw, encode_value([kind, fields, time_us + number, raw, None, None, None]))
+        space.put(b"\x02" + bytes([kind]) + suffix, None)
+        space.put(b"\x05" + bytes(32) + suffix, None)
+        space.put(b"\x06" + suffix, None)
+        if kind == 6:
+            space.put(b"\x03\x00\x07Thought" + suffix, None)
+    assert contents(db.traces.query_by_type(run, "Thought")) == [Thought("hm"), Custom("Thought", 5)]
+    assert contents(db.traces.query_by_type(run, Thought)) == [Thought("hm")]
+    assert contents(db.traces.query_by_type(run, Custom)) == [Custom("Thought", 5)]
 
 
 # --- Types that are no types ---

@@ -34,6 +34,8 @@ CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "kv.put": lambda db, zero: db.kv.put(zero, "k", 1),
     "kv.put_many": lambda db, zero: db.kv.put_many(zero, {"k": 1}),
     "kv.increment": lambda db, zero: db.kv.increment(zero, "k"),
+    "kv.mapping": lambda db, zero: db.kv.mapping(zero).update(k=1),
+    "kv.transaction": lambda db, zero: db.kv.transaction(zero, lambda kv: kv.put("k", 1)),
     "kv.scan": lambda db, zero: list(db.kv.scan(zero)),
     "events.append": lambda db, zero: db.events.append(zero, "t", {}),
     "events.iterate": lambda db, zero: list(db.events.iterate(zero)),
