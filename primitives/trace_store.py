@@ -338,16 +338,23 @@ class TraceStore(Primitive[H_co]):
 def trace_entries(
     raw_id: bytes,
     kind: int,
-    name: str | None,
+    name: Any,
     time_us: int,
     root: bytes,
     parent: bytes | None,
     labels: Iterable[str],
 ) -> list[bytes]:
-    """The keys of all index entries of a trace; `name`: of a Custom one, else None."""
+    """The keys of all index entries of a trace.
+
+    Args:
+      name: of a Custom trace, for anything else ignored.
+
+    Raises:
+      InvalidArgumentError: the name or a tag is not text, or is too long.
+    """
     suffix = layout.trace_suffix(time_us, raw_id)
     entries = [layout.traces_tagged(tag) + suffix for tag in labels]
-    if name is not None:
+    if kind == CUSTOM:
         entries.append(layout.traces_named(name) + suffix)
     family = (layout.ZERO_ID, layout.ZERO_ID) if parent is None else (root, parent)
     entries.append(layout.traces_of_kind(kind) + suffix)

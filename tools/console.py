@@ -256,14 +256,12 @@ def run_of(db: Database, text: str, *, create: bool = False) -> RunId:
       NotFoundError: no run has that name, and `create` is false.
       InvalidArgumentError: several runs have that name.
     """
-    import uuid
-
     from occamdb import RunId
     from occamdb.engine.errors import InvalidArgumentError, NotFoundError
 
     try:
-        return RunId.of(uuid.UUID(text))
-    except ValueError:
+        return RunId.of(text)
+    except InvalidArgumentError:
         found = [run.run_id for run in db.runs.list_runs() if run.name == text]
     if len(found) == 1:
         return found[0]
