@@ -162,6 +162,27 @@ cdef class Space:
             return default
         return core.own_value(full, <Effect>own, NULL if seen == SEEN_OWN or seen == SEEN_DELTA else &found)
 
+    def get_checked(self, key, default=None):
+        """Like `get`, but the commit checks this read whatever the isolation.
+
+        For what an invariant rests on under "snapshot" too, such as the parent that a new record names.
+        """
+        cdef bint tracking = self.core.tracking
+        self.core.tracking = not self.core.read_only
+        try:
+            return self.get(key, default)
+        finally:
+            self.core.tracking = tracking
+
+    def keys_checked(self, prefix=""):
+        """Like `keys(prefix)`, but the commit checks what was walked whatever the isolation."""
+        cdef bint tracking = self.core.tracking
+        self.core.tracking = not self.core.read_only
+        try:
+            return self.keys(prefix)        # the range enters the read set here, and grows while it is walked
+        finally:
+            self.core.tracking = tracking
+
     def get_versioned(self, key, *, bint track=True):
         """The value with version and times, None when absent.
 

@@ -9,6 +9,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 
+from occamdb.engine._scan cimport ROWS_KEYS, new_scan
 from occamdb.engine._space cimport delta_argument, make_space, with_tag
 from occamdb.engine._txn_commit cimport commit_transaction, find_conflicts
 from occamdb.engine._txn_core cimport STATE_ABORTED, STATE_ACTIVE
@@ -19,7 +20,7 @@ from occamdb.ipc._atomics cimport clock_coarse_ns, clock_monotonic_ns
 
 from .errors import ConflictError, InvalidArgumentError
 from .keys import Namespace, RunId
-from .public_types import TransactionStatus, tag_of
+from .public_types import RESERVED_RUN, TransactionStatus, tag_of
 
 # A cimported class is no attribute of the module by itself; this one is part of what it offers.
 globals()["Space"] = Space
@@ -27,7 +28,10 @@ globals()["Space"] = Space
 cdef enum:
     TAG_KV = 1
     CACHED_RUNS_MAX = 4096
+    STORED_KEY_SIZE_MAX = 65535     # a stored key's size has 16 bits
     LOOK_PERIOD_NS = 1000000000
+
+cdef bytes RESERVED_ID = RESERVED_RUN.bytes
 
 cdef tuple STATUSES = (
     TransactionStatus.ACTIVE, TransactionStatus.VALIDATING, TransactionStatus.COMMITTED, TransactionStatus.ABORTED
@@ -103,6 +107,8 @@ cdef class TransactionBase(Space):
         cdef bytes prefix = self.prefix if run_id is None else self.db.kv_prefix(run_id)
         self.core.require_writable()
         prefix = prefix[:len(prefix) - 1]
+        if prefix.endswith(RESERVED_ID):
+            raise reserved_run()
         # A run's keys go on with a tag of 0x01..0xFE, so the range needs no carry into the run id.
         self.core.clear_range(prefix, prefix + b"\xff")
 
@@ -326,7 +332,11 @@ cdef class DatabaseBase:
         if entry is not None and entry[0] is run:
             prefix = entry[1]
         else:
-            prefix = self.base + RunId.of(run).bytes + b"\x01"
+            named = RunId.of(run)
+            # Known by identity: an id that a caller made of the same bits gets an error.
+            if named.int == 0 and named is not RESERVED_RUN:
+                raise reserved_run()
+            prefix = self.base + named.bytes + b"\x01"
             if len(self.prefixes) >= CACHED_RUNS_MAX:
                 self.prefixes.clear()
             self.prefixes[<size_t><PyObject *>run] = (run, prefix)
@@ -353,6 +363,16 @@ cdef class DatabaseBase:
         core.prefix = prefix
         core.attempts = 1
         return core
+
+    def first_key(self, bytes start not None):
+        """The first stored key (namespace, run, tag, user key) from `start` on, of any namespace; None when none is.
+
+        For tools that go through a whole database. Raises as a read does.
+        """
+        cdef TransactionCore core = self.new_reader(b"")
+        for key in new_scan(core, start, b"\xff" * STORED_KEY_SIZE_MAX, 0, 1, False, ROWS_KEYS, True):
+            return key
+        return None
 
     cdef TransactionCore new_reader(self, bytes prefix):
         cdef TransactionCore core = self.new_core(prefix)
@@ -395,6 +415,13 @@ cdef class DatabaseBase:
         space.prefix = self.tag_prefix(run_id, tag)
         space.raw = raw
         return space
+
+
+cdef object reserved_run():
+    return InvalidArgumentError(
+        "the all-zero run id is reserved: a namespace keeps its index of runs there",
+        hint="RunId.new() makes a run id", details={"run_id": str(RESERVED_RUN)},
+    )
 
 
 cdef bint is_serializable(object isolation) except -1:

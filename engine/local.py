@@ -17,6 +17,7 @@ from typing import Any
 from ..ipc import layout
 from ._commit import CommitCore
 from ._view import StoreAttachment
+from .directory import DatabaseDirectory
 from .errors import (
     DatabaseClosedError,
     ForkedHandleError,
@@ -26,6 +27,7 @@ from .errors import (
 )
 from .figures import core_figures
 from .limits import Limits, sized
+from .recovery import Progress, recover
 from .settings import Settings
 from .tally import Tallies
 
@@ -70,6 +72,11 @@ class LocalHandle:
         )
         self._core.open_channel(self._session, self._channel, _RING_SIZE)
         self._attachment: StoreAttachment | None = StoreAttachment(self._store, self._channel)
+
+    def load(self, directory: DatabaseDirectory, progress: Progress | None = None) -> None:
+        """Fill the store, still empty, with what a directory holds; the directory stays as it is."""
+        result = recover(directory, self._core.loader(), progress=progress, repair_disk=False)
+        self._core.start_at(result.version, 0)
 
     @property
     def limits(self) -> Limits:

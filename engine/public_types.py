@@ -9,6 +9,7 @@ properties that give aware UTC datetimes, cut to the microsecond, None for never
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 import uuid
@@ -18,6 +19,7 @@ from ._records import CommitReceipt, VersionedValue
 from .errors import InvalidArgumentError
 
 __all__ = [
+    "RESERVED_RUN",
     "CommitReceipt",
     "Durability",
     "Isolation",
@@ -71,6 +73,11 @@ def tag_of(number: int) -> TypeTag | int:
         return number
 
 
+_HEX_TEXT = r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+# Bare, in braces, or as a URN: the forms that `uuid.UUID` documents.
+_UUID_TEXT = re.compile(rf"(?:{_HEX_TEXT})|\{{(?:{_HEX_TEXT})\}}|urn:uuid:(?:{_HEX_TEXT})")
+
+
 class RunId(uuid.UUID):
     """The id of a run: a UUID, time-ordered (version 7) when made here.
 
@@ -104,10 +111,9 @@ class RunId(uuid.UUID):
         if isinstance(run, uuid.UUID):
             return cls(int=run.int)
         if isinstance(run, str):
-            try:
+            # `uuid.UUID` also takes spaces, signs and underscores, and hyphens anywhere.
+            if _UUID_TEXT.fullmatch(run):
                 return cls(run)
-            except ValueError:
-                pass
             hint = "pass a RunId, a uuid.UUID or the text of one; RunId.new() makes one"
             raise InvalidArgumentError(
                 f"{run!r} is not the text of a UUID", hint=hint, details={"run_id": run}
@@ -117,6 +123,11 @@ class RunId(uuid.UUID):
             hint="RunId.new() makes a run id",
             details={"type": type(run).__name__},
         )
+
+
+# Where a namespace keeps what belongs to none of its runs. A database accepts this very object and no other id of
+# the same bits: what users name is never it.
+RESERVED_RUN = RunId(int=0)
 
 
 _ticks_lock = threading.Lock()

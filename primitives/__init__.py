@@ -1,5 +1,7 @@
 """The primitives for agents, and how a further one registers itself."""
 
+from . import auditors as auditors  # attaches them to their primitives
+from .auditing import Auditor, Fault, Repair
 from .event_log import ChainVerification, Event, EventLog
 from .extension import Primitive, blind, operation, reader, register, single, stream
 from .handles import Database, Transaction, open, open_in_memory
@@ -23,6 +25,7 @@ from .trace_types import (
 
 __all__ = [
     "ALLOWED_TRANSITIONS",
+    "Auditor",
     "ChainVerification",
     "Custom",
     "Database",
@@ -30,11 +33,13 @@ __all__ = [
     "Error",
     "Event",
     "EventLog",
+    "Fault",
     "KVMapping",
     "KVStore",
     "KVTransaction",
     "Primitive",
     "Query",
+    "Repair",
     "RunIndex",
     "RunMetadata",
     "RunStatus",

@@ -178,7 +178,7 @@ class EventLog(Primitive[H_co]):
         expected, prev_hash = 0, FIRST_PREV_HASH
         for key, found in self.space.scan(layout.EVENT):
             sequence = layout.event_sequence(key)
-            error = _fault(expected, sequence, prev_hash, found.value)
+            error = event_fault(expected, sequence, prev_hash, found.value)
             if error is None and expected >= length:
                 error = f"the head says the log has {length} events"
             if error is not None:
@@ -213,7 +213,7 @@ class EventLog(Primitive[H_co]):
         return (self._event(layout.event_sequence(key), found.value) for key, found in rows)
 
     def _event(self, sequence: int, stored: Any) -> Event:
-        return _event(sequence, stored, self.space.codec)
+        return decode_event(sequence, stored, self.space.codec)
 
 
 # --- The canonical encoding ----------------------------------------------------------------------
@@ -301,7 +301,7 @@ def _first(item: tuple[Any, Any]) -> Any:
 # --- Reading back --------------------------------------------------------------------------------
 
 
-def _event(sequence: int, stored: Any, codec: Codec = _PLAIN) -> Event:
+def decode_event(sequence: int, stored: Any, codec: Codec = _PLAIN) -> Event:
     try:
         number, event_type, payload, time_us, prev_hash = codec.decode(stored[HASH_SIZE:])
         return Event(number, event_type, payload, from_microseconds(time_us), prev_hash, stored[:HASH_SIZE])
@@ -314,7 +314,7 @@ def _event(sequence: int, stored: Any, codec: Codec = _PLAIN) -> Event:
         ) from error
 
 
-def _fault(expected: int, sequence: int, prev_hash: bytes, stored: Any) -> str | None:
+def event_fault(expected: int, sequence: int, prev_hash: bytes, stored: Any) -> str | None:
     """What is wrong with the stored event at `sequence`, where `expected` should be; None when nothing is."""
     if sequence != expected:
         return f"missing: the next event found is {sequence}"
@@ -325,7 +325,7 @@ def _fault(expected: int, sequence: int, prev_hash: bytes, stored: Any) -> str |
     if computed != digest:
         return f"its hash is {computed.hex()}, stored is {digest.hex()}"
     try:
-        event = _event(sequence, stored)
+        event = decode_event(sequence, stored)
     except CorruptionError as error:
         return error.message
     if event.sequence != sequence:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 from ..engine._transaction import DatabaseBase, Space, TransactionBase
 from ..engine.errors import InvalidArgumentError
 from ..engine.extensions import register_extension
+from .auditing import Auditor
 from .operations import (
     CONTENDED,
     Operation,
@@ -40,10 +41,12 @@ __all__ = [
     "TransactionBase",
     "blind",
     "contended",
+    "enlist",
     "from_microseconds",
     "operation",
     "reader",
     "register",
+    "registered_primitives",
     "single",
     "stream",
     "to_microseconds",
@@ -67,6 +70,9 @@ class Primitive(Generic[H_co]):
       name: how it hangs on databases and transactions, as in `db.<name>`.
       tag: its part of every run; 0x10 and up are free.
       raw: keys are binary: scans give them back as bytes and never as text.
+      auditor: finds what is wrong in its part of one run, and what of it can be rebuilt (`auditing.py`); None: it
+        keeps nothing that follows from something else.
+      reserved: its part is under the reserved run of each namespace, and under no other.
       inside: it acts in a transaction that somebody else ends.
       space: inside, the primitive's own part of the transaction's run.
     """
@@ -75,6 +81,8 @@ class Primitive(Generic[H_co]):
     name: ClassVar[str]
     tag: ClassVar[int]
     raw: ClassVar[bool] = True
+    auditor: Auditor | None = None
+    reserved: ClassVar[bool] = False
 
     inside: bool
     space: Space
@@ -121,7 +129,22 @@ def register(primitive: C) -> C:
       InvalidArgumentError: the name is not an identifier.
     """
     register_extension(primitive.name, primitive)
+    return enlist(primitive)
+
+
+_registered: list[type[Primitive[Any]]] = []
+
+
+def enlist(primitive: C) -> C:
+    """Make the primitive one of `registered_primitives`, which `occamdb check` audits."""
+    if primitive not in _registered:
+        _registered.append(primitive)
     return primitive
+
+
+def registered_primitives() -> tuple[type[Primitive[Any]], ...]:
+    """Every primitive of this process, in order of registration."""
+    return tuple(_registered)
 
 
 def pairs(items: object, call: str) -> list[tuple[Any, Any]]:

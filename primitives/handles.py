@@ -17,6 +17,7 @@ from ..engine.public_types import Durability, Isolation
 from ..engine.transaction import Transaction as EngineTransaction
 from ..engine.values import Codec
 from .event_log import EventLog
+from .extension import enlist
 from .kv import KVStore
 from .run_index import RunIndex
 from .state_cell import StateCell
@@ -26,6 +27,9 @@ __all__ = ["Database", "SettingsKeywords", "Transaction", "open", "open_in_memor
 
 DurabilityName = Durability | Literal["none", "standard", "always"]
 IsolationName = Isolation | Literal["serializable", "snapshot"]
+
+for _primitive in (KVStore, EventLog, StateCell, TraceStore, RunIndex):
+    enlist(_primitive)
 
 Default = Callable[[Any], tuple[str, Any] | None]
 Restore = Callable[[str, Any], Any]

@@ -168,6 +168,11 @@ def run_suffix(created_us: int, run_id: bytes) -> bytes:
     return _U64.pack(created_us + _TIME_BIAS) + run_id
 
 
+def suffix(key: bytes) -> bytes:
+    """The time and the id at the end of an index key."""
+    return key[-SUFFIX_SIZE:]
+
+
 def suffix_id(key: bytes) -> bytes:
     """The id at the end of an index key."""
     return key[-ID_SIZE:]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from heapq import merge
 from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
@@ -30,16 +31,24 @@ class IndexRange(NamedTuple):
       prefix: of the group.
       since: the first time, as in keys; empty: from the beginning.
       before: the first time past it; None: to the end.
+      also: the prefix of a second group, which shares no entry with the first; None: there is none.
     """
 
     prefix: bytes
     since: bytes = b""
     before: bytes | None = None
+    also: bytes | None = None
 
     def keys(self, space: Space, *, limit: int | None = None, reverse: bool = False) -> Iterator[bytes]:
         """Its keys in time order, fetched while iterated."""
-        end = successor(self.prefix) if self.before is None else self.prefix + self.before
-        return space.keys(start=self.prefix + self.since, end=end, limit=limit, reverse=reverse)
+        if self.also is None:
+            return self._group(space, self.prefix, limit, reverse)
+        rows = [self._group(space, prefix, limit, reverse) for prefix in (self.prefix, self.also)]
+        return islice(merge(*rows, key=layout.suffix, reverse=reverse), limit)
+
+    def _group(self, space: Space, prefix: bytes, limit: int | None, reverse: bool) -> Iterator[bytes]:
+        end = successor(prefix) if self.before is None else prefix + self.before
+        return space.keys(start=prefix + self.since, end=end, limit=limit, reverse=reverse)
 
 
 class Choice(NamedTuple):

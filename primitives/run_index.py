@@ -6,7 +6,8 @@ transaction can change a run's status and its data together.
 1. A run's metadata and its entries in every index (status, tag, parent, creation) change in one transaction.
 2. The status changes only as `ALLOWED_TRANSITIONS` says.
 3. A parent exists in the index when its child is created, and as long as the child names it: deleting a parent
-   deletes its descendants with it (`cascade=True`) or leaves its children without a parent.
+   deletes its descendants with it (`cascade=True`) or leaves its children without a parent. Creation reads the parent
+   and deletion walks the children, both checked at commit whatever the isolation: of two at once one conflicts.
 4. Deletion is one commit whatever the size: the engine removes a run's whole key range, so a reader, or a recovery,
    sees all of the run or nothing of it.
 """
@@ -25,7 +26,7 @@ from ..engine.errors import (
     OccamError,
     ValueEncodingError,
 )
-from ..engine.public_types import RunId, TypeTag
+from ..engine.public_types import RESERVED_RUN, RunId, TypeTag
 from . import layout
 from .extension import (
     DatabaseBase,
@@ -56,12 +57,10 @@ from .run_types import (
 )
 from .trace_types import checked_metadata, checked_tags, explain
 
-__all__ = ["RESERVED_RUN", "RunIndex"]
+__all__ = ["RunIndex"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-RESERVED_RUN = RunId(bytes=layout.ZERO_ID)
 
 
 class IndexOperation(Operation[P, R, R]):
@@ -92,6 +91,7 @@ class RunIndex(Primitive[H_co]):
     __slots__ = ()
     name = "runs"
     tag = TypeTag.RUN
+    reserved = True
 
     def _space_in(self, transaction: TransactionBase) -> Space:
         return transaction.for_run(RESERVED_RUN).space(self.tag, raw=True)
@@ -142,7 +142,7 @@ class RunIndex(Primitive[H_co]):
             )
         above = None if parent is None else _raw(parent)
         if above is not None:
-            self._existing(above)
+            self._require_parent(above)
         labels, now = checked_tags(tags), self.now_us
         record = [name, STATUS_NUMBER[RunStatus.ACTIVE], above, labels, checked_metadata(metadata) or {}]
         return self._save(raw, None, [*record, now, now, None, None])
@@ -294,7 +294,8 @@ class RunIndex(Primitive[H_co]):
         return removed
 
     def _child_ids(self, raw: bytes) -> list[bytes]:
-        return [layout.suffix_id(key) for key in self.space.keys(layout.runs_under(raw))]
+        """The children of a run that is about to go. Checked: a child that comes meanwhile must conflict."""
+        return [layout.suffix_id(key) for key in self.space.keys_checked(layout.runs_under(raw))]
 
     def _descendants(self, raw: bytes) -> list[bytes]:
         found = self._child_ids(raw)
@@ -381,16 +382,17 @@ class RunIndex(Primitive[H_co]):
     def _existing(self, raw: bytes) -> Record:
         record: Record | None = self.space.get(layout.run(raw))
         if record is None:
-            raise NotFoundError(
-                f"run {_text(raw)} is not in the index",
-                hint="create it with create_run_with_options(run_id=...), or look in its own namespace",
-                details={"run_id": _text(raw)},
-            )
+            raise _not_in_index(raw)
         return record
+
+    def _require_parent(self, raw: bytes) -> None:
+        """Invariant 3 rests on this read, so the commit checks it whatever the isolation."""
+        if self.space.get_checked(layout.run(raw)) is None:
+            raise _not_in_index(raw)
 
     def _save(self, raw: bytes, old: Record | None, new: Record | None) -> RunMetadata:
         """Replace a record and the index entries that differ; None for none."""
-        before = _entries(raw, old) if old is not None else set()
+        before = run_entries(raw, old) if old is not None else set()
         if new is None:
             for key in sorted(before):
                 self.space.delete(key)
@@ -398,7 +400,7 @@ class RunIndex(Primitive[H_co]):
             return decode_run(raw, cast(Record, old))
         if old is not None:
             new = _with(new, UPDATED, self.now_us)
-        after = _entries(raw, new)
+        after = run_entries(raw, new)
         try:
             # First: who catches the error and commits all the same has written nothing of it.
             self.space.put(layout.run(raw), new)
@@ -412,7 +414,7 @@ class RunIndex(Primitive[H_co]):
         return decode_run(raw, new)
 
 
-def _entries(raw: bytes, record: Record) -> set[bytes]:
+def run_entries(raw: bytes, record: Record) -> set[bytes]:
     """The keys of all index entries of a record."""
     suffix = layout.run_suffix(record[CREATED], raw)
     prefixes = [
@@ -452,6 +454,14 @@ def _raw(run_id: RunLike) -> bytes:
             "the all-zero run id is reserved for the run index", hint="RunId.new() makes a run id"
         )
     return raw
+
+
+def _not_in_index(raw: bytes) -> NotFoundError:
+    return NotFoundError(
+        f"run {_text(raw)} is not in the index",
+        hint="create it with create_run_with_options(run_id=...), or look in its own namespace",
+        details={"run_id": _text(raw)},
+    )
 
 
 def _text(raw: bytes) -> str:

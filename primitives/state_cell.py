@@ -112,15 +112,14 @@ class StateCell(Primitive[H_co]):
         run_id: RunLike,
         name: str,
         fn: Callable[[State], tuple[Any, T]],
-        /,
         *,
         retry: RetryPolicy | None = None,
     ) -> T: ...
     @overload
     def transition(
-        self: StateCell[TransactionBase], name: str, fn: Callable[[State], tuple[Any, T]], /
+        self: StateCell[TransactionBase], name: str, fn: Callable[[State], tuple[Any, T]]
     ) -> T: ...
-    def transition(self: StateCell[Any], *args: Any, retry: RetryPolicy | None = None) -> Any:
+    def transition(self: StateCell[Any], *args: Any, retry: RetryPolicy | None = None, **named: Any) -> Any:
         """Change a cell by a function of its state: `fn(state) -> (new value, result)`; returns the result.
 
         Outside it is retried until it commits, within `retry`; `fn` may be called several times and must have no
@@ -129,11 +128,11 @@ class StateCell(Primitive[H_co]):
         Raises:
           NotFoundError: there is no such cell.
           RetriesExhausted: it met other writers on every attempt.
-          InvalidArgumentError: `fn` returned something else than a tuple of two.
+          InvalidArgumentError: `fn` returned something else than a tuple of two, or is no function.
         """
         if self.inside:
-            return self._transition(*args)
-        run_id, name, fn = args
+            return self._transition(*_arguments(("name", "fn"), args, named))
+        run_id, name, fn = _arguments(("run_id", "name", "fn"), args, named)
         handle = self._handle
         return handle.transaction(
             run_id, lambda txn: StateCell(txn)._transition(name, fn), retry=retry or CONTENDED
@@ -157,6 +156,29 @@ class StateCell(Primitive[H_co]):
         value, result = answer
         self.space.put(name, value)
         return result
+
+
+def _arguments(wanted: tuple[str, ...], args: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
+    """The arguments of `transition` in order, given by position or by name.
+
+    Raises:
+      InvalidArgumentError: one is missing, is given twice or is none of them, or `fn` cannot be called.
+    """
+    given = dict(zip(wanted, args, strict=False))
+    if len(args) > len(wanted):
+        problem = f"too many: {len(args)} for {len(wanted)}"
+    elif twice := given.keys() & named.keys():
+        problem = f"given twice: {', '.join(sorted(twice))}"
+    elif unknown := named.keys() - set(wanted):
+        problem = f"unknown: {', '.join(sorted(unknown))}"
+    elif missing := [name for name in wanted if name not in given and name not in named]:
+        problem = f"missing: {', '.join(missing)}"
+    elif not callable((given | named)["fn"]):
+        problem = f"fn is not a function but {type((given | named)['fn']).__name__}"
+    else:
+        return [(given | named)[name] for name in wanted]
+    hint = "outside a transaction transition(run_id, name, fn), inside one transition(name, fn)"
+    raise InvalidArgumentError(f"the arguments of transition are wrong: {problem}", hint=hint)
 
 
 def _shape(answer: object) -> str:

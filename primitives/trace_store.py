@@ -2,8 +2,9 @@
 
 1. A trace and its entries in every index (type, Custom name, tag, family, time) are written in one transaction, and
    traces are never changed or removed but with their run: an entry always has its trace.
-2. A parent exists when its child is recorded, and a trace belongs to the tree of its parent's root. So a whole tree is
-   one range of the family index, and so are the children of one trace.
+2. A parent exists when its child is recorded, which the commit checks whatever the isolation, and a trace belongs to
+   the tree of its parent's root. So a whole tree is one range of the family index, and so are the children of one
+   trace.
 3. Every index is in time order within its group and holds the time in its keys, so a time range cuts any of them.
 """
 
@@ -126,23 +127,16 @@ class TraceStore(Primitive[H_co]):
         kind, space, time_us = kind_of(trace), self.space, self.now_us
         root = raw_id if parent is None else self._root_of(parent)
         labels = checked_tags(tags)
-        suffix = layout.trace_suffix(time_us, raw_id)
-        entries = [layout.traces_tagged(tag) for tag in labels]
-        if kind == CUSTOM:
-            entries.append(layout.traces_named(trace.name))  # type: ignore[union-attr]
-        entries.append(layout.traces_of_kind(kind))
-        entries.append(
-            layout.traces_of_family(layout.ZERO_ID if parent is None else root, parent or layout.ZERO_ID)
-        )
-        entries.append(layout.TRACE_BY_TIME)
+        name = trace.name if kind == CUSTOM else None  # type: ignore[union-attr]
+        entries = trace_entries(raw_id, kind, name, time_us, root, parent, labels)
         rest = [time_us, root, parent, labels or None, checked_metadata(metadata)]
         space.put(layout.trace(raw_id), encode_record(kind, trace, rest, space.codec))
-        for prefix in entries:
-            space.put(prefix + suffix, None)
+        for entry in entries:
+            space.put(entry, None)
         return id_text(raw_id)
 
     def _root_of(self, parent: bytes) -> bytes:
-        stored = self.space.get(layout.trace(parent))
+        stored = self.space.get_checked(layout.trace(parent))
         if stored is None:
             raise NotFoundError(
                 f"there is no trace {id_text(parent)} in this run to be a parent",
@@ -170,7 +164,11 @@ class TraceStore(Primitive[H_co]):
     def query_by_type(
         self, trace_type: type[TraceType] | str, *, limit: int | None = None, reverse: bool = False
     ) -> list[Trace]:
-        """The traces of one type in time order: a class, its name, or the name of a Custom trace."""
+        """The traces of one type in time order: a class, its name, or the name of a Custom trace.
+
+        A name finds every trace whose `type_name` it is: `"Thought"` the Thoughts and the Custom traces of that name.
+        A class finds its own traces alone.
+        """
         _typed(trace_type)  # None is no type, though no filter
         return self._query(_Filter(trace_type=trace_type), limit, reverse)
 
@@ -209,7 +207,7 @@ class TraceStore(Primitive[H_co]):
         Reads the index that promises the fewest traces and checks the other filters on what it yields.
 
         Args:
-          trace_type: a class, its name, or the name of a Custom trace.
+          trace_type: as for `query_by_type`.
           tag, tags: tags that must all be there.
           parent_id: the trace they are directly under.
           start, end: recorded from `start` up to but not including `end`.
@@ -327,18 +325,46 @@ class TraceStore(Primitive[H_co]):
     def _plan(self, wanted: _Filter) -> tuple[IndexRange, list[Test]]:
         """The index to read and the tests left to make on its traces."""
         since, before = window(wanted.start, wanted.end, ("start", "end"))
-        filters: list[tuple[bytes, Test]] = []
+        filters: list[tuple[bytes, bytes | None, Test]] = []
         if wanted.parent_id is not None:
             raw = id_bytes(wanted.parent_id, "a parent id")
-            filters.append((layout.traces_of_family(self._root_of_existing(raw), raw), _under(raw)))
-        filters += [(layout.traces_tagged(tag), _tagged(tag)) for tag in wanted.tags]
+            family = layout.traces_of_family(self._root_of_existing(raw), raw)
+            filters.append((family, None, _under(raw)))
+        filters += [(layout.traces_tagged(tag), None, _tagged(tag)) for tag in wanted.tags]
         if wanted.trace_type is not None:
             filters.append(_typed(wanted.trace_type))
         if not filters:
             return IndexRange(layout.TRACE_BY_TIME, since, before), []
-        return choose(
-            self.space, [Choice(IndexRange(prefix, since, before), test) for prefix, test in filters]
-        )
+        choices = [Choice(IndexRange(prefix, since, before, also), test) for prefix, also, test in filters]
+        return choose(self.space, choices)
+
+
+def trace_entries(
+    raw_id: bytes,
+    kind: int,
+    name: Any,
+    time_us: int,
+    root: bytes,
+    parent: bytes | None,
+    labels: Iterable[str],
+) -> list[bytes]:
+    """The keys of all index entries of a trace.
+
+    Args:
+      name: of a Custom trace, for anything else ignored.
+
+    Raises:
+      InvalidArgumentError: the name or a tag is not text, or is too long.
+    """
+    suffix = layout.trace_suffix(time_us, raw_id)
+    entries = [layout.traces_tagged(tag) + suffix for tag in labels]
+    if kind == CUSTOM:
+        entries.append(layout.traces_named(name) + suffix)
+    family = (layout.ZERO_ID, layout.ZERO_ID) if parent is None else (root, parent)
+    entries.append(layout.traces_of_kind(kind) + suffix)
+    entries.append(layout.traces_of_family(*family) + suffix)
+    entries.append(layout.TRACE_BY_TIME + suffix)
+    return entries
 
 
 class _Filter(NamedTuple):
@@ -357,18 +383,31 @@ def _tagged(tag: str) -> Test:
     return lambda record: tag in (record[TAGS] or ())
 
 
-def _typed(trace_type: type[TraceType] | str) -> tuple[bytes, Test]:
-    kind = KIND_NAMED.get(trace_type) if isinstance(trace_type, str) else KIND_OF.get(trace_type)
-    if kind is not None:
-        return layout.traces_of_kind(kind), lambda record: record[KIND] == kind
-    if not isinstance(trace_type, str):
+def _typed(trace_type: type[TraceType] | str) -> tuple[bytes, bytes | None, Test]:
+    """Where traces of a type are listed, a second group or None, and how to tell them by their record."""
+    if isinstance(trace_type, str):
+        named, kind = layout.traces_named(trace_type), KIND_NAMED.get(trace_type)
+        if kind is None:
+            return named, None, _custom(trace_type)
+        of_kind, custom = _of_kind(kind), _custom(trace_type)
+        # Those of the name "Custom" are among the Custom traces already.
+        also = None if kind == CUSTOM else named
+        return layout.traces_of_kind(kind), also, lambda record: of_kind(record) or custom(record)
+    number = KIND_OF.get(trace_type) if isinstance(trace_type, type) else None
+    if number is None:
         raise InvalidArgumentError(
             f"a trace type is one of {', '.join(KIND_NAMED)} or the name of a Custom one, got {trace_type!r}",
             hint="query_by_type(ToolCall), query_by_type('ToolCall') or query_by_type('my custom name')",
         )
-    return layout.traces_named(
-        trace_type
-    ), lambda record: record[KIND] == CUSTOM and record[FIELDS][0] == trace_type
+    return layout.traces_of_kind(number), None, _of_kind(number)
+
+
+def _of_kind(kind: int) -> Test:
+    return lambda record: record[KIND] == kind
+
+
+def _custom(name: str) -> Test:
+    return lambda record: record[KIND] == CUSTOM and record[FIELDS][0] == name
 
 
 # --- New ids -------------------------------------------------------------------------------------

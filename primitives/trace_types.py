@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -197,6 +198,9 @@ class TraceTree:
 # --- Ids -----------------------------------------------------------------------------------------
 
 
+_ID_TEXT = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
 def id_bytes(trace_id: object, what: str = "a trace id") -> bytes:
     """The 16 stored bytes of an id given as text or UUID.
 
@@ -204,10 +208,8 @@ def id_bytes(trace_id: object, what: str = "a trace id") -> bytes:
       InvalidArgumentError: it is neither, or all zeros.
     """
     if type(trace_id) is str:
-        try:
-            raw = bytes.fromhex(trace_id.replace("-", "")) if len(trace_id) in (32, 36) else b""
-        except ValueError:
-            raw = b""
+        # Exactly: `bytes.fromhex` would also take spaces, and hyphens could be anywhere.
+        raw = bytes.fromhex(trace_id.replace("-", "")) if _ID_TEXT.fullmatch(trace_id) else b""
     else:
         raw = trace_id.bytes if isinstance(trace_id, UUID) else b""
     if len(raw) != 16 or raw == ZERO_ID:

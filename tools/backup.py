@@ -56,7 +56,7 @@ def checkpoint(path: PathArgument) -> None:
     """Write a checkpoint and remove the log before it. Commits go on meanwhile."""
     with console.database(path) as db:
         done = db.checkpoint()
-    typer.echo(
+    console.echo(
         f"checkpoint of version {done['version']}: {done['rows']:,} rows, {console.size(done['bytes'])}"
     )
 
@@ -82,7 +82,7 @@ def restore(
 
 
 def _tell(what: str, done: Copied, destination: Path) -> None:
-    typer.echo(
+    console.echo(
         f"{what} version {done.version} to {destination}: {done.rows:,} rows, {console.size(done.size)}, "
         f"{done.seconds:.1f} s"
     )

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from occamdb.tools.printable import escape_json, markup, printable, without_controls
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -52,9 +54,9 @@ EXCERPT_LENGTH_MAX = 80
 @cache
 def out() -> Console:
     """The console of results."""
-    from rich.console import Console
+    from occamdb.tools.safe_console import make_console
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     if not console.is_terminal:
         console.width = 120  # a file or a pipe has no width of its own
     return console
@@ -63,26 +65,22 @@ def out() -> Console:
 @cache
 def err() -> Console:
     """The console of errors and progress."""
-    from rich.console import Console
+    from occamdb.tools.safe_console import make_console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return make_console(stderr=True)
 
 
 def show_error(error: OccamError) -> None:
     """Message, then what to do about it."""
-    from rich.markup import escape
-
-    err().print(f"[bold red]error[/] {escape(error.message)} [dim]({escape(error.code)})[/]")
+    err().print(f"[bold red]error[/] {markup(error.message)} [dim]({markup(error.code)})[/]")
     if error.hint:
-        err().print(f" [bold]hint[/] {escape(error.hint)}")
+        err().print(f" [bold]hint[/] {markup(error.hint)}")
 
 
 def show_system_error(error: OSError) -> None:
     """What the system refused, and where."""
-    from rich.markup import escape
-
     place = f"{error.filename}: " if error.filename else ""
-    err().print(f"[bold red]error[/] {escape(place + (error.strerror or str(error)))}")
+    err().print(f"[bold red]error[/] {markup(place + (error.strerror or str(error)))}")
 
 
 def parse_value(text: str) -> Any:
@@ -167,13 +165,18 @@ def plain(value: Any) -> Any:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """One value as JSON text."""
-    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    """One value as JSON text. Control characters in it, those beyond ASCII too, are written as \\uXXXX."""
+    return escape_json(json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent))
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a line, uncoloured, without control characters but tabs. `printable` makes stored text one line."""
+    typer.echo(without_controls(text), err=err)
 
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON, uncoloured so that programs can read it."""
-    typer.echo(to_json(value, indent=2))
+    echo(to_json(value, indent=2))
 
 
 def has_database(path: Path) -> bool:
@@ -256,14 +259,12 @@ def run_of(db: Database, text: str, *, create: bool = False) -> RunId:
       NotFoundError: no run has that name, and `create` is false.
       InvalidArgumentError: several runs have that name.
     """
-    import uuid
-
     from occamdb import RunId
     from occamdb.engine.errors import InvalidArgumentError, NotFoundError
 
     try:
-        return RunId.of(uuid.UUID(text))
-    except ValueError:
+        return RunId.of(text)
+    except InvalidArgumentError:
         found = [run.run_id for run in db.runs.list_runs() if run.name == text]
     if len(found) == 1:
         return found[0]
@@ -311,7 +312,7 @@ def show_key(key: str | bytes) -> str:
     """A key on one line: text as it is unless it has control characters, bytes as hexadecimal."""
     if isinstance(key, bytes):
         return "0x" + key.hex()
-    return key if key.isprintable() else repr(key)
+    return key if key.isprintable() and printable(key) == key else repr(key)
 
 
 def ago(moment: datetime | None) -> str:

@@ -61,7 +61,7 @@ def get(
             }
         )
     else:
-        typer.echo(console.to_json(found.value))
+        console.echo(console.to_json(found.value))
 
 
 def put(
@@ -104,7 +104,7 @@ def put(
             write(db)
     with console.database(path, namespace, create=True) as db:
         version = write(db)
-    typer.echo(f"version {version}")
+    console.echo(f"version {version}")
 
 
 def delete(
@@ -124,7 +124,7 @@ def delete(
 
 def _absent(key: str | bytes) -> typer.Exit:
     """Says so; to be raised."""
-    typer.echo(f"no key {key!r}" if isinstance(key, str) else f"no key {console.show_key(key)}", err=True)
+    console.echo(f"no key {key!r}" if isinstance(key, str) else f"no key {console.show_key(key)}", err=True)
     return typer.Exit(1)
 
 
@@ -144,7 +144,7 @@ def list_keys(
     with console.database(path, namespace) as db:
         run_id = console.run_of(db, run)
         for key in db.kv.keys(run_id, **among, limit=limit, reverse=reverse):
-            typer.echo(console.show_key(key))
+            console.echo(console.show_key(key))
 
 
 def scan(
@@ -172,9 +172,9 @@ def scan(
                     "value": found.value,
                     "expires_at": found.expires_at,
                 }
-                typer.echo(console.to_json(row))
+                console.echo(console.to_json(row))
             else:
-                typer.echo(f"{console.show_key(key)}\t{found.version}\t{console.to_json(found.value)}")
+                console.echo(f"{console.show_key(key)}\t{found.version}\t{console.to_json(found.value)}")
 
 
 class _Range(TypedDict):

@@ -58,7 +58,7 @@ def demo(
     source = (directory or corpus.default_directory()).resolve()
     files = corpus.text_files(source)
     if not files:
-        typer.echo(f"no text files below {source}", err=True)
+        console.echo(f"no text files below {source}", err=True)
         raise typer.Exit(1)
     out = console.out()
     out.print(f"{len(files):,} text files below {source}, {agents} agents, durability {durability}")
@@ -87,7 +87,7 @@ def run(db: Database, source: Path, files: list[str], agents: int, batch: int) -
         seconds = watcher.seconds
         failed = [process.name for process in processes if process.exitcode]
     if failed:
-        typer.echo(f"{', '.join(failed)} failed", err=True)
+        console.echo(f"{', '.join(failed)} failed", err=True)
         raise typer.Exit(1)
     out.print("recounting with one plain process ...")
     started = time.monotonic()

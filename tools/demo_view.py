@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from occamdb.tools.demo_agent import FIGURES, NOTHING_DONE, PROGRESS, Figures, Plan
+from occamdb.tools.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -101,6 +102,6 @@ def _panel(watcher: Watcher) -> Group:
     return Group(
         ProgressBar(total=count, completed=files, width=60),
         Text(f"{files:,} of {count:,} files, {words:,} words ({words / seconds:,.0f}/s), {seconds:.0f} s"),
-        Text(f"largest so far: {largest}", style="dim", overflow="ellipsis", no_wrap=True),
+        Text(f"largest so far: {printable(largest)}", style="dim", overflow="ellipsis", no_wrap=True),
         table,
     )

@@ -17,6 +17,7 @@ import typer
 from occamdb.ipc.errors import OccamError
 from occamdb.tools import console
 from occamdb.tools.console import JsonOption
+from occamdb.tools.printable import markup
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 DESCRIPTOR_COUNT_MIN = 1024
@@ -222,10 +223,8 @@ def _clean_up(path: Path | None) -> Iterator[Finding]:
 
 
 def _show(findings: list[Finding]) -> None:
-    from rich.markup import escape
-
     marks = {OK: "[green]ok[/]     ", NOTE: "[yellow]note[/]   ", PROBLEM: "[red]problem[/]"}
     for finding in findings:
-        console.out().print(f"{marks[finding.level]} {escape(finding.text)}")
+        console.out().print(f"{marks[finding.level]} {markup(finding.text)}")
         if finding.hint:
-            console.out().print(f"        [dim]{escape(finding.hint)}[/]")
+            console.out().print(f"        [dim]{markup(finding.hint)}[/]")

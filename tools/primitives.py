@@ -11,6 +11,7 @@ import typer
 
 from occamdb.tools import console
 from occamdb.tools.console import JsonOption, LimitOption, NamespaceOption, PathArgument, RunArgument
+from occamdb.tools.printable import markup, printable
 
 if TYPE_CHECKING:
     from occamdb import Database, RunId, Transaction
@@ -69,7 +70,7 @@ def _verify(db: Database, run_id: RunId, as_json: bool) -> None:
     elif found.is_valid:
         console.out().print(f"[green]valid[/]: {found.length:,} events, every hash as it must be")
     else:
-        console.out().print(f"[red]broken[/] at event {found.first_invalid}: {found.error}", markup=True)
+        console.out().print(f"[red]broken[/] at event {found.first_invalid}: {markup(found.error or '')}")
     if not found.is_valid:
         raise typer.Exit(1)
 
@@ -132,11 +133,12 @@ def _show_event(event: Event, as_json: bool) -> None:
             "prev_hash": event.prev_hash.hex(),
             "hash": event.hash.hex(),
         }
-        typer.echo(console.to_json(row))
+        console.echo(console.to_json(row))
     else:
         moment = event.timestamp.isoformat(timespec="milliseconds")
         payload = console.to_json(event.payload)
-        typer.echo(f"{event.sequence:>6}  {moment}  {event.event_type}  {payload}  {event.hash.hex()[:12]}")
+        kind = printable(event.event_type)
+        console.echo(f"{event.sequence:>6}  {moment}  {kind}  {payload}  {event.hash.hex()[:12]}")
 
 
 def cells(
@@ -164,6 +166,6 @@ def cells(
                         "value": state.value,
                         "updated_at": state.updated_at,
                     }
-                    typer.echo(console.to_json(row))
+                    console.echo(console.to_json(row))
                 else:
-                    typer.echo(f"{console.show_key(name)}\t{state.version}\t{console.to_json(state.value)}")
+                    console.echo(f"{console.show_key(name)}\t{state.version}\t{console.to_json(state.value)}")

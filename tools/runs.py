@@ -9,6 +9,7 @@ import typer
 
 from occamdb.tools import console
 from occamdb.tools.console import JsonOption, LimitOption, NamespaceOption, PathArgument
+from occamdb.tools.printable import markup
 
 if TYPE_CHECKING:
     from occamdb.primitives import RunMetadata
@@ -48,7 +49,7 @@ def runs(
         found = db.runs.query_runs(status=status, tag=tag, parent=parent_id, limit=limit)
     if as_json:
         for item in found:
-            typer.echo(console.to_json(asdict(item)))
+            console.echo(console.to_json(asdict(item)))
     else:
         _show_table(found)
 
@@ -65,7 +66,6 @@ def _show_one(run: RunMetadata | None, name: str) -> None:
 
 
 def _show_table(found: list[RunMetadata]) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -75,10 +75,10 @@ def _show_table(found: list[RunMetadata]) -> None:
         colour = _COLOURS.get(run.status.value, "dim")
         table.add_row(
             str(run.run_id),
-            escape(run.name),
+            markup(run.name),
             f"[{colour}]{run.status.value}[/]",
-            escape(", ".join(run.tags)),
+            markup(", ".join(run.tags)),
             console.ago(run.created_at),
-            escape(run.error or ""),
+            markup(run.error or ""),
         )
     console.out().print(table)

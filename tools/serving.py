@@ -12,6 +12,7 @@ import typer
 
 from occamdb.tools import console
 from occamdb.tools.console import JsonOption, PathArgument
+from occamdb.tools.printable import markup
 
 PANEL = "Coordinator"
 
@@ -63,7 +64,7 @@ def serve(
     coordinator.start()
     # A full disk behind it must not keep what was started from being served.
     with contextlib.suppress(OSError):
-        typer.echo(f"serving {path} (pid {os.getpid()}, durability {durability}); Ctrl-C stops", err=True)
+        console.echo(f"serving {path} (pid {os.getpid()}, durability {durability}); Ctrl-C stops", err=True)
     raise typer.Exit(coordinator.serve())
 
 
@@ -76,7 +77,7 @@ def stop(
     from occamdb.tools.coordinator import stop_coordinator
 
     pid = stop_coordinator(console.require_database(path), timeout=timeout, kill=kill)
-    typer.echo(f"stopped (pid {pid})" if pid else "no coordinator was running")
+    console.echo(f"stopped (pid {pid})" if pid else "no coordinator was running")
 
 
 def status(path: PathArgument, as_json: JsonOption = False) -> None:
@@ -127,8 +128,6 @@ def _bytes_below(directory: Path) -> int:
 
 
 def _show(found: dict[str, Any]) -> None:
-    from rich.markup import escape
-
     pid = found["coordinator"]
     if pid is not None:
         state = f"[green]running[/], pid {pid}"
@@ -139,7 +138,7 @@ def _show(found: dict[str, Any]) -> None:
             else "[yellow]not running[/]; the next open recovers from the log"
         )
     rows = {
-        "database": f"{escape(found['path'])} ({found['database_id']})",
+        "database": f"{markup(found['path'])} ({found['database_id']})",
         "coordinator": f"{state} (incarnation {found['incarnation']})",
         "durability": found["durability"] or "not decided yet",
         "created": f"{found['created_at']:%Y-%m-%d %H:%M:%S} UTC",

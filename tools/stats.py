@@ -10,6 +10,7 @@ import typer
 
 from occamdb.tools import console
 from occamdb.tools.console import JsonOption, PathArgument
+from occamdb.tools.printable import markup
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -80,13 +81,12 @@ def render(figures: dict[str, Any], before: dict[str, Any] | None) -> Renderable
 
 
 def _summary(figures: dict[str, Any], before: dict[str, Any] | None) -> Table:
-    from rich.markup import escape
     from rich.table import Table
 
     conflicts, store, log = figures["conflicts"], figures["store"], figures["log"]
     latency, group = figures["latency_us"], figures["group_commit"]
     rows = {
-        "database": f"{escape(figures['path'])}, pid {figures['pid']}, up {figures['uptime']:,.0f} s, "
+        "database": f"{markup(figures['path'])}, pid {figures['pid']}, up {figures['uptime']:,.0f} s, "
         f"durability {figures['durability']}",
         "version": f"{figures['version']:,}",
         "commits": f"{figures['commits']:,}{rate('commits', figures, before)} in {figures['batches']:,} batches; "
@@ -130,11 +130,9 @@ def _workers(figures: dict[str, Any]) -> Table:
 
 
 def _hot_keys(figures: dict[str, Any]) -> list[RenderableType]:
-    from rich.markup import escape
-
     if not figures["hot_keys"]:
         return []
     lines = [
-        f"{item['conflicts']:>8,}  {escape(item['key'])}" for item in figures["hot_keys"][:HOT_KEYS_SHOWN]
+        f"{item['conflicts']:>8,}  {markup(item['key'])}" for item in figures["hot_keys"][:HOT_KEYS_SHOWN]
     ]
     return ["", "[bold]conflicts by key[/]", *lines]

@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.markup import escape
 from rich.text import Text
 
 from occamdb.tools.console import to_json
+from occamdb.tools.printable import markup
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,8 +52,8 @@ def headline(trace: Trace) -> str:
 
 def label(trace: Trace) -> str:
     """`headline` with type and tags, in rich's markup."""
-    tags = f" [dim]#{escape(' #'.join(map(_one_line, trace.tags)))}[/]" if trace.tags else ""
-    return f"[cyan]{escape(_one_line(trace.type_name))}[/] {escape(headline(trace))}{tags}"
+    tags = f" [dim]#{markup(' #'.join(map(_one_line, trace.tags)))}[/]" if trace.tags else ""
+    return f"[cyan]{markup(_one_line(trace.type_name))}[/] {markup(headline(trace))}{tags}"
 
 
 def show(

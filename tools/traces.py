@@ -76,7 +76,7 @@ def _show_tree(tree: TraceTree, depth: int | None, children: int | None, as_json
 
     if as_json:
         for level, trace in tree.walk():
-            typer.echo(console.to_json({"depth": level} | _as_dict(trace)))
+            console.echo(console.to_json({"depth": level} | _as_dict(trace)))
     else:
         show(tree, console.out(), children_max=children, depth_max=depth)
 
@@ -85,7 +85,7 @@ def _show(trace: Trace, as_json: bool) -> None:
     from occamdb.tools.trace_view import label
 
     if as_json:
-        typer.echo(console.to_json(_as_dict(trace)))
+        console.echo(console.to_json(_as_dict(trace)))
     else:
         moment = trace.timestamp.isoformat(timespec="milliseconds")
         console.out().print(f"[dim]{trace.id}  {moment}[/]  {label(trace)}")

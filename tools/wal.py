@@ -13,6 +13,7 @@ import typer
 
 from occamdb.tools import console
 from occamdb.tools.console import JsonOption, LimitOption, PathArgument
+from occamdb.tools.printable import printable
 
 if TYPE_CHECKING:
     from occamdb.engine.directory import DatabaseDirectory
@@ -54,7 +55,7 @@ def dump(
     count = 0
     with _directory(path) as directory:
         for item in read_log(directory, start_version=start):
-            typer.echo(console.to_json(_as_dict(item)) if as_json else _line(item))
+            console.echo(console.to_json(_as_dict(item)) if as_json else _line(item))
             count += isinstance(item.entry, CommitTxn)
             if count == limit:
                 break
@@ -94,6 +95,7 @@ def verify(path: PathArgument, as_json: JsonOption = False) -> None:
 
 
 def _as_dict(item: LogEntry) -> dict[str, Any]:
+    from occamdb.engine.public_types import RunId
     from occamdb.engine.wal_format import BeginTxn, CommitTxn, Delete, DeleteRange, Write
 
     place = {
@@ -105,14 +107,18 @@ def _as_dict(item: LogEntry) -> dict[str, Any]:
     match item.entry:
         case BeginTxn(session=session, sequence=sequence, run_id=run_id, timestamp=timestamp):
             moment = datetime.fromtimestamp(timestamp / 1e9, UTC)
-            return place | {"txn_id": [session, sequence], "run_id": run_id.hex(), "timestamp": moment}
+            return place | {
+                "txn_id": [session, sequence],
+                "run_id": str(RunId(bytes=run_id)),
+                "timestamp": moment,
+            }
         case Write(key=key, value=value, expires_at=expires_at):
             expiry = datetime.fromtimestamp(expires_at / 1e9, UTC) if expires_at else None
             return place | show_key(key) | {"value": show_value(value), "expires_at": expiry}
         case Delete(key=key, removed=removed):
             return place | show_key(key) | {"expired_version": removed or None}
         case DeleteRange(start=start, end=end):
-            return place | {"start": start, "end": end}
+            return place | show_range(start, end)
         case CommitTxn(session=session, sequence=sequence, count=count):
             return place | {"txn_id": [session, sequence], "count": count}
 
@@ -126,7 +132,7 @@ def _line(item: LogEntry) -> str:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else console.to_json(value)
+    text = printable(value) if isinstance(value, str) else console.to_json(value)
     return text if len(text) <= VALUE_LENGTH_MAX else text[: VALUE_LENGTH_MAX - 1] + "…"
 
 
@@ -141,6 +147,13 @@ def show_key(key: bytes) -> dict[str, Any]:
         return {"key": key}
     name = getattr(decoded.tag, "name", f"{int(decoded.tag):#04x}")
     return {"run": str(decoded.namespace.run_id), "tag": name, "key": decoded.user_key}
+
+
+def show_range(start: bytes, end: bytes) -> dict[str, Any]:
+    """A range of stored keys, with its run: a range is never of more than one."""
+    # The shortest keys of a run are its prefix, a tag and one byte, and the first bound may be the prefix alone.
+    run = show_key(start + b"\x01\x01").get("run")
+    return ({"run": run} if run is not None else {}) | {"start": start, "end": end}
 
 
 def show_value(value: bytes) -> Any:

@@ -6,13 +6,11 @@ must exist from the records alone: any missing or superfluous one is found.
 
 from typing import Any
 
-from occamdb.engine.public_types import RunId, TypeTag
+from occamdb.engine.public_types import RESERVED_RUN, RunId, TypeTag
 from occamdb.engine.values import decode_value
 from occamdb.primitives import layout
 from occamdb.primitives.run_types import STATUS_NUMBERED
 from occamdb.primitives.trace_types import CUSTOM
-
-RESERVED = RunId(int=0)
 
 
 def audit(db: Any, *run_ids: RunId) -> None:
@@ -25,7 +23,7 @@ def audit(db: Any, *run_ids: RunId) -> None:
         with db.begin(run_id, read_only=True) as txn:
             audit_events(txn)
             audit_traces(txn)
-    with db.begin(RESERVED, read_only=True) as txn:
+    with db.begin(RESERVED_RUN, read_only=True) as txn:
         audit_runs(txn)
 
 

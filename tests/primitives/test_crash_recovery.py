@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.public_types import RunId, TypeTag
+from occamdb.engine.public_types import RESERVED_RUN, RunId, TypeTag
 from occamdb.primitives import Decision, RunStatus, Thought, ToolCall
 from tests.support import crash
 from tests.support.processes import (
@@ -138,8 +138,8 @@ def agent(peer: Peer, number: int, path: Path, common: RunId, arms: Path) -> dic
 def whole(db: Any, runs: list[RunId]) -> dict[tuple[RunId, int, bytes], Any]:
     """Every key of these runs and of the run index, with value and version, at one snapshot."""
     found = {}
-    with db.begin(RunId(int=0), read_only=True) as txn:
-        for run in [RunId(int=0), *runs]:
+    with db.begin(RESERVED_RUN, read_only=True) as txn:
+        for run in [RESERVED_RUN, *runs]:
             for tag in TypeTag:
                 for key, row in txn.for_run(run).space(tag, raw=True).scan():
                     found[run, int(tag), key] = (row.value, row.version)

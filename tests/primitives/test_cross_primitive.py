@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from occamdb.engine.errors import ConflictError, InvalidTransition, NotFoundError
-from occamdb.engine.public_types import RunId, TypeTag
+from occamdb.engine.public_types import RESERVED_RUN, RunId, TypeTag
 from occamdb.primitives import RunStatus, Thought, ToolCall
 from tests.support.databases import memory_database
 
@@ -40,7 +40,7 @@ def everything(db: Any, run_id: RunId) -> dict[bytes, Any]:
     for tag in TypeTag:
         for key, row in db.space(run_id, tag, raw=True).scan():
             found[bytes((tag,)) + key] = (row.value, row.version)
-    for key, row in db.space(RunId(int=0), TypeTag.RUN, raw=True).scan():
+    for key, row in db.space(RESERVED_RUN, TypeTag.RUN, raw=True).scan():
         found[b"index" + key] = (row.value, row.version)
     return found
 
@@ -188,8 +188,8 @@ def test_the_audit_itself_finds_what_is_wrong(db: Any) -> None:
     for tag, run, pick in (
         (TypeTag.TRACE, run_id, 0),
         (TypeTag.TRACE, run_id, -1),
-        (TypeTag.RUN, RunId(int=0), 0),
-        (TypeTag.RUN, RunId(int=0), -1),
+        (TypeTag.RUN, RESERVED_RUN, 0),
+        (TypeTag.RUN, RESERVED_RUN, -1),
         (TypeTag.EVENT, run_id, 0),
         (TypeTag.EVENT, run_id, 1),
         (TypeTag.EVENT, run_id, -1),

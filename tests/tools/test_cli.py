@@ -78,6 +78,13 @@ def test_a_run_may_be_named(shell: Shell) -> None:
     assert row["name"] == "notes"
 
 
+def test_a_name_that_only_resembles_an_id_is_a_name(shell: Shell, db: occamdb.Database) -> None:
+    for name in ("    " + RUN.replace("-", "")[4:], "0x" + RUN.replace("-", "")[2:], RUN.replace("-", "_")):
+        run = db.runs.create_run(name).run_id
+        shell("put", "DB", name, "k", "1")
+        assert db.kv.get(run, "k") == 1
+
+
 def test_an_ambiguous_name_is_refused(shell: Shell, db: occamdb.Database) -> None:
     db.runs.create_run("twin")
     db.runs.create_run("twin")
