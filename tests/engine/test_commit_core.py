@@ -42,9 +42,7 @@ DEADLINE_S = 30.0
 class Core:
     """A commit core with a log, and the workers' ends of its channels."""
 
-    def __init__(
-        self, folder: Path, channel_count: int, store_size: int = 8 << 20, **options: int
-    ) -> None:
+    def __init__(self, folder: Path, channel_count: int, store_size: int = 8 << 20, **options: int) -> None:
         self.store = mmap.mmap(-1, store_size)
         self.bell = mmap.mmap(-1, layout.BELL_SEGMENT_SIZE)
         self.core = CommitCore(

@@ -6,6 +6,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import pytest
 from occamdb.engine._commit import CHANNEL_STATE_BROKEN, CHANNEL_STATE_CLOSED
 from occamdb.engine.messages import Op, Reply, Status
 from occamdb.ipc import layout
+from tests.support.processes import open_database, stop_coordinator
 
 from .test_commit_core import DEADLINE_S, RING_SIZE, Core, put
 
 MIB = 1 << 20
 MESSAGE_CHECK = 0x4F43434D
-WINDOW_S = 0.4
+WINDOW_S = 1.0
 
 MakeCore = Callable[..., Core]
 
@@ -100,8 +102,8 @@ def test_stray_bytes_do_not_keep_the_commit_thread_busy(make_core: MakeCore, siz
     clock = time.pthread_getcpuclockid(core.thread.ident)
     before = time.clock_gettime(clock)
     time.sleep(WINDOW_S)
-    # A spin takes all of it; twenty idle looks a second next to nothing.
-    assert time.clock_gettime(clock) - before < WINDOW_S / 4
+    # A spin takes what the machine gives one thread of it; twenty idle looks a second next to nothing.
+    assert time.clock_gettime(clock) - before < WINDOW_S / 20
     # They wait for the rest of a header, and are judged when it comes.
     publish(core, 1, b"\xff" * (8 - size), at=size)
     core.wait(lambda: core.core.channel_state(1) == CHANNEL_STATE_BROKEN)
@@ -195,7 +197,7 @@ def test_waiting_for_memory_takes_no_processor_time(make_core: MakeCore) -> None
     clock = time.pthread_getcpuclockid(core.thread.ident)
     before = time.clock_gettime(clock)
     time.sleep(WINDOW_S)
-    assert time.clock_gettime(clock) - before < WINDOW_S / 4
+    assert time.clock_gettime(clock) - before < WINDOW_S / 20
     assert taken(core, 1) == 0
 
 
@@ -213,3 +215,18 @@ def test_memory_comes_back_from_what_ends_badly(make_core: MakeCore) -> None:
         assert core.receive(1).status is Status.COMMITTED
     publish(core, 2, header(2 * MIB) + b"x")
     core.wait(lambda: taken(core, 2) == 9)
+
+
+def test_large_values_of_several_threads_through_a_coordinator(tmp_path: Path) -> None:
+    """The setting reaches the coordinator, and what waits there is served within an ordinary timeout."""
+    path = tmp_path / "db"
+    with open_database(path, request_memory_max="1MiB", timeout=30) as db:
+        run = db.runs.create_run().run_id
+
+        def write(name: str) -> None:
+            db.put(run, name, name.encode() * (2 * MIB))
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(write, "abcd"))
+        assert {name: len(db.get(run, name)) for name in "abcd"} == dict.fromkeys("abcd", 2 * MIB)
+    stop_coordinator(path)

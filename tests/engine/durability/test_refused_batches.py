@@ -54,7 +54,7 @@ def pad_to_sector(database: Database) -> None:
 
 @pytest.mark.parametrize("first", [True, False], ids=["in an empty segment", "behind other commits"])
 def test_a_power_cut_never_mixes_old_and_new(tmp_path: Path, first: bool) -> None:
-    """The refused transactions, their versions and their places are used again, and the disk keeps any of the sectors."""
+    """The refused transactions, their versions and places are used again, and the disk keeps any of the sectors."""
     with memory_directory(tmp_path) as fast:
         root = fast / "root"
         root.mkdir()

@@ -6,6 +6,7 @@ import random
 import struct
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def nested_log(position: int, size: int, seed: int = SEED) -> bytes:
     return b"".join(pieces)
 
 
-CONTENTS = {
+CONTENTS: dict[str, Callable[[int], bytes]] = {
     "zeros": lambda size: bytes(size),
     "0xff": lambda size: b"\xff" * size,
     "0x01": lambda size: b"\x01" * size,
@@ -118,7 +119,7 @@ def test_a_nested_log_of_this_very_segment_is_judged_in_linear_time() -> None:
 
 
 def test_salvage_is_linear_over_begins_that_never_end() -> None:
-    """Each is followed by valid entries up to the end of the file, so looking for its end anew each time is quadratic."""
+    """Each is followed by valid entries up to the end; to look for the end anew each time is quadratic."""
     pieces, at = [], HEADER_SIZE + 1
     while at < HEADER_SIZE + 16 * MIB:
         pieces.append(begin(at))
