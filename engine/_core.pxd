@@ -1,10 +1,10 @@
 """The commit core's private state, shared by the modules that serve a request: validate, apply, expiry, pins, commit.
 
-1. One `Core` belongs to one commit thread (or, in memory, to the thread that holds the core's mutex). The control plane
-   touches this much of it beside that thread, and no more: `stop_flag`; a channel's `state`, and the whole slot while
-   it is FREE or CLOSED; `channels_high`, which it raises; the pair of a channel's last commit, which it reads under
-   `outcome_lock`; `own_slot`, the pin it holds for a checkpoint; and, to read only, `held_bytes` and the counters,
-   each of which is one word and may be a batch old.
+1. One `Core` belongs to one commit thread (or, in memory, to the thread that holds the core's mutex). The
+   control plane touches this much of it beside that thread, and no more: `stop_flag`; a channel's `state`,
+   and the whole slot while it is FREE or CLOSED; `channels_high`, which it raises; the pair of a channel's
+   last commit, which it reads under `outcome_lock`; `own_slot`, the pin it holds for a checkpoint; and, to
+   read only, `held_bytes` and the counters, each of which is one word and may be a batch old.
 2. `next_version` is the last version given out; between a batch's first apply and its publish it runs ahead of the
    store's `committed_version`, and every record above the latter is unseen by readers.
 3. `undo` lists the batch's installs in order; undoing newest first restores the store exactly.
@@ -22,11 +22,11 @@ cdef enum:
     HOT_KEYS = 32
     HISTOGRAM_COUNT = 40            # bucket b: values in [2**(b-1), 2**b)
 
-    # Channel states. FREE -> ACTIVE by the control plane (it fills the slot in first, release);
-    # ACTIVE or BROKEN -> CLOSING by the control plane, which looks at the state and then stores; CLOSING -> CLOSED by
-    # the commit thread once it has served what was complete; CLOSED -> FREE by the control plane.
-    # ACTIVE -> BROKEN by the commit thread on bad input, with a compare-and-swap. If that comes between the look
-    # and the store, CLOSING overwrites BROKEN, which is what the control plane would have done next; and the
+    # Channel states. FREE -> ACTIVE by the control plane (it fills the slot in first, release); ACTIVE or
+    # BROKEN -> CLOSING by the control plane, which looks at the state and then stores; CLOSING -> CLOSED by
+    # the commit thread once it has served what was complete; CLOSED -> FREE by the control plane. ACTIVE ->
+    # BROKEN by the commit thread on bad input, with a compare-and-swap. If that comes between the look and
+    # the store, CLOSING overwrites BROKEN, which is what the control plane would have done next; and the
     # compare-and-swap fails on CLOSING. So CLOSING is reached once and never lost.
     CHANNEL_FREE = 0
     CHANNEL_ACTIVE = 1

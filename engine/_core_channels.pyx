@@ -46,9 +46,10 @@ cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last
     channel.closed = base + CLOSED_OFFSET
     # One reply is outstanding at most, so half the ring always has room for it.
     channel.reply_max = ring_size // 2 if ring_size // 2 > REPLY_SIZE_MIN else REPLY_SIZE_MIN
-    # seq_cst, both (release with it): the commit thread sees a filled slot once it sees the state; and its scan for pins
-    # looks at both words after it raised gc_horizon. They are stored before the worker hears of its channel, so a scan
-    # that misses them comes before the worker's own look at gc_horizon, behind its first pin.
+    # seq_cst, both (release with it): the commit thread sees a filled slot once it sees the state; and its
+    # scan for pins looks at both words after it raised gc_horizon. They are stored before the worker hears of
+    # its channel, so a scan that misses them comes before the worker's own look at gc_horizon, behind its
+    # first pin.
     store_seq_cst_u32(&channel.state, CHANNEL_ACTIVE)
     if index >= core.channels_high:
         store_seq_cst_u32(&core.channels_high, index + 1)

@@ -1,9 +1,11 @@
 """CRC32C of any range of one buffer in constant time, from a table of its prefixes' CRCs.
 
-A scan for entries in unknown bytes meets headers that announce any length, so a checksum that reads what it covers
-makes the scan quadratic. Here each costs at most CRC_DIRECT bytes, or two partial steps and three multiplications.
+A scan for entries in unknown bytes meets headers that announce any length, so a checksum that reads what it
+covers makes the scan quadratic. Here each costs at most CRC_DIRECT bytes, or two partial steps and three
+multiplications.
 
-Without the inversions at both ends a CRC is linear. With R(x, bytes) the register after `bytes` when it held x before:
+Without the inversions at both ends a CRC is linear. With R(x, bytes) the register after `bytes` when it held
+x before:
 
     R(x, bytes) = x * X**(8 * size)  xor  R(0, bytes)                     (polynomials modulo the CRC's own)
 

@@ -85,8 +85,8 @@ cdef i64 gather_pins(Core *core) noexcept nogil:
     cdef u64 committed = core.store.header.committed_version, value
     cdef u32 count = 0, kept, index, slot, high
     cdef Channel *channel
-    # seq_cst, after gc_horizon was raised: the control plane stores it (seq_cst) before it answers the worker, so a scan
-    # that misses the channel comes before a worker that will see the raised horizon.
+    # seq_cst, after gc_horizon was raised: the control plane stores it (seq_cst) before it answers the
+    # worker, so a scan that misses the channel comes before a worker that will see the raised horizon.
     for index in range(load_seq_cst_u32(&core.channels_high) + 1):
         channel = _pinning(core, index)
         high = _slots_in_use(channel)

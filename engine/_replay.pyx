@@ -1,7 +1,7 @@
 """Recovery's compiled part: a log segment in memory, checked entry by entry, and its transactions put into a store.
 
-`recovery.py` decides what a broken entry means, `_tail_scan` finds what lies behind one; `check.py` and the dump use
-SegmentImage alone.
+`recovery.py` decides what a broken entry means, `_tail_scan` finds what lies behind one; `check.py` and the
+dump use SegmentImage alone.
 
 Invariants:
 1. Nothing of a transaction is applied before its CommitTxn and all checksums before it have been read and

@@ -1,14 +1,16 @@
 """What lies behind a broken entry of a log segment: the search for entries at every byte.
 
-Where an entry is broken nothing says where the next begins, so one is looked for at each offset. The bytes are whatever
-users stored, up to a copy of a log or an image made to look like one. Invariants:
+Where an entry is broken nothing says where the next begins, so one is looked for at each offset. The bytes
+are whatever users stored, up to a copy of a log or an image made to look like one. Invariants:
 
-1. The work is linear in the bytes, whatever they are. An offset costs a look at the sizes that an entry of its type must
-   have, and where they agree a checksum in constant time (`_crc_ranges`). Found entries are stepped over.
+1. The work is linear in the bytes, whatever they are. An offset costs a look at the sizes that an entry of
+   its type must have, and where they agree a checksum in constant time (`_crc_ranges`). Found entries are
+   stepped over.
 2. Bytes inside a found entry are its content, and are not looked at as entries.
-3. A find is no accident: its checksum is seeded with segment and position, and its sizes agree. Only somebody who reads
-   the segment and computes checksums for the place where his value will lie can make one. It counts as an entry all the
-   same, so the worst he can bring about is that a torn log is called damaged; what was acknowledged is never cut off.
+3. A find is no accident: its checksum is seeded with segment and position, and its sizes agree. Only somebody
+   who reads the segment and computes checksums for the place where his value will lie can make one. It counts
+   as an entry all the same, so the worst he can bring about is that a torn log is called damaged; what was
+   acknowledged is never cut off.
 """
 
 from libc.string cimport memcpy

@@ -12,23 +12,23 @@ on xfs) the copy fails instead of ending the process (`_guarded_copy`): the batc
 the disk's true word, and this segment gets no window again.
 
 Invariants:
-1. `position` is past the last byte of the last batch that was written whole; whatever a failed write left behind it
-   is cut off, and the cut synced, before anybody is told, or the appender is poisoned. What comes next is written
-   into a new segment: had it the same seed and place as the refused batch, a power loss could leave sectors of both
-   that form a valid log of transactions which never followed each other.
-2. `synced` is at most `position`, but between the fdatasync of a batch that waits for it and the store that takes
-   this batch into `position`. It grows only after fdatasync succeeded. A failed sync poisons the appender for good and
-   is never repeated: the kernel may have dropped the dirty pages it could not write.
+1. `position` is past the last byte of the last batch that was written whole; whatever a failed write left
+   behind it is cut off, and the cut synced, before anybody is told, or the appender is poisoned. What comes
+   next is written into a new segment: had it the same seed and place as the refused batch, a power loss could
+   leave sectors of both that form a valid log of transactions which never followed each other.
+2. `synced` is at most `position`, but between the fdatasync of a batch that waits for it and the store that
+   takes this batch into `position`. It grows only after fdatasync succeeded. A failed sync poisons the
+   appender for good and is never repeated: the kernel may have dropped the dirty pages it could not write.
 3. A new segment gets its final name only when its header is on disk, and only after everything in the old
    segment is on disk. So a named segment always has a valid header, and only the last one can have a torn tail.
 4. Entries' checksums are seeded with segment and position: a zeroed, moved or doubled entry never passes.
 5. The window lies within the first `allocated` bytes of the current segment: it is closed before these become fewer.
 6. There is a window only while the guard against SIGBUS is in place.
-7. Three words cross threads. `poison_errno`, set by whichever thread syncs (release), is flag and reason in one word,
-   so no thread can see the flag without the reason. `position` is raised by the commit thread (release) after the
-   batch's bytes are in the file or its mapping, so a sync in another thread (acquire) vouches for no byte that it
-   does not see. `synced` is raised under `lock`; a reader who sees an older value only takes less for synced.
-   Everything else belongs to the commit thread.
+7. Three words cross threads. `poison_errno`, set by whichever thread syncs (release), is flag and reason in
+   one word, so no thread can see the flag without the reason. `position` is raised by the commit thread
+   (release) after the batch's bytes are in the file or its mapping, so a sync in another thread (acquire)
+   vouches for no byte that it does not see. `synced` is raised under `lock`; a reader who sees an older value
+   only takes less for synced. Everything else belongs to the commit thread.
 """
 
 from libc.errno cimport EFAULT, EINVAL, EIO, ENOMEM

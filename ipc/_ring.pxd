@@ -68,11 +68,11 @@ cdef enum InboxFault:
     INBOX_FAULT_TOO_LARGE = 3   # announced size above the maximum
     INBOX_FAULT_NO_MEMORY = 4
 
-# Private memory of the large messages of all inboxes of one consumer; one thread. A message larger than INBOX_FREE
-# reserves its whole size before anything but its header is looked at, and gives it back when it is done. Until it can,
-# its bytes stay in the ring. So whatever was begun can be finished, two half-received messages never wait for each
-# other, and a message larger than the budget enters when it is alone. Those that wait enter in the order of their
-# tickets, so none starves.
+# Private memory of the large messages of all inboxes of one consumer; one thread. A message larger than
+# INBOX_FREE reserves its whole size before anything but its header is looked at, and gives it back when it is
+# done. Until it can, its bytes stay in the ring. So whatever was begun can be finished, two half-received
+# messages never wait for each other, and a message larger than the budget enters when it is alone. Those that
+# wait enter in the order of their tickets, so none starves.
 cdef struct InboxBudget:
     u64 size
     u64 reserved
@@ -98,8 +98,8 @@ cdef void inbox_destroy(Inbox *b) noexcept nogil
 # -1: bad frame, for ever (see fault). A complete message stays until inbox_take_done.
 cdef int inbox_poll(Inbox *b, Ring *r, u64 size_max) noexcept nogil
 cdef void inbox_take_done(Inbox *b) noexcept nogil
-# Whether inbox_poll can do more than return 0 again: what a thread that sleeps between polls has to look at. A rest
-# too short to be a header is not work, nor is a message that has to wait for the budget.
+# Whether inbox_poll can do more than return 0 again: what a thread that sleeps between polls has to look at.
+# A rest too short to be a header is not work, nor is a message that has to wait for the budget.
 cdef bint inbox_ready(const Inbox *b, Ring *r) noexcept nogil
 # Bad for ever: lets go of the message, its memory and its place in the queue. By the thread that polls.
 cdef void inbox_drop(Inbox *b) noexcept nogil
