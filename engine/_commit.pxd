@@ -38,6 +38,7 @@ cdef class CommitCore:
     cdef bint _commit_batch(self, bint any_sync) noexcept nogil
     cdef void _note_outcomes(self) noexcept nogil
     cdef void _fail_batch(self, u32 error) noexcept nogil
+    cdef void _share_inboxes(self, i64 now) noexcept nogil
     cdef u32 _take_requests(self, bint *any_sync) noexcept nogil
     cdef bint _take_from(self, Channel *channel) noexcept nogil
     cdef void _answer(self) noexcept nogil

@@ -88,6 +88,7 @@ class CommitCore:
         key_size_max: int = 65535,
         value_size_max: int = 67108864,
         request_size_max: int = 268435456,
+        request_memory_max: int = 268435456,
         snapshot_age_max: float = 300.0,
         wake_fd: int = -1,
     ) -> None: ...

@@ -66,7 +66,9 @@ from occamdb.ipc._atomics cimport (
 )
 from occamdb.ipc._doorbell cimport SPIN_ADAPTIVE, SPIN_LONG, doorbell_ring, doorbell_wait, waiter_init
 from occamdb.ipc._layout cimport BELL_RINGER_OFFSET, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, RINGS_OFFSET
-from occamdb.ipc._ring cimport inbox_poll, inbox_take_done, outbox_send, ring_readable
+from occamdb.ipc._ring cimport (
+    INBOX_BAD, INBOX_PARTIAL, inbox_drop, inbox_poll, inbox_ready, inbox_take_done, outbox_send,
+)
 
 cdef extern from "pythread.h" nogil:
     PyLockStatus PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int intr_flag)
@@ -88,6 +90,8 @@ cdef enum:
     REPLY_SIZE_MIN = 1024
     EXPIRE_RETRY_NS = 200000000     # after a removal of expired keys that failed
     CLAIM_SLICE_NS = 1000000000
+    RECEIVE_NS = 2000000000         # while others wait: in this time a request above 1 MiB has to be complete ...
+    RECEIVE_STEP = 4194304          # ... or to have grown by this much
 
 cdef i64 I64_MAX = 0x7FFFFFFFFFFFFFFF
 
@@ -105,7 +109,7 @@ cdef bint _work_ready(void *context) noexcept nogil:
         state = load_acquire_u32(&channel.state)
         if state == CHANNEL_CLOSING:
             return True
-        if state == CHANNEL_ACTIVE and ring_readable(&channel.request) != 0:
+        if state == CHANNEL_ACTIVE and inbox_ready(&channel.inbox, &channel.request):
             return True
     return False
 
@@ -130,6 +134,7 @@ cdef class CommitCore:
       bell_buffer: the doorbell segment, or None in memory.
       channel_count_max: channel slots.
       key_size_max, value_size_max, request_size_max: bytes; whole keys, msgpack values, whole requests.
+      request_memory_max: bytes of private memory for requests above 1 MiB while they are received; one may always be.
       snapshot_age_max: seconds a snapshot may hold garbage back before it is revoked.
       wake_fd: eventfd written when a channel broke or was drained; -1 for none.
 
@@ -139,7 +144,8 @@ cdef class CommitCore:
 
     def __cinit__(self, store_buffer, int fd, bytes database_id, u64 incarnation, *, bell_buffer=None,
                   u32 channel_count_max=1, u32 key_size_max=65535, u32 value_size_max=67108864,
-                  u64 request_size_max=268435456, double snapshot_age_max=300.0, int wake_fd=-1):
+                  u64 request_size_max=268435456, u64 request_memory_max=268435456, double snapshot_age_max=300.0,
+                  int wake_fd=-1):
         cdef unsigned char[::1] store_view = store_buffer
         cdef unsigned char[::1] bell_view
         cdef int error
@@ -157,6 +163,7 @@ cdef class CommitCore:
         self.core.key_size_max = key_size_max
         self.core.value_size_max = value_size_max
         self.core.request_size_max = request_size_max
+        self.core.inboxes.size = request_memory_max
         self.snapshot_age_max = <i64>(snapshot_age_max * 1e9)
         self.core_count = len(os.sched_getaffinity(0))
         waiter_init(&self.waiter)
@@ -317,6 +324,8 @@ cdef class CommitCore:
         if started >= self.window_end:
             self._roll_window(started)
         count = self._take_requests(&any_sync)
+        if self.core.inboxes.first:
+            self._share_inboxes(started)
         if count == 0:
             return 0
         if self._commit_batch(any_sync):
@@ -346,6 +355,30 @@ cdef class CommitCore:
                 any_sync[0] = True
             count += 1
         return count
+
+    cdef void _share_inboxes(self, i64 now) noexcept nogil:
+        """Large requests wait for memory: find the one whose turn it is, and let nobody hold memory without sending.
+
+        A worker that is stopped in the middle of a large request would keep all others' waiting. It is disconnected;
+        its request was not taken whole, so nothing of it happened, and it sends it again when it goes on.
+        """
+        cdef u32 index
+        cdef u64 first = 0
+        cdef Channel *channel
+        for index in range(self.core.channels_high):
+            channel = &self.core.channels[index]
+            if load_acquire_u32(&channel.state) != CHANNEL_ACTIVE:
+                continue
+            if channel.inbox.ticket and (first == 0 or channel.inbox.ticket < first):
+                first = channel.inbox.ticket
+            if channel.inbox.reserved == 0 or channel.inbox.state != INBOX_PARTIAL:
+                continue
+            if channel.receive_until == 0 or channel.inbox.filled - channel.receive_mark >= RECEIVE_STEP:
+                channel.receive_mark = channel.inbox.filled
+                channel.receive_until = now + RECEIVE_NS
+            elif now > channel.receive_until:
+                self._break_channel(channel)
+        self.core.inboxes.first = first
 
     cdef bint _take_from(self, Channel *channel) noexcept nogil:
         """Serve the channel's request if one is complete. False: nothing to answer yet."""
@@ -380,9 +413,11 @@ cdef class CommitCore:
         status = check_format(&self.core, request, size, channel.reply_max)
         if status == STATUS_COMMITTED and header.sequence <= channel.last_sequence:
             status = STATUS_BAD_REQUEST         # a replayed txn_id: what it did the first time stands
-        if status == STATUS_COMMITTED and self.logged and self.log.poisoned:
-            status = STATUS_LOG_FAILED
-            detail = self.log.poison_errno
+        if status == STATUS_COMMITTED and self.logged:
+            # Acquire, here and below: a sync in another thread may poison the log.
+            detail = load_acquire_u32(&self.log.poison_errno)
+            if detail:
+                status = STATUS_LOG_FAILED
         if status != STATUS_COMMITTED:
             self._refuse(channel, status, detail)
             return
@@ -514,6 +549,7 @@ cdef class CommitCore:
                 self.core.counters.commits += 1
             channel.answer = ANSWER_NONE
             inbox_take_done(&channel.inbox)
+            channel.receive_until = 0
             if reply.status == STATUS_BAD_REQUEST or outbox_send(&channel.reply, channel.out, <u32>channel.out_size) != 0:
                 self._break_channel(channel)
                 continue
@@ -524,6 +560,7 @@ cdef class CommitCore:
 
     cdef void _break_channel(self, Channel *channel) noexcept nogil:
         """Bad input: serve this channel no more; the control plane disconnects its worker."""
+        inbox_drop(&channel.inbox)
         # Only from ACTIVE: the control plane may have set CLOSING meanwhile, and then nobody would close it again.
         cas_u32(&channel.state, CHANNEL_ACTIVE, CHANNEL_BROKEN)
         self._notify_control()
@@ -539,10 +576,12 @@ cdef class CommitCore:
                 continue
             any_sync = self.sync_all
             self.core.now = clock_realtime_ns()
-            if channel.inbox.state != 3 and self._take_from(channel):
+            if channel.inbox.state != INBOX_BAD and self._take_from(channel):
                 any_sync = any_sync or (<const RequestHeader *>channel.inbox.data).flags & REQUEST_SYNC
                 if self._commit_batch(any_sync):
                     self._answer()
+            # What is left of a request is given up here, while its memory is still this thread's to count.
+            inbox_drop(&channel.inbox)
             flush_wakes(&self.core)
             # The worker may live on (it detached, or was thrown out): from here on its pins protect nothing.
             revoke_all(channel)
@@ -576,7 +615,7 @@ cdef class CommitCore:
         cdef u64 committed = self.core.store.header.committed_version
         cdef i64 now = clock_monotonic_ns()
         cdef u32 removed
-        if self.logged and self.log.poisoned or now < self.expire_after:
+        if self.logged and load_acquire_u32(&self.log.poison_errno) or now < self.expire_after:
             return
         if self.core.expiry_stale:
             load_expiry(&self.core)
@@ -696,7 +735,7 @@ cdef class CommitCore:
     @property
     def log_poisoned(self):
         """Whether an earlier failure keeps the log from taking commits until a restart."""
-        return bool(self.logged and self.log.poisoned)
+        return bool(self.logged and load_acquire_u32(&self.log.poison_errno))
 
     @property
     def log_bytes(self):

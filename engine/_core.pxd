@@ -1,7 +1,10 @@
 """The commit core's private state, shared by the modules that serve a request: validate, apply, expiry, pins, commit.
 
-1. One `Core` belongs to one commit thread (or, in memory, to whoever holds the handle's mutex): no field but
-   `stop`, `poisoned` and each channel's `state` is touched by two threads.
+1. One `Core` belongs to one commit thread (or, in memory, to the thread that holds the core's mutex). The
+   control plane touches this much of it beside that thread, and no more: `stop_flag`; a channel's `state`,
+   and the whole slot while it is FREE or CLOSED; `channels_high`, which it raises; the pair of a channel's
+   last commit, which it reads under `outcome_lock`; `own_slot`, the pin it holds for a checkpoint; and, to
+   read only, `held_bytes` and the counters, each of which is one word and may be a batch old.
 2. `next_version` is the last version given out; between a batch's first apply and its publish it runs ahead of the
    store's `committed_version`, and every record above the latter is unseen by readers.
 3. `undo` lists the batch's installs in order; undoing newest first restores the store exactly.
@@ -12,17 +15,19 @@ from occamdb.engine._expiry cimport ExpiryHeap
 from occamdb.engine._hot_keys cimport HotKey
 from occamdb.engine._store cimport Store
 from occamdb.ipc._atomics cimport i64, u8, u16, u32, u64
-from occamdb.ipc._ring cimport Inbox, Ring
+from occamdb.ipc._ring cimport Inbox, InboxBudget, Ring
 
 cdef enum:
     RECENT_COUNT = 65536            # a power of two
     HOT_KEYS = 32
     HISTOGRAM_COUNT = 40            # bucket b: values in [2**(b-1), 2**b)
 
-    # Channel states. FREE -> ACTIVE by the control plane (it fills the slot in first, release);
-    # ACTIVE -> CLOSING by the control plane; CLOSING -> CLOSED by the commit thread once it has served
-    # what was complete; CLOSED -> FREE by the control plane. ACTIVE -> BROKEN by the commit thread on
-    # bad input, then the control plane closes it. So each transition has exactly one writer.
+    # Channel states. FREE -> ACTIVE by the control plane (it fills the slot in first, release); ACTIVE or
+    # BROKEN -> CLOSING by the control plane, which looks at the state and then stores; CLOSING -> CLOSED by
+    # the commit thread once it has served what was complete; CLOSED -> FREE by the control plane. ACTIVE ->
+    # BROKEN by the commit thread on bad input, with a compare-and-swap. If that comes between the look and
+    # the store, CLOSING overwrites BROKEN, which is what the control plane would have done next; and the
+    # compare-and-swap fails on CLOSING. So CLOSING is reached once and never lost.
     CHANNEL_FREE = 0
     CHANNEL_ACTIVE = 1
     CHANNEL_CLOSING = 2
@@ -64,6 +69,8 @@ cdef struct Channel:
     u64 window                      # last activity window it was counted in
     i64 hot_until                   # its worker is expected back by then; 0 while it waits for an answer (_wakes.pyx)
     i64 wake_since                  # when its wake-up was queued; 0: it is not
+    i64 receive_until               # monotonic ns: while others wait for memory, it has to have sent more by then
+    u64 receive_mark                # bytes it had sent when that was set
     u64 commits
     u64 conflicts
 
@@ -119,5 +126,6 @@ cdef struct Core:
     u32 key_size_max                # of whole keys
     u32 value_size_max
     u64 request_size_max
+    InboxBudget inboxes             # private memory for requests that are being received
     HotKey hot[HOT_KEYS]
     Counters counters

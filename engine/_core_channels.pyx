@@ -10,7 +10,7 @@ from libc.string cimport memset
 
 from occamdb.engine._core cimport CHANNEL_ACTIVE, CHANNEL_FREE
 from occamdb.ipc._atomics cimport (
-    fence_acquire, load_acquire_u32, load_relaxed_u32, load_relaxed_u64, store_release_u32, u32,
+    fence_acquire, load_acquire_u32, load_relaxed_u32, load_relaxed_u64, store_seq_cst_u32, u32,
 )
 from occamdb.ipc._layout cimport (
     CLOSED_OFFSET, REPLY_HEAD_OFFSET, REPLY_TAIL_OFFSET, REQUEST_HEAD_OFFSET, REQUEST_TAIL_OFFSET, RINGS_OFFSET,
@@ -38,6 +38,7 @@ cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last
     ring_init(&channel.request, base + RINGS_OFFSET, ring_size, base + REQUEST_HEAD_OFFSET, base + REQUEST_TAIL_OFFSET)
     ring_init(&channel.reply, base + RINGS_OFFSET + ring_size, ring_size, base + REPLY_HEAD_OFFSET, base + REPLY_TAIL_OFFSET)
     inbox_init(&channel.inbox)
+    channel.inbox.budget = &core.inboxes
     channel.word = base + WORKER_BELL_OFFSET
     channel.sleeping = base + WORKER_SLEEPING_OFFSET
     channel.slots = base + SLOTS_OFFSET
@@ -45,10 +46,13 @@ cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last
     channel.closed = base + CLOSED_OFFSET
     # One reply is outstanding at most, so half the ring always has room for it.
     channel.reply_max = ring_size // 2 if ring_size // 2 > REPLY_SIZE_MIN else REPLY_SIZE_MIN
-    # Release: the commit thread sees a filled slot once it sees the state.
-    store_release_u32(&channel.state, CHANNEL_ACTIVE)
+    # seq_cst, both (release with it): the commit thread sees a filled slot once it sees the state; and its
+    # scan for pins looks at both words after it raised gc_horizon. They are stored before the worker hears of
+    # its channel, so a scan that misses them comes before the worker's own look at gc_horizon, behind its
+    # first pin.
+    store_seq_cst_u32(&channel.state, CHANNEL_ACTIVE)
     if index >= core.channels_high:
-        store_release_u32(&core.channels_high, index + 1)
+        store_seq_cst_u32(&core.channels_high, index + 1)
     return index
 
 

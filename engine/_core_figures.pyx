@@ -69,6 +69,6 @@ cdef dict core_stats(Core *core, WalAppender log):
         },
         "log": None if log is None else {
             "bytes": log.total_bytes, "flushes": log.flush_count, "syncs": log.sync_count,
-            "rotations": log.rotate_count, "poisoned": bool(log.poisoned),
+            "rotations": log.rotate_count, "poisoned": log.poison_errno != 0,
         },
     }

@@ -85,7 +85,9 @@ cdef i64 gather_pins(Core *core) noexcept nogil:
     cdef u64 committed = core.store.header.committed_version, value
     cdef u32 count = 0, kept, index, slot, high
     cdef Channel *channel
-    for index in range(core.channels_high + 1):
+    # seq_cst, after gc_horizon was raised: the control plane stores it (seq_cst) before it answers the
+    # worker, so a scan that misses the channel comes before a worker that will see the raised horizon.
+    for index in range(load_seq_cst_u32(&core.channels_high) + 1):
         channel = _pinning(core, index)
         high = _slots_in_use(channel)
         if not _reserve_pins(core, <u64>count + high):

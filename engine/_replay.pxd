@@ -1,5 +1,6 @@
 """Reading the log, and loading a store from it, for compiled code. See `_replay.pyx`."""
 
+from occamdb.engine._crc_ranges cimport CrcRanges
 from occamdb.engine._store cimport Store
 from occamdb.engine._wal cimport BeginBody
 from occamdb.ipc._atomics cimport i64, u8, u32, u64
@@ -37,11 +38,11 @@ cdef class SegmentImage:
     cdef readonly u64 synced          # bytes that an fdatasync had reached, as the last whole transaction knew
     cdef readonly u64 error_offset    # after TX_BROKEN and TX_WRONG
     cdef const char *why
+    cdef CrcRanges ranges             # for `_tail_scan`
 
     cdef int entry_at(self, u64 offset, LogEntry *out) noexcept nogil
     cdef int next_transaction(self, u64 previous_version, LogTransaction *out) noexcept nogil
     cdef int _operation(self, const LogEntry *entry, u64 *version) noexcept nogil
-    cdef u64 _version_at(self, u64 at) noexcept nogil
     cdef bint _zeros_from(self, u64 offset) noexcept nogil
     cdef int _broken(self, u64 offset, const char *reason) noexcept nogil
     cdef int _wrong(self, u64 offset, const char *reason) noexcept nogil

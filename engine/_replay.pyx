@@ -1,6 +1,7 @@
 """Recovery's compiled part: a log segment in memory, checked entry by entry, and its transactions put into a store.
 
-`recovery.py` decides what a broken entry means; `check.py` and the dump use SegmentImage alone.
+`recovery.py` decides what a broken entry means, `_tail_scan` finds what lies behind one; `check.py` and the
+dump use SegmentImage alone.
 
 Invariants:
 1. Nothing of a transaction is applied before its CommitTxn and all checksums before it have been read and
@@ -13,6 +14,7 @@ Invariants:
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy
 
+from occamdb.engine._crc_ranges cimport crc_ranges_free, crc_ranges_init
 from occamdb.engine._files cimport file_read, file_size
 from occamdb.engine._layout cimport (
     KEY_SIZE_MAX, RECORD_EXPIRY, RECORD_TOMBSTONE, key_compare, key_hash, node_at, node_key, record_at,
@@ -43,6 +45,7 @@ cdef class SegmentImage:
     def __cinit__(self):
         self.data = NULL
         self.why = b""
+        crc_ranges_init(&self.ranges, NULL, 0)
 
     def __init__(self, int fd, u32 seed):
         """Read the file. `seed` is the checksum of its header, which the caller has checked."""
@@ -56,11 +59,13 @@ cdef class SegmentImage:
         if size < 0:
             raise OSError(<int>-size, _os.strerror(<int>-size))
         self.size = size
+        crc_ranges_init(&self.ranges, self.data, self.size)
         self.seed = seed
         self.offset = WAL_HEADER_SIZE
         self.synced = WAL_HEADER_SIZE
 
     def __dealloc__(self):
+        crc_ranges_free(&self.ranges)
         free(self.data)
 
     cdef int entry_at(self, u64 offset, LogEntry *out) noexcept nogil:
@@ -187,61 +192,6 @@ cdef class SegmentImage:
         if not self.entry_at(offset, &entry):
             return None
         return entry.type, entry.body[:entry.body_size], offset + ENTRY_HEADER_SIZE + 1 + entry.body_size
-
-    def tail_kind(self, u64 offset):
-        """What lies behind a broken entry at `offset`.
-
-        Returns:
-          (valid entries behind it, highest `synced` among their BeginTxns). Entries are looked for at every byte:
-          their checksums are seeded with their place, so a find is no accident.
-        """
-        cdef u64 at = offset + 1, found = 0, synced = 0
-        cdef LogEntry entry
-        cdef BeginBody head
-        with nogil:
-            while at + ENTRY_HEADER_SIZE < self.size:
-                if self.entry_at(at, &entry):
-                    found += 1
-                    if entry.type == ENTRY_BEGIN and entry.body_size == sizeof(BeginBody):
-                        memcpy(&head, entry.body, sizeof(BeginBody))
-                        if head.synced > synced:
-                            synced = head.synced
-                    at += ENTRY_HEADER_SIZE + entry.body_size
-                at += 1
-        return found, synced
-
-    def resume_after(self, u64 offset):
-        """For salvage: go on with the first whole transaction behind damage at `offset`.
-
-        Returns:
-          The version before it, or None when there is none.
-        """
-        cdef u64 at = offset + 1, version = 0
-        cdef LogEntry entry
-        cdef LogTransaction transaction
-        cdef bint found = False
-        with nogil:
-            while at + ENTRY_HEADER_SIZE < self.size and not found:
-                if self.entry_at(at, &entry) and entry.type == ENTRY_BEGIN:
-                    version = self._version_at(at)
-                    self.offset = at
-                    found = version and self.next_transaction(version - 1, &transaction) == TX_WHOLE
-                at += 1
-        if not found:
-            return None
-        self.offset = transaction.start
-        return version - 1
-
-    cdef u64 _version_at(self, u64 at) noexcept nogil:
-        """The version of the transaction beginning at `at`, from its CommitTxn; 0 when that is not there."""
-        cdef LogEntry entry
-        cdef CommitBody commit
-        while self.entry_at(at, &entry):
-            if entry.type == ENTRY_COMMIT and entry.body_size == sizeof(CommitBody):
-                memcpy(&commit, entry.body, sizeof(CommitBody))
-                return commit.version
-            at += ENTRY_HEADER_SIZE + 1 + entry.body_size
-        return 0
 
     def ends_in_zeros(self, u64 offset) -> bool:
         """Whether nothing but zeros follows."""

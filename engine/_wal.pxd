@@ -91,9 +91,10 @@ cdef class WalAppender:
     cdef u64 sync_count
     cdef u64 rotate_count
     cdef u32 lock                    # held by whoever syncs: rotation, sync_aside, a synced flush
-    cdef bint poisoned               # no append until the database is opened again
+    cdef bint cut                    # a refused batch was cut off: the next transaction goes into a new segment
     cdef bint uncertain              # a failed batch could not be cut off: it may be there after a recovery
-    cdef int poison_errno
+    cdef u32 poison_errno            # not 0: no append until the database is opened again. Other threads set it: acquire
+    cdef u64 previous_version        # in the current segment's header
     cdef u8 database_id[16]
 
     cdef int begin_transaction(self, u64 session, u64 sequence, const u8 *run_id, i64 timestamp) noexcept nogil
@@ -132,5 +133,6 @@ cdef class WalAppender:
     cdef int _create_segment(self, u64 previous_version, int *fd, u32 *seed) noexcept nogil
     cdef int _sync_to(self, u64 position) noexcept nogil
     cdef int _sync_alone(self, u64 position) noexcept nogil
+    cdef int _poison_now(self) noexcept nogil
     cdef int _poison(self, int error) noexcept nogil
     cdef void _drop_batch(self) noexcept nogil

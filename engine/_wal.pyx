@@ -13,15 +13,22 @@ the disk's true word, and this segment gets no window again.
 
 Invariants:
 1. `position` is past the last byte of the last batch that was written whole; whatever a failed write left
-   behind it is cut off before anything else is written, or the appender is poisoned.
-2. `synced` <= `position`, and it grows only after fdatasync succeeded. A failed sync poisons the appender for
-   good and is never repeated: the kernel may have dropped the dirty pages it could not write.
+   behind it is cut off, and the cut synced, before anybody is told, or the appender is poisoned. What comes
+   next is written into a new segment: had it the same seed and place as the refused batch, a power loss could
+   leave sectors of both that form a valid log of transactions which never followed each other.
+2. `synced` is at most `position`, but between the fdatasync of a batch that waits for it and the store that
+   takes this batch into `position`. It grows only after fdatasync succeeded. A failed sync poisons the
+   appender for good and is never repeated: the kernel may have dropped the dirty pages it could not write.
 3. A new segment gets its final name only when its header is on disk, and only after everything in the old
    segment is on disk. So a named segment always has a valid header, and only the last one can have a torn tail.
 4. Entries' checksums are seeded with segment and position: a zeroed, moved or doubled entry never passes.
 5. The window lies within the first `allocated` bytes of the current segment: it is closed before these become fewer.
 6. There is a window only while the guard against SIGBUS is in place.
-7. `poisoned` may be set by `sync_aside` in other threads; everything else is private to the commit thread.
+7. Three words cross threads. `poison_errno`, set by whichever thread syncs (release), is flag and reason in
+   one word, so no thread can see the flag without the reason. `position` is raised by the commit thread
+   (release) after the batch's bytes are in the file or its mapping, so a sync in another thread (acquire)
+   vouches for no byte that it does not see. `synced` is raised under `lock`; a reader who sees an older value
+   only takes less for synced. Everything else belongs to the commit thread.
 """
 
 from libc.errno cimport EFAULT, EINVAL, EIO, ENOMEM
@@ -41,7 +48,8 @@ from occamdb.engine._files cimport (
 )
 from occamdb.engine._guarded_copy cimport guard_in_place, guard_install
 from occamdb.ipc._atomics cimport (
-    cas_u32, clock_realtime_ns, i64, load_relaxed_u64, store_relaxed_u64, store_release_u32, u8, u32, u64,
+    cas_u32, clock_realtime_ns, i64, load_acquire_u32, load_acquire_u64, load_relaxed_u64, store_relaxed_u64,
+    store_release_u32, store_release_u64, u8, u32, u64,
 )
 
 import os as _os
@@ -123,8 +131,10 @@ cdef class WalAppender:
 
     cdef void _enter_segment(self) noexcept nogil:
         self.first_version = self.next_version
-        self.position = WAL_HEADER_SIZE
+        # Relaxed, both: only `sync_aside` reads them elsewhere, under the lock that is held here but at the start.
+        store_relaxed_u64(&self.position, WAL_HEADER_SIZE)
         store_relaxed_u64(&self.synced, WAL_HEADER_SIZE)
+        self.cut = False
         self.allocated = WAL_HEADER_SIZE
         self.unmappable = False
         self.rotate_at = self.segment_size
@@ -141,8 +151,9 @@ cdef class WalAppender:
         if body_size > <u64>0xFFFFFFF0U:
             return NULL
         if need > capacity:
+            # Doubling, but not beyond the need by more than BUFFER_KEEP: a batch may be as large as memory allows.
             while capacity < need:
-                capacity *= 2
+                capacity += min(capacity, <u64>BUFFER_KEEP)
             grown = <u8 *>realloc(self.buffer, capacity)
             if grown == NULL:
                 return NULL
@@ -167,15 +178,16 @@ cdef class WalAppender:
     cdef int begin_transaction(self, u64 session, u64 sequence, const u8 *run_id, i64 timestamp) noexcept nogil:
         cdef BeginBody head
         cdef u8 *body
-        cdef int error
-        if self.poisoned:
-            return self.poison_errno
+        cdef int error = self._poison_now()
+        if error:
+            return error
         if self.transaction_start != NOT_OPEN:
             return EINVAL
         # Only with an empty buffer: entries know their position, so a batch cannot move to another segment.
-        if self.used == 0 and self.position >= self.rotate_at:
+        if self.used == 0 and (self.cut or self.position >= self.rotate_at):
             error = self._rotate()
-            if error and self.poisoned:
+            # A segment that is only long serves on; one with a refused batch behind `position` takes nothing more.
+            if error and (self.cut or self._poison_now()):
                 return error
         head.session = session
         head.sequence = sequence
@@ -278,9 +290,17 @@ cdef class WalAppender:
 
     # --- writing --------------------------------------------------------------------------------------------
 
+    cdef int _poison_now(self) noexcept nogil:
+        """The errno that ended the appending; 0: the log is sound."""
+        # Acquire: pairs with the release in `_poison`.
+        return <int>load_acquire_u32(&self.poison_errno)
+
     cdef int _poison(self, int error) noexcept nogil:
-        self.poison_errno = error
-        self.poisoned = True
+        """End the appending for good. Any thread that syncs."""
+        if error == 0:
+            error = EIO                 # 0 would say that all is well
+        # Release: what led to it comes before it.
+        store_release_u32(&self.poison_errno, <u32>error)
         return error
 
     cdef void _preallocate(self, u64 size) noexcept nogil:
@@ -335,6 +355,11 @@ cdef class WalAppender:
             self.uncertain = True
             return self._poison(EIO)
         self.allocated = self.position
+        self.cut = True
+        # A refusal is final only when a power loss cannot bring the batch back. If this sync fails, the log is poisoned
+        # and a power loss can: that is the state which every failed sync leaves.
+        if not self._poison_now():
+            self._sync_alone(self.position)
         return 0
 
     cdef int _sync_to(self, u64 position) noexcept nogil:
@@ -356,10 +381,10 @@ cdef class WalAppender:
         return 0
 
     cdef int flush(self, bint sync) noexcept nogil:
-        cdef i64 result = 0
-        if self.poisoned:
+        cdef i64 result = self._poison_now()
+        if result:
             self._drop_batch()
-            return self.poison_errno
+            return <int>result
         if self.transaction_start != NOT_OPEN:
             return EINVAL
         if self.used == 0:
@@ -377,8 +402,8 @@ cdef class WalAppender:
             self._cut_back()
             self._drop_batch()
             return <int>-result
-        # Relaxed: sync_aside reads it to know what its fdatasync covers; an older value only covers less.
-        store_relaxed_u64(&self.position, self.position + self.used)
+        # Release: the copy into the window comes first. sync_aside takes all below `position` for written.
+        store_release_u64(&self.position, self.position + self.used)
         self.total_bytes += self.used
         self.flush_count += 1
         self.written_version = self.next_version - 1
@@ -397,10 +422,9 @@ cdef class WalAppender:
         return load_relaxed_u64(&self.synced) < self.position
 
     cdef int sync(self) noexcept nogil:
-        if self.poisoned:
-            return self.poison_errno
-        if not self.needs_sync():
-            return 0
+        cdef int error = self._poison_now()
+        if error or not self.needs_sync():
+            return error
         return self._sync_alone(self.position)
 
     cdef int _sync_alone(self, u64 position) noexcept nogil:
@@ -412,8 +436,10 @@ cdef class WalAppender:
         cdef int error
         while not cas_u32(&self.lock, 0, 1):
             usleep(20)      # the other fdatasync is at work on the same pages; there is nothing to win by spinning
-        error = self.poison_errno if self.poisoned else self._sync_to(position)
-        # Release: `poisoned` is settled before the next sync starts.
+        error = self._poison_now()
+        if error == 0:
+            error = self._sync_to(position)
+        # Release: `poison_errno` is settled before the next sync starts.
         store_release_u32(&self.lock, 0)
         return error
 
@@ -426,13 +452,11 @@ cdef class WalAppender:
             if not wait:
                 return 0
             usleep(20)
-        # Relaxed: bytes written after this load may be synced too, but are not vouched for.
-        covered = load_relaxed_u64(&self.position)
-        if self.poisoned:
-            error = self.poison_errno
-        elif load_relaxed_u64(&self.synced) >= covered:
-            error = 0
-        else:
+        # Acquire: the bytes below it are in the page cache, copied ones too. Those written after this load may be
+        # synced as well, but are not vouched for.
+        covered = load_acquire_u64(&self.position)
+        error = self._poison_now()
+        if error == 0 and load_relaxed_u64(&self.synced) < covered:
             error = self._sync_to(covered)
         # Release: `fd` is no longer used when the commit thread can take the lock.
         store_release_u32(&self.lock, 0)
@@ -458,6 +482,10 @@ cdef class WalAppender:
         header.incarnation = self.incarnation
         header.created_at = clock_realtime_ns()
         header.crc = crc32c(0, <const u8 *>&header, sizeof(header) - 4)
+        while header.crc == self.seed:
+            # The clock may stand still and checksums may collide, but the last segment's entries must not be valid here.
+            header.created_at += 1
+            header.crc = crc32c(0, <const u8 *>&header, sizeof(header) - 4)
         result = file_open(self.directory_fd, temporary, O_RDWR | O_CREAT | O_TRUNC)
         if result < 0:
             return <int>-result
@@ -484,26 +512,31 @@ cdef class WalAppender:
             fd[0] = -1
             return <int>-result
         seed[0] = header.crc
+        self.previous_version = previous_version
         return 0
 
     cdef int _rotate(self) noexcept nogil:
-        """Go on in a new segment. On an error other than a failed sync, stay in the old one and try later."""
+        """Go on in a new segment. On an error other than a failed sync, stay in the old one and try later.
+
+        A segment without a transaction gives its name to the new one, which replaces it and follows what it followed.
+        """
         cdef int error = 0, fd = -1
         cdef u32 seed = 0
-        cdef i64 result = 0
+        cdef u64 previous = self.previous_version if self.position == WAL_HEADER_SIZE else self.written_version
         self.rotate_at = self.position + ROTATE_RETRY
-        if not cas_u32(&self.lock, 0, 1):
-            self.rotate_at = self.position
-            return 0
+        while not cas_u32(&self.lock, 0, 1):
+            if not self.cut:
+                self.rotate_at = self.position
+                return 0
+            usleep(20)      # nothing may be written before, so wait for the sync under way
         # All of the old segment is on disk before a later one exists: only the last may have a torn tail.
-        if self.poisoned:
-            error = self.poison_errno
-        elif self.needs_sync():
+        error = self._poison_now()
+        if error == 0 and self.needs_sync():
             error = self._sync_to(self.position)
         if error == 0 and failpoint_armed():
             error = failpoint_hit(FP_WAL_ROTATE)
         if error == 0:
-            error = self._create_segment(self.written_version, &fd, &seed)
+            error = self._create_segment(previous, &fd, &seed)
         if error == 0:
             self._close_window()
             # Gives back the preallocated space; if it fails, zeros stay behind the entries and are ignored.
@@ -582,7 +615,7 @@ cdef class WalAppender:
         with nogil:
             self._close_window()
             error = self.sync()
-            if not self.poisoned:
+            if not self._poison_now():
                 # Gives back the preallocated space; zeros that stay are ignored by recovery.
                 file_truncate(self.fd, self.position)
             file_close(self.fd)
@@ -615,7 +648,7 @@ cdef class WalAppender:
             "log_segment_bytes": self.position,
             "log_segment_synced": self.synced,
             "log_written_version": self.written_version,
-            "log_poisoned": bool(self.poisoned),
+            "log_poisoned": self._poison_now() != 0,
             "log_uncertain": bool(self.uncertain),
-            "log_errno": self.poison_errno,
+            "log_errno": self._poison_now(),
         }

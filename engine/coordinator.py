@@ -218,6 +218,7 @@ class Coordinator:
                 key_size_max=limits.stored_key_size_max,
                 value_size_max=limits.value_size_max,
                 request_size_max=limits.transaction_size_max,
+                request_memory_max=self.settings.request_memory_max,
                 snapshot_age_max=self.settings.snapshot_max_age,
                 wake_fd=self.wake_fd,
             )

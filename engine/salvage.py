@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from ..ipc.lock import FileLock
 from ._replay import Loader, SegmentImage
 from ._scratch import ScratchStore
+from ._tail_scan import resume_after
 from .checkpoint import (
     CheckpointFile,
     checkpoint_header,
@@ -268,7 +269,8 @@ def _replay_segment(
             state.version = max(state.version, version)
         if status == "end" or loader.is_full:
             break
-        if status == "broken" and last and _is_torn(directory, segment, image):
+        # Asked once a segment, for it scans all the rest. Behind damage that was stepped over, the end is damaged too.
+        if status == "broken" and last and not damaged and _is_torn(directory, segment, image):
             state.torn.append(segment.name)
             break
         damaged = True
@@ -290,7 +292,7 @@ def _step_over(segment: Segment, image: SegmentImage, state: _Salvage, report: R
     """Behind damage: the version to go on from, None when what is missing is not in the checkpoint."""
     offset = image.error_offset
     report.actions.append(f"{segment.path} is damaged at offset {offset}: {image.reason}")
-    before = image.resume_after(offset)
+    before = resume_after(image, offset)
     if before is not None and before <= max(state.base, state.version):
         return before
     state.stopped = before is not None or state.stopped

@@ -48,6 +48,8 @@ class Settings:
       max_store_size: the most shared memory commits may fill (`StoreFullError` beyond); recovering a full store may
         take up to a quarter and 4 MiB more.
       ring_size: of each of a connection's two rings; larger requests stream through in pieces.
+      request_memory_max: private memory of the coordinator in which requests larger than 1 MiB are received, all
+        connections together. Further ones wait in their rings; a single request may always take what it needs.
       wal_segment_size: a log file this long is closed and the next begun.
       checkpoint_bytes: a checkpoint is made when the log has grown by this much since the last.
       checkpoint_interval: ... or when this long passed since the last and anything was written; 0: never.
@@ -61,6 +63,7 @@ class Settings:
     # Refs in the store are 32 bits in units of 16 bytes: 64 GiB is the most it can name.
     max_store_size: int = _size(4 * GIB, 1 * MIB, 64 * GIB - 16)
     ring_size: int = _size(256 * KIB, 4 * KIB, 64 * MIB, power_of_two=True)
+    request_memory_max: int = _size(256 * MIB, 1 * MIB, 64 * GIB)
     wal_segment_size: int = _size(64 * MIB, 16 * KIB, 4 * GIB)
     checkpoint_bytes: int = _size(256 * MIB, 64 * KIB, 1024 * GIB)
     checkpoint_interval: float = _seconds(300.0, 0.0, 30 * _DAY)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ._replay import SegmentImage
+from ._tail_scan import tail_kind
 from .directory import DatabaseDirectory
 from .errors import CorruptionError
 from .wal_format import (
@@ -158,7 +159,7 @@ def judge_tail(segment: Segment, image: SegmentImage, *, last: bool, same_boot: 
     """
     if not last or clean:
         raise broken_entry(segment, image)
-    found, synced = image.tail_kind(image.error_offset)
+    found, synced = tail_kind(image, image.error_offset)
     if same_boot and found:
         raise broken_entry(segment, image, f", and {found} valid entries follow it")
     if synced > image.error_offset:

@@ -68,6 +68,17 @@ cdef enum InboxFault:
     INBOX_FAULT_TOO_LARGE = 3   # announced size above the maximum
     INBOX_FAULT_NO_MEMORY = 4
 
+# Private memory of the large messages of all inboxes of one consumer; one thread. A message larger than
+# INBOX_FREE reserves its whole size before anything but its header is looked at, and gives it back when it is
+# done. Until it can, its bytes stay in the ring. So whatever was begun can be finished, two half-received
+# messages never wait for each other, and a message larger than the budget enters when it is alone. Those that
+# wait enter in the order of their tickets, so none starves.
+cdef struct InboxBudget:
+    u64 size
+    u64 reserved
+    u64 tickets             # given out so far
+    u64 first               # the ticket whose turn it is; 0: nobody waits. The owner keeps it: the lowest that waits
+
 cdef struct Inbox:
     u8 *data                # the message so far; whole when complete
     u64 size                # announced size of the current message
@@ -76,6 +87,10 @@ cdef struct Inbox:
     int state               # InboxState
     int fault               # InboxFault, set with INBOX_BAD
     bint progressed         # the last poll freed ring space: a producer waiting for room wants its doorbell rung
+    InboxBudget *budget     # NULL: none
+    u64 reserved            # of the budget, for the current message
+    u64 wanted              # while `ticket` is not 0: the size of the message that waits in the ring
+    u64 ticket              # its place in the queue for the budget; 0: it does not wait
 
 cdef void inbox_init(Inbox *b) noexcept nogil
 cdef void inbox_destroy(Inbox *b) noexcept nogil
@@ -83,3 +98,8 @@ cdef void inbox_destroy(Inbox *b) noexcept nogil
 # -1: bad frame, for ever (see fault). A complete message stays until inbox_take_done.
 cdef int inbox_poll(Inbox *b, Ring *r, u64 size_max) noexcept nogil
 cdef void inbox_take_done(Inbox *b) noexcept nogil
+# Whether inbox_poll can do more than return 0 again: what a thread that sleeps between polls has to look at.
+# A rest too short to be a header is not work, nor is a message that has to wait for the budget.
+cdef bint inbox_ready(const Inbox *b, Ring *r) noexcept nogil
+# Bad for ever: lets go of the message, its memory and its place in the queue. By the thread that polls.
+cdef void inbox_drop(Inbox *b) noexcept nogil

@@ -16,6 +16,7 @@ from ._layout cimport LINE_SIZE, MESSAGE_CHECK, MESSAGE_HEADER_SIZE
 cdef enum:
     RETAINED_MAX = 1048576      # an inbox keeps a buffer up to this size between messages
     INBOX_FIRST = 4096
+    INBOX_FREE = RETAINED_MAX   # messages up to this size are not counted: an inbox keeps as much anyway
 
 
 # ---- bytes --------------------------------------------------------------------------------------------------
@@ -184,15 +185,35 @@ cdef void inbox_init(Inbox *b) noexcept nogil:
     b.state = INBOX_IDLE
     b.fault = INBOX_FAULT_NONE
     b.progressed = False
+    b.budget = NULL
+    b.reserved = 0
+    b.wanted = 0
+    b.ticket = 0
 
 
 cdef void inbox_destroy(Inbox *b) noexcept nogil:
+    # The budget is the polling thread's, which may live on: it has let go of this inbox's share (`inbox_drop`).
     free(b.data)
     inbox_init(b)
 
 
-cdef inline int inbox_fail(Inbox *b, int fault) noexcept nogil:
+cdef inline void inbox_release(Inbox *b) noexcept nogil:
+    if b.reserved:
+        b.budget.reserved -= b.reserved
+        b.reserved = 0
+
+
+cdef void inbox_drop(Inbox *b) noexcept nogil:
+    inbox_release(b)
+    b.ticket = 0
+    free(b.data)
+    b.data = NULL
+    b.capacity = 0
     b.state = INBOX_BAD
+
+
+cdef inline int inbox_fail(Inbox *b, int fault) noexcept nogil:
+    inbox_drop(b)
     b.fault = fault
     return -1
 
@@ -214,14 +235,40 @@ cdef bint inbox_reserve(Inbox *b, u64 wanted) noexcept nogil:
     return True
 
 
+cdef inline bint inbox_may_enter(const Inbox *b) noexcept nogil:
+    """Is it the turn of the message that waits, and is there room? (Without a ticket: does nobody wait?)"""
+    cdef const InboxBudget *budget = b.budget
+    return b.ticket == budget.first and (budget.reserved == 0 or budget.reserved + b.wanted <= budget.size)
+
+
+cdef inline bint inbox_enter(Inbox *b, u64 size) noexcept nogil:
+    """Reserve what a message of this size takes; False: it has to wait in the ring."""
+    b.wanted = size
+    if b.budget != NULL and size > INBOX_FREE:
+        if not inbox_may_enter(b):
+            if b.ticket == 0:
+                b.budget.tickets += 1
+                b.ticket = b.budget.tickets
+                if b.budget.first == 0:
+                    b.budget.first = b.ticket
+            return False
+        b.budget.reserved += size
+        b.reserved = size
+    # `first` stays at this ticket until the owner looks for the next: nobody overtakes those that wait.
+    b.ticket = 0
+    return True
+
+
 cdef int inbox_begin(Inbox *b, Ring *r, u64 size_max) noexcept nogil:
-    """Take the header (REQUIRES 8 bytes waiting): copied first, then judged. 0, or -1."""
+    """Take the header (REQUIRES 8 bytes waiting): copied first, then judged. 0, -1, or 1: the message has to wait."""
     cdef u32[2] header
     ring_peek(r, 0, <u8 *>header, MESSAGE_HEADER_SIZE)
     if (header[0] ^ <u32>MESSAGE_CHECK) != header[1]:
         return inbox_fail(b, INBOX_FAULT_HEADER)
     if header[0] > size_max:
         return inbox_fail(b, INBOX_FAULT_TOO_LARGE)
+    if not inbox_enter(b, header[0]):
+        return 1
     b.size = header[0]
     b.filled = 0
     b.state = INBOX_PARTIAL
@@ -231,6 +278,7 @@ cdef int inbox_begin(Inbox *b, Ring *r, u64 size_max) noexcept nogil:
 cdef int inbox_poll(Inbox *b, Ring *r, u64 size_max) noexcept nogil:
     cdef i64 waiting
     cdef u64 count, skipped = 0
+    cdef int begun
     b.progressed = False
     if b.state == INBOX_COMPLETE:
         return 1
@@ -242,8 +290,9 @@ cdef int inbox_poll(Inbox *b, Ring *r, u64 size_max) noexcept nogil:
     if b.state == INBOX_IDLE:
         if waiting < MESSAGE_HEADER_SIZE:
             return 0
-        if inbox_begin(b, r, size_max) < 0:
-            return -1
+        begun = inbox_begin(b, r, size_max)
+        if begun:
+            return -1 if begun < 0 else 0
         skipped = MESSAGE_HEADER_SIZE
     count = min(<u64>waiting - skipped, b.size - b.filled)
     if not inbox_reserve(b, b.filled + count):
@@ -260,7 +309,17 @@ cdef int inbox_poll(Inbox *b, Ring *r, u64 size_max) noexcept nogil:
     return 1
 
 
+cdef bint inbox_ready(const Inbox *b, Ring *r) noexcept nogil:
+    cdef i64 waiting = ring_readable(r)
+    if waiting < 0 or b.state == INBOX_COMPLETE or b.state == INBOX_BAD:
+        return True
+    if b.state == INBOX_PARTIAL:
+        return waiting > 0
+    return waiting >= MESSAGE_HEADER_SIZE and (b.ticket == 0 or inbox_may_enter(b))
+
+
 cdef void inbox_take_done(Inbox *b) noexcept nogil:
+    inbox_release(b)
     b.state = INBOX_IDLE
     b.size = 0
     b.filled = 0

@@ -42,11 +42,11 @@ DEADLINE_S = 30.0
 class Core:
     """A commit core with a log, and the workers' ends of its channels."""
 
-    def __init__(self, folder: Path, channel_count: int, store_size: int = 8 << 20) -> None:
+    def __init__(self, folder: Path, channel_count: int, store_size: int = 8 << 20, **options: int) -> None:
         self.store = mmap.mmap(-1, store_size)
         self.bell = mmap.mmap(-1, layout.BELL_SEGMENT_SIZE)
         self.core = CommitCore(
-            self.store, -1, DATABASE_ID, 1, bell_buffer=self.bell, channel_count_max=channel_count
+            self.store, -1, DATABASE_ID, 1, bell_buffer=self.bell, channel_count_max=channel_count, **options
         )
         self.log = WalAppender(os.open(folder, os.O_RDONLY), DATABASE_ID, 1, 0, 0, 1 << 20)
         self.core.start_at(0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from occamdb.engine.check import check
+from occamdb.engine.directory import DatabaseDirectory
 from occamdb.engine.errors import CorruptionError
 from occamdb.engine.salvage import repair
 from occamdb.engine.wal_format import HEADER_SIZE
@@ -162,3 +163,27 @@ def test_nothing_left_to_go_by(tmp_path: Path) -> None:
 def test_a_served_directory_is_not_repaired(path: Path) -> None:
     with FileLock(path / "LOCK"), pytest.raises(LockHeldError):
         repair(path)
+
+
+def test_damage_and_a_torn_tail_in_one_segment(tmp_path: Path) -> None:
+    """The segment is set aside once, with what the checkpoint covers stepped over."""
+    path = tmp_path / "db"
+    database = Database(path)
+    for number in range(4):
+        database.commit([write(b"%d" % number)])
+    database.kill()
+    database = Database(path)
+    database.checkpoint()
+    rows = database.store.rows()
+    database.kill()
+    for segment in segments(path)[1:]:
+        segment.unlink()
+    directory = DatabaseDirectory(path, create=False)
+    directory.note_running("standard", 4, 1)
+    directory.close()
+    segment = segments(path)[0]
+    segment.write_bytes(segment.read_bytes().rstrip(b"\0") + b"\x07torn")
+    flip(segment, HEADER_SIZE + 20)
+    report = repair(path)
+    assert report.set_aside == [segment.name] and report.version == 4
+    assert content(path)[1] == rows

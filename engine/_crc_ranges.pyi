@@ -1,0 +1,3 @@
+from _typeshed import ReadableBuffer
+
+def range_checksum(data: ReadableBuffer, start: int, size: int, crc: int = 0) -> int: ...
