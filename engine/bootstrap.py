@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import sys
+from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
@@ -47,11 +48,13 @@ def main() -> int:
         if mine != theirs:
             raise ImportError(f"{sys.executable} is {mine}, the process that starts it is {theirs}")
         sys.meta_path.append(GivenPlaces(options["places"]))
-        from occamdb.engine import coordinator_main
+        # Run as a file, this module belongs to no package: a relative import has nothing to start from.
+        main_module = import_module("occamdb.engine.coordinator_main")
     except BaseException as error:
         _report(options, error)
         raise
-    return coordinator_main.main()
+    status: int = main_module.main()
+    return status
 
 
 def _report(options: dict[str, Any], error: BaseException) -> None:

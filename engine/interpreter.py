@@ -73,8 +73,6 @@ def command(python: str, options: str) -> list[str]:
     flags = ["-s", "-S", "-P"]
     if sys.flags.ignore_environment:
         flags.append("-E")
-    if sys.dont_write_bytecode:
-        flags.append("-B")
     return [python, *flags, str(Path(__file__).with_name("bootstrap.py")), options]
 
 

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -20,7 +21,7 @@ import time
 from typing import Any, NoReturn
 
 from ..ipc.control import ControlClient
-from ..ipc.errors import ControlUnavailableError, LockHeldError
+from ..ipc.errors import ControlForeignError, ControlUnavailableError, LockHeldError
 from ..ipc.lock import FileLock, lock_holder
 from . import interpreter
 from .bootstrap import STARTED
@@ -70,7 +71,17 @@ class Launcher:
         """A connection, or None when nobody listens. `limit`: on the clock of time.monotonic."""
         try:
             return ControlClient.connect(socket_path(self.path), max(0.05, limit - time.monotonic()))
-        except ControlUnavailableError:
+        except ControlForeignError as error:
+            raise CoordinatorUnavailable(
+                f"{self.path} is served for another user: {error.message}",
+                hint="open it as that user; a database belongs to one user and root",
+                details=error.details,
+            ) from error
+        except ControlUnavailableError as error:
+            if error.details.get("errno") in (errno.EMFILE, errno.ENFILE):
+                raise
+            if error.details.get("errno") == errno.ENOTDIR:
+                raise self._unusable(NotADirectoryError(errno.ENOTDIR, "Not a directory")) from error
             return None
 
     def start(self, limit: float) -> None:
@@ -83,11 +94,7 @@ class Launcher:
         try:
             DatabaseDirectory.prepare(self.path)
         except OSError as error:
-            raise CoordinatorUnavailable(
-                f"cannot use {self.path} as a database directory: {error.strerror}",
-                hint="the directory must be writable by this user",
-                details={"path": self.path, "errno": error.errno},
-            ) from error
+            raise self._unusable(error) from error
         starter = FileLock(os.path.join(self.path, "STARTER"))
         # All of it inside: an interrupt just after the lock was taken must give it back too.
         try:
@@ -103,6 +110,13 @@ class Launcher:
                 self._spawn_and_wait(limit)
         finally:
             starter.release()
+
+    def _unusable(self, error: OSError) -> CoordinatorUnavailable:
+        return CoordinatorUnavailable(
+            f"cannot use {self.path} as a database directory: {error.strerror}",
+            hint=_directory_hint(self.path, error),
+            details={"path": self.path, "errno": error.errno},
+        )
 
     def _waited_long(self, starter: FileLock) -> bool:
         """Whether somebody else has been at one start for so long that it may be stopped, and not merely slow."""
@@ -197,6 +211,15 @@ class Launcher:
             ) from error
         _unreaped.add(pid)
         return pid
+
+
+def _directory_hint(path: str, error: OSError) -> str:
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        place = path
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)
+        return f"{place} is a file: name a directory, new or with a database in it"
+    return "the directory must be writable by this user"
 
 
 # First processes of coordinators, ours to wait for: those that were slower than their open was patient.
