@@ -69,9 +69,7 @@ def check_named(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("served", [True, False])
-def test_an_open_without_descriptors(
-    served: bool, database_path: Path, start: Callable[..., Worker]
-) -> None:
+def test_an_open_without_descriptors(served: bool, database_path: Path, start: Callable[..., Worker]) -> None:
     """Each step of an attach needs one: the socket, the segments, /proc. And each step of a start."""
     if served:
         keeper = open_database(database_path)
@@ -128,7 +126,9 @@ def commit_by_a_new_link(peer: Peer, path: Path, run: RunId) -> list[dict[str, A
     return found
 
 
-def test_a_commit_that_needs_a_further_link(database_path: Path, run: RunId, start: Callable[..., Worker]) -> None:
+def test_a_commit_that_needs_a_further_link(
+    database_path: Path, run: RunId, start: Callable[..., Worker]
+) -> None:
     with open_database(database_path) as db:
         by_itself, in_transaction, again = start(commit_by_a_new_link, database_path, run).result()
         check_named(by_itself)

@@ -138,9 +138,7 @@ def test_a_working_directory_that_cannot_be_read(tmp_path: Path, database_path: 
     may_not = ["setpriv", f"--inh-caps={limits}", f"--bounding-set={limits}"] if os.geteuid() == 0 else []
     before = "import os; os.chmod(os.getcwd(), 0)"
     try:
-        answer = call(
-            *may_not, sys.executable, "-I", "-c", program(database_path, before=before), cwd=here
-        )
+        answer = call(*may_not, sys.executable, "-I", "-c", program(database_path, before=before), cwd=here)
         check_served(answer, database_path, here)
     finally:
         here.chmod(0o700)
@@ -196,7 +194,9 @@ def test_a_host_program_that_embeds_python(executable: str, tmp_path: Path, data
     assert not (tmp_path / "was-run").exists()
 
 
-NO_PYTHON = "sys.executable = sys._base_executable = {host!r}; sys.exec_prefix = sys.base_exec_prefix = '/nowhere'"
+NO_PYTHON = (
+    "sys.executable = sys._base_executable = {host!r}; sys.exec_prefix = sys.base_exec_prefix = '/nowhere'"
+)
 
 
 def test_no_interpreter_to_be_found(tmp_path: Path, database_path: Path) -> None:
@@ -231,7 +231,9 @@ def test_a_coordinator_that_cannot_be_imported_says_why(tmp_path: Path, database
 
 
 def _mounts(target: str) -> bool:
-    done = subprocess.run(["unshare", "-m", "mount", "--bind", "/dev/null", target], capture_output=True, check=False)
+    done = subprocess.run(
+        ["unshare", "-m", "mount", "--bind", "/dev/null", target], capture_output=True, check=False
+    )
     return done.returncode == 0
 
 
@@ -264,7 +266,9 @@ def test_the_coordinator_belongs_to_nobody(tmp_path: Path, database_path: Path) 
     assert os.getsid(pid) not in (os.getsid(0), pid)
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     assert int(fields[1]) != os.getpid()
-    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
     ignored = int(status["SigIgn"], 16)
     assert ignored & (1 << 1) and ignored & (1 << 2), "Ctrl-C and Ctrl-\\ mean the caller alone"
     processes.stop_coordinator(database_path)
