@@ -44,9 +44,8 @@ def no_descriptors_error(error: BaseException, purpose: str) -> CoordinatorUnava
 def _descriptor_errno(error: BaseException | None) -> int | None:
     """EMFILE or ENFILE, if that is what `error` comes from in this process."""
     while error is not None:
-        number = getattr(error, "errno", None) if isinstance(error, OSError) else None
-        if number in _NO_DESCRIPTORS:
-            return number
+        if isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS:
+            return int(error.errno)
         if isinstance(error, OccamError) and error.__cause__ is None:
             return None
         if isinstance(error, OccamError) and error.details.get("errno") in _NO_DESCRIPTORS:

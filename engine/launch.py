@@ -64,6 +64,9 @@ class Launcher:
         self._seen_starting = 0.0
         self._start_seen = 0  # which start that is: when its starter took the lock
         self._patience = _STARTER_SECONDS
+        self._started: dict[
+            int, tuple[str, int]
+        ] = {}  # by report descriptor: the interpreter, and its process
         # Of the last coordinator: its successor goes on with them, or workers that asked for them could not attach.
         self.inherited: dict[str, Any] = {}
 
@@ -136,12 +139,12 @@ class Launcher:
             return True  # held, its owner has not written its name yet
 
     def _spawn_and_wait(self, limit: float) -> None:
-        python = interpreter.interpreter()
         report, report_child = os.pipe()
         try:
             try:
                 os.set_inheritable(report_child, True)
-                starter = self._spawn(python, report_child)
+                self._spawn(report_child)
+                python, starter = self._started.pop(report_child)
             finally:
                 os.close(report_child)
             answer = _read_report(report, limit)
@@ -173,8 +176,9 @@ class Launcher:
             f"the coordinator of {self.path} died while starting", hint=f"look into {self.log_path}"
         )
 
-    def _spawn(self, python: str, report_fd: int) -> int:
-        """Start the first process of a coordinator, which ends as soon as it has forked; its pid."""
+    def _spawn(self, report_fd: int) -> None:
+        """Start the first process of a coordinator, which ends as soon as it has forked; noted in `_started`."""
+        python = interpreter.interpreter()
         options = json.dumps(
             {
                 "path": self.path,
@@ -210,7 +214,7 @@ class Launcher:
                 details={"errno": error.errno, "python": python},
             ) from error
         _unreaped.add(pid)
-        return pid
+        self._started[report_fd] = python, pid
 
 
 def _directory_hint(path: str, error: OSError) -> str:

@@ -1,7 +1,7 @@
 """Why a store could not take a commit, and what helps: the limit that was set, or the memory behind it.
 
-The coordinator says in its reply what it could not grow for. The figures are read by the worker that reports it, a moment
-later and from its own view of /dev/shm: the error is about the same file system, and the advice does not change.
+The coordinator says in its reply what it could not grow for. The worker that reports it reads the figures, a moment
+later and from its own view of /dev/shm: it is the same file system, and the advice does not change.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Shortage(IntEnum):
 
 
 _SHM_HINT = (
-    f"enlarge {SHM_DIRECTORY} (docker run --shm-size=..., mount -o remount,size=...), remove what else is in it, or delete "
-    "data; max_store_size does not help"
+    f"enlarge {SHM_DIRECTORY} (docker run --shm-size=..., mount -o remount,size=...), remove what else is in it, or "
+    "delete data; max_store_size does not help"
 )
 _CAUSES = {
     Shortage.MEMORY: (

@@ -236,7 +236,7 @@ def test_the_limit_is_blamed_again_when_memory_is_there(database_path: Path, run
         with pytest.raises(StoreFullError, match="/dev/shm is full"):
             fill_until_refused(db, run)
         processes.set_coordinator_failpoint(database_path, "shm.grow", "off")
-        with pytest.raises(StoreFullError, match="the store is full.*within max_store_size") as refused:
+        with pytest.raises(StoreFullError, match=r"the store is full.*within max_store_size") as refused:
             fill_until_refused(db, run)
         assert refused.value.setting == "max_store_size" and refused.value.limit == 16 << 20
 

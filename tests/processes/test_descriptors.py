@@ -1,7 +1,8 @@
-"""A process, or its coordinator, that has no descriptors left: said at once, with the limit, wherever it was noticed."""
+"""A process, or its coordinator, that has no descriptors left: said at once, with the limit."""
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import time
@@ -45,6 +46,11 @@ def outcome(call: Callable[[], Any]) -> dict[str, Any]:
     return {**found, "seconds": time.monotonic() - began}
 
 
+def open_into(opened: list[Database], path: Path, **settings: Any) -> None:
+    """Open a database and keep it."""
+    opened.append(open_database(path, timeout=TIMEOUT, **settings))
+
+
 def open_with_few(peer: Peer, path: Path, highest: int) -> list[dict[str, Any]]:
     """Open with 0, 1, 2, ... free descriptors, until it works."""
     # Imported and used once, so that no module has to be read meanwhile.
@@ -53,7 +59,7 @@ def open_with_few(peer: Peer, path: Path, highest: int) -> list[dict[str, Any]]:
     found = []
     for _ in range(highest):
         opened: list[Database] = []
-        found.append(outcome(lambda: opened.append(open_database(path, timeout=TIMEOUT))) | {"limit": limit})
+        found.append(outcome(functools.partial(open_into, opened, path)) | {"limit": limit})
         if opened:
             opened[0].close()
             break
@@ -89,10 +95,7 @@ def start_with_few(peer: Peer, paths: list[Path]) -> list[dict[str, Any]]:
     found = []
     for path in paths[1:]:
         opened: list[Database] = []
-        found.append(
-            outcome(lambda path=path: opened.append(open_database(path, timeout=TIMEOUT, idle_timeout=0.0)))  # type: ignore[misc]
-            | {"limit": limit}
-        )
+        found.append(outcome(functools.partial(open_into, opened, path, idle_timeout=0.0)) | {"limit": limit})
         if opened:
             opened[0].close()
             break

@@ -61,7 +61,8 @@ def test_a_pickle_loaded_where_another_database_stands(
 def test_a_pickle_of_an_older_version_has_no_id(database_path: Path, run: RunId) -> None:
     with open_database(database_path) as db:
         db.put(run, "k", 1)
-        function, arguments = db.handle.__reduce__()  # type: ignore[misc]
+        reduced: Any = db.handle.__reduce__()
+        function, arguments = reduced
         assert function is open_handle and len(arguments[-1]) == 16
         handle = open_handle(*arguments[:-1])
         assert handle.__reduce__()[1] == arguments
@@ -80,7 +81,7 @@ def test_a_child_pickles_the_id_before_it_attaches(database_path: Path, run: Run
         os.close(write_end)
         os.waitpid(pid, 0)
         with os.fdopen(read_end, "rb") as pipe, pickle.loads(pipe.read()) as copy:
-            assert copy.handle.__reduce__()[1][-1] == db.handle.__reduce__()[1][-1] != b""  # type: ignore[misc]
+            assert copy.handle.__reduce__()[1][-1] == db.handle.__reduce__()[1][-1] != b""
 
 
 # ---- what is no database ----------------------------------------------------------------------------------------
@@ -148,13 +149,15 @@ def open_as_nobody(peer: Peer, path: Path) -> tuple[str, str, float]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to become another user")
 def test_another_users_coordinator(tmp_path: Path, database_path: Path, start: Callable[..., Worker]) -> None:
-    opened: list[Path] = []
+    closed = [
+        place
+        for place in (database_path, *database_path.parents)
+        if place.is_relative_to(tmp_path.parents[1])
+    ]
     with open_database(database_path):
-        place: Any = database_path
-        while place != Path("/tmp").parent and place.stat().st_uid == 0 and place.stat().st_mode & 0o5 != 0o5:
-            place.chmod(place.stat().st_mode | 0o5)
-            opened.append(place)
-            place = place.parent
+        modes = {place: place.stat().st_mode for place in closed}
+        for place, mode in modes.items():
+            place.chmod(mode | 0o5)
         try:
             # Refused by the socket's mode; and by the look at who listens, where the mode lets everybody in.
             for mode in (0o600, 0o666):
@@ -163,5 +166,5 @@ def test_another_users_coordinator(tmp_path: Path, database_path: Path, start: C
                 assert name == "CoordinatorUnavailable" and "user 0, not 65534" in text, text
                 assert seconds < TIMEOUT / 2
         finally:
-            for place in opened:
-                place.chmod(place.stat().st_mode & ~0o5)
+            for place, mode in modes.items():
+                place.chmod(mode)
