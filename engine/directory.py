@@ -45,7 +45,18 @@ _CLEAN = 1
 assert _LAYOUT.size == META_SIZE
 # What a start makes, or finds, before there is a meta file.
 _OURS = frozenset(
-    "LOCK STARTER meta wal checkpoints reserve settings.toml coordinator.json coordinator.sock coordinator.log".split()
+    [
+        "LOCK",
+        "STARTER",
+        "meta",
+        "wal",
+        "checkpoints",
+        "reserve",
+        "settings.toml",
+        "coordinator.json",
+        "coordinator.sock",
+        "coordinator.log",
+    ]
 )
 # Of a fresh file system, and of version control that keeps an empty directory.
 _HARMLESS = frozenset(("lost+found", ".gitignore", ".gitkeep"))
