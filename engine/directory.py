@@ -45,19 +45,11 @@ _CLEAN = 1
 assert _LAYOUT.size == META_SIZE
 # What a start makes, or finds, before there is a meta file.
 _OURS = frozenset(
-    [
-        "LOCK",
-        "STARTER",
-        "meta",
-        "wal",
-        "checkpoints",
-        "reserve",
-        "settings.toml",
-        "coordinator.json",
-        "coordinator.sock",
-        "coordinator.log",
-    ]
-)
+    (
+        "LOCK", "STARTER", "meta", "wal", "checkpoints", "reserve", "settings.toml", "coordinator.json",
+        "coordinator.sock", "coordinator.log",
+    )
+)  # fmt: skip
 # Of a fresh file system, and of version control that keeps an empty directory.
 _HARMLESS = frozenset(("lost+found", ".gitignore", ".gitkeep"))
 # Versions set aside for an incarnation that keeps no log: at a million commits a second, twelve days of them.
