@@ -17,6 +17,7 @@ from occamdb.engine._layout cimport (
     RECORD_EXPIRY, RECORD_TOMBSTONE, Node, Record, key_compare, key_hash, node_at, node_key, record_at,
     record_value,
 )
+from occamdb.engine._memory cimport SHORT_OF_NOTHING
 from occamdb.engine._pins cimport make_room
 from occamdb.engine._store cimport (
     store_ensure_node, store_find, store_install, store_new_record, store_next, store_seek, store_uninstall,
@@ -211,7 +212,8 @@ cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 vers
                        u32 *detail) noexcept nogil:
     """Apply every effect of a validated request at `version`, and append its log entries.
 
-    Returns STATUS_COMMITTED, or why not, with store and log buffer as before. `detail`: op index or errno.
+    Returns STATUS_COMMITTED, or why not, with store and log buffer as before. `detail`: op index, errno, or what a full
+    store cannot grow for.
     """
     cdef const RequestHeader *header = <const RequestHeader *>request
     cdef const OpHeader *op
@@ -224,6 +226,7 @@ cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 vers
     effect.read_time = header.read_time
     effect.logged = logged
     effect.errno_ = 0
+    core.store.arena.short_of = SHORT_OF_NOTHING
     if logged:
         log_mark = log.mark()
         effect.errno_ = log.begin_transaction(channel.session, header.sequence, header.run_id, core.now)
@@ -243,6 +246,8 @@ cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 vers
     if effect.errno_:
         detail[0] = effect.errno_
         status = STATUS_LOG_WRITE_ERROR
+    if status == STATUS_STORE_FULL:
+        detail[0] = core.store.arena.short_of
     if status != STATUS_COMMITTED:
         undo_to(core, mark)
         if logged:

@@ -26,6 +26,7 @@ cdef struct Arena:              # private to the writer
     u32 free_pages              # in free runs
     bint urgent                 # set around an allocation that may use the reserve: it is there to free more
     u64 backed                  # bytes preallocated from the start
+    u32 short_of                # why the last growth failed (_memory.pxd); the caller resets it
     Page *pages
     u64 *bitmaps                # 16 words a page; bit set: block is free
     u32 partial[96]             # per class: slabs that have a free block

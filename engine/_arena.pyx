@@ -15,7 +15,7 @@ the log, never reattached, so nothing here needs to be crash-safe.
 6. Callers promise retirements ahead (`arena_reserve`), so that taking a block out of use cannot fail half-way.
 """
 
-from libc.errno cimport EINTR, EINVAL, ENOMEM, ENOSPC
+from libc.errno cimport EFBIG, EINTR, EINVAL, ENOMEM, ENOSPC
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
@@ -23,7 +23,7 @@ from libc.string cimport memset
 from ..ipc._atomics cimport i64, u8, u16, u32, u64
 from ..ipc._atomics cimport fence_release, load_relaxed_u64, store_release_u64, store_seq_cst_u64
 from ._layout cimport PAGE_SIZE, REF_SHIFT, SLACK_PAGES
-from ._memory cimport memory_allows
+from ._memory cimport SHORT_OF_FILE_SIZE, SHORT_OF_NOTHING, SHORT_OF_SHM, memory_shortage
 
 cdef extern from *:
     int ctz "__builtin_ctzll"(unsigned long long) nogil
@@ -136,6 +136,7 @@ cdef bint back(Arena *a, u64 need) noexcept nogil:
     cdef u64 end = <u64>a.page_count * PAGE_SIZE + slack
     cdef u64 target = end
     cdef u64 step = a.backed // 16
+    cdef u32 short_of
     need += slack
     if need <= a.backed:
         return True
@@ -143,23 +144,30 @@ cdef bint back(Arena *a, u64 need) noexcept nogil:
         step = BACKING_STEP_MIN if step < BACKING_STEP_MIN else BACKING_STEP_MAX if step > BACKING_STEP_MAX else step
         target = a.backed + step
         target = need if target < need else end if target > end else target
-        if not fallocate_range(a.fd, a.backed, target):
-            if target == need or not fallocate_range(a.fd, a.backed, need):
-                return False
+        short_of = fallocate_range(a.fd, a.backed, target)
+        if short_of and target != need:
             target = need
+            short_of = fallocate_range(a.fd, a.backed, need)
+        if short_of:
+            a.short_of = short_of
+            return False
     a.backed = target
     # Release: a reader that follows a ref into the new pages sees that they may be read.
     store_release_u64(a.readable_word, target - slack)
     return True
 
 
-cdef bint fallocate_range(int fd, u64 start, u64 end) noexcept nogil:
+cdef u32 fallocate_range(int fd, u64 start, u64 end) noexcept nogil:
+    """SHORT_OF_NOTHING when the pages are there."""
     cdef int error = EINTR
-    if not memory_allows(end - start):
-        return False
+    cdef u32 short_of = memory_shortage(end - start)
+    if short_of:
+        return short_of
     while error == EINTR:
         error = posix_fallocate(fd, <i64>start, <i64>(end - start))
-    return error == 0
+    if error == 0:
+        return SHORT_OF_NOTHING
+    return SHORT_OF_FILE_SIZE if error == EFBIG else SHORT_OF_SHM
 
 
 cdef void link_run(Arena *a, u32 start, u32 pages) noexcept nogil:

@@ -105,8 +105,8 @@ cdef u64 _group_available(const Group *group) noexcept nogil:
     return limit - usage if limit > usage else 0
 
 
-cdef u64 _available() noexcept nogil:
-    cdef u64 least = _machine_available()
+cdef u64 _groups_available() noexcept nogil:
+    cdef u64 least = ANY_AMOUNT
     cdef u32 index
     for index in range(group_count):
         least = min(least, _group_available(&groups[index]))
@@ -134,18 +134,20 @@ def watch(found):
             group_count += 1
 
 
-cdef bint memory_allows(u64 size) noexcept nogil:
-    """Whether `size` more bytes may be taken from the memory of the machine and of our control groups."""
+cdef u32 memory_shortage(u64 size) noexcept nogil:
+    """What forbids to take `size` more bytes; SHORT_OF_NOTHING if they may be taken."""
     if failpoint_armed() and failpoint_hit(FP_SHM_GROW):
-        return False
-    return size + RESERVE <= _available()
+        return SHORT_OF_SHM
+    if size + RESERVE > _machine_available():
+        return SHORT_OF_MEMORY
+    return SHORT_OF_GROUP if size + RESERVE > _groups_available() else SHORT_OF_NOTHING
 
 
 def available():
     """Bytes the kernel can still provide: of the machine with swap, and of our control groups."""
-    return _available()
+    return min(_machine_available(), _groups_available())
 
 
 def allows(u64 size):
-    """`memory_allows`, for tests."""
-    return memory_allows(size)
+    """Whether `size` more bytes may be taken, for tests."""
+    return memory_shortage(size) == SHORT_OF_NOTHING

@@ -11,7 +11,7 @@ from cpython.object cimport PyObject
 
 from occamdb.engine._scan cimport ROWS_KEYS, new_scan
 from occamdb.engine._space cimport delta_argument, make_space, with_tag
-from occamdb.engine._txn_commit cimport commit_transaction, find_conflicts
+from occamdb.engine._txn_commit cimport commit_transaction, find_conflicts, require_log
 from occamdb.engine._txn_core cimport STATE_ABORTED, STATE_ACTIVE
 from occamdb.engine._values cimport Codec
 from occamdb.engine._view cimport fork_generation
@@ -129,10 +129,13 @@ cdef class TransactionBase(Space):
           durable: return only when the commit is on disk.
 
         Raises:
+          InvalidArgumentError: `durable` where there is no log; nothing was sent, and the transaction is still active.
           ConflictError: another transaction committed first.
           TransactionStateError: it was committed or aborted already.
           CommitOutcomeUnknown: the coordinator went away and did not come back in time.
         """
+        if durable:
+            require_log(self.core)
         try:
             return commit_transaction(self.core, durable)
         except BaseException:

@@ -3,4 +3,5 @@
 from occamdb.engine._txn_core cimport TransactionCore
 
 cdef object commit_transaction(TransactionCore txn, bint durable)
+cdef object require_log(TransactionCore txn)
 cdef object find_conflicts(TransactionCore txn)

@@ -22,7 +22,7 @@ from libc.string cimport memcpy
 
 from occamdb.engine._reader cimport Found, Reader, key_hash, reader_get, reader_scan
 from occamdb.engine._txn_core cimport (
-    STATE_ABORTED, STATE_COMMITTED, STATE_VALIDATING, Effect, ScanRange, TransactionCore, op_cost,
+    STATE_ABORTED, STATE_ACTIVE, STATE_COMMITTED, STATE_VALIDATING, Effect, ScanRange, TransactionCore, op_cost,
 )
 from occamdb.engine._values cimport make_receipt
 from occamdb.engine._wire cimport (
@@ -32,7 +32,10 @@ from occamdb.engine._wire cimport (
 )
 from occamdb.ipc._atomics cimport clock_realtime_ns, load_acquire_u64, u8, u16, u32, u64
 
-from .errors import CommitOutcomeUnknown, ConflictError, CorruptionError, OccamError, ProtocolError, TransactionTooLarge
+from .errors import (
+    CommitOutcomeUnknown, ConflictError, CorruptionError, InvalidArgumentError, OccamError, ProtocolError,
+    TransactionTooLarge,
+)
 from .limits import PREFIX_SIZE_MAX as _PREFIX_SIZE_MAX
 from .messages import decode_reply, decode_request
 from .validation import CommitSets, Newest, validate_transaction
@@ -323,6 +326,16 @@ cdef bytearray encode_request(TransactionCore txn, bint durable):
 # ---- submitting -----------------------------------------------------------------------------------------------------
 
 
+cdef object require_log(TransactionCore txn):
+    """`durable=True` cannot be kept without a log. Called before anything is sent; the transaction stays active."""
+    if txn.state == STATE_ACTIVE and txn.handle.log_mode == "none":
+        raise InvalidArgumentError(
+            "commit(durable=True) needs a log, and this database keeps none (durability 'none')",
+            hint="commit() without durable, or open a directory with durability 'standard' or 'always'",
+            details={"durability": txn.handle.log_mode},
+        )
+
+
 cdef object commit_transaction(TransactionCore txn, bint durable):
     """Validate and apply everything; a CommitReceipt.
 
@@ -341,7 +354,8 @@ cdef object commit_transaction(TransactionCore txn, bint durable):
         raise ConflictError(conflicts=conflicts)
     if not txn.effects and not txn.cleared and not txn.checks:
         txn.finish(STATE_COMMITTED)
-        txn.receipt = make_receipt(txn.version, txn.now(), txn.handle.durability, txn.attempts)
+        # Nothing was written; what it has read is as safe as the engine makes every commit.
+        txn.receipt = make_receipt(txn.version, txn.now(), txn.handle.log_mode, txn.attempts)
         return txn.receipt
     if not txn.blind:
         refuse_stale(txn)
@@ -389,6 +403,6 @@ cdef object accept_reply(TransactionCore txn, bytearray request, bytes reply, bi
         txn.result_kind = result.kind
         txn.result = result.value
     txn.finish(STATE_COMMITTED)
-    durability = "always" if durable else txn.handle.durability
+    durability = txn.handle.submitted_durability(durable)
     txn.receipt = make_receipt(header.commit_version, header.committed_at, durability, txn.attempts)
     return txn.receipt

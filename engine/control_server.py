@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ipc import layout
 from ..ipc.control import ControlListener, ServerConnection
-from ..ipc.errors import ControlProtocolError, OccamError, ShmFullError
+from ..ipc.errors import ControlProtocolError, OccamError, SegmentError, ShmFullError
 from ..ipc.process import ProcessIdentity, identify, is_alive
 from ..ipc.segment import Segment, create_segment
 from . import failpoints
@@ -59,15 +59,18 @@ def dispose_segment(segment: Segment) -> None:
 
 def no_descriptors() -> dict[str, Any]:
     """What a worker is told for which the coordinator has no descriptor."""
+    return refusal(no_descriptors_error())
+
+
+def no_descriptors_error() -> TooManyChannelsError:
+    """The same as an error."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return refusal(
-        TooManyChannelsError(
-            f"the coordinator (pid {os.getpid()}) has no descriptors left for another worker: it may have {limit} open",
-            hint="close databases that are not needed, or raise `ulimit -n` where the coordinator is started",
-            limit=limit,
-            setting="ulimit -n",
-            details={"errno": errno.EMFILE},
-        )
+    return TooManyChannelsError(
+        f"the coordinator (pid {os.getpid()}) has no descriptors left for another worker: it may have {limit} open",
+        hint="close databases that are not needed, or raise `ulimit -n` where the coordinator is started",
+        limit=limit,
+        setting="ulimit -n",
+        details={"errno": errno.EMFILE},
     )
 
 
@@ -218,6 +221,11 @@ class ControlServer:
             return {"ok": True, **operation(worker, message)}
         except OccamError as error:
             return refusal(error)
+        except OSError as error:
+            complain_of(error)
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                return no_descriptors()
+            return refusal(CoordinatorUnavailable(f"the coordinator failed at {name!r}: {error!r}"))
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             return refusal(InvalidArgumentError(f"malformed {name!r} message: {error!r}"))
         except Exception as error:
@@ -324,6 +332,10 @@ class ControlServer:
                 hint=error.hint,
                 details=error.details,
             ) from error
+        except SegmentError as error:
+            if error.details.get("errno") not in (errno.EMFILE, errno.ENFILE):
+                raise
+            raise no_descriptors_error() from error
         try:
             with memoryview(segment.map) as view:
                 layout.write_channel_header(view, session, ring_size)

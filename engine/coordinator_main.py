@@ -1,4 +1,7 @@
-"""The process that `Launcher` starts: `python -m occamdb.engine.coordinator_main <options as JSON>`."""
+"""The process that `Launcher` starts, by way of bootstrap.py.
+
+`python -m occamdb.engine.coordinator_main <options as JSON>` runs the same in the foreground.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,11 @@ def main() -> int:
     options = json.loads(sys.argv[1])
     report_fd = options["report_fd"]
     _close_inherited(report_fd)
+    path = os.path.abspath(options["path"])
+    # The caller's directory can be removed or unmounted while we live.
+    os.chdir("/")
     coordinator = Coordinator(
-        options["path"],
+        path,
         options["durability"],
         options["settings"],
         auto=True,

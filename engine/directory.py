@@ -43,6 +43,15 @@ DURABILITIES = ("none", "standard", "always")
 _NEVER = 255
 _CLEAN = 1
 assert _LAYOUT.size == META_SIZE
+# What a start makes, or finds, before there is a meta file.
+_OURS = frozenset(
+    (
+        "LOCK", "STARTER", "meta", "wal", "checkpoints", "reserve", "settings.toml", "coordinator.json",
+        "coordinator.sock", "coordinator.log",
+    )
+)  # fmt: skip
+# Of a fresh file system, and of version control that keeps an empty directory.
+_HARMLESS = frozenset(("lost+found", ".gitignore", ".gitkeep"))
 # Versions set aside for an incarnation that keeps no log: at a million commits a second, twelve days of them.
 VERSION_RESERVE = 1 << 40
 
@@ -144,6 +153,21 @@ def current_boot_id() -> bytes:
     return os.urandom(16)
 
 
+def _refuse_foreign(folder: Folder) -> None:
+    """Make no database among other files: a mistyped path should not fill somebody's project or home directory."""
+    names = folder.names()
+    if "meta" in names:
+        return
+    foreign = [name for name in names if name.removesuffix(TEMPORARY_SUFFIX) not in _OURS | _HARMLESS]
+    if foreign:
+        raise IncompatibleFormatError(
+            f"{folder.path} is no database, and not empty: it holds {foreign[0]!r}"
+            + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""),
+            hint="name a new or an empty directory for a new database",
+            details={"path": folder.path, "found": foreign[:10]},
+        )
+
+
 class DatabaseDirectory:
     """An opened database directory. The coordinator opens it after it has taken LOCK."""
 
@@ -176,8 +200,13 @@ class DatabaseDirectory:
 
     @staticmethod
     def prepare(path: str | os.PathLike[str]) -> None:
-        """Make the directory itself, so that LOCK can be taken in it. Any process."""
-        Folder(path, make=True).close()
+        """Make the directory itself, so that LOCK can be taken in it. Any process.
+
+        Raises:
+          IncompatibleFormatError: there are files of somebody else's in it, and no database. Nothing was written.
+        """
+        with Folder(path, make=True) as folder:
+            _refuse_foreign(folder)
 
     def close(self) -> None:
         """Close the folders; nothing is written."""

@@ -70,6 +70,17 @@ class EngineHandle(Protocol):
     def session_id(self) -> int:
         """The session whose sequences the calling thread's last `submit` used."""
 
+    @property
+    def log_mode(self) -> str:
+        """What the engine does with every commit: "none", "standard" or "always". It may do more for this handle."""
+
+    def submitted_durability(self, durable: bool) -> str:
+        """What the calling thread's last `submit` was given, never more than was done.
+
+        Args:
+          durable: whether the request asked to be synced.
+        """
+
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
         """Ask the control plane: `{"kind": "checkpoint" | "stats" | ...}`; returns its answer."""
 

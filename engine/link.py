@@ -104,6 +104,7 @@ class Link:
             self._close_segments()
             raise
         self.session = self.terms.session
+        self.log_mode = self.terms.durability
         self.pid = os.getpid()
         self._coordinator = identify(client.peer_pid)
         # Bound once, for the commit path: exchange(request, timeout, on_idle). Neither refers back to the link.

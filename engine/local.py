@@ -43,7 +43,7 @@ class LocalHandle:
       settings: sizes and limits; whatever concerns files, processes or rings is ignored.
     """
 
-    durability = "none"
+    durability = log_mode = "none"
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -103,6 +103,9 @@ class LocalHandle:
 
     def session_id(self) -> int:
         return self._session
+
+    def submitted_durability(self, durable: bool) -> str:
+        return "none"
 
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
         self._check_usable()

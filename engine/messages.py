@@ -26,7 +26,7 @@ from .errors import (
     StoreFullError,
     TransactionTooLarge,
 )
-from .limits import sized
+from .shortage import store_full
 from .validation import cas_conflict, range_conflict, read_conflict, write_conflict
 
 __all__ = [
@@ -219,7 +219,7 @@ class Reply:
       sequence: that of the request.
       commit_version: of what was written; 0 unless COMMITTED.
       committed_at: nanoseconds since the epoch.
-      detail: errno or op index, by status.
+      detail: errno, op index or `Shortage`, by status.
       results: of the ops that asked for one.
       conflicts: the first of them.
       conflicts_found: how many there were in all.
@@ -250,12 +250,7 @@ class Reply:
             records = tuple(entry.record() for entry in self.conflicts)
             return ConflictError(conflicts=records, conflicts_found=self.conflicts_found)
         if self.status is Status.STORE_FULL and store_size_max:
-            return StoreFullError(
-                f"the store is full: no room for this transaction of {size:,} bytes within "
-                f"max_store_size, {sized(store_size_max)}",
-                size=size,
-                limit=store_size_max,
-            )
+            return store_full(self.detail, size, store_size_max)
         return status_error(self.status, self.detail, _key_of(request, self.detail))
 
 

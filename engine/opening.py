@@ -129,4 +129,15 @@ def _directory(path: str | os.PathLike[str]) -> str:
         text = os.fsdecode(text)
     if not text or "\0" in text:
         raise InvalidArgumentError(f"{text!r} is no usable path", hint="name a directory")
-    return os.path.abspath(text)
+    if text == ":memory:":
+        raise InvalidArgumentError(
+            "a database in memory is not opened by a path, and ':memory:' would be a directory of that name",
+            hint="occamdb.open_in_memory(), or './:memory:' for that directory",
+        )
+    try:
+        return os.path.abspath(text)
+    except FileNotFoundError:
+        raise InvalidArgumentError(
+            f"the path {text!r} is relative, and the working directory of this process is gone",
+            hint="name the directory by an absolute path",
+        ) from None

@@ -25,12 +25,14 @@ from ..ipc.errors import (
     ChannelTimeout,
     ControlError,
     ControlUnavailableError,
+    IpcError,
     OccamError,
     SegmentError,
 )
 from . import failpoints
 from ._view import StoreAttachment
 from .control_messages import raise_refusal
+from .descriptors import no_descriptors_error
 from .directory import read_meta
 from .errors import (
     CommitOutcomeUnknown,
@@ -75,13 +77,22 @@ class SharedHandle:
       asked: settings given by keyword.
       start: "auto" starts a coordinator when none runs, now and whenever it is gone; "never" waits for one.
       timeout: seconds to wait for a coordinator or for an answer before giving up.
+      database_id: which database it must be; empty: whichever is there.
 
     Raises:
+      DatabaseClosedError: another database than `database_id` is there, or none.
       CoordinatorUnavailable: none runs (`start="never"`) or none came up in time.
     """
 
     def __init__(
-        self, path: str, *, durability: str, asked: dict[str, Any], start: str, timeout: float
+        self,
+        path: str,
+        *,
+        durability: str,
+        asked: dict[str, Any],
+        start: str,
+        timeout: float,
+        database_id: bytes = b"",
     ) -> None:
         self.path = path
         self.durability = durability
@@ -92,7 +103,7 @@ class SharedHandle:
         # The coordinator may be another opener's, who asked for less.
         self._sync = durability == "always"
         self._closed = False
-        self._database_id = b""
+        self._database_id = database_id
         self._reset()
         _handles.add(self)
         self._attach_primary(time.monotonic() + timeout)
@@ -107,7 +118,14 @@ class SharedHandle:
         self._local = threading.local()
 
     def __reduce__(self) -> Any:
-        return open_handle, (self.path, self.durability, self._asked, self._start, self._timeout)
+        return open_handle, (
+            self.path,
+            self.durability,
+            self._asked,
+            self._start,
+            self._timeout,
+            self._database_id,
+        )
 
     # ---- what a database needs ------------------------------------------------------------------------
 
@@ -121,6 +139,15 @@ class SharedHandle:
 
     def session_id(self) -> int:
         return getattr(self._local, "session", 0)
+
+    @property
+    def log_mode(self) -> str:
+        return self._log_mode
+
+    def submitted_durability(self, durable: bool) -> str:
+        mode: str = getattr(self._local, "log_mode", "none")
+        # Without a log there is nothing to sync, whoever asked for it.
+        return "always" if (durable or self._sync) and mode != "none" else mode
 
     def attachment(self) -> StoreAttachment:
         primary = self._primary
@@ -145,6 +172,7 @@ class SharedHandle:
         if self._sync:
             request[6] |= RequestFlags.SYNC
         self._local.session = link.session
+        self._local.log_mode = link.log_mode
         try:
             exchange: Callable[[bytearray, float, Callable[[], None]], bytes] = link.exchange
             if failpoints.armed():
@@ -303,7 +331,7 @@ class SharedHandle:
         began = time.monotonic()
         while True:
             try:
-                link = self._try_attach(limit, session)
+                link = self._try_attach_or_say(limit, session)
             except AddressSpaceError:
                 raise
             except CoordinatorDied as error:
@@ -318,14 +346,6 @@ class SharedHandle:
             except (ControlError, SegmentError) as error:
                 # It went away between connect and attach, or asks for patience.
                 last = error
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE):
-                    raise  # a signal handler's
-                raise CoordinatorUnavailable(
-                    f"no descriptors left to reach the coordinator of {self.path}: {error.strerror}",
-                    hint="close files, or raise `ulimit -n`",
-                    details={"errno": error.errno},
-                ) from error
             else:
                 if link is not None:
                     self._adopt(link)
@@ -341,6 +361,16 @@ class SharedHandle:
             if self._start == "never"
             else f"look into {self._launcher.log_path}, or give a larger timeout",
         ) from last
+
+    def _try_attach_or_say(self, limit: float, session: int) -> Link | None:
+        """`_try_attach`; that no descriptors are left is said at once, wherever on the way it was found."""
+        try:
+            return self._try_attach(limit, session)
+        except (IpcError, CoordinatorUnavailable, OSError) as error:
+            shortage = no_descriptors_error(error, f"reach the coordinator of {self.path}")
+            if shortage is None:
+                raise
+            raise shortage from error
 
     def _try_attach(self, limit: float, session: int) -> Link | None:
         """A link to the coordinator that listens; None when none does, having started one if we may."""
@@ -382,6 +412,7 @@ class SharedHandle:
                 raise self._lost()
             self._database_id = link.terms.database_id
             self._settings = Settings.of(link.terms.settings)
+            self._log_mode = link.log_mode
             self._launcher.inherited = link.terms.settings
             self._all.add(link)
             primary = self._primary
@@ -427,6 +458,7 @@ class SharedHandle:
                     request[8:16] = sequence.to_bytes(8, "little")
                 again.sequence = sequence
                 self._local.session = session
+                self._local.log_mode = again.log_mode
                 # That it never happened is final: whoever says so has the log, and has served all of our old channel.
                 sent = False
                 return again.exchange(request, max(0.001, limit - time.monotonic()), again.on_idle)
@@ -485,10 +517,15 @@ def _result(index: int, code: OpCode, written: Any) -> ResultEntry:
 
 
 def open_handle(
-    path: str, durability: str, asked: dict[str, Any], start: str, timeout: float
+    path: str, durability: str, asked: dict[str, Any], start: str, timeout: float, database_id: bytes = b""
 ) -> SharedHandle:
-    """Attach to a database; also how a pickled handle comes back in another process."""
-    return SharedHandle(path, durability=durability, asked=asked, start=start, timeout=timeout)
+    """Attach to a database; also how a pickled handle comes back in another process.
+
+    Pickles of older versions come without `database_id`.
+    """
+    return SharedHandle(
+        path, durability=durability, asked=asked, start=start, timeout=timeout, database_id=database_id
+    )
 
 
 def _after_fork_in_child() -> None:

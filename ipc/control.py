@@ -28,7 +28,13 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Final, Self
 
-from .errors import ControlError, ControlProtocolError, ControlTimeoutError, ControlUnavailableError
+from .errors import (
+    ControlError,
+    ControlForeignError,
+    ControlProtocolError,
+    ControlTimeoutError,
+    ControlUnavailableError,
+)
 from .frames import FRAME_SIZE_MAX, FrameParser, pack_frame
 
 OUTPUT_SIZE_MAX: Final = 2 * FRAME_SIZE_MAX
@@ -89,7 +95,8 @@ class ControlClient:
 
         Raises:
           ControlUnavailableError: no such socket, nobody listens, or its queue stays full too long.
-          ControlError: the listener belongs to another user.
+          ControlForeignError: the listener belongs to another user.
+          OSError: no descriptors left for a socket.
         """
         name = os.fspath(path)
         deadline = time.monotonic() + timeout
@@ -100,10 +107,13 @@ class ControlClient:
                     time.sleep(_CONNECT_PAUSE)
             client = cls(sock, name)
             if client.peer_uid != os.geteuid() and os.geteuid() != 0:
-                raise ControlError(f"{name}: the listener runs as user {client.peer_uid}, not {os.geteuid()}")
+                raise _foreign(name, client.peer_uid)
             return client
         except OSError as error:
             sock.close()
+            owner = _owner(name) if error.errno == errno.EACCES else None
+            if owner not in (None, os.geteuid()):
+                raise _foreign(name, owner) from error
             raise ControlUnavailableError(
                 f"no coordinator answers at {name}: {error.strerror or error}", details={"errno": error.errno}
             ) from error
@@ -193,6 +203,23 @@ class ControlClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _owner(path: str) -> int | None:
+    """The user a socket belongs to, None if that cannot be seen."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_uid if stat.S_ISSOCK(found.st_mode) else None
+
+
+def _foreign(path: str, uid: int | None) -> ControlForeignError:
+    return ControlForeignError(
+        f"{path}: the listener runs as user {uid}, not {os.geteuid()}",
+        hint="only its own user and root may connect",
+        details={"path": path, "listener_uid": uid, "uid": os.geteuid()},
+    )
 
 
 def _lock_timeout(timeout: float | None) -> float:

@@ -93,7 +93,10 @@ class ShmFullError(SegmentError):
     """Shared memory (or a size limit of this process) has no room for the bytes asked for."""
 
     code = "ipc.shm_full"
-    default_hint = "free /dev/shm or enlarge it (mount -o remount,size=...), or lower `max_store_size`"
+    default_hint = (
+        "free /dev/shm or enlarge it (mount -o remount,size=...; docker run --shm-size=...), "
+        "or lower `max_store_size`"
+    )
 
 
 class AddressSpaceError(SegmentError):
@@ -139,6 +142,12 @@ class ControlUnavailableError(ControlError):
 
     code = "ipc.control.unavailable"
     retryable = True
+
+
+class ControlForeignError(ControlError):
+    """The listener belongs to another user: it would not serve us."""
+
+    code = "ipc.control.foreign"
 
 
 class ControlTimeoutError(ControlError):

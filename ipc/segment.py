@@ -311,7 +311,9 @@ def _map(name: str, fd: int, size: int, *, writable: bool) -> mmap.mmap:
 
 def _raise_os_error(name: str, error: OSError, doing: str) -> NoReturn:
     """Turn an OSError of a segment call into the error that says what to do."""
-    details = {"name": name, "errno": error.errno}
+    # posix_ipc reports these two without an errno.
+    number = error.errno or (errno.ENFILE if "system" in str(error) else errno.EMFILE)
+    details = {"name": name, "errno": number}
     if error.errno in _FULL:
         limit = "the file size limit (RLIMIT_FSIZE)" if error.errno == errno.EFBIG else SHM_DIRECTORY
         raise ShmFullError(
@@ -319,8 +321,6 @@ def _raise_os_error(name: str, error: OSError, doing: str) -> NoReturn:
             hint="raise `ulimit -f`" if error.errno == errno.EFBIG else "",
             details=details,
         ) from error
-    # posix_ipc reports these two without an errno.
-    no_descriptors = error.errno is None or error.errno in _NO_DESCRIPTORS
-    hint = "raise `ulimit -n`" if no_descriptors else ""
+    hint = "raise `ulimit -n`" if number in _NO_DESCRIPTORS else ""
     reason = error.strerror or str(error)
     raise SegmentError(f"segment {name}: {reason}, {doing}", hint=hint, details=details) from error

@@ -130,7 +130,8 @@ def test_snapshot_isolation_sends_no_reads(handle: Interposed, run: RunId) -> No
     assert [op.code for op in handle.requests[-1].ops] == [OpCode.DELETE, OpCode.PUT]
 
 
-def test_durable_asks_for_a_sync(handle: Interposed, run: RunId) -> None:
+def test_durable_asks_for_a_sync(handle: Interposed, run: RunId, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Interposed, "log_mode", "standard")
     txn = Database(handle).begin(run)
     txn.put("k", 1)
     txn.commit(durable=True)

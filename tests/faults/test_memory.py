@@ -204,6 +204,48 @@ def test_64_mib_of_shared_memory(tmp_path: Path) -> None:
     assert 500 < answer["count"] < 680
 
 
+FULL_BECAUSE_OF_SHM = """
+run = occamdb.RunId.new()
+with occamdb.open(path, max_store_size="1GiB", idle_timeout=0.0) as db:
+    try:
+        while True:
+            db.put(run, str(os.urandom(8)), t.BLOCK)
+    except occamdb.StoreFullError as error:
+        answer = {"text": str(error), "setting": error.setting, "limit": error.limit, "details": error.details}
+t.wait_until(lambda: not os.listdir("/dev/shm"))
+print(json.dumps(answer))
+"""
+
+
+@needs_mount
+@pytest.mark.parametrize("size", [16, 64])
+def test_a_full_shm_is_not_blamed_on_max_store_size(size: int, tmp_path: Path) -> None:
+    answer = run_script(FULL_BECAUSE_OF_SHM, tmp_path / "db", shm=f"{size}M")
+    assert answer["setting"] == "/dev/shm" and answer["limit"] == size << 20
+    assert "/dev/shm is full" in answer["text"] and "--shm-size" in answer["text"]
+    assert "max_store_size does not help" in answer["text"] and "raise max_store_size" not in answer["text"]
+    assert answer["details"]["shortage"] == "shm" and 0 <= answer["details"]["free"] < size << 20
+    assert f"{answer['details']['free']:,} of {size << 20:,} bytes are free" in answer["text"]
+
+
+def test_the_limit_is_blamed_again_when_memory_is_there(database_path: Path, run: RunId) -> None:
+    """The reason is that of the commit that was refused, not of one before."""
+    with open_database(database_path, max_store_size="16MiB") as db:
+        db.put(run, "k", 1)
+        processes.set_coordinator_failpoint(database_path, "shm.grow", "errno:ENOSPC")
+        with pytest.raises(StoreFullError, match="/dev/shm is full"):
+            fill_until_refused(db, run)
+        processes.set_coordinator_failpoint(database_path, "shm.grow", "off")
+        with pytest.raises(StoreFullError, match=r"the store is full.*within max_store_size") as refused:
+            fill_until_refused(db, run)
+        assert refused.value.setting == "max_store_size" and refused.value.limit == 16 << 20
+
+
+def fill_until_refused(db: Database, run: RunId) -> None:
+    for _ in range(1000):
+        db.put(run, os.urandom(8), BLOCK)
+
+
 CREATE_ON_A_FULL_TMPFS = """
 with open("/dev/shm/ballast", "wb") as ballast:
     os.posix_fallocate(ballast.fileno(), 0, os.statvfs("/dev/shm").f_bavail * 4096)
