@@ -37,6 +37,7 @@ WORKER_BELL_OFFSET: Final = 0x200
 WORKER_SLEEPING_OFFSET: Final = 0x240
 SLOTS_HIGH_OFFSET: Final = 0x280
 CLOSED_OFFSET: Final = 0x2C0
+DRAINED_OFFSET: Final = 0x2C4  # beside it: both are written when the channel ends
 TALLY_OFFSET: Final = 0x300  # what the worker counts itself; ipc does not know what
 TALLY_SIZE: Final = 0xD00
 SLOTS_OFFSET: Final = 0x1000
