@@ -119,3 +119,7 @@ def test_a_checkpoint_damaged_later_is_what_is_reported(database_path: Path, run
     with pytest.raises(Exception, match=newest.name) as caught:
         open_database(path)
     assert type(caught.value).__name__ == "CorruptionError"
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    with open_database(path) as db:
+        assert db.get(run, "key 0") is not None

@@ -10,9 +10,9 @@ from occamdb import RunId
 from tests.support.processes import (
     Peer,
     Worker,
-    kill_coordinator,
     open_database,
     set_coordinator_failpoint,
+    stop_coordinator,
     wait_until,
 )
 
@@ -47,4 +47,4 @@ def test_the_control_plane_answers_beside_a_slow_sync(
             assert other.get(run, "k0") == 0
         assert time.monotonic() - begun < BOUND_S
         set_coordinator_failpoint(path, "wal.before_sync", "off")
-    kill_coordinator(path)
+    stop_coordinator(path)
