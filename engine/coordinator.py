@@ -14,10 +14,11 @@ Order of a start, and why each step stands where it does:
 SIGTERM is heeded from before the first segment on: up to the end of recovery the start is taken back, with nothing
 changed on disk but the incarnation; from there on it is finished, and a clean stop follows.
 
-A clean stop goes the other way: a checkpoint while everybody is still served; then no more batches, requests that were
-not taken are answered so, connections closed, the rest of the log synced, the own store marked superseded (a begin after
-the stop must attach anew, since the next coordinator will not find this segment any more), names removed, LOCK last.
-So commits wait for the rest of the log, not for the checkpoint. Without a log they do wait for it.
+A clean stop goes the other way: a checkpoint while everybody is still served; then no more batches. Requests that
+were not taken are answered with STOPPING. Connections are closed, the rest of the log is synced, the own store is
+marked superseded (a begin after the stop must attach anew, since the next coordinator will not find this segment any
+more), names are removed, LOCK goes last. So commits wait for the rest of the log, not for the checkpoint. Without a
+log they do wait for the checkpoint.
 A crash at any point leaves names in /dev/shm, a socket and LOCK's content: the next start clears them.
 """
 

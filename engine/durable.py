@@ -276,7 +276,7 @@ class DurableState:
           OSError: the log is poisoned by it, as by any failed sync.
         """
         core = self._running()
-        # A closed log was synced. One whose sync failed earlier never will be: the checkpoint saves what it acknowledged.
+        # A closed log was synced. One whose sync failed never will be: the checkpoint saves what it acknowledged.
         if core.log is not None and not core.log_poisoned:
             core.log.sync_in_background(wait=True)
 

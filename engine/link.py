@@ -135,7 +135,7 @@ class Link:
         return self.channel.idle and not self._detached and not self.left
 
     def last_words(self) -> tuple[bytes | None, bool]:
-        """When the coordinator is gone: its answer to our last request, and without one whether it may have been served."""
+        """After `CoordinatorGone`: the reply that came all the same, and whether without one it may have served us."""
         if not self.channel.dirty:
             return None, False
         if not self.channel.drained:

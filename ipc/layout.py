@@ -6,7 +6,7 @@ a test keeps the two equal. ipc does not know what a slot value means.
 Invariants:
   1. Each word that one process writes and another polls has a 64-byte line of its own.
   2. A word has one writer: request tail, reply head, sleeping flag, `slots_high`, tally and slot values the worker;
-     request head, reply tail, slot marks, `closed` the coordinator. Doorbell words are counters any ringer
+     request head, reply tail, slot marks, `closed`, `drained` the coordinator. Doorbell words are counters any ringer
      increments.
   3. The header page is written once, before the name is handed over. The coordinator never reads it back:
      the worker can write there.

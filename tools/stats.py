@@ -116,7 +116,9 @@ def _checkpoint(figures: dict[str, Any]) -> str:
     behind = figures["version"] - last["version"]
     text = f"of version {last['version']:,}, {behind:,} behind"
     if figures["log"]["poisoned"]:
-        saved = "everything acknowledged is saved" if last["saved"] else "what it acknowledged is NOT SAVED YET"
+        saved = (
+            "everything acknowledged is saved" if last["saved"] else "what it acknowledged is NOT SAVED YET"
+        )
         text += f"; [red]the log failed: no commits until a restart, {saved}[/]"
     if last["failures"]:
         text += f"; [red]{last['failures']:,} failed in a row: {escape(last['error'])}[/]"

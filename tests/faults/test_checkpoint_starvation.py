@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from occamdb import Database, RunId, StoreFullError
+from occamdb.tools import console, doctor, stats
 from tests.support.processes import (
     ask_coordinator,
     open_database,
@@ -90,7 +91,9 @@ def test_snapshots_go_first(db: Database, database_path: Path, run: RunId) -> No
     db.close()
 
 
-def test_a_checkpoint_gives_way_at_last(db: Database, database_path: Path, run: RunId) -> None:
+def test_a_checkpoint_gives_way_at_last(
+    db: Database, database_path: Path, run: RunId, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Commits are not refused for it; that it keeps failing is to be seen."""
     count = fill(db, run, 0.85)
     begin_checkpoint(db, database_path)
@@ -98,4 +101,7 @@ def test_a_checkpoint_gives_way_at_last(db: Database, database_path: Path, run: 
     wait_until(lambda: not checkpoint_of(db)["running"], what="the checkpoint")
     assert "revoked" in str(checkpoint_of(db)["error"])
     assert checkpoint_of(db)["failures"] == 1
+    assert any("checkpoints in a row failed" in found.text for found in doctor.directory(database_path))
+    console.out().print(stats.render(ask_coordinator(database_path, "stats"), None))
+    assert "1 failed in a row" in capsys.readouterr().out
     db.close()

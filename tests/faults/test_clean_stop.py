@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -209,7 +208,7 @@ def test_an_answer_that_was_on_its_way_counts(database_path: Path, run: RunId) -
         assert isinstance(handle, SharedHandle)
         link = handle._idle[-1]
 
-        def exchange(request: bytearray, timeout: float, on_idle: Callable[[], None]) -> bytes:
+        def exchange(request: Any, timeout: float | None, on_idle: Any = None) -> bytes:
             link.channel.send(request, timeout, on_idle)
             wait_until(lambda: db.stats()["version"] > before, what="the commit")
             stop_coordinator(path)

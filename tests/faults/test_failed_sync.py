@@ -12,6 +12,7 @@ import pytest
 
 from occamdb import Database, LogWriteError, RunId
 from occamdb.engine.directory import read_meta
+from occamdb.tools import doctor
 from tests.support.processes import (
     kill_coordinator,
     open_database,
@@ -75,6 +76,7 @@ def test_saved_as_soon_as_the_disk_takes_it(database_path: Path, run: RunId, how
         wait_until(lambda: db.stats()["durable"]["checkpoint"].get("saved"), 20.0, what="a checkpoint")
         assert db.stats()["durable"]["checkpoint"]["version"] == version
         assert db.get(run, "key 0") is not None
+        assert any("is in a checkpoint" in found.text for found in doctor.directory(path))
         with pytest.raises(LogWriteError):
             db.put(run, "refused", 1)
         kill_coordinator(path)
