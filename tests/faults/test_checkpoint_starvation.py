@@ -74,12 +74,13 @@ def test_overwrites_do_not_revoke_it(db: Database, database_path: Path, run: Run
 
 
 def test_snapshots_go_first(db: Database, database_path: Path, run: RunId) -> None:
+    """Younger ones too, which hold what was replaced twice since the checkpoint began."""
     count = fill(db, run, 0.8)
-    view = db.snapshot(run)
-    overwrite(db, run, 0, 400)
     begin_checkpoint(db, database_path)
     version = db.stats()["version"]
-    done = 400
+    overwrite(db, run, 0, 400)
+    view = db.snapshot(run)
+    done = 0
     while not view.expired:
         overwrite(db, run, done, 1)
         done += 1
