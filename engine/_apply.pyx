@@ -10,17 +10,18 @@
 
 from libc.stdlib cimport free, realloc
 
+from occamdb.engine._arena cimport arena_rounded
 from occamdb.engine._core cimport RECENT_COUNT, Recent, Undo
 from occamdb.engine._expiry cimport ExpiryEntry, expiry_free, expiry_pop, expiry_push, expiry_rebuild
 from occamdb.engine._integer cimport Integer, integer_add, integer_decode, integer_encode
 from occamdb.engine._layout cimport (
-    RECORD_EXPIRY, RECORD_TOMBSTONE, Node, Record, key_compare, key_hash, node_at, node_key, record_at,
+    RECORD_EXPIRY, RECORD_SIZE, RECORD_TOMBSTONE, Node, Record, key_compare, key_hash, node_at, node_key, record_at,
     record_value,
 )
 from occamdb.engine._memory cimport SHORT_OF_NOTHING
-from occamdb.engine._pins cimport make_room
+from occamdb.engine._pins cimport checkpoint_pinned, make_room, revoke_checkpoint
 from occamdb.engine._store cimport (
-    store_ensure_node, store_find, store_install, store_new_record, store_next, store_seek, store_uninstall,
+    Store, store_ensure_node, store_find, store_install, store_new_record, store_next, store_seek, store_uninstall,
 )
 from occamdb.engine._validate cimport reserve_reply, visible_version
 from occamdb.engine._wire cimport (
@@ -32,6 +33,7 @@ from occamdb.engine._wire cimport (
 
 cdef enum:
     INTEGER_SIZE_MAX = 9
+    LENT_SHARE = 3                  # quarters of the segment's room beyond the limit that overwrites may borrow
 
 
 cdef struct Effect:
@@ -67,12 +69,44 @@ cdef void undo_to(Core *core, u64 mark) noexcept nogil:
         store_uninstall(&core.store, core.undo[core.undo_count].node, core.undo[core.undo_count].record)
 
 
+cdef bint _replaces(Core *core, u32 node, u32 flags, u32 value_size) noexcept nogil:
+    """Whether a value takes the place of a live one that is at least as large."""
+    cdef u32 head = node_at(core.store.base, node).head
+    cdef Record *old
+    if head == 0 or flags & RECORD_TOMBSTONE:
+        return False
+    old = record_at(core.store.base, head)
+    return (not old.flags & RECORD_TOMBSTONE
+            and arena_rounded(RECORD_SIZE + <u64>value_size) <= arena_rounded(RECORD_SIZE + <u64>old.value_size))
+
+
+cdef u32 _new_record(Core *core, u32 node, u64 version, i64 expires_at, u32 flags, const u8 *value,
+                     u32 value_size) noexcept nogil:
+    """A record for `node`; 0 when the store is full and nothing can be freed.
+
+    While a checkpoint is written the replaced values stay, for it may not have read them yet. An overwrite then takes its
+    place from what the segment has beyond `max_store_size`. That is there for a recovery, which has it whatever happens
+    here: what is alive does not grow by an overwrite, and the rest is not recovered.
+    """
+    cdef Store *store = &core.store
+    cdef u32 limit = store.arena.page_limit
+    cdef u32 record = store_new_record(store, version, core.now, expires_at, flags, value, value_size)
+    if record == 0 and checkpoint_pinned(core) and _replaces(core, node, flags, value_size):
+        store.arena.page_limit += <u32>(<u64>(store.arena.page_count - limit) * LENT_SHARE // 4)
+        record = store_new_record(store, version, core.now, expires_at, flags, value, value_size)
+        store.arena.page_limit = limit
+        core.full = True
+    if record == 0 and make_room(core):
+        record = store_new_record(store, version, core.now, expires_at, flags, value, value_size)
+    if record == 0 and revoke_checkpoint(core):
+        record = store_new_record(store, version, core.now, expires_at, flags, value, value_size)
+    return record
+
+
 cdef u32 _install(Core *core, u32 node, u64 version, i64 expires_at, u32 flags, const u8 *value,
                   u32 value_size) noexcept nogil:
     """A new newest record on `node`. STATUS_COMMITTED, or STATUS_STORE_FULL with nothing changed."""
-    cdef u32 record = store_new_record(&core.store, version, core.now, expires_at, flags, value, value_size)
-    if record == 0 and make_room(core):
-        record = store_new_record(&core.store, version, core.now, expires_at, flags, value, value_size)
+    cdef u32 record = _new_record(core, node, version, expires_at, flags, value, value_size)
     if record == 0:
         return STATUS_STORE_FULL
     store_install(&core.store, node, record)
@@ -87,6 +121,8 @@ cdef u32 _write(Core *core, const u8 *key, u32 key_size, u64 hash, u64 version, 
     cdef u32 node = store_ensure_node(&core.store, key, key_size, hash)
     cdef u32 status
     if node == 0 and make_room(core):
+        node = store_ensure_node(&core.store, key, key_size, hash)
+    if node == 0 and revoke_checkpoint(core):
         node = store_ensure_node(&core.store, key, key_size, hash)
     if node == 0:
         return STATUS_STORE_FULL

@@ -18,6 +18,7 @@ cdef class CommitCore:
     cdef u8 *bell                   # doorbell segment; NULL in memory
     cdef int wake_fd                # eventfd of the control plane, -1 for none
     cdef u32 fatal_errno            # the log cannot say what it holds: the process must end and recover
+    cdef u32 commits_over           # the log failed, and the batch under way then is done: no commit follows
     cdef u32 core_count             # of the machine: for spin_hint
     cdef u32 window_channels        # distinct channels served in this window
     cdef bint alone                 # no more than one was in the last window
@@ -44,6 +45,8 @@ cdef class CommitCore:
     cdef void _answer(self) noexcept nogil
     cdef void _break_channel(self, Channel *channel) noexcept nogil
     cdef void _close_channels(self) noexcept nogil
+    cdef void _refuse_rest(self) noexcept nogil
+    cdef void _note_failed_log(self) noexcept nogil
     cdef void _expire(self) noexcept nogil
     cdef void _housekeeping(self, bint idle) noexcept nogil
     cdef void _roll_window(self, i64 now) noexcept nogil

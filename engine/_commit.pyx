@@ -58,7 +58,8 @@ from occamdb.engine._validate cimport check_format, reserve_reply, validate_requ
 from occamdb.engine._wakes cimport answered, flush_wakes, release_wakes
 from occamdb.engine._wire cimport (
     REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_HEADER_SIZE, REQUEST_SYNC, STATUS_BAD_REQUEST, STATUS_COMMITTED,
-    STATUS_CONFLICT, STATUS_LOG_FAILED, STATUS_LOG_WRITE_ERROR, STATUS_STORE_FULL, ReplyHeader, RequestHeader,
+    STATUS_CONFLICT, STATUS_LOG_FAILED, STATUS_LOG_WRITE_ERROR, STATUS_STOPPING, STATUS_STORE_FULL, ReplyHeader,
+    RequestHeader,
 )
 from occamdb.ipc._atomics cimport (
     cas_u32, clock_monotonic_ns, clock_realtime_ns, cpu_relax, fence_release, load_acquire_u32, load_acquire_u64,
@@ -290,6 +291,8 @@ cdef class CommitCore:
 
     cdef void _run(self) noexcept nogil:
         while not load_acquire_u32(&self.core.stop_flag) and not self.fatal_errno:
+            if self.logged and not self.commits_over and load_acquire_u32(&self.log.poison_errno):
+                self._note_failed_log()
             if self._turn() == 0:
                 if self.core.wakes_count:
                     # Due within microseconds: look for requests until then rather than sleep.
@@ -299,6 +302,18 @@ cdef class CommitCore:
                 self._housekeeping(True)
                 self._sleep()
         flush_wakes(&self.core)
+        if not self.fatal_errno:
+            self._refuse_rest()
+        self._notify_control()
+
+    cdef void _note_failed_log(self) noexcept nogil:
+        """The log takes no commit any more: say so once nothing is under way that it may have taken before.
+
+        Called between two batches. From here on every flush sees the log poisoned and refuses, so `committed_version`
+        stays as it is.
+        """
+        # Release: whoever sees the word sees the last version that was published.
+        store_release_u32(&self.commits_over, 1)
         self._notify_control()
 
     cdef void _sleep(self) noexcept nogil:
@@ -588,6 +603,34 @@ cdef class CommitCore:
             store_release_u32(&channel.state, CHANNEL_CLOSED)
             self._notify_control()
 
+    cdef void _refuse_rest(self) noexcept nogil:
+        """A clean stop: tell those whose requests were not taken so, and on each channel that none will be.
+
+        A request published after this look at its ring finds no answer; its worker sees `drained` once the connection has
+        ended. Neither was served, so both go to the next coordinator. REQUIRES: the control plane waits for this thread.
+        """
+        cdef u32 index
+        cdef Channel *channel
+        cdef ReplyHeader *reply
+        self._close_channels()
+        for index in range(load_acquire_u32(&self.core.channels_high)):
+            channel = &self.core.channels[index]
+            # A broken channel may lack the answer to a commit, so it never counts as drained.
+            if load_acquire_u32(&channel.state) != CHANNEL_ACTIVE:
+                continue
+            if (inbox_poll(&channel.inbox, &channel.request, self.core.request_size_max) > 0
+                    and channel.inbox.size >= REQUEST_HEADER_SIZE and reserve_reply(channel, REPLY_SIZE_MIN)):
+                memset(channel.out, 0, REPLY_HEADER_SIZE)
+                reply = <ReplyHeader *>channel.out
+                reply.magic = REPLY_MAGIC
+                reply.status = STATUS_STOPPING
+                reply.sequence = (<const RequestHeader *>channel.inbox.data).sequence
+                inbox_take_done(&channel.inbox)
+                outbox_send(&channel.reply, channel.out, REPLY_HEADER_SIZE)
+            # Release: every reply is in its ring before the word that says there will be no other.
+            store_release_u32(channel.drained, 1)
+            doorbell_ring(channel.word, channel.sleeping)
+
     # ---- between batches ----------------------------------------------------------------------------------------
 
     cdef void _housekeeping(self, bint idle) noexcept nogil:
@@ -736,6 +779,11 @@ cdef class CommitCore:
     def log_poisoned(self):
         """Whether an earlier failure keeps the log from taking commits until a restart."""
         return bool(self.logged and load_acquire_u32(&self.log.poison_errno))
+
+    @property
+    def commits_over(self):
+        """Whether the log failed and nothing is under way any more: `committed_version` read after this is the last."""
+        return load_acquire_u32(&self.commits_over) != 0
 
     @property
     def log_bytes(self):

@@ -60,6 +60,7 @@ cdef struct Channel:
     u8 *slots                       # SLOT_COUNT x {u64 value, u64 mark}, in its segment
     void *slots_high
     void *closed                    # set before the slots are looked at for the last time
+    void *drained                   # set behind the last reply, when a clean stop ends the commit thread
     u8 *out                         # the reply under construction
     u64 out_size
     u64 out_capacity

@@ -13,7 +13,7 @@ from occamdb.ipc._atomics cimport (
     fence_acquire, load_acquire_u32, load_relaxed_u32, load_relaxed_u64, store_seq_cst_u32, u32,
 )
 from occamdb.ipc._layout cimport (
-    CLOSED_OFFSET, REPLY_HEAD_OFFSET, REPLY_TAIL_OFFSET, REQUEST_HEAD_OFFSET, REQUEST_TAIL_OFFSET, RINGS_OFFSET,
+    CLOSED_OFFSET, DRAINED_OFFSET, REPLY_HEAD_OFFSET, REPLY_TAIL_OFFSET, REQUEST_HEAD_OFFSET, REQUEST_TAIL_OFFSET, RINGS_OFFSET,
     SLOTS_HIGH_OFFSET, SLOTS_OFFSET, WORKER_BELL_OFFSET, WORKER_SLEEPING_OFFSET,
 )
 from occamdb.ipc._ring cimport inbox_destroy, inbox_init, ring_init
@@ -44,6 +44,7 @@ cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last
     channel.slots = base + SLOTS_OFFSET
     channel.slots_high = base + SLOTS_HIGH_OFFSET
     channel.closed = base + CLOSED_OFFSET
+    channel.drained = base + DRAINED_OFFSET
     # One reply is outstanding at most, so half the ring always has room for it.
     channel.reply_max = ring_size // 2 if ring_size // 2 > REPLY_SIZE_MIN else REPLY_SIZE_MIN
     # seq_cst, both (release with it): the commit thread sees a filled slot once it sees the state; and its

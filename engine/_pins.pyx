@@ -137,12 +137,16 @@ cdef u32 _revoke_version(Core *core, u64 version) noexcept nogil:
 cdef bint make_room(Core *core) noexcept nogil:
     """Called when the store is full: free garbage at once, and revoke the pins that hold it back if there is no other.
 
+    The checkpoint's pin is spared: without checkpoints the log would grow until the disk is full. `revoke_checkpoint` is
+    the last resort.
+
     Returns True when memory was freed and the allocation may be tried again. Nodes cannot be removed inside a batch:
     `full` asks for that right after it.
     """
     cdef i64 count
     cdef u32 index = 0
     cdef u64 before = store_pending_bytes(&core.store)
+    cdef u64 spared = _pinned_value(&core.own, 0)
     core.full = True
     if before == 0:
         return False
@@ -154,7 +158,7 @@ cdef bint make_room(Core *core) noexcept nogil:
     if store_pending_bytes(&core.store) < before:
         return True
     while index < <u32>count:
-        if store_held_by(&core.store, core.pins[index]) == 0:
+        if core.pins[index] + 1 == spared or store_held_by(&core.store, core.pins[index]) == 0:
             index += 1
             continue
         # What the oldest pin held may be held by the next one too: go on until something came free.
@@ -166,6 +170,27 @@ cdef bint make_room(Core *core) noexcept nogil:
         if store_pending_bytes(&core.store) < before:
             return True
     return False
+
+
+cdef bint checkpoint_pinned(Core *core) noexcept nogil:
+    """Whether a checkpoint is being written."""
+    return _pinned_value(&core.own, 0) != 0
+
+
+cdef bint revoke_checkpoint(Core *core) noexcept nogil:
+    """The last resort of a full store, after `make_room`: give the checkpoint up. True when memory was freed."""
+    cdef u64 value = _pinned_value(&core.own, 0)
+    cdef u64 before = store_pending_bytes(&core.store)
+    cdef i64 count
+    if value == 0 or store_held_by(&core.store, value - 1) == 0:
+        return False
+    _raise_horizon(core)
+    _revoke_version(core, value - 1)
+    count = gather_pins(core)
+    if count < 0:
+        return False
+    store_force_collect(&core.store, core.pins, <u32>count)
+    return store_pending_bytes(&core.store) < before
 
 
 cdef u32 _sweep_channel(Core *core, Channel *channel, u64 committed, i64 now, i64 age_max) noexcept nogil:

@@ -29,6 +29,11 @@ cdef struct Outcome:              # the last commit of one session
     u64 sequence
     u64 version
 
+cdef struct Place:                # where a transaction lies in its segment
+    u64 version                   # 0: none
+    u64 start
+    u64 end
+
 cdef class SegmentImage:
     """One segment in memory."""
     cdef u8 *data
@@ -60,6 +65,7 @@ cdef class Loader:
     cdef u64 outcome_capacity
     cdef u64 outcome_count
     cdef u32 since_collect
+    cdef Place *recent                # of the last transactions, by version modulo PLACE_COUNT
 
     @staticmethod
     cdef Loader for_store(Store *store, object owner)

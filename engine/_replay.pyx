@@ -35,6 +35,7 @@ cdef enum:
     GARBAGE_MIN = 65536
     COLLECT_BUDGET = 1 << 20
     OUTCOMES_FIRST = 1024
+    PLACE_COUNT = 1024              # transactions whose place is remembered; a power of two
 
 STATES = ("whole", "end", "broken", "wrong")
 
@@ -193,6 +194,21 @@ cdef class SegmentImage:
             return None
         return entry.type, entry.body[:entry.body_size], offset + ENTRY_HEADER_SIZE + 1 + entry.body_size
 
+    def skip_to(self, u64 previous_version, u64 version):
+        """Go past the transactions below `version`, without the GIL; the last version that was passed."""
+        cdef u64 start, previous = previous_version
+        cdef LogTransaction transaction
+        with nogil:
+            while True:
+                start = self.offset
+                if self.next_transaction(previous, &transaction) != TX_WHOLE:
+                    break
+                if transaction.version >= version:
+                    self.offset = start
+                    break
+                previous = transaction.version
+        return previous
+
     def ends_in_zeros(self, u64 offset) -> bool:
         """Whether nothing but zeros follows."""
         return self._zeros_from(offset)
@@ -210,11 +226,13 @@ cdef class Loader:
     def __cinit__(self):
         self.outcome_capacity = OUTCOMES_FIRST
         self.outcomes = <Outcome *>calloc(self.outcome_capacity, sizeof(Outcome))
-        if self.outcomes == NULL:
+        self.recent = <Place *>calloc(PLACE_COUNT, sizeof(Place))
+        if self.outcomes == NULL or self.recent == NULL:
             raise MemoryError
 
     def __dealloc__(self):
         free(self.outcomes)
+        free(self.recent)
 
     @staticmethod
     cdef Loader for_store(Store *store, object owner):
@@ -360,6 +378,7 @@ cdef class Loader:
     cdef int _replay_some(self, SegmentImage image, u64 count_max, u64 *previous, u64 after) noexcept nogil:
         """Up to `count_max` transactions: TX_WHOLE when there may be more. Stops with `full` set when it is."""
         cdef LogTransaction transaction
+        cdef Place *place
         cdef u64 done = 0
         cdef int state
         while done < count_max:
@@ -367,6 +386,8 @@ cdef class Loader:
             if state != TX_WHOLE:
                 return state
             previous[0] = transaction.version
+            place = &self.recent[transaction.version & (PLACE_COUNT - 1)]
+            place.version, place.start, place.end = transaction.version, transaction.start, transaction.end
             done += 1
             if transaction.version <= after:
                 continue                # in the checkpoint already
@@ -430,6 +451,15 @@ cdef class Loader:
             self.outcomes[i].session: (self.outcomes[i].sequence, self.outcomes[i].version)
             for i in range(self.outcome_capacity)
             if self.outcomes[i].session
+        }
+
+    def places(self) -> dict:
+        """version -> (start, end) in its segment, of the last transactions that were replayed."""
+        cdef u64 i
+        return {
+            self.recent[i].version: (self.recent[i].start, self.recent[i].end)
+            for i in range(PLACE_COUNT)
+            if self.recent[i].version
         }
 
     def add_outcome(self, u64 session, u64 sequence, u64 version):

@@ -183,7 +183,8 @@ class ControlServer:
         return found
 
     def close(self) -> None:
-        """Disconnect everybody. REQUIRES: the commit thread has ended."""
+        """Stop listening and disconnect everybody. REQUIRES: the commit thread has ended."""
+        self._listener.close()
         for worker in [*self._workers.values(), *self._draining]:
             worker.connection.close()
             self._dispose(worker)

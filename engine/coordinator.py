@@ -14,8 +14,11 @@ Order of a start, and why each step stands where it does:
 SIGTERM is heeded from before the first segment on: up to the end of recovery the start is taken back, with nothing
 changed on disk but the incarnation; from there on it is finished, and a clean stop follows.
 
-A clean stop goes the other way: no more batches, a checkpoint, the own store marked superseded (a begin after
-the stop must attach anew, since the next coordinator will not find this segment any more), names removed, LOCK last.
+A clean stop goes the other way: a checkpoint while everybody is still served; then no more batches. Requests that
+were not taken are answered with STOPPING. Connections are closed, the rest of the log is synced, the own store is
+marked superseded (a begin after the stop must attach anew, since the next coordinator will not find this segment any
+more), names are removed, LOCK goes last. So commits wait for the rest of the log, not for the checkpoint. Without a
+log they do wait for the checkpoint.
 A crash at any point leaves names in /dev/shm, a socket and LOCK's content: the next start clears them.
 """
 
@@ -307,7 +310,7 @@ class Coordinator:
             for fd in (self.wake_fd, self.signal_fd):
                 selector.register(fd, selectors.EVENT_READ, None)
             self.server.register(selector)
-            while not self._stop_requested:
+            while not self._may_end():
                 for key, events in selector.select(min(_TICK, self.durable.next_due())):
                     if key.data is None:
                         with contextlib.suppress(BlockingIOError):
@@ -316,10 +319,16 @@ class Coordinator:
                         self.server.handle(key, events)
                 self.server.settle()
                 self.durable.tick(self.server.outcomes)
-                if not self._in_place():
-                    return
-                if self.auto and self.server.idle_seconds() >= self._patience():
-                    return
+
+    def _may_end(self) -> bool:
+        """Whether to end now: told to or idle, and prepared for it."""
+        if not self._in_place():
+            return True
+        idle = self.auto and self.server.idle_seconds() >= self._patience()
+        if self._stop_requested or idle:
+            return self.durable.ready_to_stop(self.server.outcomes)
+        self.durable.stay()
+        return False
 
     def _in_place(self) -> bool:
         """Whether this is still what its path means; looks once a second (F15).
@@ -358,25 +367,27 @@ class Coordinator:
         """A clean stop: the commit thread has ended."""
         if failpoints.armed():
             failpoints.hit("coordinator.stopping")
-        self._finish_files()
+        outcomes = self.server.outcomes()
+        # First of all: whoever waits for an answer that will not come goes on to look for the next coordinator.
+        self.server.close()
+        self._finish_files(outcomes)
         store = memoryview(self.store.map)
         struct.pack_into("<I", store, SUPERSEDED_OFFSET, 1)
         store.release()
-        self.server.close()
         self._remove_coordinator_file()
         self.core = None  # type: ignore[assignment]
         self.durable.release_core()
         self._cleanup.close()
 
-    def _finish_files(self) -> None:
+    def _finish_files(self, outcomes: dict[int, tuple[int, int]]) -> None:
         if not self._is_whole():
             self.durable.abandon()
             self._exit_code = 1
             return
         try:
-            self.durable.finish(self.server.outcomes)
+            self.durable.finish(lambda: outcomes)
         except Exception as error:
-            # Everything acknowledged is in the log; only the checkpoint is missing, and recovery does without.
+            # Unless the log failed, everything acknowledged is in it, and recovery does without the checkpoint.
             complain(f"no checkpoint at the stop: {error}")
             self._exit_code = 1
 

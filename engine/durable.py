@@ -1,11 +1,18 @@
 """What a coordinator does about files: recovery at the start, the log's timer, checkpoints, the clean stop.
 
-Threads: the control plane's main thread calls everything here; a checkpoint runs in a thread of its own, so
-that workers can attach meanwhile. The log is written by the commit thread alone; `sync_in_background` is made for
-others.
+Threads: the control plane's main thread calls everything here; a checkpoint runs in a thread of its own, and so does
+the timer that syncs the log, so that workers can attach meanwhile. The log is written by the commit thread alone;
+`sync_in_background` is made for others.
 
 A checkpoint pins its version first and asks for the sessions' outcomes afterwards: an outcome is noted before its
 commit is published, so every commit up to the pinned version has its outcome in the table.
+
+A clean stop writes its checkpoint while commits go on (`ready_to_stop`). What is committed meanwhile is in the log
+alone, which `finish` syncs and closes once the commit thread has ended: both together are everything.
+
+A log that failed takes no commit any more, and what it acknowledged before may be in memory only. A checkpoint of the
+last version saves that, and an empty segment behind it (`begin_anew`) keeps a recovery from reading the failed one:
+its bytes may be lost by then.
 """
 
 from __future__ import annotations
@@ -15,38 +22,34 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import msgpack
-
 from ._commit import CommitCore
 from .checkpoint import CheckpointInfo, make_room, write_checkpoint
 from .complaints import complain
 from .directory import DatabaseDirectory
 from .errors import (
     InvalidArgumentError,
-    LogWriteError,
-    NotFoundError,
     SettingsMismatchError,
     SnapshotExpired,
 )
+from .log_sync import LogSync
+from .logged import LoggedCommits
 from .recovery import Progress, RecoveryResult, recover
 from .reserve import keep_reserve
 from .settings import Settings
-from .wal_format import CommitTxn, Delete, Write
-from .wal_reader import read_log
-from .wal_writer import start_log
+from .wal_writer import begin_anew, start_log
 
 __all__ = ["DurableState", "OutcomesFunction"]
-
-_INTEGER_SIZE_MAX = 9
 
 OutcomesFunction = Callable[[], dict[int, tuple[int, int]]]
 
 _NEVER = 3600.0
 _RETRY_SECONDS = 5.0
+_RETRY_FIRST, _RETRY_LAST = 0.25, 30.0  # when the log failed: what it acknowledged waits to be saved
+_STOP_POLL = 0.005
+_BRIEF_SECONDS = 0.05  # a checkpoint that commits may wait for
 _RESERVE_SECONDS = 60.0
-_UNANSWERED_MAX = (
-    1024  # versions: more than a batch has, and a few coordinators that died soon after each other
-)
+# Versions: more than a batch has, and a few coordinators that died soon after each other; as many as `Loader.places`.
+_UNANSWERED_MAX = 1024
 _ASKED_SECONDS = 60.0
 _DUTY, _DUTY_FAR_BEHIND = 0.3, 0.9
 _FAR_BEHIND = 4  # times `checkpoint_bytes`
@@ -79,7 +82,12 @@ class DurableState:
         self._last_error = ""
         self._checkpointed_version = 0
         self._checkpointed_bytes = 0
-        self._next_sync = 0.0
+        self._sync: LogSync | None = None
+        self._logged = LoggedCommits(directory, {})
+        self._saved = False  # the log failed, and all that it acknowledged is safe without it
+        self._failures = 0  # checkpoints in a row that could not be made
+        self._leaving = False  # a stop is wanted: the last checkpoint was begun
+        self._prepared = False  # ... and is there
         self._next_reserve = 0.0
         self._next_checkpoint = 0.0
         self._not_before = 0.0  # after a failure: no further try until then
@@ -98,7 +106,9 @@ class DurableState:
             `wal_writer.start_log` say; nothing is served then.
         """
         core = self._running()
-        result = recover(self._directory, core.loader(), progress=progress)
+        loader = core.loader()
+        result = recover(self._directory, loader, progress=progress)
+        self._logged = LoggedCommits(self._directory, loader.places())
         for warning in result.warnings:
             complain(f"recovery: {warning}")
         log = start_log(self._directory, result, self.mode, self._settings.wal_segment_size)
@@ -140,21 +150,16 @@ class DurableState:
 
     def next_due(self) -> float:
         """Seconds until `tick` has something to do."""
-        if self._running().log is None:
-            return _NEVER
-        return max(0.0, self._next_sync - time.monotonic())
+        return _STOP_POLL if self._leaving else _NEVER
 
     def tick(self, outcomes: OutcomesFunction) -> None:
-        """Sync the log, begin a checkpoint, set versions aside: whatever is due."""
+        """Begin a checkpoint, set versions aside: whatever is due."""
         core, now = self._running(), time.monotonic()
-        if core.log is not None and now >= self._next_sync:
-            self._next_sync = now + self._settings.sync_interval
+        if core.log is not None and self._sync is None:
             try:
-                core.log.sync_in_background()
-            except OSError as error:
-                # The log is poisoned by it: commits are refused until a restart, reads go on.
-                complain(f"fdatasync of the log failed, commits are refused from here on: {error}")
-                self._next_sync = now + _NEVER
+                self._sync = LogSync(core.log, self._settings.sync_interval, self._sync_failed)
+            except RuntimeError as error:
+                complain(f"no thread to sync the log, it is tried again: {error}")
         if core.log is None and now >= self._next_reserve:
             self._next_reserve = now + _RESERVE_SECONDS
             try:
@@ -165,10 +170,18 @@ class DurableState:
         if self._checkpoint_due(now):
             self._begin(outcomes)
 
+    def _sync_failed(self, error: OSError) -> None:
+        # The log is poisoned by it: commits are refused until a restart, reads go on.
+        complain(f"fdatasync of the log failed, commits are refused from here on: {error}")
+        self._running().wake()
+
     def _checkpoint_due(self, now: float) -> bool:
         core = self._running()
-        if core.log is None or self._thread is not None or core.log_poisoned:
+        if core.log is None or self._thread is not None or self._leaving:
             return False
+        if core.log_poisoned:
+            # Not before the last version is known: a commit under way may have been logged before the sync failed.
+            return core.commits_over and not self._saved and now >= self._not_before
         if (
             core.log_bytes - self._checkpointed_bytes >= self._settings.checkpoint_bytes
             or core.log_errors
@@ -194,11 +207,23 @@ class DurableState:
             self._next_checkpoint = max(self._next_checkpoint, self._not_before)
 
     def _in_background(self, outcomes: OutcomesFunction) -> None:
+        core = self._running()
         try:
-            if self._running().committed_version > self._checkpointed_version:
+            # Read first: with it the version read after it is the last.
+            over = core.commits_over
+            if core.committed_version > self._checkpointed_version:
                 self._write(outcomes, duty=self._duty())
+            elif over:
+                pass
             elif make_room(self._directory, self._kept_log()):
                 keep_reserve(self._directory)
+            if over:
+                self._begin_anew(core.committed_version)
+            elif self._leaving:
+                # As much of the log as can be: commits will wait for the rest.
+                self._sync_log()
+            self._failures = 0
+            self._prepared = self._leaving
         except Exception as error:
             if not self._stopping.is_set():
                 self._no_checkpoint(error)
@@ -208,6 +233,11 @@ class DurableState:
 
     def _duty(self) -> float:
         """Share of its time that a checkpoint in the background works."""
+        if self._running().log_poisoned:
+            return 1.0
+        # A stop waits for it; and one that was given up, because the store was full, is to be quicker.
+        if self._leaving or self._failures:
+            return _DUTY_FAR_BEHIND
         # Deaths that come too soon for any to be finished would have every recovery replay more than the one before.
         behind = self._running().log_bytes - self._checkpointed_bytes
         return _DUTY if behind < _FAR_BEHIND * self._settings.checkpoint_bytes else _DUTY_FAR_BEHIND
@@ -246,8 +276,7 @@ class DurableState:
           OSError: the log is poisoned by it, as by any failed sync.
         """
         core = self._running()
-        # A closed log was synced. One whose sync failed earlier never will be: a checkpoint then saves what was
-        # acknowledged, which is worth more than the log as its stand-in.
+        # A closed log was synced. One whose sync failed never will be: the checkpoint saves what it acknowledged.
         if core.log is not None and not core.log_poisoned:
             core.log.sync_in_background(wait=True)
 
@@ -281,61 +310,92 @@ class DurableState:
             "rows": info.rows if info else 0,
             "seconds": info.seconds if info else 0.0,
             "error": self._last_error,
+            "failures": self._failures,
+            "saved": self._saved,
         }
 
     def _no_checkpoint(self, error: Exception) -> None:
         self._last_error = f"no checkpoint: {error}"
-        self._not_before = time.monotonic() + _RETRY_SECONDS
+        pause = _RETRY_SECONDS
+        if self._running().log_poisoned:
+            pause = min(_RETRY_FIRST * 2 ** min(self._failures, 10), _RETRY_LAST)
+        self._failures += 1
+        self._not_before = time.monotonic() + pause
         complain(self._last_error)
+
+    def _begin_anew(self, version: int) -> None:
+        """All up to `version`, which is the last, is in a checkpoint: no recovery from it is to read the failed log."""
+        begin_anew(self._directory, version)
+        self._saved = True
 
     # ---- outcomes -----------------------------------------------------------------------------------------
 
     def logged_commit(self, version: int) -> dict[str, Any]:
-        """What the log holds of one commit: {"committed_at": ns, "writes": [(key, integer)]}.
-
-        Integers are what increments resulted in; None stands for any other value, True for a delete.
-
-        Raises:
-          NotFoundError: no log, or it does not reach back so far.
-        """
-        writes: list[tuple[bytes, Any]] = []
-        committed_at = 0
-        for found in read_log(self._directory, start_version=version):
-            entry = found.entry
-            if found.version != version:
-                break
-            if isinstance(entry, Write):
-                writes.append((entry.key, _integer_in(entry.value)))
-            elif isinstance(entry, Delete):
-                writes.append((entry.key, True))
-            elif not isinstance(entry, CommitTxn):
-                committed_at = getattr(entry, "timestamp", committed_at)
-        if not committed_at:
-            raise NotFoundError(f"commit {version} is not in the log any more")
-        return {"committed_at": committed_at, "writes": writes}
+        """What the log holds of one commit; see `LoggedCommits.find`."""
+        return self._logged.find(version)
 
     # ---- the end -------------------------------------------------------------------------------------------
 
-    def finish(self, outcomes: OutcomesFunction) -> None:
-        """A clean stop: the commit thread has ended. Leaves everything in a checkpoint, and says so in meta.
+    def ready_to_stop(self, outcomes: OutcomesFunction) -> bool:
+        """Whether the commit thread may end now; call it again until it is so. Commits go on meanwhile.
 
-        Raises:
-          OSError, OccamError: it could not be written; the log has everything all the same.
+        The first call begins a checkpoint, in place of one under way, which may be nearly as old as its pin. There is
+        one only, so a stop under load ends; without a log there is none, for it would be too old at once.
         """
         core = self._running()
+        if core.log is None or self._saved:
+            return True
+        if not self._leaving:
+            self._leaving, self._prepared = True, False
+            self._stopping.set()
+        if self._stopping.is_set():
+            if self._thread is not None:
+                return False
+            self._stopping.clear()
+            self._prepared = core.committed_version == self._checkpointed_version
+            if self._prepared:
+                return True
+            self._begin(outcomes)
+        return self._thread is None
+
+    def stay(self) -> None:
+        """No stop is wanted any more."""
+        if self._leaving:
+            self._leaving = False
+            self._stopping.clear()
+
+    def finish(self, outcomes: OutcomesFunction) -> None:
+        """A clean stop: the commit thread has ended. Leaves everything in checkpoint and log, and says so in meta.
+
+        Another checkpoint is written here where the log cannot have the rest (there is none, or it failed), where none
+        could be written before, and where it takes but a moment.
+
+        Raises:
+          OSError, OccamError: it could not be written; the log has everything all the same, unless it failed.
+        """
         self._end_checkpoint()
         self._stopping.clear()
-        log = core.log
-        if core.log_poisoned:
-            raise LogWriteError(
-                "the log failed earlier: the next start recovers from what is on disk", errno=0
-            )
-        if log is not None:
-            log.close()
+        logged = self._close_log()
+        core = self._running()
         version = core.committed_version
-        if version > self._checkpointed_version:
+        brief = self._last is not None and self._last.seconds < _BRIEF_SECONDS
+        if version > self._checkpointed_version and (brief or not (logged and self._prepared)):
             self._write(outcomes, duty=1.0)
+        if core.log is not None and not logged and not self._saved:
+            self._begin_anew(version)
         self._directory.note_clean_stop(version)
+
+    def _close_log(self) -> bool:
+        """Close the log; whether everything acknowledged is in it, on disk."""
+        log = self._running().log
+        if log is None:
+            return False
+        try:
+            log.close()
+        except OSError as error:
+            complain(f"the log could not be synced, a checkpoint takes its place: {error}")
+            return False
+        return True
 
     def abandon(self) -> None:
         """A stop that writes nothing: what lies in the directory is not ours any more. The commit thread has ended."""
@@ -348,6 +408,12 @@ class DurableState:
         thread = self._thread
         if thread is not None:
             thread.join()
+        self._end_sync()
+
+    def _end_sync(self) -> None:
+        sync, self._sync = self._sync, None
+        if sync is not None:
+            sync.stop()
 
     def figures(self) -> dict[str, Any]:
         """For `stats`: the last recovery and the last checkpoint."""
@@ -369,14 +435,6 @@ class DurableState:
 
     def close(self) -> None:
         """For a start that failed, and after `finish`."""
+        self._end_sync()
         if self._core is not None and self._core.log is not None:
             self._core.log.abandon()
-
-
-def _integer_in(value: bytes) -> int | None:
-    """The integer that a stored value is; None for any other. Nothing large is decoded or sent."""
-    if len(value) > _INTEGER_SIZE_MAX or not (
-        value[0] <= 0x7F or 0xCC <= value[0] <= 0xD3 or value[0] >= 0xE0
-    ):
-        return None
-    return int(msgpack.unpackb(value))

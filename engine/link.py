@@ -18,7 +18,7 @@ from typing import Any
 
 from ..ipc._channel import ClientChannel
 from ..ipc.control import ControlClient
-from ..ipc.errors import ControlError
+from ..ipc.errors import ChannelBroken, ChannelTimeout, ControlError
 from ..ipc.process import identify, is_alive, own_identity
 from ..ipc.segment import Segment, attach_segment
 from . import failpoints
@@ -134,6 +134,20 @@ class Link:
     def reusable(self) -> bool:
         """Whether the next request may go through this link."""
         return self.channel.idle and not self._detached and not self.left
+
+    def last_words(self) -> tuple[bytes | None, bool]:
+        """After `CoordinatorGone`: the reply that came all the same, and whether without one it may have served us."""
+        if not self.channel.dirty:
+            return None, False
+        if not self.channel.drained:
+            return None, not self.died_with_request_untaken()
+        # It stopped in good order. Whatever it served it had answered before it said that it was done.
+        try:
+            return self.channel.receive(0), False
+        except ChannelTimeout:
+            return None, False
+        except ChannelBroken:
+            return None, True  # a damaged reply: only the log knows
 
     def died_with_request_untaken(self) -> bool:
         """Whether the coordinator is dead and had not begun to take our last request: then it never happened."""

@@ -63,6 +63,8 @@ __all__ = ["SharedHandle", "open_handle"]
 _CHECKPOINT_POLL = 0.01
 _PAUSE_MIN, _PAUSE_MAX = 0.001, 0.02  # between two looks for a coordinator
 _PAUSE_AFTER_DEATH = 0.1
+_STATUS = slice(4, 5)  # of a reply: the low byte of its status
+_STOPPING = bytes([Status.STOPPING])
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 _handles: weakref.WeakSet[SharedHandle] = weakref.WeakSet()
@@ -181,9 +183,14 @@ class SharedHandle:
             remaining = limit - time.monotonic()
             if remaining <= 0:
                 raise TransactionTimeout("the deadline passed before the commit was sent")
-            return exchange(request, remaining, link.on_idle)
+            reply = exchange(request, remaining, link.on_idle)
+            if reply[_STATUS] != _STOPPING:
+                return reply
+            return self._resolve(link, request, sequence, limit, sent=False)
         except CoordinatorGone:
-            sent = link.channel.dirty and not link.died_with_request_untaken()
+            words, sent = link.last_words()
+            if words is not None and words[_STATUS] != _STOPPING:
+                return words
             return self._resolve(link, request, sequence, limit, sent=sent)
         except ChannelBroken:
             # The reply may have been the damaged part: the coordinator knows what became of the request. But a channel
@@ -450,7 +457,7 @@ class SharedHandle:
                 ) from error
             if again.session == session and again.terms.last_sequence == sequence:
                 self._give_back(again)
-                return self._recovered_reply(request, sequence, again.terms.last_version)
+                return self._recovered_reply(request, sequence, again.terms.last_version, limit)
             try:
                 if again.session != session or again.sequence >= sequence:
                     sequence = again.sequence + 1
@@ -461,9 +468,14 @@ class SharedHandle:
                 self._local.log_mode = again.log_mode
                 # That it never happened is final: whoever says so has the log, and has served all of our old channel.
                 sent = False
-                return again.exchange(request, max(0.001, limit - time.monotonic()), again.on_idle)
+                reply = again.exchange(request, max(0.001, limit - time.monotonic()), again.on_idle)
+                if reply[_STATUS] != _STOPPING:
+                    return reply
+                self._forget(again)
             except CoordinatorGone:
-                sent = again.channel.dirty and not again.died_with_request_untaken()
+                words, sent = again.last_words()
+                if words is not None and words[_STATUS] != _STOPPING:
+                    return words
                 self._forget(again)
             except ChannelBroken:
                 sent = not again.channel.closed
@@ -479,7 +491,7 @@ class SharedHandle:
             finally:
                 self._give_back(again)
 
-    def _recovered_reply(self, request: bytearray, sequence: int, version: int) -> bytes:
+    def _recovered_reply(self, request: bytearray, sequence: int, version: int, limit: float) -> bytes:
         """The reply that was lost, rebuilt: the commit is in the log, so its results are too."""
         decoded = decode_request(bytes(request))
         wanted = [i for i, op in enumerate(decoded.ops) if op.flags & OpFlags.WANT_RESULT]
@@ -487,7 +499,8 @@ class SharedHandle:
         committed_at = time.time_ns()
         if wanted:
             try:
-                logged = self.admin({"kind": "logged_commit", "version": version})
+                left = max(0.001, limit - time.monotonic())
+                logged = self.admin({"kind": "logged_commit", "version": version, "timeout": left})
             except OccamError as error:
                 raise CommitOutcomeUnknown(
                     f"committed as version {version}, but what it resulted in cannot be told: {error}",

@@ -182,7 +182,7 @@ def read_log(directory: DatabaseDirectory, *, start_version: int = 0) -> Iterato
             image = open_image(directory, segment)
         except FileNotFoundError:
             continue  # superfluous, and removed since it was listed
-        previous = segment.first_version - 1
+        previous = image.skip_to(segment.first_version - 1, start_version)
         while (found := image.advance(previous))[0] == "whole":
             _, previous, start, end, _ = found
             if previous >= start_version:

@@ -15,7 +15,9 @@ from .directory import DatabaseDirectory
 from .errors import LogWriteError
 from .recovery import RecoveryResult
 
-__all__ = ["open_appender", "start_log"]
+__all__ = ["begin_anew", "open_appender", "start_log"]
+
+_EMPTY_SIZE = 4096
 
 
 def open_appender(directory: DatabaseDirectory, result: RecoveryResult, segment_size: int) -> WalAppender:
@@ -51,3 +53,20 @@ def start_log(
             appender.abandon()
         raise
     return appender
+
+
+def begin_anew(directory: DatabaseDirectory, version: int) -> None:
+    """Leave an empty segment behind a log that failed, once a checkpoint holds everything up to `version`.
+
+    A recovery from that checkpoint begins with the last segment that follows a version up to it: with this one. So it
+    does not matter what became of the failed one's bytes. A segment of the same name, which holds nothing that was
+    acknowledged, is replaced.
+
+    REQUIRES: no commit above `version` was acknowledged, or ever will be by this coordinator.
+
+    Raises:
+      OSError: it could not be made.
+    """
+    WalAppender(
+        directory.wal.duplicate(), directory.database_id, directory.incarnation, version, version, _EMPTY_SIZE
+    ).close()

@@ -15,10 +15,11 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 
-from ._atomics cimport clock_monotonic_ns, current_cpu, load_acquire_u64, load_relaxed_u32, store_relaxed_u32
+from ._atomics cimport (clock_monotonic_ns, current_cpu, load_acquire_u32, load_acquire_u64, load_relaxed_u32,
+                        store_relaxed_u32)
 from ._doorbell cimport SPIN_ADAPTIVE, SPIN_BRIEF, SPIN_NEVER, doorbell_ring, doorbell_wait, waiter_init
-from ._layout cimport (BELL_RINGER_OFFSET, BELL_SEGMENT_SIZE, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, MESSAGE_CHECK,
-                       MESSAGE_HEADER_SIZE,
+from ._layout cimport (BELL_RINGER_OFFSET, BELL_SEGMENT_SIZE, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, DRAINED_OFFSET,
+                       MESSAGE_CHECK, MESSAGE_HEADER_SIZE,
                        REPLY_HEAD_OFFSET, REPLY_TAIL_OFFSET, REQUEST_HEAD_OFFSET, REQUEST_TAIL_OFFSET, RINGS_OFFSET,
                        RING_SIZE_MAX, RING_SIZE_MIN, WORKER_BELL_OFFSET, WORKER_SLEEPING_OFFSET)
 from ._ring cimport (Inbox, inbox_destroy, inbox_init, inbox_poll, inbox_take_done, message_start, message_write,
@@ -362,6 +363,15 @@ cdef class ClientChannel:
             return False
         # Acquire, as everywhere on this word; a damaged counter is at most a request that counts as taken.
         return self.outgoing.sent > 0 and self.request.position - load_acquire_u64(self.request.head_word) == self.outgoing.sent
+
+    @property
+    def drained(self):
+        """The coordinator stopped and looks at this channel no more: a request without a reply was never served."""
+        if self.state == CHANNEL_CLOSED:
+            return False
+        # Acquire: pairs with the coordinator's release behind its last reply. So once this is set, a reply that is not
+        # in the ring does not exist.
+        return load_acquire_u32(self.base + DRAINED_OFFSET) != 0
 
     @property
     def closed(self):

@@ -6,7 +6,7 @@ a test keeps the two equal. ipc does not know what a slot value means.
 Invariants:
   1. Each word that one process writes and another polls has a 64-byte line of its own.
   2. A word has one writer: request tail, reply head, sleeping flag, `slots_high`, tally and slot values the worker;
-     request head, reply tail, slot marks, `closed` the coordinator. Doorbell words are counters any ringer
+     request head, reply tail, slot marks, `closed`, `drained` the coordinator. Doorbell words are counters any ringer
      increments.
   3. The header page is written once, before the name is handed over. The coordinator never reads it back:
      the worker can write there.
@@ -37,6 +37,7 @@ WORKER_BELL_OFFSET: Final = 0x200
 WORKER_SLEEPING_OFFSET: Final = 0x240
 SLOTS_HIGH_OFFSET: Final = 0x280
 CLOSED_OFFSET: Final = 0x2C0
+DRAINED_OFFSET: Final = 0x2C4  # beside it: both are written when the channel ends
 TALLY_OFFSET: Final = 0x300  # what the worker counts itself; ipc does not know what
 TALLY_SIZE: Final = 0xD00
 SLOTS_OFFSET: Final = 0x1000

@@ -169,7 +169,34 @@ def directory(path: Path) -> Iterator[Finding]:
             yield Finding(NOTE, "it was not stopped cleanly", "nothing to do: the next open recovers")
     except LockHeldError as error:
         yield Finding(NOTE, error.message, "a coordinator may be starting: try again")
+    if holder is not None:
+        yield from _durability(path)
     yield from _storage(path)
+
+
+def _durability(path: Path) -> Iterator[Finding]:
+    """Whether what the running coordinator acknowledges gets to the disk."""
+    from occamdb.tools.coordinator import ask
+
+    try:
+        figures = ask(path, "stats")
+    except OccamError as error:
+        yield Finding(NOTE, error.message, error.hint)
+        return
+    last, log = figures["durable"]["checkpoint"], figures["log"]
+    if log and log["poisoned"]:
+        state = "is in a checkpoint" if last["saved"] else "is not saved yet"
+        yield Finding(
+            PROBLEM,
+            f"the log failed: commits are refused; what was acknowledged {state}",
+            "look into coordinator.log, mend the disk, then `occamdb stop`; the next open goes on",
+        )
+    if last["failures"]:
+        yield Finding(
+            PROBLEM,
+            f"{last['failures']} checkpoints in a row failed, and the log grows: {last['error']}",
+            "free space on the disk; if the store was full, raise max_store_size or delete keys",
+        )
 
 
 def _storage(path: Path) -> Iterator[Finding]:

@@ -102,10 +102,27 @@ def _summary(figures: dict[str, Any], before: dict[str, Any] | None) -> Table:
             f"{console.size(log['bytes'])}, {log['flushes']:,} writes, {log['syncs']:,} syncs, "
             f"{log['rotations']:,} rotations, {figures['log_errors']:,} errors"
         )
+        rows["checkpoint"] = _checkpoint(figures)
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, text in rows.items():
         table.add_row(f"[bold]{name}[/]", text)
     return table
+
+
+def _checkpoint(figures: dict[str, Any]) -> str:
+    from rich.markup import escape
+
+    last = figures["durable"]["checkpoint"]
+    behind = figures["version"] - last["version"]
+    text = f"of version {last['version']:,}, {behind:,} behind"
+    if figures["log"]["poisoned"]:
+        saved = (
+            "everything acknowledged is saved" if last["saved"] else "what it acknowledged is NOT SAVED YET"
+        )
+        text += f"; [red]the log failed: no commits until a restart, {saved}[/]"
+    if last["failures"]:
+        text += f"; [red]{last['failures']:,} failed in a row: {escape(last['error'])}[/]"
+    return text
 
 
 def _workers(figures: dict[str, Any]) -> Table:

@@ -1,0 +1,223 @@
+"""A clean stop of a coordinator that workers are using: commits wait for a moment, and none is left in doubt."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import occamdb
+from occamdb import CoordinatorUnavailable, Database, RunId
+from occamdb.engine.link import CoordinatorGone
+from occamdb.engine.session import SharedHandle
+from tests.support.processes import (
+    Peer,
+    Worker,
+    coordinator_identity,
+    open_database,
+    set_coordinator_failpoint,
+    stop_coordinator,
+    wait_gone,
+    wait_until,
+)
+
+KEYS = 200_000
+PAUSE_S = 0.2
+SLOW_CHECKPOINT = ("checkpoint.begin", "sleep:3000*1")
+
+
+def count_until_told(peer: Peer, path: Path, run: RunId, name: str, timeout: float) -> int:
+    """Count in a shared and in an own key until told to end; any error ends the worker, and so fails the test."""
+    count = 0
+    with open_database(path, timeout=timeout) as db:
+        db.put(run, name, count)
+        peer.say("ready")
+        while not peer.told():
+            with db.begin(run, isolation="snapshot") as txn:
+                txn.kv.increment("shared")
+                txn.put(name, count + 1)
+            count += 1
+    return count
+
+
+def started(start: Callable[..., Worker], path: Path, run: RunId, count: int, timeout: float) -> list[Worker]:
+    team = [start(count_until_told, path, run, f"worker {n}", timeout) for n in range(count)]
+    for worker in team:
+        worker.hear()
+    return team
+
+
+def counts_of(team: list[Worker]) -> list[int]:
+    for worker in team:
+        worker.say("stop")
+    return [worker.result() for worker in team]
+
+
+def wait_for_commits(db: Database, count: int) -> None:
+    floor = db.stats()["version"] + count
+    wait_until(lambda: db.stats()["version"] > floor, what="commits")
+
+
+def test_no_commit_is_in_doubt_over_several_stops(
+    database_path: Path, run: RunId, start: Callable[..., Worker]
+) -> None:
+    path = database_path
+    with open_database(path) as db:
+        team = started(start, path, run, 4, 30.0)
+        for _ in range(4):
+            wait_for_commits(db, 50)
+            stop_coordinator(path)
+        wait_for_commits(db, 50)
+        counts = counts_of(team)
+        assert min(counts) > 0
+        assert db.get(run, "shared") == sum(counts)
+        assert [db.get(run, f"worker {n}") for n in range(4)] == counts
+
+
+def test_commits_go_on_while_the_last_checkpoint_is_written(
+    database_path: Path, run: RunId, start: Callable[..., Worker]
+) -> None:
+    """It takes longer here than the workers are willing to wait for an answer."""
+    path = database_path
+    with open_database(path) as db:
+        team = started(start, path, run, 2, 1.5)
+        wait_for_commits(db, 50)
+        set_coordinator_failpoint(path, *SLOW_CHECKPOINT)
+        stopping = stop_coordinator(path, wait=False)
+        wait_for_commits(db, 50)
+        # Opened while it stops.
+        with open_database(path, timeout=1.5) as other:
+            assert other.get(run, "shared") > 0
+        wait_gone(stopping)
+        wait_for_commits(db, 50)
+        counts = counts_of(team)
+        assert db.get(run, "shared") == sum(counts)
+        # What was committed behind the checkpoint's back is in the log, and the stop was a clean one all the same.
+        recovery = db.stats()["durable"]["recovery"]
+        assert recovery["transactions_replayed"] > 0
+        assert recovery["warnings"] == []
+
+
+def test_an_idle_coordinator_goes_on_for_who_opens_meanwhile(database_path: Path, run: RunId) -> None:
+    path = database_path
+    settings: dict[str, Any] = {"idle_timeout": 0.3, "timeout": 1.5}
+    with open_database(path, **settings) as db:
+        db.put(run, "k", 1)
+        identity = coordinator_identity(path)
+        set_coordinator_failpoint(path, *SLOW_CHECKPOINT)
+    # Its last worker has left: it begins to end, which takes three seconds.
+    draft = path / "checkpoints"
+    time_limit = time.monotonic() + 1.0
+    while time.monotonic() < time_limit and not list(draft.iterdir()):
+        os.sched_yield()
+    with open_database(path, **settings) as db:
+        assert db.put(run, "k", 2)
+        assert coordinator_identity(path) == identity
+
+
+def last_commit(peer: Peer, path: Path, run: RunId) -> float:
+    """Commit until the coordinator is gone; when the last commit was acknowledged (time.monotonic)."""
+    last = 0.0
+    with occamdb.open(path, start="never", timeout=60.0) as db:
+        handle = db.handle
+        assert isinstance(handle, SharedHandle)
+        peer.say("ready")
+        handle._timeout = 0.01  # of those that meet nobody, not of those under way
+        while True:
+            try:
+                with db.begin(run, timeout=30.0) as txn:
+                    txn.put("k", last)
+                last = time.monotonic()
+            except CoordinatorUnavailable:
+                return last
+
+
+def test_commits_pause_for_a_log_tail_and_not_for_a_checkpoint(
+    database_path: Path, run: RunId, start: Callable[..., Worker]
+) -> None:
+    """With many keys: from the last commit under constant load until another coordinator may serve."""
+    path = database_path
+    with open_database(path, max_store_size="1GiB") as db:
+        for first in range(0, KEYS, 20_000):
+            with db.begin(run) as txn:
+                for n in range(first, first + 20_000):
+                    txn.put(f"key {n}", n)
+        worker = start(last_commit, path, run)
+        worker.hear()
+        wait_for_commits(db, 50)
+        lock = path / "LOCK"
+        stop_coordinator(path, wait=False)
+        ended = 0.0
+        while not ended:
+            if not lock.read_bytes():
+                ended = time.monotonic()
+        pause = ended - worker.result()
+        assert 0 < pause < PAUSE_S
+        with occamdb.open(path, max_store_size="1GiB", timeout=60.0) as again:
+            assert again.get(run, f"key {KEYS - 1}") == KEYS - 1
+            assert again.get(run, "k") is not None
+
+
+def count_until_it_stops(peer: Peer, path: Path, run: RunId, durability: str) -> int:
+    """Count until there is no coordinator; any other error fails the test. How often it was acknowledged."""
+    count = 0
+    with occamdb.open(path, start="never", durability=durability, timeout=60.0) as db:
+        db.put(run, "other", 1)
+        handle = db.handle
+        assert isinstance(handle, SharedHandle)
+        peer.say("ready")
+        handle._timeout = 1.0
+        while True:
+            try:
+                with db.begin(run, isolation="snapshot") as txn:
+                    txn.kv.increment("shared")
+            except CoordinatorUnavailable:
+                return count
+            count += 1
+
+
+@pytest.mark.parametrize("durability", ["none", "standard"])
+def test_what_was_not_taken_is_not_in_doubt(
+    database_path: Path, run: RunId, durability: str, start: Callable[..., Worker]
+) -> None:
+    """The workers find no other coordinator, while this one takes its time to end after it has closed connections."""
+    path = database_path
+    with open_database(path, durability=durability) as db:
+        db.put(run, "shared", 0)
+        team = [start(count_until_it_stops, path, run, durability) for _ in range(4)]
+        for worker in team:
+            worker.hear()
+        wait_for_commits(db, 50)
+        set_coordinator_failpoint(path, "coordinator.stopping", "sleep:100")
+        set_coordinator_failpoint(path, "meta.before_rename", "sleep:2000")
+        stop_coordinator(path)
+        counts = [worker.result() for worker in team]
+        assert db.get(run, "shared") == sum(counts)
+
+
+def test_an_answer_that_was_on_its_way_counts(database_path: Path, run: RunId) -> None:
+    """A worker that looks only after the end of the connection finds what it was told before."""
+    path = database_path
+    with open_database(path) as db:
+        db.put(run, "k", 1)
+        handle = db.handle
+        assert isinstance(handle, SharedHandle)
+        link = handle._idle[-1]
+
+        def exchange(request: Any, timeout: float | None, on_idle: Any = None) -> bytes:
+            link.channel.send(request, timeout, on_idle)
+            wait_until(lambda: db.stats()["version"] > before, what="the commit")
+            stop_coordinator(path)
+            raise CoordinatorGone
+
+        before = db.stats()["version"]
+        link.exchange = exchange
+        handle._idle[:] = [link]
+        version = db.put(run, "k", 2)
+        assert version == before + 1
+        found = db.get_versioned(run, "k")
+        assert found is not None and (found.value, found.version) == (2, version)
