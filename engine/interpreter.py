@@ -17,7 +17,6 @@ from pathlib import Path
 
 import msgpack
 import posix_ipc
-import sortedcontainers
 
 from .errors import CoordinatorUnavailable
 
@@ -25,7 +24,7 @@ __all__ = ["PYTHON_VARIABLE", "command", "environment", "interpreter", "places"]
 
 PYTHON_VARIABLE = "OCCAMDB_PYTHON"
 _NAME = re.compile(r"\.?python(\d+(\.\d+)?)?[a-z]*(-wrapped|-dbg)?", re.ASCII)
-_NEEDED = (msgpack, posix_ipc, sortedcontainers)
+_NEEDED = (msgpack, posix_ipc)
 _ROOT = Path(__file__).parent.parent.parent
 
 
