@@ -187,6 +187,7 @@ cdef class CommitCore:
         error = store_create(&self.core.store, &store_view[0], store_view.shape[0], fd, <const u8 *>identity, incarnation)
         if error:
             raise OSError(error, os.strerror(error))
+        read_clock(&self.core)
 
     def __dealloc__(self):
         cdef u32 index
