@@ -152,9 +152,7 @@ def version_now(source: VersionSource, key: bytes, now: int) -> int:
     return 0 if expires_at and expires_at <= now else version
 
 
-def validate_read_set(
-    source: VersionSource, reads: Mapping[bytes, int], now: int
-) -> Iterator[ReadConflict]:
+def validate_read_set(source: VersionSource, reads: Mapping[bytes, int], now: int) -> Iterator[ReadConflict]:
     """Every key whose current version is not the one that was read."""
     for key, read_version in reads.items():
         found = version_now(source, key, now)
@@ -178,9 +176,7 @@ def validate_ranges(
                 break
 
 
-def validate_cas_set(
-    source: VersionSource, cas: Mapping[bytes, int], now: int
-) -> Iterator[CASConflict]:
+def validate_cas_set(source: VersionSource, cas: Mapping[bytes, int], now: int) -> Iterator[CASConflict]:
     """Every key whose current version is not the expected one."""
     for key, expected in cas.items():
         found = version_now(source, key, now)
@@ -213,9 +209,7 @@ def _conflicts(source: VersionSource, sets: CommitSets, serializable: bool) -> I
     if serializable:
         yield from validate_read_set(source, sets.reads, sets.now)
         if sets.start_version is not None:
-            yield from validate_ranges(
-                source, sets.ranges, sets.start_version, sets.read_time, sets.now
-            )
+            yield from validate_ranges(source, sets.ranges, sets.start_version, sets.read_time, sets.now)
     yield from validate_cas_set(source, sets.cas, sets.now)
     if sets.start_version is not None:
         yield from validate_write_set(source, sets.writes, sets.start_version)

@@ -32,9 +32,7 @@ def test_a_step_forward_expires_keys_and_a_restart_keeps_them_expired(tmp_path: 
     processes.stop_coordinator(path)
 
 
-def test_a_step_back_brings_nothing_back(
-    tmp_path: Path, run: RunId, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_back_brings_nothing_back(tmp_path: Path, run: RunId, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its 20th reading on, the coordinator's wall clock is an hour behind."""
     monkeypatch.setenv("OCCAMDB_FAILPOINTS", f"clock.read=shift:-{HOUR * 1000}@20*1000000000")
     path = tmp_path / "db"

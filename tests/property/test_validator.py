@@ -98,7 +98,7 @@ class Engine:
                 kept = self.records[op.key].expires_at if self.live(op.key) else 0
                 self.records[op.key] = Newest(version, version, kept)
             elif op.code is OpCode.DELETE_RANGE:
-                for key, record in self.records.items():
+                for key in list(self.records):
                     if op.key <= key < op.value and self.live(key):
                         self.records[key] = Newest(0, version)
         self.snapshots.append((version, self.now))
@@ -187,7 +187,9 @@ def found_by_model(engine: Engine, request: Request) -> list[tuple[ConflictKind,
     """Conflicts by the model, one request op at a time: (kind, key, end, expected, found)."""
     rows = []
     for op in request.ops:
-        base = sets_of(Request(1, request.start_version, request.read_time, (op,), flags=request.flags), engine.now)
+        base = sets_of(
+            Request(1, request.start_version, request.read_time, (op,), flags=request.flags), engine.now
+        )
         if op.code is OpCode.READ:
             sets = CommitSets(
                 base.start_version, base.read_time, reads={op.key: op.argument}, commit_time=engine.now
