@@ -8,6 +8,7 @@ from ._replay import Loader
 from ._wal import WalAppender
 
 SUPERSEDED_OFFSET: int
+CLOCK_OFFSET_OFFSET: int
 SPIN_HINT_OFFSET: int
 CHANNEL_STATE_CLOSED: int
 CHANNEL_STATE_BROKEN: int

@@ -3,13 +3,14 @@
 Used by workers when a read is already stale before any round trip, by `Transaction.validate()`, and as the
 model the compiled validator of the commit thread is tested against. Nothing here changes anything.
 
-A commit has one place in the total order, and there it must find what it read. The state there is that of the newest
-versions at the commit's time; the state it read is that of its snapshot, `start_version` at `read_time`. A key with an expiry
-time is in a state while the state's time is earlier. The background removal of an expired key changes no state.
+A commit has one place in the total order, and there it must find what it read. The state there is that of the
+newest versions at the commit's time; the state it read is that of its snapshot, `start_version` at `read_time`.
+A key with an expiry time is in a state while the state's time is earlier. The background removal of an expired
+key changes no state.
 
 1. A version of 0 means absent: never written, deleted, or expired at the commit's time.
-2. Reads and CAS compare what is there now. A scanned range is as it was if no key in it was written since, be it by a delete,
-   and none that was there has expired since.
+2. Reads and CAS compare what is there now. A scanned range is as it was if no key in it was written since, be it
+   by a delete, and none that was there has expired since.
 3. A write asks only whether somebody else wrote the key since: it does not care what was there. A key that expired
    was written by nobody.
 4. A CAS key is checked by its expected version alone, even when it is in the write set too.

@@ -1,8 +1,9 @@
 """Leases that expire while transactions look at them, recorded for the checker as registers.
 
-Each lease is written once, before the run, and expires during it. The checker sees a register that is None while the lease is
-alive and "expired" afterwards; the expiry is a transaction of nobody's, of unknown outcome and time. So whoever saw the lease
-alive comes before the expiry, whoever saw it gone comes after, and the checker's cycles do the rest.
+Each lease is written once, before the run, and expires during it. The checker sees a register that is None while
+the lease is alive and "expired" afterwards; the expiry is recorded as a write of unknown outcome and time. So a
+transaction that saw the lease alive comes before the expiry, one that saw it gone comes after, and an expiry out
+of order closes a cycle.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def saw_by_reverse_scan(txn: Transaction) -> bool:
 
 def saw_by_increment(txn: Transaction) -> bool:
     txn.add("lease/x", 1)
-    return txn.get("lease/x") == 2
+    return bool(txn.get("lease/x") == 2)
 
 
 WAYS: dict[str, Callable[[Transaction], bool]] = {

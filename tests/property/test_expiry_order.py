@@ -1,8 +1,8 @@
 """Small concurrent histories of transactions and clock steps, explained by one serial order or not.
 
-The check knows no validation rule. A transaction is what it did and what it was told; a step of the clock is an event after
-which keys are gone. Every order that agrees with real time is tried: in one of them each transaction, run alone at its
-place, must be told the same.
+The check knows no validation rule. A transaction is what it did and what it was told; a step of the clock is an
+event after which keys are gone. Every order that agrees with real time is tried: in one of them each transaction,
+run alone at its place, must be told the same.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Event:
     step: int = 0
     calls: list[tuple[str, str, int]] = field(default_factory=list)
     told: list[Any] = field(default_factory=list)
+    began_step: int = 0
 
 
 State = dict[str, tuple[int, int]]  # key -> (value, the step at which it expires; 0 never)
@@ -88,12 +89,7 @@ def run_alone(event: Event, state: State) -> State | None:
     return after
 
 
-@dataclass
-class Placed(Event):
-    began_step: int = 0
-
-
-def explain(events: list[Placed], state: State) -> bool:
+def explain(events: list[Event], state: State) -> bool:
     """Whether some order of the events, in agreement with real time, tells each of them the same."""
     if not events:
         return True
@@ -126,12 +122,12 @@ moves = st.lists(
 READS = ("get", "exists", "scan", "count")
 
 
-def play(db: Database, drawn: list[tuple[str, int, Any]]) -> list[Placed]:
+def play(db: Database, drawn: list[tuple[str, int, Any]]) -> list[Event]:
     """Make the moves; returns what committed, and the steps."""
     run = RunId.new()
     clock, step = 0, 0
-    open_ones: dict[int, tuple[Transaction, Placed, bool]] = {}
-    done: list[Placed] = []
+    open_ones: dict[int, tuple[Transaction, Event, bool]] = {}
+    done: list[Event] = []
 
     def finish(slot: int) -> None:
         txn, event, _ = open_ones.pop(slot)
@@ -147,11 +143,11 @@ def play(db: Database, drawn: list[tuple[str, int, Any]]) -> list[Placed]:
         if move == "step":
             step += 1
             clocks.step(db, STEP_S * 1_000_000_000)
-            done.append(Placed(clock, clock, step=step))
+            done.append(Event(clock, clock, step=step))
         elif move == "begin" and slot not in open_ones:
             txn = db.begin(run, read_only=argument)
             assert txn.read_time  # what a ttl counts from
-            open_ones[slot] = (txn, Placed(clock, began_step=step), argument)
+            open_ones[slot] = (txn, Event(clock, began_step=step), argument)
         elif move == "call" and slot in open_ones:
             txn, event, read_only = open_ones[slot]
             name, key, number = argument

@@ -1,7 +1,8 @@
 """The compiled validator against `engine/validation.py`: the same requests, the same verdicts, conflict by conflict.
 
-One in-memory engine takes raw requests (`LocalHandle.submit`), its clock stepped between them; a model of what was written,
-a dict beside it, feeds `validate_transaction`. Where deletes may be forgotten the compiled one must refuse more: that is a test of its own.
+One in-memory engine takes raw requests (`LocalHandle.submit`), its clock stepped between them; a model of what was
+written, a dict beside it, feeds `validate_transaction`. Where deletes may be forgotten the compiled one must refuse
+more: that is a test of its own.
 """
 
 from __future__ import annotations
