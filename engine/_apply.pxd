@@ -9,4 +9,4 @@ cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 vers
 cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log, bint logged) noexcept nogil
 cdef void undo_to(Core *core, u64 mark) noexcept nogil
 cdef void compact_expiry(Core *core) noexcept nogil
-cdef void load_expiry(Core *core) noexcept nogil
+cdef i64 load_expiry(Core *core) noexcept nogil

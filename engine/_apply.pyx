@@ -6,6 +6,7 @@
    published: no reader sees any of this before.
 3. Log entries are appended in the order of the installs; a failing request takes its entries back out.
 4. `recent` gets a request's writes only once the request cannot fail any more.
+5. Whether a key has expired is judged by `core.now` (see _expiry_time.pxd), whatever clock the worker had.
 """
 
 from libc.stdlib cimport free, realloc
@@ -41,7 +42,6 @@ cdef struct Effect:
     Core *core
     Channel *channel
     u64 version
-    i64 read_time
     bint logged
     u32 errno_                      # of a failed log append (private memory ran out)
 
@@ -127,9 +127,8 @@ cdef u32 _write(Core *core, const u8 *key, u32 key_size, u64 hash, u64 version, 
     if node == 0:
         return STATUS_STORE_FULL
     status = _install(core, node, version, expires_at, 0, value, value_size)
-    if status == STATUS_COMMITTED and expires_at != 0:
-        # Without room for the entry the key still expires for readers; only its memory stays until it is overwritten.
-        expiry_push(&core.expiry, expires_at, version, key, key_size)
+    if status == STATUS_COMMITTED and expires_at != 0 and expiry_push(&core.expiry, expires_at, version, key, key_size):
+        core.expiry_stale = True        # no room for the entry: the heap is filled anew
     return status
 
 
@@ -161,7 +160,7 @@ cdef u32 _delete(Effect *effect, const OpHeader *op, const u8 *key, u32 index, W
     """A tombstone where there is something to delete; nothing is written for an absent key."""
     cdef Core *core = effect.core
     cdef u32 node = store_find(&core.store, key, op.key_size, key_hash(key, op.key_size, core.store.hash_seed))
-    cdef bint existed = visible_version(core, node, effect.read_time) != 0
+    cdef bint existed = visible_version(core, node, core.now) != 0
     cdef u32 status = STATUS_COMMITTED
     if existed:
         status = _install(core, node, effect.version, 0, RECORD_TOMBSTONE, NULL, 0)
@@ -184,7 +183,7 @@ cdef u32 _add(Effect *effect, const OpHeader *op, const u8 *key, u32 index, WalA
     cdef u32 size, status
     total.negative = False
     total.bits = 0
-    if visible_version(core, node, effect.read_time) != 0:
+    if visible_version(core, node, core.now) != 0:
         record = record_at(core.store.base, node_at(core.store.base, node).head)
         if not integer_decode(record_value(record), record.value_size, &total):
             return STATUS_NOT_AN_INTEGER
@@ -259,7 +258,6 @@ cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 vers
     effect.core = core
     effect.channel = channel
     effect.version = version
-    effect.read_time = header.read_time
     effect.logged = logged
     effect.errno_ = 0
     core.store.arena.short_of = SHORT_OF_NOTHING
@@ -312,7 +310,7 @@ cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log, bint lo
     Returns how many were deleted; the caller gives out the version if that is not 0. When something fails nothing is
     half done, and the keys stay in the heap or `expiry_stale` is set.
     """
-    cdef u64 version = core.next_version + 1, mark = core.undo_count, log_mark = 0
+    cdef u64 version = core.next_version + 1, mark = core.undo_count, log_mark = 0, entry_index
     cdef u8 run_id[16]
     cdef const ExpiryEntry *entry
     cdef u32 node, removed = 0, index
@@ -328,7 +326,7 @@ cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log, bint lo
         entry = &core.expiry.entries[0]
         node = _live_expiring_node(core, entry)
         if node != 0:
-            # `expires_at` of an EXPIRY tombstone is the removed record's version: validation counts that one.
+            # `expires_at` of an EXPIRY tombstone is the removed record's version: validation asks who wrote the key last.
             if _install(core, node, version, <i64>entry.version, RECORD_TOMBSTONE | RECORD_EXPIRY, NULL, 0):
                 break
             removed += 1
@@ -343,6 +341,8 @@ cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log, bint lo
         if logged:
             log.discard_to(log_mark)
         return 0
+    for entry_index in range(mark, core.undo_count):
+        _push_recent(core, core.undo[entry_index].node, version)
     return removed
 
 
@@ -362,17 +362,22 @@ cdef void compact_expiry(Core *core) noexcept nogil:
     expiry_rebuild(&core.expiry)
 
 
-cdef void load_expiry(Core *core) noexcept nogil:
-    """Fill the heap from the store: after recovery, or when entries were lost. O(keys)."""
+cdef i64 load_expiry(Core *core) noexcept nogil:
+    """Fill the heap from the store: after recovery, or when entries were lost. O(keys). Returns the newest timestamp."""
     cdef u32 node = store_seek(&core.store, <const u8 *>b"", 0)
     cdef const Node *entry
     cdef const Record *record
+    cdef i64 newest = 0
     expiry_free(&core.expiry)
     core.expiry_stale = False
     while node != 0:
         entry = node_at(core.store.base, node)
         if entry.head != 0:
             record = record_at(core.store.base, entry.head)
+            if record.timestamp > newest:
+                newest = record.timestamp
             if record.expires_at != 0 and not record.flags & RECORD_TOMBSTONE:
-                expiry_push(&core.expiry, record.expires_at, record.version, node_key(entry), entry.key_size)
+                if expiry_push(&core.expiry, record.expires_at, record.version, node_key(entry), entry.key_size):
+                    core.expiry_stale = True
         node = store_next(&core.store, node)
+    return newest

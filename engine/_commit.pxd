@@ -56,4 +56,5 @@ cdef class CommitCore:
     cdef void _settle(self, Channel *channel) noexcept nogil
     cdef void _run(self) noexcept nogil
     cdef void _sleep(self) noexcept nogil
+    cdef i64 _idle_ns(self) noexcept nogil
     cdef int _turn(self) noexcept nogil

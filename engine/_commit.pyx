@@ -44,10 +44,12 @@ from occamdb.engine._core cimport (
 from occamdb.engine._core_channels cimport channel_free, channel_open, channel_outcome, channel_outcomes
 from occamdb.engine._core_figures cimport channel_figures, core_stats
 from occamdb.engine._expiry cimport expiry_free, expiry_init
+from occamdb.engine._expiry_time cimport is_due, publish_expiry_time, read_clock
 from occamdb.engine._failpoints cimport (
     FP_COMMIT_AFTER_APPLY, FP_COMMIT_AFTER_PUBLISH, FP_COMMIT_AFTER_REPLY, FP_COMMIT_AFTER_VALIDATE,
     FP_COMMIT_BEFORE_PUBLISH, FP_COMMIT_BEFORE_REPLY, FP_COMMIT_BEFORE_VALIDATE, failpoint_armed, failpoint_hit,
 )
+from occamdb.engine._layout cimport StoreHeader
 from occamdb.engine._pins cimport collect, pin_own, revoke_all, revoke_older, unpin_own
 from occamdb.engine._placement cimport placement_init, woken_by
 from occamdb.engine._replay cimport Loader
@@ -62,7 +64,7 @@ from occamdb.engine._wire cimport (
     RequestHeader,
 )
 from occamdb.ipc._atomics cimport (
-    cas_u32, clock_monotonic_ns, clock_realtime_ns, cpu_relax, fence_release, load_acquire_u32, load_acquire_u64,
+    cas_u32, clock_monotonic_ns, cpu_relax, fence_release, load_acquire_u32, load_acquire_u64,
     load_relaxed_u32, store_relaxed_u32, store_relaxed_u64, store_release_u32,
 )
 from occamdb.ipc._doorbell cimport SPIN_ADAPTIVE, SPIN_LONG, doorbell_ring, doorbell_wait, waiter_init
@@ -77,6 +79,7 @@ cdef extern from "pythread.h" nogil:
 # For the control plane, which is plain Python: offsets in the store header, channel states.
 SUPERSEDED_OFFSET = 256
 SPIN_HINT_OFFSET = 512
+CLOCK_OFFSET_OFFSET = 80
 CHANNEL_STATE_CLOSED = CHANNEL_CLOSED
 CHANNEL_STATE_BROKEN = CHANNEL_BROKEN
 
@@ -192,6 +195,7 @@ cdef class CommitCore:
         error = store_create(&self.core.store, &store_view[0], store_view.shape[0], fd, <const u8 *>identity, incarnation)
         if error:
             raise OSError(error, os.strerror(error))
+        read_clock(&self.core)
 
     def __dealloc__(self):
         cdef u32 index
@@ -228,8 +232,17 @@ cdef class CommitCore:
         self.core.recent_floor = version
         if self.core.store.tombstone_horizon < lost_version:
             self.core.store.tombstone_horizon = lost_version
+        # The clock goes on from the newest recovered commit at least, should the wall clock be behind it.
+        self.continue_clock(load_expiry(&self.core) - clock_monotonic_ns())
+        read_clock(&self.core)
+        publish_expiry_time(&self.core)
         store_publish(&self.core.store, version)
-        load_expiry(&self.core)
+
+    def continue_clock(self, i64 offset):
+        """Let the clock of this store be no earlier than that of another with this `clock_offset`."""
+        cdef StoreHeader *header = self.core.store.header
+        if offset > header.clock_offset:
+            header.clock_offset = offset
 
     def limit_store(self, u64 size):
         """Commits fill the store up to `size` bytes; what recovery needed beyond that stays in use."""
@@ -319,14 +332,28 @@ cdef class CommitCore:
     cdef void _sleep(self) noexcept nogil:
         """Wait for something to do."""
         cdef u64 wakes = self.waiter.wakes
+        cdef i64 idle = self._idle_ns()
+        if idle <= 0:
+            return
         # Relaxed, both: a hint. Only one left from here on tells who wakes us.
         store_relaxed_u32(self.bell + BELL_RINGER_OFFSET, 0)
         doorbell_wait(&self.waiter, self.bell + BELL_WORD_OFFSET, self.bell + BELL_SLEEPING_OFFSET, _work_ready,
-                      &self.core, IDLE_NS_MAX, SPIN_LONG if self.alone else SPIN_ADAPTIVE)
+                      &self.core, idle, SPIN_LONG if self.alone else SPIN_ADAPTIVE)
         if self.waiter.wakes != wakes:
             if woken_by(&self.placement, load_relaxed_u32(self.bell + BELL_RINGER_OFFSET), clock_monotonic_ns()):
                 # Two cores now: what was learnt about spinning on one does not hold.
                 waiter_init(&self.waiter)
+
+    cdef i64 _idle_ns(self) noexcept nogil:
+        """How long nothing will be due."""
+        cdef i64 now, due
+        if self.core.expiry.count == 0:
+            return IDLE_NS_MAX
+        now = clock_monotonic_ns()
+        due = self.core.expiry.entries[0].expires_at - self.core.store.header.clock_offset
+        if due < self.expire_after:
+            due = self.expire_after
+        return min(due - now, IDLE_NS_MAX)
 
     cdef int _turn(self) noexcept nogil:
         """One batch; returns how many requests it had."""
@@ -334,8 +361,9 @@ cdef class CommitCore:
         cdef i64 started
         cdef u32 count
         self._close_channels()
-        started = clock_monotonic_ns()
-        self.core.now = clock_realtime_ns()
+        started = read_clock(&self.core)
+        if is_due(&self.core):
+            self._expire()          # before the batch: then its ranges need not be searched for keys that are due
         if started >= self.window_end:
             self._roll_window(started)
         count = self._take_requests(&any_sync)
@@ -496,6 +524,7 @@ cdef class CommitCore:
         if failpoint_armed():
             failpoint_hit(FP_COMMIT_BEFORE_PUBLISH)
         self._note_outcomes()
+        publish_expiry_time(&self.core)
         # Release: whoever sees the version sees every record of the batch, and the outcomes noted before it.
         store_publish(&self.core.store, self.core.next_version)
         self.core.undo_count = 0
@@ -590,7 +619,7 @@ cdef class CommitCore:
             if load_acquire_u32(&channel.state) != CHANNEL_CLOSING:
                 continue
             any_sync = self.sync_all
-            self.core.now = clock_realtime_ns()
+            read_clock(&self.core)
             if channel.inbox.state != INBOX_BAD and self._take_from(channel):
                 any_sync = any_sync or (<const RequestHeader *>channel.inbox.data).flags & REQUEST_SYNC
                 if self._commit_batch(any_sync):
@@ -638,7 +667,7 @@ cdef class CommitCore:
         cdef i64 now
         if self.core.expiry.count >= self.core.expiry.compact_at:
             compact_expiry(&self.core)
-        if self.core.expiry_stale or self.core.expiry.count and self.core.expiry.entries[0].expires_at <= self.core.now:
+        if is_due(&self.core):
             self._expire()
         if idle or self.core.full:
             self.core.full = False
@@ -658,7 +687,12 @@ cdef class CommitCore:
         cdef u64 committed = self.core.store.header.committed_version
         cdef i64 now = clock_monotonic_ns()
         cdef u32 removed
-        if self.logged and load_acquire_u32(&self.log.poison_errno) or now < self.expire_after:
+        # Also when nothing can be removed now: an expired key is absent at once.
+        publish_expiry_time(&self.core)
+        if now < self.expire_after:
+            return
+        if self.logged and load_acquire_u32(&self.log.poison_errno):
+            self.expire_after = now + EXPIRE_RETRY_NS
             return
         if self.core.expiry_stale:
             load_expiry(&self.core)
@@ -668,10 +702,11 @@ cdef class CommitCore:
             self._commit_batch(False)
             if self.core.store.header.committed_version != committed:
                 self.core.counters.expired += removed
+                publish_expiry_time(&self.core)     # the next key that is due is another one now
                 return
             # The log refused: the keys are back in the store, their entries went from the heap.
             self.core.expiry_stale = True
-        if self.core.expiry_stale or self.core.expiry.count and self.core.expiry.entries[0].expires_at <= self.core.now:
+        if is_due(&self.core):
             self.expire_after = now + EXPIRE_RETRY_NS       # no room in the store or on the disk
 
     cdef void _roll_window(self, i64 now) noexcept nogil:
@@ -723,7 +758,7 @@ cdef class CommitCore:
             self.sequence += 1
             (<RequestHeader *>data).sequence = self.sequence
             with nogil:
-                self.core.now = clock_realtime_ns()
+                read_clock(&self.core)
                 self._housekeeping(False)
                 self._serve(channel, data, size)
                 self._commit_batch(False)
@@ -733,12 +768,23 @@ cdef class CommitCore:
         finally:
             PyThread_release_lock(self.mutex)
 
+    def expire(self):
+        """Let what is due expire, in an in-memory database. Not while another thread commits: that one does it."""
+        if not PyThread_acquire_lock(self.mutex, NOWAIT_LOCK):
+            return
+        try:
+            with nogil:
+                read_clock(&self.core)
+                self._housekeeping(False)
+        finally:
+            PyThread_release_lock(self.mutex)
+
     def tick(self):
         """Background work of an in-memory database: expiry and reclamation. Any thread."""
         self._claim(-1)
         try:
             with nogil:
-                self.core.now = clock_realtime_ns()
+                read_clock(&self.core)
                 self._housekeeping(True)
         finally:
             PyThread_release_lock(self.mutex)

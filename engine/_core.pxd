@@ -101,7 +101,7 @@ cdef struct Core:
     Store store
     u32 stop_flag                   # set by any thread, acquire/release
     u64 next_version
-    i64 now                         # realtime ns, read once a batch
+    i64 now                         # ns since the epoch, read once a batch; never goes back (_expiry_time.pxd)
     Undo *undo
     u64 undo_count
     u64 undo_capacity

@@ -61,7 +61,8 @@ cdef enum Failpoint:
     FP_FILE_RENAME = 46
     FP_FILE_UNLINK = 47
     FP_FILE_MKDIR = 48
-    FAILPOINT_COUNT = 49
+    FP_CLOCK_READ = 49            # the commit thread reads the wall clock
+    FAILPOINT_COUNT = 50
 
 cdef enum FailpointAction:
     ACTION_NONE = 0
@@ -70,6 +71,7 @@ cdef enum FailpointAction:
     ACTION_SLEEP = 3
     ACTION_ERRNO = 4
     ACTION_SHORT = 5              # a write transfers at most `argument` bytes
+    ACTION_SHIFT = 7              # a clock is that many ms ahead (or behind)
     ACTION_TORN = 6               # a write transfers `argument` bytes, then the process dies by SIGKILL
 
 cdef u32 failpoints_armed         # points with an action; 0 in ordinary life
@@ -82,4 +84,6 @@ cdef inline bint failpoint_armed() noexcept nogil:
 cdef int failpoint_hit(int which) noexcept nogil
 # Counts a hit; returns the FailpointAction that is due, with its argument, without performing it.
 cdef int failpoint_take(int which, i64 *argument) noexcept nogil
+# Counts a hit; returns the ns by which a clock reading is to be shifted.
+cdef i64 failpoint_hit_shift(int which) noexcept nogil
 cdef int failpoint_perform(int action, i64 argument) noexcept nogil

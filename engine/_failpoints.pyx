@@ -39,6 +39,7 @@ NAMES = (
     "shm.create", "shm.grow",
     "file.any", "file.open", "file.read", "file.write", "file.sync", "file.directory_sync", "file.truncate",
     "file.allocate", "file.rename", "file.unlink", "file.mkdir",
+    "clock.read",
 )
 assert len(NAMES) == FAILPOINT_COUNT
 
@@ -85,6 +86,15 @@ cdef int failpoint_hit(int which) noexcept nogil:
     cdef i64 argument
     cdef int action = failpoint_take(which, &argument)
     return failpoint_perform(action, argument)
+
+
+cdef i64 failpoint_hit_shift(int which) noexcept nogil:
+    cdef i64 argument
+    cdef int action = failpoint_take(which, &argument)
+    if action == ACTION_SHIFT:
+        return argument * 1000000
+    failpoint_perform(action, argument)
+    return 0
 
 
 def set_row(int which, u32 action, i64 argument, i64 first, i64 times):

@@ -14,7 +14,7 @@ from libc.string cimport memcmp, memcpy
 from ..ipc._atomics cimport i64, load_acquire_u32, u8, u16, u32, u64
 
 cdef enum:
-    STORE_LAYOUT_VERSION = 1
+    STORE_LAYOUT_VERSION = 2
     STORE_HEADER_SIZE = 1024
     PAGE_SIZE = 16384           # allocation page; page 0 holds the header
     SLACK_PAGES = 5             # preallocated but unused past the last page: whatever a reader takes for a node at a
@@ -45,7 +45,11 @@ cdef struct StoreHeader:
     u32 reserved
     # +64: the newest version snapshots may take. Written by the commit thread (release), read by all (acquire).
     u64 committed_version
-    u64 _pad1[7]
+    # Expiry, see _expiry_time.pxd; ns. Written by the commit thread.
+    i64 expiry_time             # keys with an expiry time up to this are absent
+    i64 clock_offset            # what makes CLOCK_MONOTONIC the clock by which keys expire
+    i64 next_due                # monotonic: when `expiry_time` has to be raised next; 0: no key waits for that
+    u64 _pad1[4]
     # +128: records replaced at or below this may be gone. Commit thread (seq_cst), pin protocol.
     u64 gc_horizon
     u64 _pad2[7]

@@ -158,7 +158,7 @@ cdef class ScanIterator:
         return 0
 
     cdef bint is_expired(self, const Found *row):
-        return row.expires_at != 0 and row.expires_at <= self.txn.now()
+        return row.expires_at != 0 and row.expires_at <= self.txn.expiry_time
 
     cdef bint is_cleared(self, const Found *row):
         cdef bytes key

@@ -16,7 +16,7 @@ cdef class ImplicitSpace:
     cdef bytes prefix
     cdef bint raw
     cdef Space reading(self)
-    cdef Space writing(self)
+    cdef Space writing(self, object ttl=*)
 
 
 cdef class DatabaseBase:

@@ -85,8 +85,13 @@ cdef class TransactionBase(Space):
 
     @property
     def read_time(self):
-        """The one clock reading by which expiry is judged, in ns since the epoch."""
+        """The one clock reading that a ttl is counted from, in ns since the epoch."""
         return self.core.now()
+
+    @property
+    def expiry_time(self):
+        """The expiry time of its snapshot, in ns since the epoch: keys that expired up to it are absent."""
+        return self.core.expiry_time
 
     @property
     def pending_size(self):
@@ -190,12 +195,14 @@ cdef class ImplicitSpace:
             self.__init__()
         return make_space(self.db.new_reader(self.prefix), self.prefix, self.raw)
 
-    cdef Space writing(self):
+    cdef Space writing(self, object ttl=None):
         cdef TransactionCore core
         if self.db is None:
             self.__init__()
         core = self.db.new_core(self.prefix)
         core.blind = True
+        if ttl is not None:
+            core.clock = self.db.attach().clock()
         return make_space(core, self.prefix, self.raw)
 
     def get(self, key, default=None):
@@ -212,7 +219,7 @@ cdef class ImplicitSpace:
 
     def put(self, key, value, *, ttl=None):
         """Set a key; returns the commit's version."""
-        cdef Space space = self.writing()
+        cdef Space space = self.writing(ttl)
         space.put(key, value, ttl=ttl)
         return commit_transaction(space.core, False).version
 
@@ -229,7 +236,7 @@ cdef class ImplicitSpace:
         Raises:
           CASConflict: it has another version.
         """
-        cdef Space space = self.writing()
+        cdef Space space = self.writing(ttl)
         space.cas(key, expected_version, value, ttl=ttl)
         try:
             return commit_transaction(space.core, False).version
@@ -308,12 +315,13 @@ cdef class DatabaseBase:
         self.transaction_size_max = handle.limits.transaction_size_max
 
     cdef StoreAttachment attach(self):
-        """The current store. Asks the handle when the last answer can no longer be used, and once a second.
+        """The current store. Asks the handle when the last answer can no longer be used, when a key is due and nobody has let
+        it expire yet, and once a second.
 
         The mark in a store does not reach us when its name was lost together with its coordinator: then the handle knows.
         """
         cdef i64 now = clock_coarse_ns()
-        if self.current is None or not self.current.is_usable() or now >= self.next_look:
+        if self.current is None or not self.current.is_usable() or now >= self.next_look or self.current.is_due(now):
             self.next_look = now + LOOK_PERIOD_NS
             self.current = self.handle.attachment()
         return self.current

@@ -30,7 +30,7 @@ from occamdb.engine._wire cimport (
     REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_BLIND, REQUEST_HEADER_SIZE, REQUEST_MAGIC, REQUEST_SYNC, RESULT_SIZE,
     STATUS_COMMITTED, ReplyHeader, RequestHeader, ResultEntry, put_op,
 )
-from occamdb.ipc._atomics cimport clock_realtime_ns, load_acquire_u64, u8, u16, u32, u64
+from occamdb.ipc._atomics cimport i64, load_acquire_u32, load_acquire_u64, u8, u16, u32, u64
 
 from .errors import (
     CommitOutcomeUnknown, ConflictError, CorruptionError, InvalidArgumentError, OccamError, ProtocolError,
@@ -38,7 +38,7 @@ from .errors import (
 )
 from .limits import PREFIX_SIZE_MAX as _PREFIX_SIZE_MAX
 from .messages import decode_reply, decode_request
-from .validation import CommitSets, Newest, validate_transaction
+from .validation import CommitSets, Newest, Validation, validate_transaction
 
 cdef u64 PREFIX_SIZE_MAX = _PREFIX_SIZE_MAX
 
@@ -51,7 +51,7 @@ cdef enum:
 
 
 cdef bytes changed_key(TransactionCore txn, dict versions, u64 newest):
-    """A key that has a live value of another version now; None when none has.
+    """A key that has a live value of another version now, or has expired; None when none has.
 
     No pin holds the newest state: the walk itself is safe without one, and only versions are taken from it, no bytes.
     Absent keys are left to the commit core, which can tell a delete from an expiry.
@@ -64,12 +64,13 @@ cdef bytes changed_key(TransactionCore txn, dict versions, u64 newest):
     cdef u32 size
     cdef Found found
     cdef u64 current
+    cdef i64 expiry_time = <i64>load_acquire_u64(&txn.attachment.header.expiry_time)
     while PyDict_Next(versions, &position, &key, &version):
         data = <const u8 *>PyBytes_AS_STRING(<object>key)
         size = <u32>PyBytes_GET_SIZE(<object>key)
         if reader_get(reader, data, size, key_hash(data, size, reader.hash_seed), newest, &found) != 1:
             continue
-        current = 0 if found.expires_at != 0 and found.expires_at <= txn.now() else found.version
+        current = 0 if found.expires_at != 0 and found.expires_at <= expiry_time else found.version
         if current != PyLong_AsUnsignedLongLong(<object>version):
             return <bytes>key
     return None
@@ -80,7 +81,9 @@ cdef void refuse_stale(TransactionCore txn) except *:
     cdef u64 newest = load_acquire_u64(&txn.attachment.header.committed_version)
     cdef bytes stale = None
     cdef bint cas = False
-    if newest == txn.version:
+    # A newer coordinator's commits are not in this store: a version learnt from them would look wrong here. Acquire: the
+    # mark was set before anything that the caller can have learnt was acknowledged.
+    if newest == txn.version or load_acquire_u32(&txn.attachment.header.superseded):
         return
     if txn.reads is not None:
         stale = changed_key(txn, txn.reads, newest)
@@ -107,11 +110,13 @@ cdef class NewestState:
     """
     cdef TransactionCore txn
     cdef u64 version
+    cdef i64 expiry_time
 
     def __cinit__(self, TransactionCore txn not None):
         if txn.attachment is None:
             raise TypeError("a transaction without a snapshot has no newest state to look at")
         self.txn = txn
+        self.expiry_time = <i64>load_acquire_u64(&txn.attachment.header.expiry_time)
         self.version = load_acquire_u64(&txn.attachment.header.committed_version)
 
     cdef int get(self, bytes key, u64 version, Found *found) except -1:
@@ -124,11 +129,9 @@ cdef class NewestState:
         return status
 
     cdef object deleted_at(self, bytes key, Found *before):
-        """When a key of the snapshot went away: a version above the snapshot's, or its own if it expired."""
+        """When a key of the snapshot was deleted: a version above the snapshot's."""
         cdef u64 low = self.txn.version, high = self.version, middle
         cdef Found found
-        if before.expires_at != 0 and before.expires_at <= clock_realtime_ns():
-            return before.version
         # Present at `low`, absent at `high`: halve until a delete is between neighbours.
         while high - low > 1:
             middle = low + (high - low) // 2
@@ -143,18 +146,21 @@ cdef class NewestState:
         if self.get(key, self.version, &found):
             return Newest(found.version, found.version, found.expires_at)
         if self.txn.version and self.get(key, self.txn.version, &found):
+            if found.expires_at != 0 and found.expires_at <= self.expiry_time:
+                # Expired and removed, for all that can be seen: nobody's write.
+                return Newest(found.version, found.version, found.expires_at)
             return Newest(0, self.deleted_at(key, &found))
         return None
 
-    def written_in_range(self, bytes start, bytes end):
+    def newest_in_range(self, bytes start, bytes end):
         rows = self.rows(start, end, self.txn.version)
         gone = rows.keys() - (now := self.rows(start, end, self.version)).keys()
         for key in gone:
-            now[key] = self.newest(key).written_version
+            now[key] = self.newest(key)
         return sorted(now.items())
 
     def rows(self, bytes start, bytes end, u64 version):
-        """{stored key: version} of what is in a range at a version."""
+        """{stored key: Newest} of what is in a range at a version."""
         cdef dict rows = {}
         cdef bint done = False, exclusive = False
         cdef int count = 0
@@ -173,7 +179,9 @@ cdef class NewestState:
                 if count < 0:
                     raise CorruptionError("the store in shared memory is damaged", expected="intact links")
                 for index in range(<u32>count):
-                    rows[(<const char *>page[index].key)[:page[index].key_size]] = page[index].version
+                    rows[(<const char *>page[index].key)[:page[index].key_size]] = Newest(
+                        page[index].version, page[index].version, page[index].expires_at
+                    )
                 low = resume
                 low_size = resume_size
                 exclusive = True
@@ -183,19 +191,25 @@ cdef class NewestState:
 
 
 cdef object find_conflicts(TransactionCore txn):
-    """Every conflict that can be seen from here, as `validation.Validation`."""
+    """Every conflict that can be seen from here, as `validation.Validation`; none on a superseded store."""
+    cdef NewestState source
+    if load_acquire_u32(&txn.attachment.header.superseded):
+        return Validation()
+    source = NewestState(txn)
     sets = CommitSets(
         start_version=None if txn.blind else txn.version,
-        read_time=txn.now(),
+        read_time=txn.expiry_time,
+        commit_time=source.expiry_time,
         reads=txn.reads or {},
-        ranges=[(start, end) for start, end, _ in walked_ranges(txn)] + (txn.cleared or []),
+        ranges=[(start, end) for start, end, _ in walked_ranges(txn)],
+        deleted_ranges=txn.cleared or (),
         cas=txn.checks or {},
         writes=frozenset(
             key for key, effect in (txn.effects or {}).items()
             if (<Effect>effect).code != OP_ADD and not (txn.checks and key in txn.checks)
         ),
     )
-    return validate_transaction(NewestState(txn), sets)
+    return validate_transaction(source, sets)
 
 
 # ---- the request ----------------------------------------------------------------------------------------------------
@@ -302,7 +316,7 @@ cdef bytearray encode_request(TransactionCore txn, bint durable):
     header.kind = KIND_COMMIT
     header.flags = (REQUEST_BLIND if txn.blind else 0) | (REQUEST_SYNC if durable else 0)
     header.start_version = txn.version
-    header.read_time = txn.now()
+    header.read_time = txn.expiry_time
     header.op_count = <u32>count
     header.body_size = <u32>(size - REQUEST_HEADER_SIZE)
     # A prefix ends in 16 bytes of run id and one of tag.

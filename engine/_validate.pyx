@@ -1,15 +1,18 @@
 """Validation: is a request well formed, and does anything committed since it began conflict with it?
 
-SPEC section 2 rule 3, checked in one total order, the order in which the commit thread takes requests:
+Checked in one total order, the order in which the commit thread takes requests. T is the request's `read_time`, the
+expiry time its snapshot was judged by; now is `core.now`, which is not earlier (_expiry_time.pxd).
 
-1. read: the key's version is the one that was read (0 = absent, expired or deleted);
-2. range: no key in it was written after `start_version`;
+1. read: the key's version now is the one that was read (0 = absent, deleted, or expired by now);
+2. range: no key in it was written after `start_version`, and none expired between T and now;
 3. write: the key was not written after `start_version`, unless the request is BLIND or the effect belongs to a CAS;
-4. CAS: the key's version is the expected one, and nothing else.
+4. CAS: the key's version now is the expected one, and nothing else.
 
 The request bytes come from another process, but lie in private memory by now: `check_format` has verified every
-size, so the later passes follow them freely. Removal of an expired key by the background is no write: an EXPIRY
-tombstone counts with the version of the record that it removed.
+size, so the later passes follow them freely. A false `read_time` makes only the ranges of its own request pass or fail.
+
+The background removal of an expired key is no write: an EXPIRY tombstone counts with the version of the record that it
+removed, and for a range with that record's expiry time.
 
 A node may be missing because its delete was forgotten (no pin below it was left). `tombstone_horizon` is the highest
 such version; a request older than that is refused for every absent key it writes, which can only happen to a
@@ -20,6 +23,7 @@ from libc.stdlib cimport realloc
 from libc.string cimport memcpy, memset
 
 from occamdb.engine._core cimport HOT_KEYS, RECENT_COUNT, Recent
+from occamdb.engine._expiry_time cimport is_due
 from occamdb.engine._hot_keys cimport note_hot_key
 from occamdb.engine._layout cimport (
     RECORD_EXPIRY, RECORD_TOMBSTONE, Node, Record, key_compare, key_hash, node_at, node_key, record_at,
@@ -33,6 +37,8 @@ from occamdb.engine._wire cimport (
     op_is_check, op_is_effect,
 )
 from occamdb.ipc._atomics cimport u16
+
+cdef i64 I64_MAX = 0x7FFFFFFFFFFFFFFF
 
 
 cdef u32 _check_op(Core *core, const OpHeader *op) noexcept nogil:
@@ -159,15 +165,49 @@ cdef void _report(Core *core, Channel *channel, u8 kind, const OpHeader *op, u64
     reply.conflict_count += 1
 
 
-cdef u64 _written_in_range(Core *core, const u8 *start, u32 start_size, const u8 *end, u32 end_size,
-                           u64 start_version) noexcept nogil:
-    """A version above `start_version` written in [start, end), or 0.
+cdef u64 _changed_version(Core *core, u32 node, u64 start_version, i64 read_time) noexcept nogil:
+    """What makes the key look otherwise than at (`start_version`, `read_time`): the version that was written since, or
+    that has expired since; 0 when there is neither."""
+    cdef u32 head = node_at(core.store.base, node).head
+    cdef const Record *record
+    cdef const Record *removed
+    cdef i64 expires_at
+    cdef u64 version
+    if head == 0:
+        return 0
+    record = record_at(core.store.base, head)
+    if record.version > start_version and not record.flags & RECORD_EXPIRY:
+        return record.version
+    if record.flags & RECORD_EXPIRY:
+        version = <u64>record.expires_at
+        if version > start_version:
+            return version
+        if record.version <= start_version:
+            return 0                    # removed before the snapshot
+        # A snapshot between the two versions keeps the removed record. Where it is gone, because the pin was revoked,
+        # the time of its removal is the latest at which it can have expired.
+        expires_at = record.timestamp
+        if record.prev:
+            removed = record_at(core.store.base, record.prev)
+            if removed.version == version:
+                expires_at = removed.expires_at
+        return version if read_time < expires_at else 0
+    if record.flags & RECORD_TOMBSTONE or record.expires_at == 0:
+        return 0
+    return record.version if read_time < record.expires_at <= core.now else 0
+
+
+cdef u64 _changed_in_range(Core *core, const u8 *start, u32 start_size, const u8 *end, u32 end_size,
+                           u64 start_version, i64 read_time) noexcept nogil:
+    """A version in [start, end) that was written after `start_version` or expired after `read_time`, or 0.
 
     Walks the recent writes back and the range forward in turn and stops with whichever ends first, so the cost is
     the smaller of the two. The recent list may only be believed back to `recent_floor`; a node freed
-    since then has no write above `tombstone_horizon`, hence the second condition.
+    since then has no write above `tombstone_horizon`, hence the second condition. The removals of expired keys are on the
+    list; keys that are due, but were not removed yet, are found in the nodes only: hence the third.
     """
-    cdef bint list_usable = start_version >= core.recent_floor and start_version >= core.store.tombstone_horizon
+    cdef bint list_usable = (start_version >= core.recent_floor and start_version >= core.store.tombstone_horizon
+                             and not is_due(core))
     cdef u64 position = core.recent_next
     cdef u32 node = store_seek(&core.store, start, start_size)
     cdef const Node *entry
@@ -180,8 +220,8 @@ cdef u64 _written_in_range(Core *core, const u8 *start, u32 start_size, const u8
         entry = node_at(core.store.base, node)
         if key_compare(node_key(entry), entry.key_size, end, end_size) >= 0:
             return 0
-        written = _written_version(core, node)
-        if written > start_version:
+        written = _changed_version(core, node, start_version, read_time)
+        if written:
             return written
         node = store_next(&core.store, node)
         if not list_usable:
@@ -196,21 +236,21 @@ cdef u64 _written_in_range(Core *core, const u8 *start, u32 start_size, const u8
             entry = node_at(core.store.base, recent.node)
             if (key_compare(node_key(entry), entry.key_size, start, start_size) >= 0
                     and key_compare(node_key(entry), entry.key_size, end, end_size) < 0):
-                written = _written_version(core, recent.node)
-                if written > start_version:
+                written = _changed_version(core, recent.node, start_version, read_time)
+                if written:
                     return written
 
 
-cdef u64 _check_range(Core *core, Channel *channel, const OpHeader *op, u64 start_version, u8 kind) noexcept nogil:
+cdef u64 _check_range(Core *core, Channel *channel, const OpHeader *op, u64 start_version, i64 read_time) noexcept nogil:
     cdef const u8 *start = <const u8 *>op + OP_HEADER_SIZE
     cdef u64 written
     if start_version < core.store.tombstone_horizon:
         written = core.store.tombstone_horizon
     else:
-        written = _written_in_range(core, start, op.key_size, start + op.key_size, op.value_size, start_version)
+        written = _changed_in_range(core, start, op.key_size, start + op.key_size, op.value_size, start_version, read_time)
     if written == 0:
         return 0
-    _report(core, channel, kind, op, start_version, written)
+    _report(core, channel, CONFLICT_RANGE, op, start_version, written)
     return 1
 
 
@@ -228,10 +268,10 @@ cdef u64 _check_write(Core *core, Channel *channel, const OpHeader *op, u64 star
     return 1
 
 
-cdef u64 _check_version(Core *core, Channel *channel, const OpHeader *op, i64 read_time, u8 kind) noexcept nogil:
+cdef u64 _check_version(Core *core, Channel *channel, const OpHeader *op, u8 kind) noexcept nogil:
     cdef const u8 *key = <const u8 *>op + OP_HEADER_SIZE
     cdef u32 node = store_find(&core.store, key, op.key_size, key_hash(key, op.key_size, core.store.hash_seed))
-    cdef u64 found = visible_version(core, node, read_time)
+    cdef u64 found = visible_version(core, node, core.now)
     if found == op.argument:
         return 0
     _report(core, channel, kind, op, op.argument, found)
@@ -257,18 +297,19 @@ cdef u64 validate_request(Core *core, Channel *channel, const u8 *request) noexc
         one = 0
         if op.code == OP_READ:
             counter = &core.counters.conflicts_read
-            one = _check_version(core, channel, op, header.read_time, CONFLICT_READ)
+            one = _check_version(core, channel, op, CONFLICT_READ)
         elif op.code == OP_CAS:
             counter = &core.counters.conflicts_cas
-            one = _check_version(core, channel, op, header.read_time, CONFLICT_CAS)
+            one = _check_version(core, channel, op, CONFLICT_CAS)
         elif op.code == OP_RANGE:
             counter = &core.counters.conflicts_range
-            one = _check_range(core, channel, op, start_version, CONFLICT_RANGE)
+            one = _check_range(core, channel, op, start_version, header.read_time)
         elif blind or op.flags & OP_UNCHECKED or op.code == OP_ADD:
             continue
         elif op.code == OP_DELETE_RANGE:
             counter = &core.counters.conflicts_write
-            one = _check_range(core, channel, op, start_version, CONFLICT_RANGE)
+            # What expired meanwhile is as gone as what is deleted: only writes matter.
+            one = _check_range(core, channel, op, start_version, I64_MAX)
         else:
             counter = &core.counters.conflicts_write
             one = _check_write(core, channel, op, start_version)

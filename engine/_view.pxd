@@ -13,6 +13,7 @@ cdef enum:
     STACK_VALUE_SIZE = 1024         # values up to this are decoded from a copy on the stack
     NO_SLOT = 0x7FFFFFFF
     TALLY_KEYS = 16
+    COARSE_NS_MAX = 10000000        # the coarse clock is at most this much behind
     PIN_TURNS_MAX = 1000000         # the horizon passes a fresh version by once or twice; this often only in a broken store
 
 cdef u64 fork_generation            # grows by 1 in each forked child: handles of another generation are not ours
@@ -33,6 +34,7 @@ cdef class StoreAttachment:
     cdef bint store_held
     cdef bint channel_held
     cdef readonly bint retired
+    cdef readonly bint unserved     # nobody commits to this store any more: our own clock says what has expired
     cdef bint shut                  # the handle was closed: nothing is read any more
     cdef readonly int owner_pid
     cdef u64 generation
@@ -45,7 +47,9 @@ cdef class StoreAttachment:
     cdef u32 high                   # own copy of slots_high: never re-read from shared memory
     cdef u32 free_count
     cdef u32 free_slots[SLOT_COUNT]
-    cdef u32 pin(self, u64 *version) except 0x7FFFFFFF
+    cdef u32 pin(self, u64 *version, i64 *expiry_time) except 0x7FFFFFFF
+    cdef bint is_due(self, i64 now) noexcept
+    cdef i64 clock(self) noexcept
     cdef void unpin(self, u32 slot) noexcept
     cdef bint is_usable(self) noexcept
     cdef void note_retry(self) noexcept
@@ -58,6 +62,7 @@ cdef class PinnedView:
     cdef Codec codec                # None: no hooks
     cdef u64 generation
     cdef u32 slot                   # NO_SLOT: nothing pinned
+    cdef i64 expiry_time            # what expires up to this is absent; of the snapshot, see _expiry_time.pxd
     cdef i64 clock                  # ns since the epoch, 0 until read
     cdef int open(self, StoreAttachment attachment) except -1
     cdef void release(self) noexcept

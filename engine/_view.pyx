@@ -29,7 +29,7 @@ from occamdb.engine._layout cimport STORE_HEADER_SIZE
 from occamdb.engine._reader cimport key_hash, reader_get, reader_open
 from occamdb.engine._values cimport decode_value
 from occamdb.ipc._atomics cimport (
-    clock_realtime_ns, fence_acquire, load_acquire_u32, load_acquire_u64, load_relaxed_u64, load_seq_cst_u32, load_seq_cst_u64,
+    clock_monotonic_ns, clock_realtime_ns, fence_acquire, load_acquire_u32, load_acquire_u64, load_relaxed_u64, load_seq_cst_u32, load_seq_cst_u64,
     store_relaxed_u64, store_release_u64, store_seq_cst_u32, store_seq_cst_u64,
 )
 from occamdb.ipc._layout cimport (
@@ -100,11 +100,12 @@ cdef class StoreAttachment:
         if self.store_held:
             PyBuffer_Release(&self.store_buffer)
 
-    cdef u32 pin(self, u64 *version) except 0x7FFFFFFF:
-        """Hold a snapshot of the newest committed version; the slot that holds it."""
+    cdef u32 pin(self, u64 *version, i64 *expiry_time) except 0x7FFFFFFF:
+        """Hold a snapshot of the newest committed version, with its expiry time; the slot that holds it."""
         cdef u32 slot, turns = 0
         cdef u8 *words
         cdef u64 newest = 0
+        cdef i64 own_clock = self.clock() if self.unserved else 0
         if self.generation != fork_generation:
             raise ForkedHandleError("this mapping of the store belongs to the parent process")
         if self.free_count == 0:
@@ -129,7 +130,12 @@ cdef class StoreAttachment:
             newest = load_acquire_u64(&self.header.committed_version)
             # Sequentially consistent, both: either the coordinator's scan sees this value, or we see its raised horizon.
             store_seq_cst_u64(words, newest + 1)
-            if load_seq_cst_u64(&self.header.gc_horizon) <= newest:
+            if load_seq_cst_u64(&self.header.gc_horizon) > newest:
+                continue
+            # Acquire: between two equal readings of the version, so the time is that of this version or was set since,
+            # and before the next version.
+            expiry_time[0] = <i64>load_acquire_u64(&self.header.expiry_time)
+            if load_acquire_u64(&self.header.committed_version) == newest:
                 break
         else:
             self.unpin(slot)
@@ -141,6 +147,9 @@ cdef class StoreAttachment:
         # saw our value and revoked it, or we see the word and do so.
         if load_seq_cst_u32(self.closed):
             store_seq_cst_u64(words + 8, newest + 1)
+        # A new coordinator marks this store before it reads the clock for its first commit.
+        if own_clock > expiry_time[0] and load_acquire_u32(&self.header.superseded) == 0:
+            expiry_time[0] = own_clock
         version[0] = newest
         return slot
 
@@ -151,6 +160,17 @@ cdef class StoreAttachment:
         store_release_u64(self.slots + <u64>slot * SLOT_SIZE, 0)
         self.free_slots[self.free_count] = slot
         self.free_count += 1
+
+    cdef i64 clock(self) noexcept:
+        """The clock by which keys expire, in ns since the epoch; for what a ttl is added to."""
+        # Relaxed: see _expiry_time.pxd.
+        return clock_monotonic_ns() + <i64>load_relaxed_u64(&self.header.clock_offset)
+
+    cdef bint is_due(self, i64 now) noexcept:
+        """Whether the expiry time should have been raised by `now`, a coarse monotonic time."""
+        cdef i64 due = <i64>load_relaxed_u64(&self.header.next_due)
+        # The exact clock is read only close to the time, or past it.
+        return due != 0 and now + COARSE_NS_MAX >= due and clock_monotonic_ns() >= due
 
     cdef bint is_usable(self) noexcept:
         # Acquire: pairs with the new coordinator's store before its first acknowledgement. A begin that follows an
@@ -172,6 +192,10 @@ cdef class StoreAttachment:
         else:
             self.tally.conflicts_read += 1
         note_hot_key(self.tally.hot, TALLY_KEYS, <const u8 *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+
+    def note_unserved(self):
+        """The coordinator is gone: judge expiry by our own clock until another one supersedes the store."""
+        self.unserved = True
 
     def retire(self):
         """Begin nothing more on this store. Snapshots already open stay readable."""
@@ -226,7 +250,7 @@ cdef class PinnedView:
 
     cdef int open(self, StoreAttachment attachment) except -1:
         self.attachment = attachment
-        self.slot = attachment.pin(&self.version)
+        self.slot = attachment.pin(&self.version, &self.expiry_time)
         if failpoint_armed():
             failpoint_hit(FP_WORKER_AFTER_PIN)
         return 0
@@ -265,9 +289,10 @@ cdef class PinnedView:
         return 0
 
     cdef i64 now(self) noexcept:
-        """The one clock reading by which this view judges expiry; taken when first needed."""
+        """The one clock reading that a ttl is counted from and own writes are stamped with; taken when first needed.
+        Whether a key has expired is judged by `expiry_time`."""
         if self.clock == 0:
-            self.clock = clock_realtime_ns()
+            self.clock = clock_realtime_ns() if self.attachment is None else self.attachment.clock()
         return self.clock
 
     cdef int find(self, const u8 *key, u32 key_size, Found *found) except -1:
@@ -279,7 +304,7 @@ cdef class PinnedView:
             self.require_alive()
         if status < 0:
             raise CorruptionError("the store in shared memory is damaged", expected="intact links between its blocks")
-        if status and found.expires_at != 0 and found.expires_at <= self.now():
+        if status and found.expires_at != 0 and found.expires_at <= self.expiry_time:
             return 0
         return status
 

@@ -40,10 +40,10 @@ from ..ipc.control import ControlListener
 from ..ipc.errors import AddressSpaceError, OccamError, SegmentForeignError, ShmFullError
 from ..ipc.lock import FileLock
 from ..ipc.process import own_identity
-from ..ipc.segment import Segment, create_segment, poke_segment
+from ..ipc.segment import Segment, create_segment, peek_segment, poke_segment
 from ..ipc.stale import list_incarnations, remove_superseded
 from . import failpoints
-from ._commit import SPIN_HINT_OFFSET, SUPERSEDED_OFFSET, CommitCore
+from ._commit import CLOCK_OFFSET_OFFSET, SPIN_HINT_OFFSET, SUPERSEDED_OFFSET, CommitCore
 from ._memory import watch
 from .cgroups import memory_groups
 from .complaints import complain
@@ -236,7 +236,11 @@ class Coordinator:
             if incarnation.number != self.incarnation and not incarnation.foreign:
                 # What is no plain segment of ours is a planted name: nobody can have mapped it as a store.
                 with contextlib.suppress(SegmentForeignError):
-                    mark_superseded(layout.store_name(self.database_id, incarnation.number))
+                    name = layout.store_name(self.database_id, incarnation.number)
+                    mark_superseded(name)
+                    # Its readers have judged expiry by its clock, which ours must not be behind.
+                    offset = peek_segment(name, CLOCK_OFFSET_OFFSET, 8)
+                    self.core.continue_clock(int.from_bytes(offset, "little", signed=True))
         remove_superseded(self.database_id, keep_incarnation=self.incarnation)
 
     def _write_coordinator_file(self) -> None:

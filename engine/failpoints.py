@@ -6,6 +6,7 @@ imported (every process that opens a database imports it); `set` changes them at
     kill            SIGKILL to the own process       stop      SIGSTOP to the own process
     sleep:MS        sleep                            errno:E   the system call that follows fails with E
     short:N         a write transfers only N bytes   torn:N    a write transfers N bytes, then SIGKILL
+    shift:MS        a clock is MS ahead; shift:-MS behind
 
 followed by `@n` (only the n-th time the place is passed), `*k` (k times), or `@n*k` (k times from the n-th).
 Without them it acts every time. Present in release builds: see `_failpoints.pyx` for what an unused one
@@ -24,10 +25,10 @@ __all__ = ["NAMES", "active", "armed", "clear", "configure", "hit", "hits", "set
 
 NAMES = _failpoints.NAMES
 _INDEX = {name: index for index, name in enumerate(NAMES)}
-_ACTIONS = {"off": 0, "kill": 1, "stop": 2, "sleep": 3, "errno": 4, "short": 5, "torn": 6}
-_WITH_NUMBER = frozenset({"sleep", "short", "torn"})
+_ACTIONS = {"off": 0, "kill": 1, "stop": 2, "sleep": 3, "errno": 4, "short": 5, "torn": 6, "shift": 7}
+_WITH_NUMBER = frozenset({"sleep", "short", "torn", "shift"})
 _SPECIFICATION = re.compile(
-    r"(?P<action>[a-z]+)(?::(?P<argument>\w+))?(?:@(?P<first>\d+))?(?:\*(?P<times>\d+))?"
+    r"(?P<action>[a-z]+)(?::(?P<argument>-?\w+))?(?:@(?P<first>\d+))?(?:\*(?P<times>\d+))?"
 )
 _active: dict[str, str] = {}
 
@@ -44,6 +45,8 @@ def _argument(action: str, text: str | None) -> int:
         if not isinstance(number, int):
             raise ValueError(f"failpoint action errno needs a name such as errno:ENOSPC, not {text!r}")
         return number
+    if action == "shift" and text is not None and text.removeprefix("-").isdigit():
+        return int(text)
     if action in _WITH_NUMBER:
         if text is None or not text.isdigit():
             raise ValueError(f"failpoint action {action} needs a number, not {text!r}")

@@ -167,13 +167,15 @@ class Link:
         return self._detached or self.client.fileno() < 0 or self.client.peer_gone()
 
     def retire_if_orphaned(self) -> None:
-        """Begin nothing more on a store whose coordinator is gone, and its name with it.
+        """Tell the attachment if the coordinator is gone. Begin nothing more on the store if its name is gone too.
 
         The next coordinator marks its predecessor's store by its name. Without one (removed by systemd's RemoveIPC, by
         a cleaner of temporary files) nothing would ever tell us of what is committed from there on.
         """
-        if self.gone() and not self._store.is_named():
-            self.attachment.retire()
+        if self.gone():
+            self.attachment.note_unserved()
+            if not self._store.is_named():
+                self.attachment.retire()
 
     def __del__(self) -> None:
         # An exception of a signal handler can take a link out of its owner's hands between any two lines.

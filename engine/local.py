@@ -3,7 +3,8 @@
 1. The core's lock serialises commits; the calling thread is the commit thread while it holds it. It is held inside the
    core only, never across a bytecode, so nothing a signal handler does or raises can meet it.
 2. Snapshots are read without the lock, exactly as from shared memory.
-3. Background work (expiry, reclamation) runs at commits; `admin` calls run it too, so a quiet database catches up.
+3. Background work (expiry, reclamation) runs at commits; `admin` calls run it too, so a quiet database catches up. A
+   transaction that begins when a key is due calls `attachment`, which lets the key expire first.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class LocalHandle:
         attachment = self._attachment
         if attachment is None:
             raise DatabaseClosedError()
+        self._core.expire()
         return attachment
 
     def submit(self, request: bytearray, deadline: float | None) -> bytes:

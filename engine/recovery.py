@@ -273,8 +273,9 @@ def _next_base(directory: DatabaseDirectory, version: int, tail: _Tail | None, s
     meta = directory.meta
     # A ceiling: set while no log was kept, and by a repair. An empty segment may carry an earlier skip.
     version = max(version, meta.version_ceiling, tail.segment.first_version - 1 if tail else 0)
-    if meta.durability == "standard" and not meta.clean and not same_boot:
-        # Acknowledged commits that no fdatasync had reached are gone; their versions were seen.
+    if meta.durability in ("standard", "always") and not meta.clean and not same_boot:
+        # Commits that no fdatasync had reached are gone; their versions were seen. With "always" these are removals of
+        # expired keys, which are published without waiting for the disk.
         return version + VERSION_SKIP
     return version
 

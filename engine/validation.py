@@ -3,21 +3,26 @@
 Used by workers when a read is already stale before any round trip, by `Transaction.validate()`, and as the
 model the compiled validator of the commit thread is tested against. Nothing here changes anything.
 
-1. A version of 0 means absent: never written, deleted, or expired at the transaction's `read_time`.
-2. Reads and CAS compare what is there (`Newest.version`); writes and scans ask when the key was last
-   written, be it by a delete (`Newest.written_version`), since that changes the key without leaving a
-   version.
-   Expiry is no write: an expired key is absent to reads and CAS, and to writes and scans as if untouched.
-3. A CAS key is checked by its expected version alone, even when it is in the write set too.
-4. Every conflict is counted; the first CONFLICTS_LISTED_MAX are listed: reads, ranges, CAS, then writes and deleted
+A commit has one place in the total order, and there it must find what it read. The state there is that of the
+newest versions at the commit's time; the state it read is that of its snapshot, `start_version` at `read_time`.
+A key with an expiry time is in a state while the state's time is earlier. The background removal of an expired
+key changes no state.
+
+1. A version of 0 means absent: never written, deleted, or expired at the commit's time.
+2. Reads and CAS compare what is there now. A scanned range is as it was if no key in it was written since, be it
+   by a delete, and none that was there has expired since.
+3. A write asks only whether somebody else wrote the key since: it does not care what was there. A key that expired
+   was written by nobody.
+4. A CAS key is checked by its expected version alone, even when it is in the write set too.
+5. Every conflict is counted; the first CONFLICTS_LISTED_MAX are listed: reads, ranges, CAS, then writes and deleted
    ranges.
 
     check    conflicts when
     read     version now (expired: 0) != version read
-    range    some key in [start, end) has written_version > start_version
+    range    some key in [start, end) has written_version > start_version, or read_time < expires_at <= now
     cas      version now (expired: 0) != expected version
     write    written_version > start_version
-    delete   of a range: as range
+    delete   of a range: some key in it has written_version > start_version
 """
 
 from __future__ import annotations
@@ -61,10 +66,7 @@ CONFLICTS_LISTED_MAX = 16
 
 
 class Newest(NamedTuple):
-    """The newest record of a key.
-
-    For the tombstone the coordinator leaves where it deleted an expired key: version 0, and as
-    written_version that of the record it removed, for nobody else wrote the key.
+    """The newest record of a key, as its last writer left it: the removal of an expired key leaves no trace here.
 
     Attributes:
       version: of the value that is there; 0 when the newest record is a delete.
@@ -84,8 +86,8 @@ class VersionSource(Protocol):
         """(version, written_version, expires_at) of a key; None when it was never written."""
         ...
 
-    def written_in_range(self, start: bytes, end: bytes) -> Iterable[tuple[bytes, int]]:
-        """(key, written_version) of every key in [start, end), deletes included, in key order."""
+    def newest_in_range(self, start: bytes, end: bytes) -> Iterable[tuple[bytes, Newest]]:
+        """(key, newest record) of every key in [start, end), deletes included, in key order."""
         ...
 
 
@@ -95,7 +97,8 @@ class CommitSets:
 
     Attributes:
       start_version: of its snapshot; None for a blind transaction, whose writes are not checked.
-      read_time: its one clock reading, nanoseconds since the epoch: what expired by then is absent.
+      read_time: the expiry time of its snapshot, nanoseconds since the epoch: what expired by then it saw as absent.
+      commit_time: by which the newest state is judged. Never earlier than `read_time`: the later of the two counts.
       reads: the version read of each key, 0 for absent.
       ranges: the [start, end) scanned.
       cas: the expected version of each key, 0 for absent.
@@ -111,6 +114,12 @@ class CommitSets:
     cas: Mapping[bytes, int] = field(default_factory=dict)
     writes: AbstractSet[bytes] = frozenset()
     deleted_ranges: Iterable[tuple[bytes, bytes]] = ()
+    commit_time: int = 0
+
+    @property
+    def now(self) -> int:
+        """The time by which the newest state is judged."""
+        return max(self.read_time, self.commit_time)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,42 +144,43 @@ class Validation:
         return ConflictError(conflicts=self.conflicts, conflicts_found=self.found)
 
 
-def version_now(source: VersionSource, key: bytes, read_time: int) -> int:
-    """The current version of a key as a transaction with this `read_time` sees it; 0 absent."""
+def version_now(source: VersionSource, key: bytes, now: int) -> int:
+    """The current version of a key at a time; 0 absent."""
     newest = source.newest(key)
     if newest is None:
         return 0
     version, _, expires_at = newest
-    return 0 if expires_at and expires_at <= read_time else version
+    return 0 if expires_at and expires_at <= now else version
 
 
-def validate_read_set(
-    source: VersionSource, reads: Mapping[bytes, int], read_time: int
-) -> Iterator[ReadConflict]:
+def validate_read_set(source: VersionSource, reads: Mapping[bytes, int], now: int) -> Iterator[ReadConflict]:
     """Every key whose current version is not the one that was read."""
     for key, read_version in reads.items():
-        found = version_now(source, key, read_time)
+        found = version_now(source, key, now)
         if found != read_version:
             yield read_conflict(key, read_version, found)
 
 
 def validate_ranges(
-    source: VersionSource, ranges: Iterable[tuple[bytes, bytes]], start_version: int
+    source: VersionSource,
+    ranges: Iterable[tuple[bytes, bytes]],
+    start_version: int,
+    read_time: int = 0,
+    now: int = 0,
 ) -> Iterator[ReadConflict]:
-    """Every range in which some key, deleted ones included, was written after `start_version`."""
+    """Every range in which some key, deleted ones included, was written after `start_version`, or in which one that was
+    there at `read_time` has expired by `now` (equal times: expiry does not matter)."""
     for start, end in ranges:
-        written = (version for _, version in source.written_in_range(start, end) if version > start_version)
-        first = next(iter(written), None)
-        if first is not None:
-            yield range_conflict(start, end, start_version, first)
+        for _, (version, written_version, expires_at) in source.newest_in_range(start, end):
+            if written_version > start_version or (version and read_time < expires_at <= now):
+                yield range_conflict(start, end, start_version, written_version)
+                break
 
 
-def validate_cas_set(
-    source: VersionSource, cas: Mapping[bytes, int], read_time: int
-) -> Iterator[CASConflict]:
+def validate_cas_set(source: VersionSource, cas: Mapping[bytes, int], now: int) -> Iterator[CASConflict]:
     """Every key whose current version is not the expected one."""
     for key, expected in cas.items():
-        found = version_now(source, key, read_time)
+        found = version_now(source, key, now)
         if found != expected:
             yield cas_conflict(key, expected, found)
 
@@ -198,10 +208,10 @@ def validate_transaction(source: VersionSource, sets: CommitSets, *, serializabl
 
 def _conflicts(source: VersionSource, sets: CommitSets, serializable: bool) -> Iterator[Conflict]:
     if serializable:
-        yield from validate_read_set(source, sets.reads, sets.read_time)
+        yield from validate_read_set(source, sets.reads, sets.now)
         if sets.start_version is not None:
-            yield from validate_ranges(source, sets.ranges, sets.start_version)
-    yield from validate_cas_set(source, sets.cas, sets.read_time)
+            yield from validate_ranges(source, sets.ranges, sets.start_version, sets.read_time, sets.now)
+    yield from validate_cas_set(source, sets.cas, sets.now)
     if sets.start_version is not None:
         yield from validate_write_set(source, sets.writes, sets.start_version)
         yield from validate_ranges(source, sets.deleted_ranges, sets.start_version)

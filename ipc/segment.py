@@ -175,6 +175,27 @@ def poke_segment(name: str, offset: int, data: bytes) -> bool:
         os.close(fd)
 
 
+def peek_segment(name: str, offset: int, size: int) -> bytes:
+    """Read bytes of a segment by its descriptor; b"" if there is no such name, or it ends before.
+
+    Raises:
+      SegmentForeignError: as `attach_segment`.
+      SegmentError: no descriptors left.
+    """
+    try:
+        fd = _open(name, 0, read_only=True)
+    except SegmentMissingError:
+        return b""
+    try:
+        _checked_size(name, os.fstat(fd), None, os.geteuid())
+        data = os.pread(fd, size, offset)
+        return data if len(data) == size else b""
+    except OSError as error:
+        _raise_os_error(name, error, f"reading at {offset}")
+    finally:
+        os.close(fd)
+
+
 def store_preallocate(fd: int, offset: int, size: int, *, name: str = "") -> None:
     """Reserve the pages of [offset, offset + size) so that touching them cannot fail.
 

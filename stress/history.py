@@ -89,6 +89,13 @@ class HistoryWriter:
         """Nobody can say what became of the transaction."""
         self._write([_RETURNED, txn, time.monotonic_ns(), UNKNOWN, [], 0])
 
+    def happened(self, ops: Sequence[Op]) -> None:
+        """What nobody asked for happened, at some time since the beginning, or will happen yet."""
+        txn = self._next_id
+        self._next_id += 1
+        self._write([_INVOKED, txn, 0, ops])
+        self._write([_RETURNED, txn, time.monotonic_ns(), UNKNOWN, [], 0])
+
     def close(self) -> None:
         """Close the file; harmless when repeated."""
         if self._file >= 0:

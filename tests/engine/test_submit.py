@@ -85,7 +85,7 @@ def test_request_carries_everything_once_and_checks_first(handle: Interposed, ru
     request = handle.requests[-1]
     prefix = db.prefix_of(run)
     assert request.start_version == start
-    assert request.read_time == txn.read_time
+    assert request.read_time == txn.expiry_time
     assert request.flags == RequestFlags.NONE
     assert request.run_id == run.bytes
     assert request.sequence == txn.txn_id[1]  # type: ignore[index]

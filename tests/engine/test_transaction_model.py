@@ -58,8 +58,11 @@ class Model:
             return None
         return Newest(self.state[key][1] if key in self.state else 0, self.written[key])
 
-    def written_in_range(self, start: bytes, end: bytes) -> Iterable[tuple[bytes, int]]:
-        return sorted((key, version) for key, version in self.written.items() if start <= key < end)
+    def newest_in_range(self, start: bytes, end: bytes) -> Iterable[tuple[bytes, Newest]]:
+        for key in sorted(self.written):
+            newest = self.newest(key)
+            if start <= key < end and newest is not None:
+                yield key, newest
 
 
 @dataclass

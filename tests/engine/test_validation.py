@@ -36,8 +36,8 @@ class Source:
     def newest(self, key: bytes) -> Newest | None:
         return self.records.get(key)
 
-    def written_in_range(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, int]]:
-        return ((k, r.written_version) for k, r in sorted(self.records.items()) if start <= k < end)
+    def newest_in_range(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, Newest]]:
+        return ((k, r) for k, r in sorted(self.records.items()) if start <= k < end)
 
 
 def k(name: str) -> bytes:

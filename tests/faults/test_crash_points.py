@@ -77,7 +77,7 @@ STALLS = [
     "wal.before_sync",
 ]
 # Passed by workers, or at the creation of shared memory: not the coordinator's part of the file layer.
-ELSEWHERE = {"worker", "shm", "file"}
+ELSEWHERE = {"worker", "shm", "file", "clock"}
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """The compiled validator against `engine/validation.py`: the same requests, the same verdicts, conflict by conflict.
 
-One in-memory engine takes raw requests (`LocalHandle.submit`); a model of its newest versions, a dict beside it, feeds
-`validate_transaction`. Where deletes may be forgotten the compiled one must refuse more: that is a test of its own.
+One in-memory engine takes raw requests (`LocalHandle.submit`), its clock stepped between them; a model of what was
+written, a dict beside it, feeds `validate_transaction`. Where deletes may be forgotten the compiled one must refuse
+more: that is a test of its own.
 """
 
 from __future__ import annotations
@@ -30,39 +31,59 @@ from occamdb.engine.messages import (
 )
 from occamdb.engine.settings import Settings
 from occamdb.engine.validation import CommitSets, Newest, validate_transaction
+from tests.support import clocks
 
 PREFIX = tag_prefix(Namespace(run_id=RunId.new()).prefix, TypeTag.KV)
 KEYS = [PREFIX + name for name in (b"a", b"b", b"c/1", b"c/2", b"c/3", b"d")]
 BOUNDS = [PREFIX, *KEYS, PREFIX + b"c/", PREFIX + b"c0", PREFIX + b"z"]
-# Ahead of any clock, so that the background deletes nothing: only a transaction's own reading decides.
-EARLY, BETWEEN, LATE, NEVER_YET = (2**62 + n for n in (0, 5, 10, 1000))
+SECOND = 1_000_000_000
+STEP = 1000 * SECOND  # far more than a test takes: only steps of the clock make keys expire
+# Times to live in steps of the clock, 0 for ever.
+TTLS = [0, 1, 2, 9]
 
 
 class Engine:
-    """An engine and what it should hold; its oldest snapshot is pinned, so that no delete is forgotten."""
+    """An engine and what it should hold; its oldest snapshot is pinned, so that no delete is forgotten.
+
+    The model knows what was written, when it expires, and what time it is. That the engine removes expired keys in
+    the background, and with which versions, it does not know.
+    """
 
     def __init__(self) -> None:
         self.handle = LocalHandle(Settings.of({"max_store_size": "4MiB"}))
         self.records: dict[bytes, Newest] = {}
+        self.started = clocks.expiry_clock(self.handle)
+        self.steps = 0
         self.version = 0
+        self.snapshots = [(0, self.now)]
+
+    @property
+    def now(self) -> int:
+        """Half a step behind what the engine's clock shows at least, and half a step before it shows more."""
+        return self.started + self.steps * STEP + STEP // 2
+
+    def step_clock(self, steps: int) -> None:
+        self.steps += steps
+        self.snapshots.append((self.version, self.now))
+        clocks.step(self.handle, steps * STEP)
 
     # The model as a VersionSource.
 
     def newest(self, key: bytes) -> Newest | None:
         return self.records.get(key)
 
-    def written_in_range(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, int]]:
-        return ((k, r.written_version) for k, r in sorted(self.records.items()) if start <= k < end)
+    def newest_in_range(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, Newest]]:
+        return ((k, r) for k, r in sorted(self.records.items()) if start <= k < end)
 
     def submit(self, request: Request) -> Reply:
         return decode_reply(self.handle.submit(bytearray(encode_request(request)), None))
 
-    def live(self, key: bytes, read_time: int) -> bool:
+    def live(self, key: bytes) -> bool:
         record = self.records.get(key)
         return (
             record is not None
             and record.version > 0
-            and not (record.expires_at and record.expires_at <= read_time)
+            and not (record.expires_at and record.expires_at <= self.now)
         )
 
     def apply(self, request: Request, version: int) -> None:
@@ -71,15 +92,16 @@ class Engine:
         for op in request.ops:
             if op.code is OpCode.PUT:
                 self.records[op.key] = Newest(version, version, op.expires_at)
-            elif op.code is OpCode.DELETE and self.live(op.key, request.read_time):
+            elif op.code is OpCode.DELETE and self.live(op.key):
                 self.records[op.key] = Newest(0, version)
             elif op.code is OpCode.ADD:
-                kept = self.records[op.key].expires_at if self.live(op.key, request.read_time) else 0
+                kept = self.records[op.key].expires_at if self.live(op.key) else 0
                 self.records[op.key] = Newest(version, version, kept)
             elif op.code is OpCode.DELETE_RANGE:
-                for key, record in self.records.items():
-                    if op.key <= key < op.value and record.version:
+                for key in list(self.records):
+                    if op.key <= key < op.value and self.live(key):
                         self.records[key] = Newest(0, version)
+        self.snapshots.append((version, self.now))
 
 
 keys = st.sampled_from(KEYS)
@@ -95,7 +117,7 @@ checks = st.lists(
 )
 effects = st.lists(
     st.one_of(
-        st.tuples(st.just(OpCode.PUT), keys, st.sampled_from([0, BETWEEN, NEVER_YET])),
+        st.tuples(st.just(OpCode.PUT), keys, st.sampled_from(TTLS)),
         st.tuples(st.just(OpCode.DELETE), keys, st.just(0)),
         st.tuples(st.just(OpCode.ADD), keys, st.just(0)),
     ),
@@ -105,7 +127,7 @@ effects = st.lists(
 requests = st.tuples(
     st.booleans(),
     ages,
-    st.sampled_from([EARLY, LATE]),
+    st.sampled_from([0, 0, 0, 1, 3]),
     checks,
     st.lists(ranges, max_size=1),
     effects,
@@ -113,8 +135,10 @@ requests = st.tuples(
 
 
 def build(engine: Engine, drawn: Any) -> Request:
-    """A request whose versions are mostly those the engine has, sometimes some behind."""
-    blind, age, read_time, drawn_checks, cleared, drawn_effects = drawn
+    """Steps the clock, then makes a request whose versions are mostly those the engine has, sometimes some behind."""
+    blind, age, steps, drawn_checks, cleared, drawn_effects = drawn
+    engine.step_clock(steps)
+    start_version, read_time = engine.snapshots[max(0, len(engine.snapshots) - 1 - age)]
     ops: list[Op] = []
     checked = set()
     for code, where, behind in drawn_checks:
@@ -122,25 +146,27 @@ def build(engine: Engine, drawn: Any) -> Request:
             ops.append(Op(OpCode.RANGE, *where))
             continue
         record = engine.records.get(where)
-        now = record.version if record is not None and engine.live(where, read_time) else 0
-        ops.append(Op(code, where, argument=max(0, now - behind) if behind < 5 else behind))
+        now = record.version if record is not None and engine.live(where) else 0
+        if behind == 5 and record is not None:
+            now = record.version  # also when it has expired
+        ops.append(Op(code, where, argument=max(0, now - behind) if behind < 5 else now))
         if code is OpCode.CAS:
             checked.add(where)
     ops.sort(key=lambda op: op.code)
     for start, end in cleared:
         ops.append(Op(OpCode.DELETE_RANGE, start, end))
-    for code, key, expires_at in drawn_effects:
+    for code, key, ttl in drawn_effects:
+        expires_at = engine.started + (engine.steps + ttl) * STEP if ttl else 0
         flags = OpFlags.UNCHECKED if key in checked else OpFlags.NONE
         if code is OpCode.PUT:
             ops.append(Op(code, key, msgpack.packb(7), 0, expires_at, flags))
         else:
             ops.append(Op(code, key, argument=1 if code is OpCode.ADD else 0, flags=flags))
-    start_version = max(0, engine.version - age)
     how = RequestFlags.BLIND if blind else RequestFlags.NONE
     return Request(1, start_version, read_time, tuple(ops), flags=how)
 
 
-def sets_of(request: Request) -> CommitSets:
+def sets_of(request: Request, now: int) -> CommitSets:
     blind = bool(request.flags & RequestFlags.BLIND)
     cas = {op.key: op.argument for op in request.ops if op.code is OpCode.CAS}
     return CommitSets(
@@ -152,6 +178,7 @@ def sets_of(request: Request) -> CommitSets:
             for op in request.ops
             if op.code in (OpCode.PUT, OpCode.DELETE) and not op.flags & OpFlags.UNCHECKED
         ),
+        commit_time=now,
         deleted_ranges=[(op.key, op.value) for op in request.ops if op.code is OpCode.DELETE_RANGE],
     )
 
@@ -160,12 +187,18 @@ def found_by_model(engine: Engine, request: Request) -> list[tuple[ConflictKind,
     """Conflicts by the model, one request op at a time: (kind, key, end, expected, found)."""
     rows = []
     for op in request.ops:
-        base = sets_of(Request(1, request.start_version, request.read_time, (op,), flags=request.flags))
+        base = sets_of(
+            Request(1, request.start_version, request.read_time, (op,), flags=request.flags), engine.now
+        )
         if op.code is OpCode.READ:
-            sets = CommitSets(base.start_version, base.read_time, reads={op.key: op.argument})
+            sets = CommitSets(
+                base.start_version, base.read_time, reads={op.key: op.argument}, commit_time=engine.now
+            )
         elif op.code is OpCode.RANGE:
             # A blind request has no ranges; the compiled one takes its start_version at its word.
-            sets = CommitSets(request.start_version, base.read_time, ranges=[(op.key, op.value)])
+            sets = CommitSets(
+                request.start_version, base.read_time, ranges=[(op.key, op.value)], commit_time=engine.now
+            )
         else:
             sets = base
         for conflict in validate_transaction(engine, sets).conflicts:
@@ -185,9 +218,12 @@ def same(engine: Engine, reply: Reply, expected: list[tuple[ConflictKind, bytes,
     for entry, (kind, key, end, wanted, found) in zip(reply.conflicts, expected, strict=False):
         assert (entry.kind, entry.key, entry.end, entry.expected) == (kind, key, end, wanted)
         if kind is ConflictKind.RANGE:
-            # Which of several writes in the range it names is its own choice.
-            written = [version for _, version in engine.written_in_range(key, end)]
-            assert entry.found in written and entry.found > wanted
+            # Which of several writes and expiries in the range it names is its own choice.
+            assert any(
+                record.written_version == entry.found
+                and (entry.found > wanted or 0 < record.expires_at <= engine.now)
+                for _, record in engine.newest_in_range(key, end)
+            )
         else:
             assert entry.found == found
 
@@ -233,7 +269,7 @@ def test_without_a_pin_it_may_refuse_more_but_never_less(drawn: list[Any], every
             else:
                 assert reply.status is Status.CONFLICT
                 # What it refuses on top of that is older than a delete it has forgotten.
-                assert expected or request.start_version < engine.version
+                assert expected or request.start_version < engine.handle._core.committed_version
             if every and number % every == 0:
                 assert engine.handle.admin({"kind": "check"}) == {"problem": None}
     finally:

@@ -1,0 +1,45 @@
+"""Stepping the clock by which keys expire, as the commit thread does when the wall clock steps forward."""
+
+from __future__ import annotations
+
+import struct
+import time
+from typing import Any
+
+from occamdb.engine._commit import CLOCK_OFFSET_OFFSET
+from occamdb.engine.database import Database
+from occamdb.engine.local import LocalHandle
+from occamdb.ipc.segment import peek_segment, poke_segment
+
+__all__ = ["expiry_clock", "step"]
+
+EngineHandle = Any
+
+
+def _offset(handle: EngineHandle) -> int:
+    if isinstance(handle, LocalHandle):
+        (offset,) = struct.unpack_from("<q", handle._store, CLOCK_OFFSET_OFFSET)
+    else:
+        (offset,) = struct.unpack("<q", peek_segment(_store_name(handle), CLOCK_OFFSET_OFFSET, 8))
+    return int(offset)
+
+
+def _store_name(handle: Any) -> str:
+    return str(handle._primary.terms.store)
+
+
+def expiry_clock(database: Database | EngineHandle) -> int:
+    """What the clock shows, in ns since the epoch."""
+    handle = database.handle if isinstance(database, Database) else database
+    return time.monotonic_ns() + _offset(handle)
+
+
+def step(database: Database | EngineHandle, ns: int) -> None:
+    """Step it forward."""
+    handle = database.handle if isinstance(database, Database) else database
+    raised = struct.pack("<q", _offset(handle) + ns)
+    if isinstance(handle, LocalHandle):
+        handle._store[CLOCK_OFFSET_OFFSET : CLOCK_OFFSET_OFFSET + 8] = raised
+        handle._core.expire()
+    else:
+        assert poke_segment(_store_name(handle), CLOCK_OFFSET_OFFSET, raised)
