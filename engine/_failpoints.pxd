@@ -61,7 +61,9 @@ cdef enum Failpoint:
     FP_FILE_RENAME = 46
     FP_FILE_UNLINK = 47
     FP_FILE_MKDIR = 48
-    FAILPOINT_COUNT = 49
+    FP_COMMIT_RANGE_SLICE = 49    # before a piece of a range tombstone is converted; an errno: as if the store was full
+    FP_COMMIT_WALK_SLICE = 50     # before a piece of a request's range checks; an errno: no progress this time
+    FAILPOINT_COUNT = 51
 
 cdef enum FailpointAction:
     ACTION_NONE = 0
