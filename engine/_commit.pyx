@@ -445,6 +445,9 @@ cdef class CommitCore:
         if not self._walk(channel, request):
             return
         channel.answer = ANSWER_REFUSED
+        if channel.walk.count > channel.walk.capacity:
+            self._refuse(channel, STATUS_STORE_FULL, 0)     # no private memory for the answers
+            return
         if self.logged and self.log.poisoned:
             self._refuse(channel, STATUS_LOG_FAILED, self.log.poison_errno)
             return

@@ -210,7 +210,7 @@ cdef bint walk_ranges(Core *core, Channel *channel, const u8 *request, u32 budge
     cdef RangeWalk *walk = &channel.walk
     cdef const OpHeader *op
     if not walk.active and not _begin(core, channel, header):
-        walk.count = 0                      # `_validate` refuses a range it finds no answer for
+        walk.lost = True                    # without room for the answers: the caller looks at `capacity`
         return True
     if header.start_version < core.store.tombstone_horizon:
         _refuse_rest(core, walk, core.store.tombstone_horizon)

@@ -27,7 +27,10 @@ cdef void history_free(RangeHistory *h) noexcept nogil:
 cdef void history_push(RangeHistory *h, const u8 *start, u32 start_size, const u8 *end, u32 end_size, u64 version,
                        bint large) noexcept nogil:
     cdef RangeDelete *entry = &h.entries[h.next & (COUNT - 1)]
-    cdef u8 *keys = <u8 *>malloc(<u64>start_size + end_size)
+    cdef u8 *keys
+    if key_compare(start, start_size, end, end_size) >= 0:
+        return                          # empty
+    keys = <u8 *>malloc(<u64>start_size + end_size)
     if keys == NULL:
         h.floor = version
         return
@@ -59,6 +62,8 @@ cdef u64 history_search(const RangeHistory *h, const u8 *start, u32 start_size, 
     """`end` NULL: the one key `start`."""
     cdef u64 position = h.next
     cdef const RangeDelete *entry
+    if end != NULL and key_compare(start, start_size, end, end_size) >= 0:
+        return 0
     while position != h.oldest:
         position -= 1
         entry = &h.entries[position & (COUNT - 1)]

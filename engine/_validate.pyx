@@ -171,18 +171,21 @@ cdef u64 _check_range(Core *core, Channel *channel, const OpHeader *op, u64 star
     return 1
 
 
-cdef u64 _erased_since(Core *core, const u8 *key, u32 key_size, u32 node, u64 start_version) noexcept nogil:
+cdef u64 _erased_since(Core *core, const OpHeader *op, u32 node, u64 start_version) noexcept nogil:
     """A version above `start_version` at which a range with this key in it was deleted; 0: there was none.
 
     Where the history does not reach back to the transaction's start, a key that has had its value since before that proves
-    that there was none; any other may have been deleted, and the answer errs on the safe side.
+    that there was none; any other may have been deleted, and the answer errs on the safe side. An increment of a key that is
+    there is let through: it adds to what somebody wrote after any such deletion, and leaves nothing behind.
     """
-    cdef u64 erased = history_cover(&core.range_history, key, key_size, start_version)
+    cdef u64 erased = history_cover(&core.range_history, <const u8 *>op + OP_HEADER_SIZE, op.key_size, start_version)
     cdef u64 version
     if erased or start_version >= core.range_history.floor:
         return erased
     version = visible_version(core, node, I64_MIN)
-    return 0 if 0 < version <= start_version else core.range_history.floor
+    if version != 0 and (version <= start_version or op.code == OP_ADD):
+        return 0
+    return core.range_history.floor
 
 
 cdef u64 _check_write(Core *core, Channel *channel, const OpHeader *op, u64 start_version) noexcept nogil:
@@ -195,7 +198,7 @@ cdef u64 _check_write(Core *core, Channel *channel, const OpHeader *op, u64 star
     if written == 0 and start_version < core.store.tombstone_horizon and op.code != OP_ADD and op.code != OP_CAS:
         written = core.store.tombstone_horizon
     if written <= start_version:
-        written = _erased_since(core, key, op.key_size, node, start_version)
+        written = _erased_since(core, op, node, start_version)
     if written == 0:
         return 0
     _report(core, channel, CONFLICT_WRITE, op, start_version, written)

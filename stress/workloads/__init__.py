@@ -7,6 +7,7 @@ from occamdb.stress.workloads.bank import Bank
 from occamdb.stress.workloads.base import Workload
 from occamdb.stress.workloads.counter import Counter, Increment
 from occamdb.stress.workloads.event_log import EventLogWriters
+from occamdb.stress.workloads.large_runs import LargeRuns
 from occamdb.stress.workloads.ledger import Ledger
 from occamdb.stress.workloads.list_append import ListAppendWorkload
 from occamdb.stress.workloads.phantoms import Phantoms
@@ -31,6 +32,7 @@ WORKLOADS: dict[str, Workload] = {
         EventLogWriters(),
         Agents(),
         Ledger(),
+        LargeRuns(),
         *ycsb_workloads(),
     )
 }
