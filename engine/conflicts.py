@@ -55,8 +55,8 @@ class ReadConflict:
 class WriteConflict:
     """A key to be written that somebody else wrote or deleted after the transaction's snapshot.
 
-    Deleting a range, a whole run for example, counts as a write of every possible key in it: it conflicts with a key that was never
-    there, and also with an increment or a CAS that expects absence.
+    Deleting a range, a whole run for example, counts as a write of every possible key in it: it conflicts with a
+    key that was never there, and also with an increment or a CAS that expects absence.
 
     Attributes:
       key: the user key.

@@ -106,8 +106,8 @@ class CommitSets:
       ranges: the [start, end) scanned.
       cas: the expected version of each key, 0 for absent.
       writes: the keys put or deleted. Not those written by a CAS (its own check is stricter).
-      adds: the keys added to: an increment reads nothing and is resolved when applied, so it conflicts with the deletion of
-        a range around it and with nothing else.
+      adds: the keys added to: an increment reads nothing and is resolved when applied, so it conflicts with the
+        deletion of a range around it and with nothing else.
       deleted_ranges: the [start, end) deleted; checked like writes, under every isolation.
     """
 
@@ -195,7 +195,9 @@ def validate_write_set(
 
 def erased_since(range_deletes: Iterable[RangeDelete], key: bytes, start_version: int) -> int:
     """The newest version after `start_version` at which a range with this key in it was deleted; 0: none."""
-    found = [version for start, end, version in range_deletes if version > start_version and start <= key < end]
+    found = [
+        version for start, end, version in range_deletes if version > start_version and start <= key < end
+    ]
     return max(found, default=0)
 
 

@@ -339,8 +339,8 @@ class KVMapping(MutableMapping[UserKey, Any]):
     def clear(self) -> None:
         """Remove every key in one transaction.
 
-        It takes effect as one entry, so it holds nobody up however many keys there are; their memory is given back in the
-        background, in time proportional to their number.
+        It takes effect as one entry, so it holds nobody up however many keys there are; their memory is given
+        back in the background, in time proportional to their number.
         """
         self._atomically(lambda kv: kv.space.delete_range())
 

@@ -2,8 +2,8 @@
 
     python -m occamdb.stress.bench.large_delete [keys]
 
-One process, its own commit core in memory with a thread and two channels: what is measured is how long the commit thread
-keeps a request waiting, without the noise of process starts. "quiet" is the same traffic with nothing deleted.
+One process, its own commit core in memory with a thread and two channels: what is measured is how long the commit
+thread keeps a request waiting. "quiet" is the same traffic with nothing deleted.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def measure(keys: int, how: str) -> None:
             worker.commit(Op(OpCode.PUT, OTHER, b"\x01"))
             times.append(time.perf_counter() - began)
     print(
-        f"{how:<16} {len(times):>7,} commits: p50 {percentile(times, 0.5):8.3f} ms, p99 {percentile(times, 0.99):8.3f} ms, "
+        f"{how:<16} {len(times):>7,} commits: p50 {percentile(times, 0.5):8.3f} ms, "
+        f"p99 {percentile(times, 0.99):8.3f} ms, "
         f"p99.9 {percentile(times, 0.999):8.3f} ms, longest {max(times) * 1000:9.3f} ms; "
         f"range tombstones left {core.stats()['range_tombstones']}"
     )

@@ -1,7 +1,7 @@
 """Large runs that come and go: readers see each whole or gone, and the others' commits do not wait for it.
 
-A run is filled in one transaction with a number of keys, all of one generation, and deleted in one. Meanwhile the other workers
-read whole runs and commit small transactions elsewhere, whose latency they note.
+A run is filled in one transaction with a number of keys, all of one generation, and deleted in one. Meanwhile the
+other workers read whole runs and commit small transactions elsewhere, whose latency they note.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ class LargeRuns(Workload):
         slowest = max((one["slowest_us"] for one in tallies), default=0) / 1000
         return [
             f"{counts['filled']:,} runs of {KEYS_IN_RUN:,} keys filled, {counts['deleted']:,} deleted; beside it "
-            f"{counts['slow'] / measured:.3%} of the commits took over {SLOW * 1000:.0f} ms, the slowest {slowest:.1f} ms"
+            f"{counts['slow'] / measured:.3%} of the commits took over {SLOW * 1000:.0f} ms, "
+            f"the slowest {slowest:.1f} ms"
         ]
 
 

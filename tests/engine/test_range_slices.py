@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -157,10 +158,21 @@ def test_ranges_side_by_side_and_over_each_other(core: Core) -> None:
 COUNT = 20_000
 
 
+SETTINGS: dict[str, Any] = {"max_store_size": "256MiB"}
+
+
+@contextlib.contextmanager
+def database(path: Path) -> Iterator[Database]:
+    """A shared database whose coordinator is gone afterwards."""
+    with processes.open_database(path, **SETTINGS) as db:
+        yield db
+        processes.stop_coordinator(path)
+
+
 def watch(peer: Peer, path: Path, run: RunId) -> set[int]:
     """How many keys of the run snapshots show, until the test says something."""
     seen = set()
-    with processes.open_database(path) as db:
+    with processes.open_database(path, **SETTINGS) as db:
         peer.say("ready")
         while not peer.told():
             with db.begin(run, read_only=True) as txn:
@@ -180,7 +192,7 @@ def fill(db: Database, run: RunId) -> None:
 def test_readers_see_the_run_whole_or_gone(tmp_path: Path) -> None:
     run = RunId.new()
     path = tmp_path / "db"
-    with processes.open_database(path, max_store_size="256MiB") as db, processes.workers() as start:
+    with database(path) as db, processes.workers() as start:
         fill(db, run)
         readers: list[Worker] = [start(watch, path, run) for _ in range(2)]
         for reader in readers:
@@ -204,7 +216,7 @@ def test_readers_see_the_run_whole_or_gone(tmp_path: Path) -> None:
 def test_a_crash_between_two_slices_is_finished_after_the_restart(tmp_path: Path, slice_number: int) -> None:
     run = RunId.new()
     path = tmp_path / "db"
-    with processes.open_database(path, max_store_size="256MiB") as db:
+    with database(path) as db:
         fill(db, run)
         identity = processes.coordinator_identity(path)
         processes.set_coordinator_failpoint(path, "commit.range_slice", f"kill@{slice_number}")
@@ -223,7 +235,7 @@ def test_others_are_served_between_two_slices(tmp_path: Path) -> None:
     """A slice that is slow beyond measure delays each commit by one slice at most, not by the whole conversion."""
     run, other = RunId.new(), RunId.new()
     path = tmp_path / "db"
-    with processes.open_database(path, max_store_size="256MiB") as db:
+    with database(path) as db:
         fill(db, run)
         processes.set_coordinator_failpoint(path, "commit.range_slice", "sleep:20")
         with db.begin(run) as txn:
@@ -237,5 +249,3 @@ def test_others_are_served_between_two_slices(tmp_path: Path) -> None:
         assert min(took) < 0.5
         processes.set_coordinator_failpoint(path, "commit.range_slice", "off")
         processes.wait_until(lambda: db.stats()["keys"] == 1)
-
-

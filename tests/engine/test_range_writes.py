@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from occamdb import ConflictError, Database, RunId, WriteConflict
-from occamdb.primitives import Thought  # noqa: F401  (registers the primitives)
+from occamdb import ConflictError, RunId, WriteConflict
+from occamdb.primitives import Thought
 from tests.support.databases import DatabaseFactory
 
 WRITES: dict[str, Callable[[Any], Any]] = {
@@ -25,7 +25,7 @@ WRITES: dict[str, Callable[[Any], Any]] = {
 def test_what_began_before_conflicts(
     db_factory: DatabaseFactory, write: Callable[[Any], Any], keys_before: int, isolation: str
 ) -> None:
-    db: Database = db_factory()
+    db = db_factory()
     run = RunId.new()
     with db.begin(run) as txn:
         for number in range(keys_before):

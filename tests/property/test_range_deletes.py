@@ -1,7 +1,7 @@
-"""Range deletes against a plain dict of histories: range tombstones are made of every range and converted a node at a time.
+"""Range deletes against a plain dict: every range becomes a range tombstone, converted a node at a time.
 
-One in-memory engine whose limits are tiny, so that puts, deletes, increments and further range deletes fall between any two
-pieces of a conversion. Snapshots of every age are read again and again: each shows the state it was taken at, whole.
+One in-memory engine whose limits are tiny, so that puts, deletes, increments and further range deletes fall between
+any two pieces of a conversion. Snapshots of every age are read again and again: each shows its own state, whole.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ class RangeDeletes(RuleBasedStateMachine):
 
         def body(txn: Any) -> None:
             txn.put("text", "no number")
+
         self.write(body)
         try:
             with self.db.begin(RUN) as txn:
