@@ -44,12 +44,12 @@ def ranges(core: Core) -> int:
 
 
 def test_a_large_delete_is_one_entry_and_is_converted(core: Core) -> None:
-    failpoints.set("commit.range_slice", "errno:ENOSPC")
+    failpoints.set("range.convert", "errno:ENOSPC")
     assert core.commit(DELETE_ALL).status is Status.COMMITTED
     assert ranges(core) == 1
     # The store is "full" for conversions: others go on, and so do writes into the range.
     assert core.commit(*put(KEYS[7], ELSEWHERE)).status is Status.COMMITTED
-    core.wait(lambda: failpoints.hits("commit.range_slice") >= 3)
+    core.wait(lambda: failpoints.hits("range.convert") >= 3)
     assert ranges(core) == 1
     failpoints.clear()
     core.wait(lambda: ranges(core) == 0)
@@ -75,10 +75,10 @@ def parked(core: Core) -> Core:
     version = core.core.committed_version
     core.core.start_at(version)  # as after a restart: the recent writes are not known
     core.core.set_range_limits(walk_slice=10)
-    failpoints.set("commit.walk_slice", "errno:EAGAIN")
+    failpoints.set("range.check", "errno:EAGAIN")
     # Older than the last write, which is elsewhere: all of the range has to be walked.
     core.send(1, SCAN_ALL, *put(ELSEWHERE + b"1"), start_version=version - 1)
-    core.wait(lambda: failpoints.hits("commit.walk_slice") > 3)
+    core.wait(lambda: failpoints.hits("range.check") > 3)
     return core
 
 
@@ -142,7 +142,7 @@ def test_the_thread_stops_with_a_request_parked(parked: Core) -> None:
 def test_ranges_side_by_side_and_over_each_other(core: Core) -> None:
     """More large deletes at once than the table has slots; all but those beyond it are converted in the background."""
     core.core.set_range_limits(inline_max=5)
-    failpoints.set("commit.range_slice", "errno:ENOSPC")
+    failpoints.set("range.convert", "errno:ENOSPC")
     for first in range(0, 2800, 40):
         op = Op(OpCode.DELETE_RANGE, KEYS[first], KEYS[first + 80])
         assert core.commit(op).status is Status.COMMITTED
@@ -219,7 +219,7 @@ def test_a_crash_between_two_slices_is_finished_after_the_restart(tmp_path: Path
     with database(path) as db:
         fill(db, run)
         identity = processes.coordinator_identity(path)
-        processes.set_coordinator_failpoint(path, "commit.range_slice", f"kill@{slice_number}")
+        processes.set_coordinator_failpoint(path, "range.convert", f"kill@{slice_number}")
         with db.begin(run) as txn:
             txn.delete_run_range()
             txn.put("after", 1)
@@ -237,7 +237,7 @@ def test_others_are_served_between_two_slices(tmp_path: Path) -> None:
     path = tmp_path / "db"
     with database(path) as db:
         fill(db, run)
-        processes.set_coordinator_failpoint(path, "commit.range_slice", "sleep:20")
+        processes.set_coordinator_failpoint(path, "range.convert", "sleep:20")
         with db.begin(run) as txn:
             txn.delete_run_range()
         took = []
@@ -247,5 +247,5 @@ def test_others_are_served_between_two_slices(tmp_path: Path) -> None:
             took.append(time.monotonic() - began)
         # About 78 slices of 20 ms are due; ten commits met at most a few each.
         assert min(took) < 0.5
-        processes.set_coordinator_failpoint(path, "commit.range_slice", "off")
+        processes.set_coordinator_failpoint(path, "range.convert", "off")
         processes.wait_until(lambda: db.stats()["keys"] == 1)
