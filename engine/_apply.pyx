@@ -16,11 +16,13 @@ from occamdb.engine._core cimport RECENT_COUNT, Recent, Undo
 from occamdb.engine._expiry cimport ExpiryEntry, expiry_free, expiry_pop, expiry_push, expiry_rebuild
 from occamdb.engine._integer cimport Integer, integer_add, integer_decode, integer_encode
 from occamdb.engine._layout cimport (
-    RECORD_EXPIRY, RECORD_SIZE, RECORD_TOMBSTONE, Node, Record, key_compare, key_hash, node_at, node_key, record_at,
-    record_value,
+    RECORD_EXPIRY, RECORD_SIZE, RECORD_TOMBSTONE, Node, RangeBlock, Record, key_compare, key_hash, node_at, node_key,
+    record_at, record_value,
 )
 from occamdb.engine._memory cimport SHORT_OF_NOTHING
 from occamdb.engine._pins cimport checkpoint_pinned, make_room, revoke_checkpoint
+from occamdb.engine._range_history cimport history_push, history_undo
+from occamdb.engine._range_tombstones cimport ranges_add, ranges_cover, ranges_drop
 from occamdb.engine._store cimport (
     Store, store_ensure_node, store_find, store_install, store_new_record, store_next, store_seek, store_uninstall,
 )
@@ -44,6 +46,8 @@ cdef struct Effect:
     u64 version
     bint logged
     u32 errno_                      # of a failed log append (private memory ran out)
+    bint wrote                      # a value was put before: its version is that of a range tombstone, which would miss it
+    u32 walk_left                   # nodes that range deletes of this request may yet look at
 
 
 cdef bint _note_undo(Core *core, u32 node, u32 record) noexcept nogil:
@@ -66,6 +70,9 @@ cdef void undo_to(Core *core, u64 mark) noexcept nogil:
     """Take back installs, newest first, until `mark` of them are left."""
     while core.undo_count > mark:
         core.undo_count -= 1
+        if core.undo[core.undo_count].node == 0:
+            ranges_drop(&core.store, core.undo[core.undo_count].record)
+            continue
         store_uninstall(&core.store, core.undo[core.undo_count].node, core.undo[core.undo_count].record)
 
 
@@ -119,6 +126,7 @@ cdef u32 _install(Core *core, u32 node, u64 version, i64 expires_at, u32 flags, 
 cdef u32 _write(Core *core, const u8 *key, u32 key_size, u64 hash, u64 version, i64 expires_at, const u8 *value,
                 u32 value_size) noexcept nogil:
     cdef u32 node = store_ensure_node(&core.store, key, key_size, hash)
+    cdef const RangeBlock *covered
     cdef u32 status
     if node == 0 and make_room(core):
         node = store_ensure_node(&core.store, key, key_size, hash)
@@ -126,6 +134,12 @@ cdef u32 _write(Core *core, const u8 *key, u32 key_size, u64 hash, u64 version, 
         node = store_ensure_node(&core.store, key, key_size, hash)
     if node == 0:
         return STATUS_STORE_FULL
+    covered = ranges_cover(&core.store, node)
+    if covered != NULL:
+        # Deleted with its range: the tombstone of that comes first (`_range_tombstones`, invariant 2).
+        status = _install(core, node, covered.version, 0, RECORD_TOMBSTONE, NULL, 0)
+        if status != STATUS_COMMITTED:
+            return status
     status = _install(core, node, version, expires_at, 0, value, value_size)
     if status == STATUS_COMMITTED and expires_at != 0 and expiry_push(&core.expiry, expires_at, version, key, key_size):
         core.expiry_stale = True        # no room for the entry: the heap is filled anew
@@ -205,19 +219,60 @@ cdef inline bint _before(const Node *node, const u8 *end, u32 end_size) noexcept
     return key_compare(node_key(node), node.key_size, end, end_size) < 0
 
 
-cdef u32 _delete_range(Effect *effect, const OpHeader *op, const u8 *start, WalAppender log) noexcept nogil:
-    """Tombstones for every live key in [start, end), all at one version; one log entry whatever the count."""
+cdef inline bint _is_live(Core *core, u32 node) noexcept nogil:
+    """Has the key a value now, expired or not?"""
+    cdef u32 head = node_at(core.store.base, node).head
+    return (head != 0 and not record_at(core.store.base, head).flags & RECORD_TOMBSTONE
+            and ranges_cover(&core.store, node) == NULL)
+
+
+cdef bint _is_large(Effect *effect, const u8 *start, u32 start_size, const u8 *end, u32 end_size) noexcept nogil:
+    """Would deleting the range key by key take longer than others should wait? Looks at a bounded number of nodes."""
     cdef Core *core = effect.core
-    cdef const u8 *end = start + op.key_size
-    cdef u32 node = store_seek(&core.store, start, op.key_size)
-    cdef u32 head, status
-    while node != 0 and _before(node_at(core.store.base, node), end, op.value_size):
-        head = node_at(core.store.base, node).head
-        if head != 0 and not record_at(core.store.base, head).flags & RECORD_TOMBSTONE:
+    cdef u32 node = store_seek(&core.store, start, start_size), live = 0
+    while node != 0 and _before(node_at(core.store.base, node), end, end_size):
+        live += _is_live(core, node)
+        if live > core.range_inline_max or effect.walk_left == 0:
+            return True
+        effect.walk_left -= 1
+        node = store_next(&core.store, node)
+    return False
+
+
+cdef u32 _delete_keys(Effect *effect, const u8 *start, u32 start_size, const u8 *end, u32 end_size) noexcept nogil:
+    """A tombstone for every live key in [start, end)."""
+    cdef Core *core = effect.core
+    cdef u32 node = store_seek(&core.store, start, start_size), status
+    while node != 0 and _before(node_at(core.store.base, node), end, end_size):
+        if _is_live(core, node):
             status = _install(core, node, effect.version, 0, RECORD_TOMBSTONE, NULL, 0)
             if status != STATUS_COMMITTED:
                 return status
         node = store_next(&core.store, node)
+    return STATUS_COMMITTED
+
+
+cdef u32 _delete_range(Effect *effect, const OpHeader *op, const u8 *start, WalAppender log) noexcept nogil:
+    """Every key in [start, end) is absent at one version; one log entry whatever the count.
+
+    A large range becomes a range tombstone, whose cost does not depend on the count. Key by key go small ones, those
+    that come behind a put of the same request (no worker of ours sends that), and what finds no slot free: then the
+    others wait for as long as it takes.
+    """
+    cdef Core *core = effect.core
+    cdef const u8 *end = start + op.key_size
+    cdef u32 status = STATUS_COMMITTED
+    cdef int slot = -1
+    if not effect.wrote and _is_large(effect, start, op.key_size, end, op.value_size):
+        slot = ranges_add(&core.store, start, op.key_size, end, op.value_size, effect.version, core.now)
+        if slot >= 0 and not _note_undo(core, 0, <u32>slot):
+            ranges_drop(&core.store, <u32>slot)
+            return STATUS_STORE_FULL
+    if slot < 0:
+        status = _delete_keys(effect, start, op.key_size, end, op.value_size)
+        if status != STATUS_COMMITTED:
+            return status
+    history_push(&core.range_history, start, op.key_size, end, op.value_size, effect.version, slot >= 0)
     if effect.logged:
         effect.errno_ = log.add_delete_range(start, op.key_size, end, op.value_size, effect.version)
     return STATUS_COMMITTED
@@ -234,6 +289,7 @@ cdef void _push_recent(Core *core, u32 node, u64 version) noexcept nogil:
 
 cdef u32 _apply_op(Effect *effect, const OpHeader *op, u32 index, WalAppender log) noexcept nogil:
     cdef const u8 *key = <const u8 *>op + OP_HEADER_SIZE
+    effect.wrote = effect.wrote or op.code == OP_PUT or op.code == OP_ADD
     if op.code == OP_PUT:
         return _put(effect, op, key, log)
     if op.code == OP_DELETE:
@@ -261,6 +317,8 @@ cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 vers
     effect.logged = logged
     effect.errno_ = 0
     core.store.arena.short_of = SHORT_OF_NOTHING
+    effect.wrote = False
+    effect.walk_left = 4 * core.range_inline_max + 4
     if logged:
         log_mark = log.mark()
         effect.errno_ = log.begin_transaction(channel.session, header.sequence, header.run_id, core.now)
@@ -284,11 +342,13 @@ cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 vers
         detail[0] = core.store.arena.short_of
     if status != STATUS_COMMITTED:
         undo_to(core, mark)
+        history_undo(&core.range_history, version)
         if logged:
             log.discard_to(log_mark)
         return status
     for entry in range(mark, core.undo_count):
-        _push_recent(core, core.undo[entry].node, version)
+        if core.undo[entry].node != 0:
+            _push_recent(core, core.undo[entry].node, version)
     return STATUS_COMMITTED
 
 
@@ -300,6 +360,8 @@ cdef u32 _live_expiring_node(Core *core, const ExpiryEntry *entry) noexcept nogi
         return 0
     record = record_at(core.store.base, node_at(core.store.base, node).head)
     if record.flags & RECORD_TOMBSTONE or record.version != entry.version or record.expires_at != entry.expires_at:
+        return 0
+    if ranges_cover(&core.store, node) != NULL:
         return 0
     return node
 

@@ -33,6 +33,8 @@ cdef class CommitCore:
     cdef object bell_buffer
     cdef list channel_buffers
 
+    cdef bint _accept(self, Channel *channel, const u8 *request, u64 size) noexcept nogil
+    cdef bint _walk(self, Channel *channel, const u8 *request) noexcept nogil
     cdef void _serve(self, Channel *channel, const u8 *request, u64 size) noexcept nogil
     cdef u32 _refusal(self) noexcept nogil
     cdef void _refuse(self, Channel *channel, u32 status, u32 detail) noexcept nogil
@@ -48,7 +50,10 @@ cdef class CommitCore:
     cdef void _refuse_rest(self) noexcept nogil
     cdef void _note_failed_log(self) noexcept nogil
     cdef void _expire(self) noexcept nogil
-    cdef void _housekeeping(self, bint idle) noexcept nogil
+    cdef bint _housekeeping(self, bint idle) noexcept nogil
+    cdef bint _collect_idle(self) noexcept nogil
+    cdef u64 _collectable(self) noexcept nogil
+    cdef bint _convert_ranges(self) noexcept nogil
     cdef void _roll_window(self, i64 now) noexcept nogil
     cdef void _note_batch(self, u32 size, i64 started) noexcept nogil
     cdef void _notify_control(self) noexcept nogil

@@ -47,11 +47,15 @@ from occamdb.engine._expiry cimport expiry_free, expiry_init
 from occamdb.engine._expiry_time cimport is_due, publish_expiry_time, read_clock
 from occamdb.engine._failpoints cimport (
     FP_COMMIT_AFTER_APPLY, FP_COMMIT_AFTER_PUBLISH, FP_COMMIT_AFTER_REPLY, FP_COMMIT_AFTER_VALIDATE,
-    FP_COMMIT_BEFORE_PUBLISH, FP_COMMIT_BEFORE_REPLY, FP_COMMIT_BEFORE_VALIDATE, failpoint_armed, failpoint_hit,
+    FP_COMMIT_BEFORE_PUBLISH, FP_COMMIT_BEFORE_REPLY, FP_COMMIT_BEFORE_VALIDATE, FP_COMMIT_RANGE_SLICE,
+    FP_COMMIT_WALK_SLICE, failpoint_armed, failpoint_hit,
 )
 from occamdb.engine._layout cimport StoreHeader
-from occamdb.engine._pins cimport collect, pin_own, revoke_all, revoke_older, unpin_own
+from occamdb.engine._pins cimport collect, make_room, pin_own, revoke_all, revoke_older, unpin_own
 from occamdb.engine._placement cimport placement_init, woken_by
+from occamdb.engine._range_check cimport ranges_to_check, walk_ranges
+from occamdb.engine._range_history cimport history_free, history_undo
+from occamdb.engine._range_tombstones cimport ranges_convert
 from occamdb.engine._replay cimport Loader
 from occamdb.engine._store cimport (
     store_check, store_create, store_destroy, store_limit, store_pending_bytes, store_publish,
@@ -88,6 +92,13 @@ cdef enum:
     COLLECT_EVERY = 64              # versions between two collects under load
     COLLECT_BUDGET = 512            # superseded records a collect looks at: keeps pauses in the microseconds
     COLLECT_BUDGET_IDLE = 65536
+    COLLECT_BUDGET_STEP = 2048      # of the commit thread when it is idle: it looks for requests between two
+    COLLECT_QUEUED = 2048           # a collect is due when this many entries have joined its queues
+    RANGE_INLINE_MAX = 512          # live keys
+    RANGE_SLICE = 256
+    RANGE_SLICES_TICK = 4096        # in memory, where nobody else does it
+    RANGE_RETRY_NS = 10000000       # after a conversion that found the store full
+    WALK_SLICE = 2048
     EXPIRE_COUNT_MAX = 256          # expired keys removed by one commit
     IDLE_NS_MAX = 50000000          # an idle coordinator looks around this often, whatever its doorbell says
     WINDOW_NS = 2000000             # over which active channels are counted for spin_hint
@@ -174,6 +185,9 @@ cdef class CommitCore:
         placement_init(&self.placement)
         self.window = 1
         expiry_init(&self.core.expiry)
+        self.core.range_inline_max = RANGE_INLINE_MAX
+        self.core.range_slice = RANGE_SLICE
+        self.core.walk_slice = WALK_SLICE
         self.core.undo_capacity = 1024
         self.core.undo = <Undo *>malloc(self.core.undo_capacity * sizeof(Undo))
         self.core.recent = <Recent *>malloc(RECENT_COUNT * sizeof(Recent))
@@ -205,6 +219,7 @@ cdef class CommitCore:
             for index in range(self.core.channel_capacity):
                 channel_free(&self.core.channels[index])
         expiry_free(&self.core.expiry)
+        history_free(&self.core.range_history)
         if self.core.store.base != NULL:
             store_destroy(&self.core.store)
         free(self.core.undo)
@@ -230,6 +245,8 @@ cdef class CommitCore:
         """
         self.core.next_version = version
         self.core.recent_floor = version
+        # What recovery replayed is not in the history of range deletes.
+        self.core.range_history.floor = max(self.core.store.range_horizon, lost_version)
         if self.core.store.tombstone_horizon < lost_version:
             self.core.store.tombstone_horizon = lost_version
         # The clock goes on from the newest recovered commit at least, should the wall clock be behind it.
@@ -247,6 +264,18 @@ cdef class CommitCore:
     def limit_store(self, u64 size):
         """Commits fill the store up to `size` bytes; what recovery needed beyond that stays in use."""
         store_limit(&self.core.store, size)
+
+    def set_range_limits(self, u32 inline_max=RANGE_INLINE_MAX, u32 slice=RANGE_SLICE, u32 walk_slice=WALK_SLICE):
+        """How much work on ranges is done at once; tests make it tiny.
+
+        Args:
+          inline_max: live keys that a range delete removes key by key; more become a range tombstone.
+          slice: nodes of a range tombstone that are converted between two batches, at least 1.
+          walk_slice: steps of one request's range checks in one batch, at least 1.
+        """
+        self.core.range_inline_max = inline_max
+        self.core.range_slice = max(1, slice)
+        self.core.walk_slice = max(1, walk_slice)
 
     # ---- channels: called by the control plane ----------------------------------------------------------------
 
@@ -312,8 +341,8 @@ cdef class CommitCore:
                     cpu_relax()
                     release_wakes(&self.core, clock_monotonic_ns())
                     continue
-                self._housekeeping(True)
-                self._sleep()
+                if not self._housekeeping(True) and self.core.parked == 0:
+                    self._sleep()
         flush_wakes(&self.core)
         if not self.fatal_errno:
             self._refuse_rest()
@@ -383,12 +412,14 @@ cdef class CommitCore:
         cdef u32 first = <u32>(self.core.counters.batches % high) if high else 0
         cdef u32 step, index, count = 0
         cdef Channel *channel
+        self.core.parked = 0
         for step in range(high):
             index = first + step
             if index >= high:
                 index -= high
             channel = &self.core.channels[index]
             if load_acquire_u32(&channel.state) != CHANNEL_ACTIVE or not self._take_from(channel):
+                self.core.parked += channel.walk.active
                 continue
             channel.hot_until = 0
             if channel.window != self.window:
@@ -436,19 +467,18 @@ cdef class CommitCore:
             self._break_channel(channel)
             return False
         self._serve(channel, channel.inbox.data, channel.inbox.size)
-        return True
+        # Parked: it stays in the inbox, complete, and comes round again.
+        return not channel.walk.active
 
-    cdef void _serve(self, Channel *channel, const u8 *request, u64 size) noexcept nogil:
-        """Validate and apply one request; leaves the reply in channel.out and `answer` saying what it is."""
+    cdef bint _accept(self, Channel *channel, const u8 *request, u64 size) noexcept nogil:
+        """Is the request one to validate? If not, the reply says why."""
         cdef const RequestHeader *header = <const RequestHeader *>request
-        cdef ReplyHeader *reply
         cdef u32 status, detail = 0
-        cdef u64 version = self.core.next_version + 1, conflicts
         channel.answer = ANSWER_REFUSED
         channel.sequence = header.sequence
         if not reserve_reply(channel, REPLY_SIZE_MIN):
             channel.answer = ANSWER_NONE
-            return
+            return False
         memset(channel.out, 0, REPLY_HEADER_SIZE)
         channel.out_size = REPLY_HEADER_SIZE
         if failpoint_armed():
@@ -463,7 +493,45 @@ cdef class CommitCore:
                 status = STATUS_LOG_FAILED
         if status != STATUS_COMMITTED:
             self._refuse(channel, status, detail)
+            return False
+        channel.walk.count = ranges_to_check(request)
+        return True
+
+    cdef bint _walk(self, Channel *channel, const u8 *request) noexcept nogil:
+        """Have the request's ranges checked. False: not yet, it is parked until the next turn."""
+        cdef u32 budget = self.core.walk_slice
+        if channel.walk.count and not channel.walk.active and self.bell == NULL:
+            budget = <u32>-1                # in memory nobody else is served meanwhile
+        if channel.walk.active and failpoint_armed() and failpoint_hit(FP_COMMIT_WALK_SLICE):
+            return False
+        if channel.walk.count and not walk_ranges(&self.core, channel, request, budget):
+            channel.answer = ANSWER_NONE
+            return False
+        channel.walk.active = False
+        return True
+
+    cdef void _serve(self, Channel *channel, const u8 *request, u64 size) noexcept nogil:
+        """Validate and apply one request; leaves the reply in channel.out and `answer` saying what it is.
+
+        With `channel.walk.active` it is parked instead: nothing is answered, and the next turn goes on with it.
+        """
+        cdef ReplyHeader *reply
+        cdef u32 status, detail = 0
+        cdef u64 version = self.core.next_version + 1, conflicts
+        if not channel.walk.active and not self._accept(channel, request, size):
             return
+        if not self._walk(channel, request):
+            return
+        channel.answer = ANSWER_REFUSED
+        if channel.walk.count > channel.walk.capacity:
+            self._refuse(channel, STATUS_STORE_FULL, 0)     # no private memory for the answers
+            return
+        if self.logged:
+            # Once more: a parked request may have waited while a sync failed.
+            detail = load_acquire_u32(&self.log.poison_errno)
+            if detail:
+                self._refuse(channel, STATUS_LOG_FAILED, detail)
+                return
         conflicts = validate_request(&self.core, channel, request)
         if conflicts:
             # Validation may have moved the buffer.
@@ -559,6 +627,8 @@ cdef class CommitCore:
             return
         undo_to(&self.core, 0)
         self.core.next_version = self.core.store.header.committed_version
+        history_undo(&self.core.range_history, self.core.next_version + 1)
+        self.core.recent_epoch += 1
         # The batch's writes are on the recent list, whose nodes may be freed now: forget the list.
         self.core.recent_next = 0
         self.core.recent_floor = self.core.next_version
@@ -624,6 +694,8 @@ cdef class CommitCore:
                 any_sync = any_sync or (<const RequestHeader *>channel.inbox.data).flags & REQUEST_SYNC
                 if self._commit_batch(any_sync):
                     self._answer()
+            if channel.walk.active:
+                continue                    # parked: once more in the next turn, until it is answered
             # What is left of a request is given up here, while its memory is still this thread's to count.
             inbox_drop(&channel.inbox)
             flush_wakes(&self.core)
@@ -662,25 +734,61 @@ cdef class CommitCore:
 
     # ---- between batches ----------------------------------------------------------------------------------------
 
-    cdef void _housekeeping(self, bint idle) noexcept nogil:
+    cdef bint _housekeeping(self, bint idle) noexcept nogil:
+        """What is due between batches, a bounded piece of it. True: there is more that can be done at once."""
         cdef u64 committed = self.core.store.header.committed_version
+        cdef bint more = self.core.store.range_active != 0 and self._convert_ranges()
         cdef i64 now
         if self.core.expiry.count >= self.core.expiry.compact_at:
             compact_expiry(&self.core)
         if is_due(&self.core):
             self._expire()
         if idle or self.core.full:
-            self.core.full = False
             if store_pending_bytes(&self.core.store) or self.core.collected_version != committed:
-                collect(&self.core, COLLECT_BUDGET_IDLE)
-        elif committed - self.core.collected_version >= COLLECT_EVERY:
+                more = self._collect_idle() or more
+        elif committed - self.core.collected_version >= COLLECT_EVERY or self.core.store.queued >= COLLECT_QUEUED:
             collect(&self.core, COLLECT_BUDGET)
         else:
-            return
+            return more
         now = clock_monotonic_ns()
         if now >= self.next_sweep:
             self.next_sweep = now + SWEEP_NS
             revoke_older(&self.core, now, self.snapshot_age_max)
+        return more
+
+    cdef bint _collect_idle(self) noexcept nogil:
+        """A collect with nobody waiting. True: it freed something, and there is more to look at.
+
+        Step by step, because a request may come at any moment: after a large range was deleted there are a million
+        nodes to remove.
+        """
+        cdef bint step = self.bell != NULL and not self.core.full
+        cdef u64 waiting = self._collectable()
+        self.core.full = False
+        collect(&self.core, COLLECT_BUDGET_STEP if step else COLLECT_BUDGET_IDLE)
+        return step and 0 < self._collectable() < waiting
+
+    cdef inline u64 _collectable(self) noexcept nogil:
+        return self.core.store.superseded_count + self.core.store.tombstone_count + self.core.store.fresh_count
+
+    cdef bint _convert_ranges(self) noexcept nogil:
+        """Turn a piece of the oldest range tombstone into ordinary ones. True: another piece can follow.
+
+        A store without room for a tombstone is asked again later. Garbage goes first, then the snapshots that hold it,
+        as for any write; without this an entry could stay for as long as a snapshot does, and nothing would be wrong.
+        """
+        cdef i64 now = 0
+        if self.core.range_retry_at:
+            now = clock_monotonic_ns()
+            if now < self.core.range_retry_at:
+                return False
+            self.core.range_retry_at = 0
+        if (failpoint_armed() and failpoint_hit(FP_COMMIT_RANGE_SLICE)
+                or not ranges_convert(&self.core.store, self.core.range_slice)):
+            make_room(&self.core)
+            self.core.range_retry_at = clock_monotonic_ns() + RANGE_RETRY_NS
+            return False
+        return self.core.store.range_active != 0
 
     cdef void _expire(self) noexcept nogil:
         """Remove expired keys through the log, as a commit of the coordinator's own."""
@@ -781,11 +889,13 @@ cdef class CommitCore:
 
     def tick(self):
         """Background work of an in-memory database: expiry and reclamation. Any thread."""
+        cdef u32 slices = 0
         self._claim(-1)
         try:
             with nogil:
                 read_clock(&self.core)
-                self._housekeeping(True)
+                while self._housekeeping(True) and slices < RANGE_SLICES_TICK:
+                    slices += 1
         finally:
             PyThread_release_lock(self.mutex)
 

@@ -13,6 +13,8 @@
 
 from occamdb.engine._expiry cimport ExpiryHeap
 from occamdb.engine._hot_keys cimport HotKey
+from occamdb.engine._range_history cimport RangeHistory
+from occamdb.engine._range_walk cimport RangeWalk
 from occamdb.engine._store cimport Store
 from occamdb.ipc._atomics cimport i64, u8, u16, u32, u64
 from occamdb.ipc._ring cimport Inbox, InboxBudget, Ring
@@ -74,9 +76,10 @@ cdef struct Channel:
     u64 receive_mark                # bytes it had sent when that was set
     u64 commits
     u64 conflicts
+    RangeWalk walk                  # of a request whose ranges take more than one turn to check
 
 cdef struct Undo:
-    u32 node
+    u32 node                        # 0: a range tombstone was added in slot `record`
     u32 record
 
 cdef struct Recent:
@@ -108,6 +111,13 @@ cdef struct Core:
     Recent *recent
     u64 recent_next
     u64 recent_floor                # versions up to here may be missing from `recent`
+    u64 recent_epoch                # grows when the list is forgotten
+    RangeHistory range_history
+    u32 range_inline_max            # live keys that a range delete removes at once; larger ones become range tombstones
+    u32 range_slice                 # nodes converted between two batches
+    u32 walk_slice                  # steps of one request's range checks in one batch
+    i64 range_retry_at              # monotonic ns: the store was full, or a test holds the conversion back
+    u32 parked                      # requests left for the next turn
     ExpiryHeap expiry
     Channel *channels
     u32 channel_capacity

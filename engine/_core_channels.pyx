@@ -16,6 +16,7 @@ from occamdb.ipc._layout cimport (
     CLOSED_OFFSET, DRAINED_OFFSET, REPLY_HEAD_OFFSET, REPLY_TAIL_OFFSET, REQUEST_HEAD_OFFSET, REQUEST_TAIL_OFFSET, RINGS_OFFSET,
     SLOTS_HIGH_OFFSET, SLOTS_OFFSET, WORKER_BELL_OFFSET, WORKER_SLEEPING_OFFSET,
 )
+from occamdb.engine._range_walk cimport walk_free
 from occamdb.ipc._ring cimport inbox_destroy, inbox_init, ring_init
 
 cdef enum:
@@ -62,6 +63,7 @@ cdef void channel_free(Channel *channel) noexcept nogil:
     inbox_destroy(&channel.inbox)
     free(channel.out)
     free(channel.seen)
+    walk_free(&channel.walk)
     channel.out = NULL
     channel.out_capacity = 0
     channel.seen = NULL

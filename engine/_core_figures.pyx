@@ -61,6 +61,8 @@ cdef dict core_stats(Core *core, WalAppender log):
         "batch_ns": histogram(counters.batch_ns),
         "keys": header.key_count,
         "records": header.record_count,
+        # Their keys count as keys until they are converted.
+        "range_tombstones": core.store.range_active,
         "pending_expiries": core.expiry.count,
         "store": {
             "size": header.size, "backed": header.backed_bytes, "used": header.used_bytes,

@@ -62,7 +62,9 @@ cdef enum Failpoint:
     FP_FILE_UNLINK = 47
     FP_FILE_MKDIR = 48
     FP_CLOCK_READ = 49            # the commit thread reads the wall clock
-    FAILPOINT_COUNT = 50
+    FP_COMMIT_RANGE_SLICE = 50    # before a piece of a range tombstone is converted; an errno: as if the store was full
+    FP_COMMIT_WALK_SLICE = 51     # before a piece of a request's range checks; an errno: no progress this time
+    FAILPOINT_COUNT = 52
 
 cdef enum FailpointAction:
     ACTION_NONE = 0

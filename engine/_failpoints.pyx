@@ -39,7 +39,7 @@ NAMES = (
     "shm.create", "shm.grow",
     "file.any", "file.open", "file.read", "file.write", "file.sync", "file.directory_sync", "file.truncate",
     "file.allocate", "file.rename", "file.unlink", "file.mkdir",
-    "clock.read",
+    "clock.read", "range.convert", "range.check",
 )
 assert len(NAMES) == FAILPOINT_COUNT
 

@@ -31,6 +31,9 @@ cdef enum:
     BUCKET_CHAIN_MAX = 65536    # pages of one overflow chain
     RECORD_TOMBSTONE = 1        # record.flags: the key is deleted; there is no value
     RECORD_EXPIRY = 2           # record.flags: a tombstone made by expiry; expires_at = version of the record it removed
+    RANGE_SLOTS = 64            # range tombstones that can be active at a time
+    RANGE_BLOCK_SIZE = 24       # fixed part of a range tombstone; start key and end key follow
+    RANGE_KEYS_MAX = 65536      # both keys together: with the fixed part less than the slack
     NODE_FRESH = 1              # node.flags: the writer has yet to see whether a commit kept this node
 
 cdef struct StoreHeader:
@@ -80,6 +83,10 @@ cdef struct StoreHeader:
     # +512: 1 while a core is free, so that workers may spin. Commit thread, relaxed.
     u32 spin_hint
     u32 _pad7[15]
+    # +576: refs of the active range tombstones (`_range_tombstones.pyx`). Commit thread (release), readers (acquire).
+    u32 range_count             # slots at and above this are free; 0 in ordinary life
+    u32 ranges[64]              # 0: free
+    u32 _pad8[15]
 
 cdef struct Node:
     u64 hash
@@ -105,6 +112,13 @@ cdef struct Tombstone:          # writer only: what follows the fixed part of a 
     u32 older
     u32 newer
     u64 reserved
+
+cdef struct RangeBlock:         # a range tombstone: keys in [start, end) with a version below its own are deleted
+    u64 version
+    i64 timestamp
+    u32 start_size
+    u32 end_size
+    # start key, end key
 
 cdef struct Slot:
     u32 tag                     # high 32 bits of the hash
@@ -136,6 +150,18 @@ cdef inline Record *record_at(const u8 *base, u32 ref) noexcept nogil:
 
 cdef inline Tombstone *tombstone_at(const u8 *base, u32 ref) noexcept nogil:
     return <Tombstone *>(block_at(base, ref) + RECORD_SIZE)
+
+
+cdef inline RangeBlock *range_at(const u8 *base, u32 ref) noexcept nogil:
+    return <RangeBlock *>block_at(base, ref)
+
+
+cdef inline u8 *range_start(const RangeBlock *block) noexcept nogil:
+    return <u8 *>block + RANGE_BLOCK_SIZE
+
+
+cdef inline u8 *range_end(const RangeBlock *block) noexcept nogil:
+    return <u8 *>block + RANGE_BLOCK_SIZE + block.start_size
 
 
 cdef inline Bucket *bucket_at(const u8 *base, u32 ref) noexcept nogil:

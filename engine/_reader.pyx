@@ -29,6 +29,7 @@ from ..ipc._atomics cimport prefetch, store_seq_cst_u64
 from ._layout cimport BUCKET_CHAIN_MAX, BUCKET_SIZE, BUCKET_SLOTS, DEPTH_MAX, HEIGHT_MAX, PAGE_SIZE
 from ._layout cimport RECORD_SIZE, RECORD_TOMBSTONE, REF_SHIFT, SLACK_PAGES, STORE_HEADER_SIZE, STORE_LAYOUT_VERSION
 from ._layout cimport Bucket, Node, Record, block_at, home_slot, key_compare, node_key, node_next, record_value, store_magic
+from ._range_view cimport RangeView, ranges_hide, ranges_load
 
 cdef enum:
     ABSENT = 0
@@ -59,6 +60,7 @@ cdef struct Scan:               # one walk of a scan
     u32 rows_max
     u32 nodes_left
     u32 steps_left
+    RangeView ranges
     bint done
     const u8 *last_key          # of the last node walked, visible or not
     u32 last_size
@@ -99,8 +101,9 @@ cdef inline bint value_inside(const Reader *r, const Record *record) noexcept no
     return <u64>record.value_size <= r.size - RECORD_SIZE - <u64>(<const u8 *>record - r.base)
 
 
-cdef inline int visible(const Reader *r, const Node *node, u64 version, u32 *steps, const Record **out) noexcept nogil:
-    """The record a snapshot at `version` sees: FOUND, ABSENT (none, or a tombstone) or DAMAGED."""
+cdef inline int visible(const Reader *r, const Node *node, u64 version, const RangeView *ranges, u32 *steps,
+                        const Record **out) noexcept nogil:
+    """The record a snapshot at `version` sees: FOUND, ABSENT (none, a tombstone, or a deleted range) or DAMAGED."""
     # Acquire on head and prev: the record's bytes are complete when its ref is seen.
     cdef u32 ref = load_acquire_u32(&node.head)
     cdef const Record *record
@@ -113,6 +116,8 @@ cdef inline int visible(const Reader *r, const Node *node, u64 version, u32 *ste
                 return ABSENT
             if not value_inside(r, record):
                 return DAMAGED
+            if ranges.count and ranges_hide(ranges, node_key(node), node.key_size, record.version):
+                return ABSENT
             out[0] = record
             return FOUND
         steps[0] -= 1
@@ -175,10 +180,15 @@ cdef inline int get_once(const Reader *r, const u8 *key, u32 key_size, u64 hash,
     cdef const Node *node = NULL
     cdef const Record *record = NULL
     cdef u32 steps = STEPS_MAX
-    cdef int outcome = find_node(r, key, key_size, hash, &node)
+    cdef RangeView ranges
+    cdef int outcome
+    # Before the node's head is loaded.
+    if not ranges_load(r, version, &ranges):
+        return DAMAGED
+    outcome = find_node(r, key, key_size, hash, &node)
     if outcome != FOUND:
         return outcome
-    outcome = visible(r, node, version, &steps, &record)
+    outcome = visible(r, node, version, &ranges, &steps, &record)
     if outcome == FOUND:
         fill(out, node, record)
     return outcome
@@ -239,7 +249,7 @@ cdef int descend(const Reader *r, Scan *scan, const u8 *bound, u32 bound_size, b
 cdef inline int emit(const Reader *r, Scan *scan, const Node *node) noexcept nogil:
     """Add the node's row if the snapshot sees one."""
     cdef const Record *record = NULL
-    cdef int outcome = visible(r, node, scan.version, &scan.steps_left, &record)
+    cdef int outcome = visible(r, node, scan.version, &scan.ranges, &scan.steps_left, &record)
     if outcome == DAMAGED:
         return DAMAGED
     if outcome == FOUND:
@@ -462,7 +472,11 @@ cdef int reader_scan(const Reader *r, const u8 *start, u32 start_size, bint star
         scan.last_size = 0
         # Acquire: all unlinkings before this value are seen by the walk.
         sequence = load_acquire_u64(&header.reclaim_sequence)
-        outcome = scan_down(r, &scan) if reverse else scan_up(r, &scan)
+        # Before the first head is loaded.
+        if not ranges_load(r, version, &scan.ranges):
+            outcome = DAMAGED
+        else:
+            outcome = scan_down(r, &scan) if reverse else scan_up(r, &scan)
         if outcome == DAMAGED and scan.steps_left == 0 and scan.last_key != NULL:
             outcome = FOUND     # very long chains: what was walked makes a page
         if outcome == FOUND and not scan.done:

@@ -368,6 +368,7 @@ cdef class Loader:
             else:
                 memcpy(&ranged, body, sizeof(RangeBody))
                 body += sizeof(RangeBody)
+                self.store.range_horizon = ranged.version
                 fits = self._delete_range(body, ranged.start_size, body + ranged.start_size, ranged.end_size,
                                           ranged.version, timestamp)
             if not fits:
@@ -431,6 +432,7 @@ cdef class Loader:
     def begin_log(self, u64 version):
         """The checkpoint is loaded, or there is none: the log after `version` follows."""
         self.version = version
+        self.store.range_horizon = version          # a checkpoint does not tell of deletes
         with nogil:
             self.settle()
 

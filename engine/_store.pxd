@@ -1,7 +1,7 @@
 """The store's writer side: the commit thread only. See `_store.pyx` for the invariants.
 
 A *batch* is everything from the first store_ensure_node/store_install to the store_publish that shows it (or to the
-last store_uninstall that takes it back). Versions installed never go down. store_collect is called between batches only
+last store_uninstall that takes it back). Versions installed on one node never go down. store_collect is called between batches only
 (it removes nodes: refs held over it are stale); store_force_collect may be called inside one.
 store_uninstall takes back unpublished installs only, newest first over the whole batch, not per node.
 """
@@ -24,6 +24,7 @@ cdef struct Store:
     StoreHeader *header
     u64 hash_seed
     u64 tombstone_horizon       # highest version of a delete whose node was removed
+    u64 range_horizon           # highest version of a range delete that recovery may have replayed
     # counters
     u64 key_count               # newest record is no tombstone
     u64 node_count
@@ -49,6 +50,11 @@ cdef struct Store:
     u32 *fresh                  # nodes made since the last collect: those still without a record are removed by it
     u32 fresh_count
     u32 fresh_capacity
+    u32 range_active            # range tombstones in the header (`_range_tombstones`)
+    u64 range_version           # of the one that is being converted; 0: none was begun
+    u32 range_slot              # its slot
+    u8 *range_cursor            # key to go on from
+    u32 range_cursor_size
     i64 flipped_at              # monotonic ns of the last flip of the quarantine
 
 # 0 ok, else an errno: EINVAL (size or alignment), ENOMEM (private tables), ENOSPC (no room for the first pages).

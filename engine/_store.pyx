@@ -25,7 +25,7 @@ from ._arena cimport arena_alloc, arena_block_size, arena_close, arena_flip, are
 from ._arena cimport arena_retire, arena_rounded
 from ._hash_index cimport hash_find, hash_insert, hash_open
 from ._layout cimport KEY_SIZE_MAX, NODE_FRESH, NODE_SIZE, PAGE_SIZE, RECORD_SIZE, RECORD_TOMBSTONE, REF_SHIFT
-from ._layout cimport STORE_HEADER_SIZE, STORE_LAYOUT_VERSION, TOMBSTONE_SIZE, Bucket, Tombstone
+from ._layout cimport STORE_HEADER_SIZE, STORE_LAYOUT_VERSION, TOMBSTONE_SIZE, Bucket, RangeBlock, Tombstone
 from ._layout cimport node_at, node_key, record_at, record_value, store_magic
 from ._ordered_index cimport ordered_height, ordered_insert, ordered_next, ordered_open, ordered_seek
 from ._store_check cimport check_store
@@ -81,6 +81,8 @@ cdef void store_destroy(Store *s) noexcept nogil:
     arena_close(&s.arena)
     free(s.buckets)
     free(s.fresh)
+    free(s.range_cursor)
+    s.range_cursor = NULL
     s.buckets = NULL
     s.fresh = NULL
     s.bucket_count = 0
@@ -541,9 +543,11 @@ def assert_layout():
     """The sizes and offsets that other builds of this layout version rely on."""
     cdef StoreHeader *h = NULL
     offsets = (<size_t>&h.committed_version, <size_t>&h.gc_horizon, <size_t>&h.reclaim_sequence, <size_t>&h.superseded,
-               <size_t>&h.hash_root, <size_t>&h.key_count, <size_t>&h.used_bytes, <size_t>&h.spin_hint)
-    sizes = (sizeof(Node), sizeof(Record), sizeof(Record) + sizeof(Tombstone), sizeof(Bucket))
-    if offsets != (64, 128, 192, 256, 320, 384, 448, 512) or sizes != (16, 48, 64, 256) or sizeof(StoreHeader) != 576:
+               <size_t>&h.hash_root, <size_t>&h.key_count, <size_t>&h.used_bytes, <size_t>&h.spin_hint,
+               <size_t>&h.range_count)
+    sizes = (sizeof(Node), sizeof(Record), sizeof(Record) + sizeof(Tombstone), sizeof(Bucket), sizeof(RangeBlock))
+    if (offsets != (64, 128, 192, 256, 320, 384, 448, 512, 576) or sizes != (16, 48, 64, 256, 24)
+            or sizeof(StoreHeader) != 896):
         raise ImportError(f"the compiler laid out the store differently: {offsets}, {sizes}, {sizeof(StoreHeader)}")
 
 

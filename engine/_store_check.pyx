@@ -12,9 +12,9 @@ from libc.string cimport memset
 from ..ipc._atomics cimport u8, u32, u64
 from ._arena cimport arena_block_size, arena_check
 from ._hash_index cimport hash_find
-from ._layout cimport BUCKET_SLOTS, HEIGHT_MAX, PAGE_SIZE, RECORD_SIZE, RECORD_TOMBSTONE
+from ._layout cimport BUCKET_SLOTS, HEIGHT_MAX, PAGE_SIZE, RANGE_BLOCK_SIZE, RANGE_SLOTS, RECORD_SIZE, RECORD_TOMBSTONE
 from ._layout cimport Bucket, Node, Record, block_at, bucket_at, key_compare, key_hash, node_at, node_key, node_next
-from ._layout cimport record_at, tombstone_at
+from ._layout cimport RangeBlock, range_at, record_at, tombstone_at
 
 
 cdef struct Audit:
@@ -249,8 +249,6 @@ cdef int check_tombstones(Audit *audit) noexcept nogil:
         if not (audit.marks[ref >> 6] >> (ref & 63)) & 1 or not (record_at(s.base, ref).flags & RECORD_TOMBSTONE) \
                 or tombstone_at(s.base, ref).older != older:
             return fail(audit, "tombstone queue holds something else", ref)
-        if older and record_at(s.base, ref).version < record_at(s.base, older).version:
-            return fail(audit, "tombstone queue out of order", ref)
         seen += 1
         older = ref
         ref = tombstone_at(s.base, ref).newer
@@ -270,6 +268,26 @@ cdef int count_head_tombstones(Audit *audit) noexcept nogil:
         if head and record_at(s.base, head).flags & RECORD_TOMBSTONE:
             audit.tombstones += 1
         ref = node_next(node_at(s.base, ref))[0]
+    return 0
+
+
+cdef int check_ranges(Audit *audit) noexcept nogil:
+    """Every active range tombstone is a block of its own, in a slot below the count that readers go by."""
+    cdef Store *s = audit.store
+    cdef u32 slot, active = 0, ref
+    cdef RangeBlock *block
+    for slot in range(RANGE_SLOTS):
+        ref = s.header.ranges[slot]
+        if ref == 0:
+            continue
+        active += 1
+        if slot >= s.header.range_count:
+            return fail(audit, "range tombstone that readers do not see", slot)
+        block = range_at(s.base, ref)
+        if claim(audit, ref, RANGE_BLOCK_SIZE) < RANGE_BLOCK_SIZE + <u64>block.start_size + block.end_size:
+            return fail(audit, "range tombstone is no block of its own", ref)
+    if active != s.range_active or (active == 0) != (s.header.range_count == 0):
+        return fail(audit, "range tombstones and their count differ", active)
     return 0
 
 
@@ -321,7 +339,7 @@ cdef int check_store(Store *s, char *message, size_t size) noexcept nogil:
         wrong = fail(&audit, "no private memory for the audit", words * 16)
     else:
         wrong = check_order(&audit) or check_hash(&audit) or check_superseded(&audit) or count_head_tombstones(&audit) \
-            or check_tombstones(&audit) or check_quarantine(&audit) or check_sums(&audit)
+            or check_tombstones(&audit) or check_ranges(&audit) or check_quarantine(&audit) or check_sums(&audit)
     free(audit.marks)
     free(audit.queued)
     return wrong

@@ -5,7 +5,10 @@ superseded queue until that replacement is at or below `gc_horizon` (from then o
 then it is freed, or joins the bucket of the oldest pin inside the interval. When that pin is gone the bucket is looked at
 again. So a record is looked at once, and once more for each pin that held it back: O(1) however long the queues are.
 
-1. The superseded queue is in order of replacement versions; the tombstone queue in order of tombstone versions.
+1. Both queues are in the order in which their records were replaced or installed. That is the order of versions, but for the
+   tombstones that take the place of a range tombstone: they carry its older version t. Such an entry can wait behind newer
+   ones (a round stops at the first that is too new), never the reverse; whether an entry may go is judged by its own versions:
+   t <= gc_horizon, so no new pin can fall below t, and every pin below t is seen.
 2. Every linked record that is not its node's head is in exactly one of: pending stack (current batch), superseded
    queue, one pin bucket. Every tombstone not replaced by a published record is in the tombstone queue.
 3. Freeing a record from the middle of a chain only widens the interval of the next older record by versions that no

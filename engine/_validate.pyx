@@ -6,7 +6,9 @@ expiry time its snapshot was judged by; now is `core.now`, which is not earlier 
 1. read: the key's version now is the one that was read (0 = absent, deleted, or expired by now);
 2. range: no key in it was written after `start_version`, and none expired between T and now;
 3. write: the key was not written after `start_version`, unless the request is BLIND or the effect belongs to a CAS;
-4. CAS: the key's version now is the expected one, and nothing else.
+4. CAS: the key's version now is the expected one, and nothing else;
+5. a key to be written, be it by an increment or a CAS that expects absence, was not deleted as part of a range after
+   `start_version` (a BLIND request has none): deleting a range counts as a write of every possible key in it.
 
 The request bytes come from another process, but lie in private memory by now: `check_format` has verified every
 size, so the later passes follow them freely. A false `read_time` makes only the ranges of its own request pass or fail.
@@ -22,13 +24,13 @@ transaction whose pin was revoked or that outlived a restart.
 from libc.stdlib cimport realloc
 from libc.string cimport memcpy, memset
 
-from occamdb.engine._core cimport HOT_KEYS, RECENT_COUNT, Recent
-from occamdb.engine._expiry_time cimport is_due
+from occamdb.engine._core cimport HOT_KEYS
 from occamdb.engine._hot_keys cimport note_hot_key
-from occamdb.engine._layout cimport (
-    RECORD_EXPIRY, RECORD_TOMBSTONE, Node, Record, key_compare, key_hash, node_at, node_key, record_at,
-)
-from occamdb.engine._store cimport store_find, store_next, store_seek
+from occamdb.engine._layout cimport RECORD_TOMBSTONE, Record, key_hash, node_at, record_at
+from occamdb.engine._range_check cimport written_version
+from occamdb.engine._range_history cimport history_cover, history_overlap
+from occamdb.engine._range_tombstones cimport ranges_cover
+from occamdb.engine._store cimport store_find
 from occamdb.engine._wire cimport (
     CONFLICT_CAS, CONFLICT_HEADER_SIZE, CONFLICT_RANGE, CONFLICT_READ, CONFLICT_WRITE, CONFLICTS_LISTED_MAX,
     KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE, OP_DELETE_RANGE, OP_HEADER_SIZE, OP_PUT, OP_RANGE, OP_READ,
@@ -38,7 +40,7 @@ from occamdb.engine._wire cimport (
 )
 from occamdb.ipc._atomics cimport u16
 
-cdef i64 I64_MAX = 0x7FFFFFFFFFFFFFFF
+cdef i64 I64_MIN = -<i64>0x7FFFFFFFFFFFFFFF - 1
 
 
 cdef u32 _check_op(Core *core, const OpHeader *op) noexcept nogil:
@@ -111,17 +113,9 @@ cdef u64 visible_version(Core *core, u32 node, i64 read_time) noexcept nogil:
         return 0
     if record.expires_at != 0 and record.expires_at <= read_time:
         return 0
-    return record.version
-
-
-cdef inline u64 _written_version(Core *core, u32 node) noexcept nogil:
-    """The version of the last write by a transaction; 0 when there was none."""
-    cdef u32 head = node_at(core.store.base, node).head
-    cdef const Record *record
-    if head == 0:
+    if ranges_cover(&core.store, node) != NULL:
         return 0
-    record = record_at(core.store.base, head)
-    return <u64>record.expires_at if record.flags & RECORD_EXPIRY else record.version
+    return record.version
 
 
 cdef bint reserve_reply(Channel *channel, u64 size) noexcept nogil:
@@ -165,104 +159,50 @@ cdef void _report(Core *core, Channel *channel, u8 kind, const OpHeader *op, u64
     reply.conflict_count += 1
 
 
-cdef u64 _changed_version(Core *core, u32 node, u64 start_version, i64 read_time) noexcept nogil:
-    """What makes the key look otherwise than at (`start_version`, `read_time`): the version that was written since, or
-    that has expired since; 0 when there is neither."""
-    cdef u32 head = node_at(core.store.base, node).head
-    cdef const Record *record
-    cdef const Record *removed
-    cdef i64 expires_at
-    cdef u64 version
-    if head == 0:
-        return 0
-    record = record_at(core.store.base, head)
-    if record.version > start_version and not record.flags & RECORD_EXPIRY:
-        return record.version
-    if record.flags & RECORD_EXPIRY:
-        version = <u64>record.expires_at
-        if version > start_version:
-            return version
-        if record.version <= start_version:
-            return 0                    # removed before the snapshot
-        # A snapshot between the two versions keeps the removed record. Where it is gone, because the pin was revoked,
-        # the time of its removal is the latest at which it can have expired.
-        expires_at = record.timestamp
-        if record.prev:
-            removed = record_at(core.store.base, record.prev)
-            if removed.version == version:
-                expires_at = removed.expires_at
-        return version if read_time < expires_at else 0
-    if record.flags & RECORD_TOMBSTONE or record.expires_at == 0:
-        return 0
-    return record.version if read_time < record.expires_at <= core.now else 0
-
-
-cdef u64 _changed_in_range(Core *core, const u8 *start, u32 start_size, const u8 *end, u32 end_size,
-                           u64 start_version, i64 read_time) noexcept nogil:
-    """A version in [start, end) that was written after `start_version` or expired after `read_time`, or 0.
-
-    Walks the recent writes back and the range forward in turn and stops with whichever ends first, so the cost is
-    the smaller of the two. The recent list may only be believed back to `recent_floor`; a node freed
-    since then has no write above `tombstone_horizon`, hence the second condition. The removals of expired keys are on the
-    list; keys that are due, but were not removed yet, are found in the nodes only: hence the third.
-    """
-    cdef bint list_usable = (start_version >= core.recent_floor and start_version >= core.store.tombstone_horizon
-                             and not is_due(core))
-    cdef u64 position = core.recent_next
-    cdef u32 node = store_seek(&core.store, start, start_size)
-    cdef const Node *entry
-    cdef const Recent *recent
-    cdef u64 written
-    cdef u32 step
-    while True:
-        if node == 0:
-            return 0
-        entry = node_at(core.store.base, node)
-        if key_compare(node_key(entry), entry.key_size, end, end_size) >= 0:
-            return 0
-        written = _changed_version(core, node, start_version, read_time)
-        if written:
-            return written
-        node = store_next(&core.store, node)
-        if not list_usable:
-            continue
-        for step in range(4):
-            if position == 0 or core.recent_next - position >= RECENT_COUNT:
-                return 0                    # all that is newer than recent_floor was looked at
-            position -= 1
-            recent = &core.recent[position & (RECENT_COUNT - 1)]
-            if recent.version <= start_version:
-                return 0
-            entry = node_at(core.store.base, recent.node)
-            if (key_compare(node_key(entry), entry.key_size, start, start_size) >= 0
-                    and key_compare(node_key(entry), entry.key_size, end, end_size) < 0):
-                written = _changed_version(core, recent.node, start_version, read_time)
-                if written:
-                    return written
-
-
-cdef u64 _check_range(Core *core, Channel *channel, const OpHeader *op, u64 start_version, i64 read_time) noexcept nogil:
+cdef u64 _check_range(Core *core, Channel *channel, const OpHeader *op, u64 start_version, u64 *found,
+                      bint large_only) noexcept nogil:
+    """`found`: what the walk said of this range. Large range deletes are not on the lists that it went by; another range
+    delete that meets this one conflicts whether it found a key or not."""
     cdef const u8 *start = <const u8 *>op + OP_HEADER_SIZE
-    cdef u64 written
-    if start_version < core.store.tombstone_horizon:
-        written = core.store.tombstone_horizon
-    else:
-        written = _changed_in_range(core, start, op.key_size, start + op.key_size, op.value_size, start_version, read_time)
+    cdef u64 written = found[0]
+    if written == 0:
+        written = history_overlap(&core.range_history, start, op.key_size, start + op.key_size, op.value_size,
+                                  start_version, large_only)
     if written == 0:
         return 0
     _report(core, channel, CONFLICT_RANGE, op, start_version, written)
     return 1
 
 
+cdef u64 _erased_since(Core *core, const OpHeader *op, u32 node, u64 start_version) noexcept nogil:
+    """A version above `start_version` at which a range with this key in it was deleted; 0: there was none.
+
+    Where the history does not reach back to the transaction's start, a key that has had its value since before that proves
+    that there was none; any other may have been deleted, and the answer errs on the safe side. An increment of a key that is
+    there is let through: it adds to what somebody wrote after any such deletion, and leaves nothing behind.
+    """
+    cdef u64 erased = history_cover(&core.range_history, <const u8 *>op + OP_HEADER_SIZE, op.key_size, start_version)
+    cdef u64 version
+    if erased or start_version >= core.range_history.floor:
+        return erased
+    version = visible_version(core, node, I64_MIN)
+    if version != 0 and (version <= start_version or op.code == OP_ADD):
+        return 0
+    return core.range_history.floor
+
+
 cdef u64 _check_write(Core *core, Channel *channel, const OpHeader *op, u64 start_version) noexcept nogil:
+    """An increment and a CAS may find another writer's value, but not write into what was deleted as a range."""
     cdef const u8 *key = <const u8 *>op + OP_HEADER_SIZE
     cdef u32 node = store_find(&core.store, key, op.key_size, key_hash(key, op.key_size, core.store.hash_seed))
     cdef u64 written = 0
-    if node != 0:
-        written = _written_version(core, node)
-    if written == 0 and start_version < core.store.tombstone_horizon:
+    if node != 0 and op.code != OP_ADD and op.code != OP_CAS:
+        written = written_version(core, node)
+    if written == 0 and start_version < core.store.tombstone_horizon and op.code != OP_ADD and op.code != OP_CAS:
         written = core.store.tombstone_horizon
     if written <= start_version:
+        written = _erased_since(core, op, node, start_version)
+    if written == 0:
         return 0
     _report(core, channel, CONFLICT_WRITE, op, start_version, written)
     return 1
@@ -281,14 +221,14 @@ cdef u64 _check_version(Core *core, Channel *channel, const OpHeader *op, u8 kin
 cdef u64 validate_request(Core *core, Channel *channel, const u8 *request) noexcept nogil:
     """All conflicts of a well-formed request, listed into the reply; returns how many there are.
 
-    REQUIRES: check_format passed; channel.out holds a reply header.
+    REQUIRES: check_format passed; walk_ranges has every answer, in this batch; channel.out holds a reply header.
     """
     cdef const RequestHeader *header = <const RequestHeader *>request
     cdef const OpHeader *op
     cdef u64 position = REQUEST_HEADER_SIZE, found = 0, one
     cdef bint blind = (header.flags & REQUEST_BLIND) != 0
     cdef u64 start_version = header.start_version
-    cdef u32 index
+    cdef u32 index, ranges = 0
     cdef u64 *counter
     for index in range(header.op_count):
         op = <const OpHeader *>(request + position)
@@ -301,15 +241,18 @@ cdef u64 validate_request(Core *core, Channel *channel, const u8 *request) noexc
         elif op.code == OP_CAS:
             counter = &core.counters.conflicts_cas
             one = _check_version(core, channel, op, CONFLICT_CAS)
+            if one == 0 and op.argument == 0 and not blind:
+                one = _check_write(core, channel, op, start_version)
         elif op.code == OP_RANGE:
             counter = &core.counters.conflicts_range
-            one = _check_range(core, channel, op, start_version, header.read_time)
-        elif blind or op.flags & OP_UNCHECKED or op.code == OP_ADD:
+            one = _check_range(core, channel, op, start_version, &channel.walk.found[ranges], True)
+            ranges += 1
+        elif blind or op.flags & OP_UNCHECKED:
             continue
         elif op.code == OP_DELETE_RANGE:
             counter = &core.counters.conflicts_write
-            # What expired meanwhile is as gone as what is deleted: only writes matter.
-            one = _check_range(core, channel, op, start_version, I64_MAX)
+            one = _check_range(core, channel, op, start_version, &channel.walk.found[ranges], False)
+            ranges += 1
         else:
             counter = &core.counters.conflicts_write
             one = _check_write(core, channel, op, start_version)

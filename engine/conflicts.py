@@ -53,12 +53,15 @@ class ReadConflict:
 
 @dataclass(frozen=True, slots=True)
 class WriteConflict:
-    """A key to be written that somebody else wrote after the transaction's snapshot.
+    """A key to be written that somebody else wrote or deleted after the transaction's snapshot.
+
+    Deleting a range, a whole run for example, counts as a write of every possible key in it: it conflicts with a
+    key that was never there, and also with an increment or a CAS that expects absence.
 
     Attributes:
       key: the user key.
       expected_version: the transaction's start version: nothing newer was allowed.
-      found_version: the version of the newer write.
+      found_version: the version of the newer write, or of the deletion of a range.
       run_id: the run of the key, when known.
       tag: which part of the run the key belongs to, when known.
     """
@@ -71,7 +74,7 @@ class WriteConflict:
 
     def __str__(self) -> str:
         seen, now = self.expected_version, self.found_version
-        return f"write of {self.key!r}: written at version {now}, after the snapshot at {seen}{_place(self)}"
+        return f"write of {self.key!r}: written or deleted at version {now}, after the snapshot at {seen}{_place(self)}"
 
 
 class ConflictError(OccamError):

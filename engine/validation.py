@@ -3,6 +3,7 @@
 Used by workers when a read is already stale before any round trip, by `Transaction.validate()`, and as the
 model the compiled validator of the commit thread is tested against. Nothing here changes anything.
 
+
 A commit has one place in the total order, and there it must find what it read. The state there is that of the
 newest versions at the commit's time; the state it read is that of its snapshot, `start_version` at `read_time`.
 A key with an expiry time is in a state while the state's time is earlier. The background removal of an expired
@@ -14,20 +15,23 @@ key changes no state.
 3. A write asks only whether somebody else wrote the key since: it does not care what was there. A key that expired
    was written by nobody.
 4. A CAS key is checked by its expected version alone, even when it is in the write set too.
-5. Every conflict is counted; the first CONFLICTS_LISTED_MAX are listed: reads, ranges, CAS, then writes and deleted
+5. Deleting a range counts as a write of every possible key in it: what goes into it from an older snapshot conflicts,
+   be it a key that never was there, an increment, or a CAS that expects absence.
+6. Every conflict is counted; the first CONFLICTS_LISTED_MAX are listed: reads, ranges, CAS, then writes and deleted
    ranges.
 
     check    conflicts when
     read     version now (expired: 0) != version read
     range    some key in [start, end) has written_version > start_version, or read_time < expires_at <= now
-    cas      version now (expired: 0) != expected version
-    write    written_version > start_version
-    delete   of a range: some key in it has written_version > start_version
+    cas      version now (expired: 0) != expected version; with 0 expected, as add
+    write    written_version > start_version; as add
+    add      a range with the key in it was deleted after start_version
+    delete   of a range: some key in it has written_version > start_version; a range that meets it was deleted since
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -63,6 +67,9 @@ __all__ = [
 ]
 
 CONFLICTS_LISTED_MAX = 16
+
+
+RangeDelete = tuple[bytes, bytes, int]  # start, end, version
 
 
 class Newest(NamedTuple):
@@ -102,8 +109,9 @@ class CommitSets:
       reads: the version read of each key, 0 for absent.
       ranges: the [start, end) scanned.
       cas: the expected version of each key, 0 for absent.
-      writes: the keys put or deleted. Not those written by a CAS (its own check is stricter), nor those added to:
-        an increment reads nothing and is resolved when applied, so it conflicts with nobody.
+      writes: the keys put or deleted. Not those written by a CAS (its own check is stricter).
+      adds: the keys added to: an increment reads nothing and is resolved when applied, so it conflicts with the
+        deletion of a range around it and with nothing else.
       deleted_ranges: the [start, end) deleted; checked like writes, under every isolation.
     """
 
@@ -113,6 +121,7 @@ class CommitSets:
     ranges: Iterable[tuple[bytes, bytes]] = ()
     cas: Mapping[bytes, int] = field(default_factory=dict)
     writes: AbstractSet[bytes] = frozenset()
+    adds: AbstractSet[bytes] = frozenset()
     deleted_ranges: Iterable[tuple[bytes, bytes]] = ()
     commit_time: int = 0
 
@@ -195,26 +204,77 @@ def validate_write_set(
             yield write_conflict(key, start_version, newest[1])
 
 
-def validate_transaction(source: VersionSource, sets: CommitSets, *, serializable: bool = True) -> Validation:
+def erased_since(range_deletes: Iterable[RangeDelete], key: bytes, start_version: int) -> int:
+    """The newest version after `start_version` at which a range with this key in it was deleted; 0: none."""
+    found = [
+        version for start, end, version in range_deletes if version > start_version and start <= key < end
+    ]
+    return max(found, default=0)
+
+
+def validate_erased(
+    range_deletes: Iterable[RangeDelete], keys: Iterable[bytes], start_version: int
+) -> Iterator[WriteConflict]:
+    """Every key that was deleted as part of a range after `start_version`, whether it was there or not."""
+    for key in keys:
+        erased = erased_since(range_deletes, key, start_version)
+        if erased:
+            yield write_conflict(key, start_version, erased)
+
+
+def validate_transaction(
+    source: VersionSource,
+    sets: CommitSets,
+    *,
+    serializable: bool = True,
+    range_deletes: Sequence[RangeDelete] = (),
+) -> Validation:
     """Every conflict of a transaction.
 
     Args:
       source: the newest committed state.
       sets: what the transaction read and wants to write.
       serializable: False for isolation "snapshot": reads and ranges are not checked.
+      range_deletes: those committed so far; a worker knows of none, and the commit core finds what it misses.
     """
-    return _collect(_conflicts(source, sets, serializable))
+    return _collect(_conflicts(source, sets, serializable, range_deletes))
 
 
-def _conflicts(source: VersionSource, sets: CommitSets, serializable: bool) -> Iterator[Conflict]:
+def _conflicts(
+    source: VersionSource, sets: CommitSets, serializable: bool, range_deletes: Sequence[RangeDelete]
+) -> Iterator[Conflict]:
     if serializable:
         yield from validate_read_set(source, sets.reads, sets.now)
         if sets.start_version is not None:
             yield from validate_ranges(source, sets.ranges, sets.start_version, sets.read_time, sets.now)
     yield from validate_cas_set(source, sets.cas, sets.now)
     if sets.start_version is not None:
-        yield from validate_write_set(source, sets.writes, sets.start_version)
-        yield from validate_ranges(source, sets.deleted_ranges, sets.start_version)
+        start = sets.start_version
+        absent = [
+            key
+            for key, expected in sets.cas.items()
+            if expected == 0 and version_now(source, key, sets.read_time) == 0
+        ]
+        yield from validate_erased(range_deletes, absent, start)
+        for key in sets.writes:
+            found = list(validate_write_set(source, [key], start))
+            yield from found or validate_erased(range_deletes, [key], start)
+        yield from validate_erased(range_deletes, sets.adds, start)
+        yield from _validate_deleted_ranges(source, sets.deleted_ranges, start, range_deletes)
+
+
+def _validate_deleted_ranges(
+    source: VersionSource,
+    ranges: Iterable[tuple[bytes, bytes]],
+    start_version: int,
+    range_deletes: Sequence[RangeDelete],
+) -> Iterator[ReadConflict]:
+    for start, end in ranges:
+        found = list(validate_ranges(source, [(start, end)], start_version))
+        met = [v for s, e, v in range_deletes if v > start_version and s < end and start < e and start < end]
+        if not found and met:
+            found = [range_conflict(start, end, start_version, max(met))]
+        yield from found
 
 
 def _collect(conflicts: Iterator[Conflict]) -> Validation:

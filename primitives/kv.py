@@ -335,7 +335,11 @@ class KVMapping(MutableMapping[UserKey, Any]):
         return self._atomically(ensure)
 
     def clear(self) -> None:
-        """Remove every key in one transaction, which costs the same however many there are."""
+        """Remove every key in one transaction.
+
+        It takes effect as one entry, so it holds nobody up however many keys there are; their memory is given
+        back in the background, in time proportional to their number.
+        """
         self._atomically(lambda kv: kv.space.delete_range())
 
     def __repr__(self) -> str:

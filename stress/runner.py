@@ -46,6 +46,7 @@ class RunResult:
     lost: int = 0
     errors: list[str] = field(default_factory=list)
     report: Report | None = None
+    account: list[str] = field(default_factory=list)
 
     @property
     def valid(self) -> bool:
@@ -64,6 +65,7 @@ class RunResult:
             f"({counts['conflict'] / tried:.1%}), {counts['retries']:,} retries, {counts['refused']:,} refused, "
             f"{counts['unresolved']:,} with unknown outcome",
         ]
+        lines += ["  " + line for line in self.account]
         lines += [f"  note: {error}" for error in self.errors[:10]]
         if self.report is not None:
             lines += ["  " + line for line in self.report.text().splitlines()]
@@ -196,6 +198,7 @@ class Runner:
         result = RunResult(self.workload.name, self.settings, self.directory, seconds)
         tallies = self.tallies()
         result.counts = totals(tallies)
+        result.account = self.workload.account(result.counts, tallies)
         for number, code in sorted(self.exits.items()):
             if code == -999:
                 result.problems.append(f"worker {number} did not end when asked to: it hangs")

@@ -54,6 +54,10 @@ class Workload:
         """Read everything back; returns the broken promises, in words."""
         raise NotImplementedError
 
+    def account(self, counts: Counts, tallies: list[Counts]) -> list[str]:
+        """Figures of its own for the account of a run, a line each."""
+        return []
+
 
 def between(what: str, found: int, least: int, most: int) -> list[Problem]:
     """A problem unless `least <= found <= most`; what falls short of `least` counts as lost."""

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.database import Database
+from occamdb import Database, Transaction
 from occamdb.engine.errors import ConflictError
 from occamdb.engine.public_types import RunId
-from occamdb.engine.transaction import Transaction
 
 SOON = 0.05
 

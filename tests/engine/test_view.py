@@ -25,7 +25,7 @@ SIZE = 1 << 20
 class Bench:
     """A store and a channel in private memory, a writer for the one and a database that reads through both."""
 
-    durability = "none"
+    durability = log_mode = "none"
     limits = Limits()
 
     def __init__(self) -> None:

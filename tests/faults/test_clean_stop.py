@@ -165,7 +165,7 @@ def test_commits_pause_for_a_log_tail_and_not_for_a_checkpoint(
 def count_until_it_stops(peer: Peer, path: Path, run: RunId, durability: str) -> int:
     """Count until there is no coordinator; any other error fails the test. How often it was acknowledged."""
     count = 0
-    with occamdb.open(path, start="never", durability=durability, timeout=60.0) as db:
+    with occamdb.open(path, start="never", durability=occamdb.Durability(durability), timeout=60.0) as db:
         db.put(run, "other", 1)
         handle = db.handle
         assert isinstance(handle, SharedHandle)

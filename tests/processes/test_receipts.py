@@ -30,7 +30,7 @@ def test_what_a_receipt_says(
     """`plain` by commit(), `durable` by commit(durable=True); None: refused, with nothing sent."""
     with (
         open_database(database_path, durability=coordinator, sync_interval=60.0) as first,
-        occamdb.open(database_path, durability=handle) as db,
+        occamdb.open(database_path, durability=occamdb.Durability(handle)) as db,
     ):
         figures = first.stats()
         with db.begin(run) as txn:

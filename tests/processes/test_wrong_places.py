@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -89,7 +89,7 @@ def test_a_child_pickles_the_id_before_it_attaches(database_path: Path, run: Run
 
 
 @pytest.mark.parametrize("start", ["auto", "never"])
-def test_a_file_is_named_as_one(start: str, tmp_path: Path) -> None:
+def test_a_file_is_named_as_one(start: Literal["auto", "never"], tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("hello")
     for path in (file, file / "db"):

@@ -13,10 +13,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from occamdb import RunId
-from occamdb.engine.database import Database
+from occamdb import Database, RunId, Transaction
 from occamdb.engine.errors import ConflictError
-from occamdb.engine.transaction import Transaction
 from tests.support import clocks
 from tests.support.broken_engines import SkipsReadValidation, broken_database
 from tests.support.databases import memory_database

@@ -6,8 +6,8 @@ import struct
 import time
 from typing import Any
 
+from occamdb import Database
 from occamdb.engine._commit import CLOCK_OFFSET_OFFSET
-from occamdb.engine.database import Database
 from occamdb.engine.local import LocalHandle
 from occamdb.ipc.segment import peek_segment, poke_segment
 

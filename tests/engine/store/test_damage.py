@@ -133,7 +133,7 @@ def test_cycles_end() -> None:
 
 @pytest.mark.parametrize(
     "offset, value",
-    [(0, b"OTHERSTO"), (8, b"\x02\x00\x00\x00"), (12, b"\x00\x00\x00\x00"), (40, b"\x00" * 8)],
+    [(0, b"OTHERSTO"), (8, b"\x7f\x00\x00\x00"), (12, b"\x00\x00\x00\x00"), (40, b"\x00" * 8)],
 )
 def test_foreign_or_truncated_memory_is_refused(offset: int, value: bytes) -> None:
     good, _ = image()

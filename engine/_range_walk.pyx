@@ -1,0 +1,13 @@
+"""The state of a request's range checks between two batches (`_range_check.pyx` does the work)."""
+
+from libc.stdlib cimport free
+
+
+cdef void walk_free(RangeWalk *walk) noexcept nogil:
+    """Give back the private memory of a walk; the channel is not served any longer."""
+    free(walk.found)
+    free(walk.cursor)
+    walk.found = NULL
+    walk.cursor = NULL
+    walk.capacity = 0
+    walk.active = False
