@@ -22,8 +22,10 @@ export HYPOTHESIS_PROFILE ?= ci
 # date. Both stamps live in the virtual environment, so that a second environment installs and builds for itself.
 DEPS := $(VENV)/.occamdb-deps
 BUILT := $(VENV)/.occamdb-built
-SOURCES := $(wildcard ipc/*.pyx ipc/*.pxd engine/*.pyx engine/*.pxd primitives/*.pyx primitives/*.pxd)
-COMPILED = $(patsubst %.pyx,occamdb.%,$(subst /,.,$(wildcard ipc/*.pyx engine/*.pyx primitives/*.pyx)))
+SOURCES := $(shell find ipc engine primitives -name '*.pyx' -o -name '*.pxd')
+# Compiled modules that Python code calls have a stub; the others have nothing to compare.
+STUBBED = $(patsubst %.pyi,%,$(wildcard $(patsubst %.pyx,%.pyi,$(filter %.pyx,$(SOURCES)))))
+COMPILED = $(addprefix occamdb.,$(subst /,.,$(STUBBED)))
 
 .DELETE_ON_ERROR:
 .PHONY: help install demo test check lint format types stubs bench bench-smoke coverage dist clean distclean
@@ -83,7 +85,7 @@ bench-smoke: $(BUILT)
 	$(BIN)/python -m occamdb.stress.bench.smoke $(ARGS)
 
 # Transactions, validation and recovery: what is wrong there loses data.
-CRITICAL := */engine/transaction.py,*/engine/snapshot.py,*/engine/conflicts.py,*/engine/validation.py,*/engine/retry.py,*/engine/recovery.py,*/engine/checkpoint.py,*/engine/salvage.py,*/engine/wal_format.py,*/engine/wal_reader.py,*/engine/wal_writer.py
+CRITICAL := */engine/transaction/transaction.py,*/engine/transaction/snapshot.py,*/engine/model/conflicts.py,*/engine/commit/validation.py,*/engine/model/retry_policy.py,*/engine/log/recovery.py,*/engine/log/checkpoint.py,*/engine/log/salvage.py,*/engine/log/wal_format.py,*/engine/log/wal_reader.py,*/engine/log/wal_writer.py
 
 # Without the tests that raise out of a signal handler every millisecond: they would mostly interrupt the tracer.
 coverage: $(BUILT)
@@ -97,7 +99,8 @@ dist: $(DEPS)
 
 clean:
 	rm -rf build dist htmlcov .coverage .coverage.* src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f $(wildcard ipc/*.so engine/*.so primitives/*.so) $(BUILT)
+	rm -f $(BUILT)
+	find ipc engine primitives -name '*.so' -delete
 	find ipc engine primitives stress tools tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean

@@ -1,6 +1,6 @@
 """Extensions only: every `.pyx` under `src/occamdb/` becomes one compiled module.
 
-`OCCAMDB_ONLY=occamdb.engine._store,...` builds just the named modules (handy while working on one), `none` nothing;
+`OCCAMDB_ONLY=occamdb.engine.store._store,...` builds just the named modules, `none` nothing;
 `OCCAMDB_JOBS=n` bounds the parallel compilers (default: one a core).
 """
 
@@ -23,16 +23,13 @@ def extensions() -> list[Extension]:
     only = set(filter(None, os.environ.get("OCCAMDB_ONLY", "").split(",")))
     found = []
     for package in PACKAGES:
-        for source in sorted((Path(__file__).parent / "src/occamdb" / package).glob("*.pyx")):
-            name = f"occamdb.{package}.{source.stem}"
+        folder = Path(__file__).parent / "src/occamdb" / package
+        for source in sorted(folder.rglob("*.pyx")):
+            inside = source.relative_to(folder).with_suffix("")
+            name = ".".join(["occamdb", package, *inside.parts])
             if not only or name in only:
-                found.append(
-                    Extension(
-                        name,
-                        [f"src/occamdb/{package}/{source.name}"],
-                        extra_compile_args=FLAGS,
-                    )
-                )
+                path = f"src/occamdb/{package}/{inside.as_posix()}.pyx"
+                found.append(Extension(name, [path], extra_compile_args=FLAGS))
     return found
 
 

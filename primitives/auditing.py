@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from ..engine._transaction import Space
-from ..engine.errors import OccamError
+from ..engine.model.errors import OccamError
+from ..engine.transaction._transaction import Space
 
 __all__ = ["Auditor", "EntriesOf", "Fault", "Repair", "apply_repair", "audit_entries", "read_record"]
 

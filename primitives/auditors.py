@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..engine._transaction import Space
-from ..engine.errors import CorruptionError, OccamError
-from ..engine.values import Codec
+from ..engine.model.errors import CorruptionError, OccamError
+from ..engine.model.values import Codec
+from ..engine.transaction._transaction import Space
 from . import layout
 from .auditing import Auditor, Fault, Repair, audit_entries, read_record
 from .event_log import FIRST_PREV_HASH, HASH_SIZE, EventLog, decode_event, event_fault

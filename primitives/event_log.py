@@ -18,9 +18,9 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
-from ..engine.errors import CorruptionError, InvalidArgumentError, OccamError, ValueEncodingError
-from ..engine.public_types import TypeTag
-from ..engine.values import Codec, encode_value
+from ..engine.model.errors import CorruptionError, InvalidArgumentError, OccamError, ValueEncodingError
+from ..engine.model.public_types import TypeTag
+from ..engine.model.values import Codec, encode_value
 from . import layout
 from .extension import (
     H_co,

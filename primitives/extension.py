@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
-from ..engine._transaction import DatabaseBase, Space, TransactionBase
-from ..engine.errors import InvalidArgumentError
-from ..engine.extensions import register_extension
+from ..engine.model.errors import InvalidArgumentError
+from ..engine.transaction._transaction import DatabaseBase, Space, TransactionBase
+from ..engine.transaction.extensions import register_extension
 from .auditing import Auditor
 from .operations import (
     CONTENDED,

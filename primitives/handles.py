@@ -10,12 +10,12 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal, TypedDict, Unpack
 
-from ..engine import opening
-from ..engine.database import Database as EngineDatabase
-from ..engine.limits import Limits
-from ..engine.public_types import Durability, Isolation
-from ..engine.transaction import Transaction as EngineTransaction
-from ..engine.values import Codec
+from ..engine.client import opening
+from ..engine.model.limits import Limits
+from ..engine.model.public_types import Durability, Isolation
+from ..engine.model.values import Codec
+from ..engine.transaction.database import Database as EngineDatabase
+from ..engine.transaction.transaction import Transaction as EngineTransaction
 from .event_log import EventLog
 from .extension import enlist
 from .kv import KVStore

@@ -14,10 +14,10 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Mu
 from datetime import timedelta
 from typing import Any, TypeAlias, TypeVar, overload
 
-from ..engine.errors import InvalidArgumentError
-from ..engine.public_types import TypeTag, VersionedValue
-from ..engine.retry import RetryPolicy
-from ..engine.running import refuse_lazy_function
+from ..engine.model.errors import InvalidArgumentError
+from ..engine.model.public_types import TypeTag, VersionedValue
+from ..engine.model.retry_policy import RetryPolicy
+from ..engine.transaction.attempts import refuse_lazy_function
 from .extension import (
     DatabaseBase,
     H_co,

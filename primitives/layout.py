@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-from ..engine.errors import InvalidArgumentError
+from ..engine.model.errors import InvalidArgumentError
 
 ID_SIZE = 16
 ZERO_ID = bytes(ID_SIZE)

@@ -34,9 +34,9 @@ from typing import (
 )
 from uuid import UUID
 
-from ..engine._transaction import DatabaseBase, TransactionBase
-from ..engine.public_types import RunId
-from ..engine.retry import RetryPolicy
+from ..engine.model.public_types import RunId
+from ..engine.model.retry_policy import RetryPolicy
+from ..engine.transaction._transaction import DatabaseBase, TransactionBase
 
 if TYPE_CHECKING:
     from .extension import Primitive

@@ -11,9 +11,9 @@ from heapq import merge
 from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
-from ..engine._transaction import Space
-from ..engine.errors import InvalidArgumentError
-from ..engine.keys import successor
+from ..engine.model.errors import InvalidArgumentError
+from ..engine.model.keys import successor
+from ..engine.transaction._transaction import Space
 from . import layout
 from .extension import to_microseconds
 

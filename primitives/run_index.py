@@ -19,14 +19,14 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast, overload
 
-from ..engine.errors import (
+from ..engine.model.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
     NotFoundError,
     OccamError,
     ValueEncodingError,
 )
-from ..engine.public_types import RESERVED_RUN, RunId, TypeTag
+from ..engine.model.public_types import RESERVED_RUN, RunId, TypeTag
 from . import layout
 from .extension import (
     DatabaseBase,

@@ -9,8 +9,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from ..engine.errors import CorruptionError, InvalidArgumentError, InvalidTransition
-from ..engine.public_types import RunId
+from ..engine.model.errors import CorruptionError, InvalidArgumentError, InvalidTransition
+from ..engine.model.public_types import RunId
 from .extension import from_microseconds
 
 __all__ = ["ALLOWED_TRANSITIONS", "RunMetadata", "RunStatus", "check_transition"]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar, overload
 
-from ..engine.errors import AlreadyExistsError, CASConflict, InvalidArgumentError, NotFoundError
-from ..engine.public_types import TypeTag, VersionedValue
-from ..engine.retry import RetryPolicy
-from ..engine.running import refuse_lazy_function
+from ..engine.model.errors import AlreadyExistsError, CASConflict, InvalidArgumentError, NotFoundError
+from ..engine.model.public_types import TypeTag, VersionedValue
+from ..engine.model.retry_policy import RetryPolicy
+from ..engine.transaction.attempts import refuse_lazy_function
 from .extension import (
     CONTENDED,
     DatabaseBase,

@@ -18,8 +18,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from ..engine.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
-from ..engine.public_types import TypeTag
+from ..engine.model.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
+from ..engine.model.public_types import TypeTag
 from . import layout
 from .extension import H_co, Primitive, operation, reader, single
 from .planner import Choice, IndexRange, Test, checked_limit, choose, window

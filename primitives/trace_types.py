@@ -14,8 +14,8 @@ from operator import attrgetter
 from typing import Any, TypeAlias
 from uuid import UUID
 
-from ..engine.errors import CorruptionError, InvalidArgumentError, OccamError, ValueEncodingError
-from ..engine.values import Codec
+from ..engine.model.errors import CorruptionError, InvalidArgumentError, OccamError, ValueEncodingError
+from ..engine.model.values import Codec
 from .extension import from_microseconds
 from .layout import ZERO_ID
 

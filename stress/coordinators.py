@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from occamdb.engine.directory import read_meta
+from occamdb.engine.disk.directory import read_meta
 from occamdb.ipc.errors import LockHeldError
 from occamdb.ipc.lock import lock_holder
 from occamdb.ipc.process import ProcessIdentity, is_alive

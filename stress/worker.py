@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import occamdb
-from occamdb.engine.errors import CommitOutcomeUnknown, ConflictError
+from occamdb.engine.model.errors import CommitOutcomeUnknown, ConflictError
 from occamdb.ipc.errors import OccamError
 from occamdb.stress.history import HistoryWriter, Op
 from occamdb.stress.tally import Tally

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from occamdb import RunId
-from occamdb.engine import failpoints
+from occamdb.engine.disk import failpoints
 from occamdb.ipc.errors import LockHeldError
 from tests.support import leaks, processes
 

@@ -23,6 +23,8 @@ MAY_IMPORT = {
     "tools": {"ipc", "engine", "primitives", "stress", "tools"},
 }
 LAYERS = tuple(MAY_IMPORT)
+# The packages of engine/, lowest first: each may import itself and those before it.
+ENGINE_ORDER = ("model", "disk", "store", "log", "commit", "transaction", "coordinator", "client")
 PUBLIC_NAMES: list[str] = list(getattr(occamdb, "__all__", ()))
 BELOW_THE_PUBLIC_FACE = ("ipc", "engine", "primitives")
 
@@ -151,6 +153,30 @@ def test_imports_only_go_down() -> None:
     assert offences(ALL_PYTHON + ALL_CYTHON, goes_up) == []
 
 
+def engine_rank(module: str) -> int | None:
+    """The place of a module of the engine in ENGINE_ORDER; None for what lies outside."""
+    match = re.match(r"occamdb\.engine\.(\w+)", module)
+    return ENGINE_ORDER.index(match[1]) if match else None
+
+
+def test_the_engine_consists_of_its_packages() -> None:
+    """Each folder of engine/ has its place in the order, and no code lies beside the folders."""
+    lying = {
+        path.relative_to(ROOT / "engine") for path in ALL_PYTHON + ALL_CYTHON if own_layer(path) == "engine"
+    }
+    assert {path.parts[0] for path in lying} == {*ENGINE_ORDER, "__init__.py"}
+
+
+def test_imports_inside_the_engine_only_go_down() -> None:
+    """Cimports, imports inside functions and those for the type checker too; there is no exception."""
+
+    def goes_up(path: Path, module: str, _level: int) -> bool:
+        own, target = engine_rank(".".join(module_of(path))), engine_rank(module)
+        return own is not None and target is not None and target > own
+
+    assert offences([path for path in ALL_PYTHON + ALL_CYTHON if own_layer(path) == "engine"], goes_up) == []
+
+
 def test_nothing_imports_a_bare_layer() -> None:
     """Write `occamdb.…` or a relative import."""
     everything = ALL_PYTHON + ALL_CYTHON
@@ -167,8 +193,7 @@ def test_nothing_below_imports_the_public_face() -> None:
 
 
 def test_lower_layers_import_their_own_package_relatively() -> None:
-    python = [path for path in BELOW if path.suffix == ".py"]
-    assert offences(python, lambda _, module, level: level == 0 and module.startswith("occamdb.")) == []
+    assert offences(BELOW, lambda _, module, level: level == 0 and module.startswith("occamdb.")) == []
 
 
 @pytest.mark.parametrize("layer", sorted(FORBIDDEN_WORDS))
@@ -193,7 +218,7 @@ def test_primitives_never_touch_an_offset() -> None:
                 re.match(r"occamdb\.ipc(?!\.errors)\b", module)
                 and module not in {"occamdb.ipc", "occamdb.ipc.errors"}
             )
-            or re.match(r"occamdb\.engine\._(store|reader|commit|wal|layout)\b", module)
+            or re.match(r"occamdb\.engine\.(disk|store|log|commit|coordinator)\b", module)
         ]
         assert not wrong, f"{name_of(path)} reaches below the transaction: {wrong}"
 
@@ -252,6 +277,8 @@ def test_the_rules_catch_what_they_forbid() -> None:
     assert absolute(ROOT / "engine/wal.py", 1, "keys") == "occamdb.engine.keys"
     assert absolute(ROOT / "engine/wal.py", 2, "ipc.errors") == "occamdb.ipc.errors"
     assert absolute(ROOT / "engine/__init__.py", 1, None) == "occamdb.engine"
+    assert absolute(ROOT / "engine/log/check.py", 2, "disk.files") == "occamdb.engine.disk.files"
+    assert engine_rank("occamdb.engine.disk.files") == 1 and engine_rank("occamdb.ipc.errors") is None
     assert words("commitVersion") == words("COMMIT_VERSION") == {"commit", "version"}
     assert not SOUNDS_ALIKE["ipc"].fullmatch("commit_version")
     assert SOUNDS_ALIKE["ipc"].fullmatch("LAYOUT_VERSION")

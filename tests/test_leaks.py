@@ -9,7 +9,7 @@ from pathlib import Path
 import posix_ipc
 import pytest
 
-from occamdb.engine.directory import Meta
+from occamdb.engine.disk.directory import Meta
 from tests.support import leaks
 
 MARKER = os.environ[leaks.MARKER]

@@ -22,8 +22,8 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     copy = tmp_path_factory.mktemp("tree")
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE"):
         shutil.copy2(ROOT / name, copy / name)
-    for layer in LAYERS:
-        shutil.copytree(ROOT / layer, copy / layer, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in (*LAYERS, "docs", "tests"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "src" / "occamdb", copy / "src" / "occamdb", symlinks=True)
     program = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
     built = subprocess.run(
@@ -50,6 +50,13 @@ def sources(*suffixes: str) -> set[str]:
 def test_the_sdist_holds_every_source(sdist: set[str]) -> None:
     assert sources(".py", ".pyi", ".pyx", ".pxd", ".json") - sdist == set()
     assert {"src/occamdb/__init__.py", "src/occamdb/py.typed", "setup.py", "README.md", "LICENSE"} <= sdist
+
+
+def test_the_sdist_holds_documents_and_tests(sdist: set[str]) -> None:
+    for folder, suffix in (("docs", ".md"), ("tests", ".py")):
+        wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob(f"*{suffix}")}
+        assert wanted
+        assert wanted - sdist == set()
 
 
 def test_the_sdist_holds_nothing_that_was_built(sdist: set[str]) -> None:

@@ -25,7 +25,7 @@ from occamdb.tools.bars import bars, stages
 from occamdb.tools.console import PathArgument
 
 if TYPE_CHECKING:
-    from occamdb.engine.directory import DatabaseDirectory
+    from occamdb.engine.disk.directory import DatabaseDirectory
     from occamdb.ipc.segment import Segment
 
 PANEL = "Care"
@@ -98,7 +98,7 @@ def copy_live(path: Path, destination: Path) -> Copied:
       OSError: it could not be written.
     """
     from occamdb import RunId
-    from occamdb.engine.directory import read_meta
+    from occamdb.engine.disk.directory import read_meta
 
     meta = read_meta(path)
     assert meta is not None, "require_database found it"
@@ -147,10 +147,10 @@ def copy_stopped(path: Path, destination: Path) -> Copied:
       CorruptionError: it is damaged; nothing was written.
       OSError: it could not be written.
     """
-    from occamdb.engine._scratch import ScratchStore
-    from occamdb.engine.directory import DatabaseDirectory
-    from occamdb.engine.errors import CoordinatorUnavailable
-    from occamdb.engine.recovery import recover
+    from occamdb.engine.disk.directory import DatabaseDirectory
+    from occamdb.engine.log._scratch import ScratchStore
+    from occamdb.engine.log.recovery import recover
+    from occamdb.engine.model.errors import CoordinatorUnavailable
     from occamdb.tools.coordinator import coordinator_of
 
     holder = coordinator_of(path)
@@ -176,7 +176,7 @@ def _write(
     mapping: Any, version: int, destination: Path, durability: str, check: Callable[[], None]
 ) -> Copied:
     """A new database at `destination` with what `mapping` holds at `version`."""
-    from occamdb.engine.directory import DatabaseDirectory
+    from occamdb.engine.disk.directory import DatabaseDirectory
 
     _require_free(destination)
     existed = destination.exists()
@@ -200,8 +200,8 @@ def _write(
 def _write_checkpoint(
     directory: DatabaseDirectory, mapping: Any, version: int, check: Callable[[], None]
 ) -> tuple[int, int]:
-    from occamdb.engine._checkpoint import CheckpointWriter
-    from occamdb.engine.checkpoint import checkpoint_name
+    from occamdb.engine.log._checkpoint import CheckpointWriter
+    from occamdb.engine.log.checkpoint import checkpoint_name
 
     name = checkpoint_name(version)
     with directory.checkpoints.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:

@@ -14,8 +14,8 @@ from occamdb.tools.console import JsonOption, PathArgument
 from occamdb.tools.printable import markup
 
 if TYPE_CHECKING:
-    from occamdb.engine.check import CheckReport
-    from occamdb.engine.salvage import RepairReport
+    from occamdb.engine.log.check import CheckReport
+    from occamdb.engine.log.salvage import RepairReport
     from occamdb.tools.primitive_audit import AuditReport, Finding
 
 
@@ -86,14 +86,14 @@ def _require_remains(path: Path) -> None:
 
 
 def _check(path: Path, rebuild: bool) -> CheckReport:
-    from occamdb.engine import check as engine_check
+    from occamdb.engine.log import check as engine_check
 
     with bars() as progress:
         return engine_check.check(path, rebuild=rebuild, progress=stages(progress))
 
 
 def _repair(path: Path) -> RepairReport:
-    from occamdb.engine import salvage
+    from occamdb.engine.log import salvage
 
     with bars() as progress:
         return salvage.repair(path, progress=stages(progress))

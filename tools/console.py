@@ -89,7 +89,7 @@ def parse_value(text: str) -> Any:
     Raises:
       InvalidArgumentError: the text is no JSON, nests too deep, or holds NaN, an infinity or a number beyond any float.
     """
-    from occamdb.engine.errors import InvalidArgumentError
+    from occamdb.engine.model.errors import InvalidArgumentError
 
     try:
         return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
@@ -99,7 +99,7 @@ def parse_value(text: str) -> Any:
             hint='quote text twice, as in \'"hello"\'; numbers, true, null, [1, 2] and {"a": 1} go as they are',
         ) from None
     except RecursionError:
-        from occamdb.engine.values import DEPTH_MAX
+        from occamdb.engine.model.values import DEPTH_MAX
 
         raise InvalidArgumentError(
             f"{_excerpt(text)} nests deeper than can be read",
@@ -130,7 +130,7 @@ def read_stdin() -> str:
     Raises:
       InvalidArgumentError: it is not UTF-8.
     """
-    from occamdb.engine.errors import InvalidArgumentError
+    from occamdb.engine.model.errors import InvalidArgumentError
 
     raw = typer.get_binary_stream("stdin").read()
     try:
@@ -190,7 +190,7 @@ def require_database(path: Path) -> Path:
     Raises:
       NotFoundError: nothing there, or no database.
     """
-    from occamdb.engine.errors import NotFoundError
+    from occamdb.engine.model.errors import NotFoundError
 
     if not has_database(path):
         what = "is not an occamdb database" if path.exists() else "does not exist"
@@ -211,8 +211,8 @@ def database(path: Path, namespace: str | None = None, *, create: bool = False) 
       NotFoundError: there is none, and `create` is false.
     """
     import occamdb
-    from occamdb.engine.directory import read_meta
-    from occamdb.engine.public_types import Durability
+    from occamdb.engine.disk.directory import read_meta
+    from occamdb.engine.model.public_types import Durability
 
     if not create:
         require_database(path)
@@ -237,7 +237,7 @@ def rehearsal(path: Path, namespace: str | None = None) -> Iterator[Database]:
       SettingsError: `settings.toml` in the directory is wrong.
     """
     import occamdb
-    from occamdb.engine.settings import load_settings
+    from occamdb.engine.model.settings import load_settings
 
     with occamdb.open_in_memory(**asdict(load_settings(path))) as db:
         yield _in_namespace(db, namespace)
@@ -260,7 +260,7 @@ def run_of(db: Database, text: str, *, create: bool = False) -> RunId:
       InvalidArgumentError: several runs have that name.
     """
     from occamdb import RunId
-    from occamdb.engine.errors import InvalidArgumentError, NotFoundError
+    from occamdb.engine.model.errors import InvalidArgumentError, NotFoundError
 
     try:
         return RunId.of(text)
@@ -294,8 +294,8 @@ def key_given(text: str, in_hex: bool) -> str | bytes:
     Raises:
       InvalidArgumentError: the text is not hexadecimal.
     """
-    from occamdb.engine.errors import InvalidArgumentError
-    from occamdb.engine.keys import decode_user_key
+    from occamdb.engine.model.errors import InvalidArgumentError
+    from occamdb.engine.model.keys import decode_user_key
 
     if not in_hex:
         return text

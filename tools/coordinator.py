@@ -13,9 +13,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from occamdb.engine.control_messages import raise_refusal
-from occamdb.engine.errors import CoordinatorUnavailable
-from occamdb.engine.launch import socket_path
+from occamdb.engine.disk.directory import socket_path
+from occamdb.engine.model.control_messages import raise_refusal
+from occamdb.engine.model.errors import CoordinatorUnavailable
 from occamdb.ipc.control import ControlClient
 from occamdb.ipc.errors import ControlUnavailableError, LockHeldError
 from occamdb.ipc.lock import lock_holder

@@ -75,8 +75,8 @@ def doctor(
 
 def machine() -> Iterator[Finding]:
     """Shared memory and resource limits."""
-    from occamdb.engine.limits import sized
-    from occamdb.engine.settings import Settings
+    from occamdb.engine.model.limits import sized
+    from occamdb.engine.model.settings import Settings
     from occamdb.ipc.segment import SHM_DIRECTORY, shm_free_bytes
 
     if not os.access(SHM_DIRECTORY, os.W_OK):
@@ -108,7 +108,7 @@ def _limits(store_size: int) -> Iterator[Finding]:
 
 def _id_of(path: Path) -> bytes | None:
     """The id of the database at `path`; None if no database can be read there."""
-    from occamdb.engine.directory import read_meta
+    from occamdb.engine.disk.directory import read_meta
 
     try:
         meta = read_meta(path)
@@ -146,7 +146,7 @@ def segments(path: Path | None = None) -> Iterator[Finding]:
 
 def directory(path: Path) -> Iterator[Finding]:
     """One database directory, without opening it."""
-    from occamdb.engine.directory import read_meta
+    from occamdb.engine.disk.directory import read_meta
     from occamdb.ipc.errors import LockHeldError, OccamError
     from occamdb.tools.coordinator import coordinator_of
 
@@ -233,7 +233,7 @@ def _file_system_of(path: Path) -> str:
 
 def _clean_up(path: Path | None) -> Iterator[Finding]:
     """Remove the segments of dead coordinators: of the database at `path`, or without one of all of this user's."""
-    from occamdb.engine.coordinator import mark_superseded
+    from occamdb.engine.coordinator.coordinator import mark_superseded
     from occamdb.ipc.stale import remove_dead
 
     def retire(name: str) -> None:

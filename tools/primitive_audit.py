@@ -101,7 +101,7 @@ class Part(NamedTuple):
 
     def misplaced(self) -> Finding | None:
         """The finding if this primitive's keys cannot be in such a run."""
-        from occamdb.engine.public_types import RESERVED_RUN
+        from occamdb.engine.model.public_types import RESERVED_RUN
 
         may_be_here = self.primitive is not None and self.primitive.reserved
         if (self.run_id is RESERVED_RUN) == may_be_here:
@@ -145,8 +145,8 @@ def audit(
 def _opened(path: Path, progress: Callable[[str, int, int], None] | None) -> AbstractContextManager[Database]:
     """The database for reading: through its coordinator, or without one. Starts none."""
     import occamdb
-    from occamdb.engine.directory import read_meta
-    from occamdb.engine.offline import recovered_database
+    from occamdb.engine.client.offline import recovered_database
+    from occamdb.engine.disk.directory import read_meta
     from occamdb.ipc.errors import LockHeldError
     from occamdb.tools.coordinator import coordinator_of
 
@@ -213,9 +213,9 @@ def _repair_part(part: Part, report: AuditReport) -> None:
 
 def parts(db: Database, report: AuditReport) -> Iterator[Part]:
     """Every part of every run of every namespace, found by leaping from one to the next."""
-    from occamdb.engine.errors import CorruptionError
-    from occamdb.engine.keys import decode_key, successor, tag_prefix
-    from occamdb.engine.public_types import RESERVED_RUN
+    from occamdb.engine.model.errors import CorruptionError
+    from occamdb.engine.model.keys import decode_key, successor, tag_prefix
+    from occamdb.engine.model.public_types import RESERVED_RUN
     from occamdb.primitives.extension import registered_primitives
 
     by_tag = {int(primitive.tag): primitive for primitive in registered_primitives()}

@@ -30,8 +30,8 @@ def parse_settings(assignments: list[str]) -> dict[str, Any]:
     Raises:
       SettingsError: no `=`, an unknown setting or a value that is not allowed.
     """
-    from occamdb.engine.errors import SettingsError
-    from occamdb.engine.settings import Settings
+    from occamdb.engine.model.errors import SettingsError
+    from occamdb.engine.model.settings import Settings
 
     found: dict[str, Any] = {}
     for assignment in assignments:
@@ -58,7 +58,7 @@ def serve(
     """Run the coordinator in the foreground until Ctrl-C, SIGTERM or `occamdb stop`. Creates the database."""
     import os
 
-    from occamdb.engine.coordinator import Coordinator
+    from occamdb.engine.coordinator.coordinator import Coordinator
 
     coordinator = Coordinator(str(path.resolve()), durability, parse_settings(setting or []), auto=False)
     coordinator.start()
@@ -95,7 +95,7 @@ def status(path: PathArgument, as_json: JsonOption = False) -> None:
 
 def describe(path: Path) -> dict[str, Any]:
     """What can be seen of a database without opening it."""
-    from occamdb.engine.directory import read_meta
+    from occamdb.engine.disk.directory import read_meta
     from occamdb.ipc.stale import list_incarnations
     from occamdb.tools.coordinator import coordinator_of
 

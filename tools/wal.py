@@ -16,8 +16,8 @@ from occamdb.tools.console import JsonOption, LimitOption, PathArgument
 from occamdb.tools.printable import printable
 
 if TYPE_CHECKING:
-    from occamdb.engine.directory import DatabaseDirectory
-    from occamdb.engine.wal_reader import LogEntry
+    from occamdb.engine.disk.directory import DatabaseDirectory
+    from occamdb.engine.log.wal_reader import LogEntry
 
 VALUE_LENGTH_MAX = 120
 log = typer.Typer(help="Look into the write-ahead log.", no_args_is_help=True)
@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 @contextmanager
 def _directory(path: Path) -> Iterator[DatabaseDirectory]:
-    from occamdb.engine.directory import DatabaseDirectory
+    from occamdb.engine.disk.directory import DatabaseDirectory
 
     directory = DatabaseDirectory(console.require_database(path), create=False)
     try:
@@ -49,8 +49,8 @@ def dump(
     as_json: JsonOption = False,
 ) -> None:
     """Print the entries of the log; with -n those of at most so many transactions. A coordinator may be running."""
-    from occamdb.engine.wal_format import CommitTxn
-    from occamdb.engine.wal_reader import read_log
+    from occamdb.engine.log.wal_format import CommitTxn
+    from occamdb.engine.log.wal_reader import read_log
 
     count = 0
     with _directory(path) as directory:
@@ -64,7 +64,7 @@ def dump(
 @log.command("verify")
 def verify(path: PathArgument, as_json: JsonOption = False) -> None:
     """Check every entry of the log: checksums, order, whole transactions; exit code 1 if one is damaged."""
-    from occamdb.engine.wal_reader import list_segments, read_log
+    from occamdb.engine.log.wal_reader import list_segments, read_log
 
     with _directory(path) as directory:
         segments = list_segments(directory)
@@ -95,8 +95,8 @@ def verify(path: PathArgument, as_json: JsonOption = False) -> None:
 
 
 def _as_dict(item: LogEntry) -> dict[str, Any]:
-    from occamdb.engine.public_types import RunId
-    from occamdb.engine.wal_format import BeginTxn, CommitTxn, Delete, DeleteRange, Write
+    from occamdb.engine.log.wal_format import BeginTxn, CommitTxn, Delete, DeleteRange, Write
+    from occamdb.engine.model.public_types import RunId
 
     place = {
         "segment": item.segment,
@@ -138,8 +138,8 @@ def _short(value: Any) -> str:
 
 def show_key(key: bytes) -> dict[str, Any]:
     """A stored key taken apart; as it is when it is malformed."""
-    from occamdb.engine.errors import CorruptionError
-    from occamdb.engine.keys import decode_key
+    from occamdb.engine.model.errors import CorruptionError
+    from occamdb.engine.model.keys import decode_key
 
     try:
         decoded = decode_key(key)
@@ -158,8 +158,8 @@ def show_range(start: bytes, end: bytes) -> dict[str, Any]:
 
 def show_value(value: bytes) -> Any:
     """A stored value decoded; its bytes when they are no value."""
-    from occamdb.engine.errors import OccamError
-    from occamdb.engine.values import decode_value
+    from occamdb.engine.model.errors import OccamError
+    from occamdb.engine.model.values import decode_value
 
     try:
         return decode_value(value)

@@ -3,7 +3,7 @@
 A database that many processes on one machine share through memory; see README.md.
 """
 
-from .engine.errors import (
+from .engine.model.errors import (
     AlreadyExistsError,
     CASConflict,
     CommitOutcomeUnknown,
@@ -38,10 +38,9 @@ from .engine.errors import (
     ValueTooLarge,
     WriteConflict,
 )
-from .engine.extensions import register_extension
-from .engine.keys import Namespace
-from .engine.limits import Limits
-from .engine.public_types import (
+from .engine.model.keys import Namespace
+from .engine.model.limits import Limits
+from .engine.model.public_types import (
     CommitReceipt,
     Durability,
     Isolation,
@@ -50,11 +49,12 @@ from .engine.public_types import (
     TypeTag,
     VersionedValue,
 )
-from .engine.retry import RetryPolicy
-from .engine.settings import Settings
-from .engine.snapshot import ClonedSnapshotView, SharedSnapshotView, SnapshotView
-from .engine.value_hooks import value_hooks
-from .engine.values import Unrestored
+from .engine.model.retry_policy import RetryPolicy
+from .engine.model.settings import Settings
+from .engine.model.value_hooks import value_hooks
+from .engine.model.values import Unrestored
+from .engine.transaction.extensions import register_extension
+from .engine.transaction.snapshot import ClonedSnapshotView, SharedSnapshotView, SnapshotView
 from .primitives import (
     ChainVerification,
     Custom,

@@ -14,8 +14,16 @@ import sys
 import threading
 import time
 
-from occamdb.engine._commit import CommitCore
-from occamdb.engine.messages import Op, OpCode, Request, RequestFlags, Status, decode_reply, encode_request
+from occamdb.engine.commit._commit_core import CommitCore
+from occamdb.engine.commit.messages import (
+    Op,
+    OpCode,
+    Request,
+    RequestFlags,
+    Status,
+    decode_reply,
+    encode_request,
+)
 from occamdb.ipc import layout
 from occamdb.ipc._channel import ClientChannel
 

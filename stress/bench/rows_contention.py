@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from occamdb.engine.errors import ConflictError
+from occamdb.engine.model.errors import ConflictError
 from occamdb.stress.bench.model import OCCAM, Row, Scale, Target
 from occamdb.stress.bench.occam import OccamTask, SoloSide, fill, open_db
 from occamdb.stress.bench.pool import Task

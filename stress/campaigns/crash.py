@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from occamdb.engine import failpoints
+from occamdb.engine.disk import failpoints
 from occamdb.ipc.process import ProcessIdentity, is_alive
 from occamdb.stress.campaigns.scene import Scene
 from occamdb.stress.coordinators import (

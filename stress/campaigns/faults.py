@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable
 
-from occamdb.engine.errors import StoreFullError
+from occamdb.engine.model.errors import StoreFullError
 from occamdb.ipc.errors import OccamError
 from occamdb.ipc.process import is_alive
 from occamdb.stress.campaigns.scene import Scene

@@ -14,7 +14,7 @@ import pytest
 
 import occamdb
 from occamdb import Database, RunId
-from occamdb.engine.check import check
+from occamdb.engine.log.check import check
 from tests.conftest import stop_coordinator
 
 FORMATS = Path(__file__).parent / "formats"

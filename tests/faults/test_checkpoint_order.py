@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from occamdb import LogWriteError, RunId
-from occamdb.engine import check, failpoints
-from tests.engine.durability.support import Database, write
+from occamdb.engine.disk import failpoints
+from occamdb.engine.log import check
+from tests.support.log_driver import Database, write
 from tests.support.processes import (
     kill_coordinator,
     open_database,

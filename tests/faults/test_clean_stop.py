@@ -12,8 +12,8 @@ import pytest
 
 import occamdb
 from occamdb import CoordinatorUnavailable, Database, RunId
-from occamdb.engine.link import CoordinatorGone
-from occamdb.engine.session import SharedHandle
+from occamdb.engine.client.link import CoordinatorGone
+from occamdb.engine.client.shared_handle import SharedHandle
 from tests.support.processes import (
     Peer,
     Worker,

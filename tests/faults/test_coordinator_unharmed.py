@@ -16,7 +16,7 @@ import pytest
 
 import occamdb
 from occamdb import Database, OccamError, RunId, TooManyChannelsError
-from occamdb.engine.launch import socket_path
+from occamdb.engine.disk.directory import socket_path
 from occamdb.ipc.control import DESCRIPTORS_KEPT
 from occamdb.ipc.frames import FrameParser
 from tests.support.processes import (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from occamdb import LogWriteError
-from occamdb.engine.reserve import RESERVE_NAME
+from occamdb.engine.disk.reserve import RESERVE_NAME
 from occamdb.ipc.process import is_alive
 from tests.support import processes
 from tests.support.crash import Scene, arm_next, arms_left, scene_at

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from occamdb.engine import failpoints
+from occamdb.engine.disk import failpoints
 from tests.support import processes
 from tests.support.crash import arm_next, arms_left, scene_at
 from tests.support.processes import Worker, coordinator_identity, wait_until
@@ -77,7 +77,7 @@ STALLS = [
     "wal.before_sync",
 ]
 # Passed by workers, or at the creation of shared memory: not the coordinator's part of the file layer. Those of large
-# ranges are struck in tests/engine/test_range_slices.py.
+# ranges are struck in tests/engine/commit/test_range_slices.py.
 ELSEWHERE = {"worker", "shm", "file", "clock", "range"}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from occamdb import Database, LogWriteError, RunId
-from occamdb.engine.directory import read_meta
+from occamdb.engine.disk.directory import read_meta
 from occamdb.tools import doctor
 from tests.support.processes import (
     kill_coordinator,

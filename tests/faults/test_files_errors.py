@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from occamdb.engine import _files, failpoints
-from occamdb.engine.errors import LogWriteError
-from tests.engine.durability.disk_model import SYNC, WRITE, read_trace
-from tests.engine.durability.support import (
+from occamdb.engine.disk import _files, failpoints
+from occamdb.engine.model.errors import LogWriteError
+from tests.support.disk_model import SYNC, WRITE, read_trace
+from tests.support.log_driver import (
     Database,
     Model,
     Operation,
@@ -250,7 +250,7 @@ def test_a_failed_checkpoint_changes_nothing(tmp_path: Path) -> None:
 FILL = """
 import resource, sys
 from pathlib import Path
-from tests.engine.durability.support import Database, write
+from tests.support.log_driver import Database, write
 import signal
 limited = sys.argv[2] == "limit"
 if limited:

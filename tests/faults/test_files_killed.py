@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from occamdb.engine import failpoints
-from tests.engine.durability.support import (
+from occamdb.engine.disk import failpoints
+from tests.support.log_driver import (
     Database,
     Model,
     Operation,

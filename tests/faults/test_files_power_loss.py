@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from occamdb.engine import _files
-from occamdb.engine.directory import read_meta
-from occamdb.engine.errors import OccamError
-from tests.engine.durability.disk_model import DIRECTORY_SYNC, MARK, SYNC, Call, Disk, read_trace
-from tests.engine.durability.support import (
+from occamdb.engine.disk import _files
+from occamdb.engine.disk.directory import read_meta
+from occamdb.engine.model.errors import OccamError
+from tests.support.disk_model import DIRECTORY_SYNC, MARK, SYNC, Call, Disk, read_trace
+from tests.support.log_driver import (
     OTHER_BOOT,
     Database,
     Model,

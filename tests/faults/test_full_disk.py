@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from occamdb import Database, LogWriteError, OccamError, RunId
-from occamdb.engine import check
-from occamdb.engine.reserve import RESERVE_NAME
+from occamdb.engine.disk.reserve import RESERVE_NAME
+from occamdb.engine.log import check
 from tests.support.processes import (
     coordinator_identity,
     kill_coordinator,

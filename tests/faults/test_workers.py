@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from occamdb import Database, RetryPolicy, RunId, SnapshotExpired, Transaction
-from occamdb.engine import failpoints
+from occamdb.engine.disk import failpoints
 from tests.support import processes
 from tests.support.processes import Peer, Worker, open_database, segments_of, wait_until
 
@@ -344,7 +344,7 @@ def test_killed_in_mid_ring_write_while_others_commit(
 
 def test_a_reused_pid_is_not_taken_for_the_worker(db: Database, path: Path, run: RunId) -> None:
     """W10, as the coordinator sees it: an identity is pid and start time, and only the latter was wrong."""
-    from occamdb.engine.launch import socket_path
+    from occamdb.engine.disk.directory import socket_path
     from occamdb.ipc.control import ControlClient
     from occamdb.ipc.process import own_identity
 

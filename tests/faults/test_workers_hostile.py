@@ -18,9 +18,8 @@ from typing import Any
 import pytest
 
 from occamdb import Database, OccamError, RunId, SnapshotExpired
-from occamdb.engine._commit import CommitCore
-from occamdb.engine.launch import socket_path
-from occamdb.engine.messages import (
+from occamdb.engine.commit._commit_core import CommitCore
+from occamdb.engine.commit.messages import (
     Op,
     OpCode,
     OpFlags,
@@ -30,6 +29,7 @@ from occamdb.engine.messages import (
     decode_reply,
     encode_request,
 )
+from occamdb.engine.disk.directory import socket_path
 from occamdb.ipc import layout
 from occamdb.ipc._channel import ClientChannel
 from occamdb.ipc.control import ControlClient
@@ -308,7 +308,7 @@ class Core:
         return index, memory
 
     def close_channel(self, index: int) -> None:
-        from occamdb.engine._commit import CHANNEL_STATE_CLOSED
+        from occamdb.engine.commit._commit_core import CHANNEL_STATE_CLOSED
 
         self.core.close_channel(index)
         wait_until(lambda: self.core.channel_state(index) == CHANNEL_STATE_CLOSED, what="the drain")

@@ -20,9 +20,8 @@ from occamdb.ipc.errors import (
     LayoutError,
     MessageTooLarge,
 )
-
-from .children import child, wait_until
-from .test_doorbell import LONG, interval_signals
+from tests.ipc.test_doorbell import LONG, interval_signals
+from tests.support.children import child, wait_until
 
 RING = 4096
 MAP_NORESERVE = 0x4000

@@ -34,8 +34,7 @@ from occamdb.ipc.errors import (
     ControlUnavailableError,
 )
 from occamdb.ipc.frames import FRAME_SIZE_MAX, FrameParser, pack_frame
-
-from .children import child, wait_until
+from tests.support.children import child, wait_until
 
 FOREVER = 30.0
 Message = dict[str, Any]

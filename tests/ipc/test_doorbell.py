@@ -9,8 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from occamdb.ipc._doorbell import Bell
-
-from .children import Child, child, wait_until
+from tests.support.children import Child, child, wait_until
 
 SECOND = 10**9
 LONG = 20 * SECOND

@@ -15,8 +15,7 @@ from occamdb.ipc import lock as lock_module
 from occamdb.ipc.errors import IpcError, LockHeldError
 from occamdb.ipc.lock import FileLock, lock_holder
 from occamdb.ipc.process import own_identity
-
-from .children import Child, child, wait_until
+from tests.support.children import Child, child, wait_until
 
 
 @pytest.fixture

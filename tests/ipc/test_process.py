@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from occamdb.ipc.process import ProcessIdentity, boot_id, identify, is_alive, own_identity
-
-from .children import child, wait_until
+from tests.support.children import child, wait_until
 
 
 def test_own_identity_is_alive_and_a_forged_one_is_not() -> None:

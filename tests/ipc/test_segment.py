@@ -21,8 +21,7 @@ from occamdb.ipc.errors import (
     ShmFullError,
 )
 from occamdb.ipc.segment import attach_segment, create_segment, store_preallocate, unlink_segment
-
-from .children import child
+from tests.support.children import child
 
 MIB = 1 << 20
 CLONE_NEWNS = 0x20000

@@ -12,8 +12,7 @@ from occamdb.ipc.errors import SegmentError
 from occamdb.ipc.process import identify, own_identity
 from occamdb.ipc.segment import create_segment, list_segments, unlink_segment
 from occamdb.ipc.stale import list_incarnations, remove_dead, remove_superseded
-
-from .children import child, wait_until
+from tests.support.children import child, wait_until
 
 
 @pytest.fixture

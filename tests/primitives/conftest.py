@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.public_types import RunId
+from occamdb.engine.model.public_types import RunId
 from occamdb.primitives import Database
 from tests.support.databases import memory_database
+from tests.support.operation_forms import Inside, Outside
 from tests.support.processes import open_database, stop_coordinator
-
-from .forms import Inside, Outside
 
 
 # Autouse and of the session: it is there before any test, whose leak guard would else count its coordinator.

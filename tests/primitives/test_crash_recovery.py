@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.public_types import RESERVED_RUN, RunId, TypeTag
+from occamdb.engine.model.public_types import RESERVED_RUN, RunId, TypeTag
 from occamdb.primitives import Decision, RunStatus, Thought, ToolCall
 from tests.support import crash
+from tests.support.audit import audit
 from tests.support.processes import (
     Peer,
     Worker,
@@ -25,8 +26,6 @@ from tests.support.processes import (
     stop_coordinator,
     wait_until,
 )
-
-from .audit import audit
 
 SETTINGS = {key: value for key, value in crash.SETTINGS.items() if key != "timeout"} | {"timeout": 60.0}
 NEXT = {

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.public_types import RunId
+from occamdb.engine.model.public_types import RunId
 from occamdb.primitives import Thought
+from tests.primitives.test_cross_primitive import prepared, work
+from tests.support.audit import audit
 from tests.support.processes import (
     Peer,
     Worker,
@@ -21,9 +23,6 @@ from tests.support.processes import (
     stop_coordinator,
     wait_until,
 )
-
-from .audit import audit
-from .test_cross_primitive import prepared, work
 
 MOMENTS = [
     "wal.before_write=kill",

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from occamdb.engine.errors import ConflictError, InvalidTransition, NotFoundError
-from occamdb.engine.public_types import RESERVED_RUN, RunId, TypeTag
+from occamdb.engine.model.errors import ConflictError, InvalidTransition, NotFoundError
+from occamdb.engine.model.public_types import RESERVED_RUN, RunId, TypeTag
 from occamdb.primitives import RunStatus, Thought, ToolCall
+from tests.support.audit import audit
 from tests.support.databases import memory_database
-
-from .audit import audit
 
 
 def work(txn: Any, n: int) -> None:

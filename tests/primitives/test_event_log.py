@@ -11,8 +11,8 @@ from typing import Any
 import msgpack
 import pytest
 
-from occamdb.engine.errors import CorruptionError, InvalidArgumentError, ValueEncodingError
-from occamdb.engine.public_types import RunId, TypeTag
+from occamdb.engine.model.errors import CorruptionError, InvalidArgumentError, ValueEncodingError
+from occamdb.engine.model.public_types import RunId, TypeTag
 from occamdb.primitives import ChainVerification, Event, EventLog, layout
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.errors import AlreadyExistsError, InvalidArgumentError
-from occamdb.engine.public_types import RunId, TypeTag
+from occamdb.engine.model.errors import AlreadyExistsError, InvalidArgumentError
+from occamdb.engine.model.public_types import RunId, TypeTag
 from occamdb.primitives import (
     EventLog,
     KVStore,

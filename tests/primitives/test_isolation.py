@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.errors import ConflictError, NotFoundError
-from occamdb.engine.public_types import RunId
+from occamdb.engine.model.errors import ConflictError, NotFoundError
+from occamdb.engine.model.public_types import RunId
 from occamdb.primitives import Thought
-
-from .forms import Inside, Outside
+from tests.support.operation_forms import Inside, Outside
 
 
 @pytest.fixture(params=[Outside, Inside], ids=["implicit", "in_transaction"])

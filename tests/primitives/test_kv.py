@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.errors import (
+from occamdb.engine.model.errors import (
     CASConflict,
     ConflictError,
     IntegerOverflowError,
@@ -15,7 +15,7 @@ from occamdb.engine.errors import (
     NotAnIntegerError,
     ValueEncodingError,
 )
-from occamdb.engine.public_types import RunId
+from occamdb.engine.model.public_types import RunId
 from occamdb.primitives import KVStore, KVTransaction
 
 

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from occamdb.engine.errors import AlreadyExistsError, ConflictError, NotAnIntegerError, NotFoundError
+from occamdb.engine.model.errors import AlreadyExistsError, ConflictError, NotAnIntegerError, NotFoundError
 from occamdb.primitives import ChainVerification
-
-from .machines import MACHINE_SETTINGS, Machine
+from tests.support.state_machines import MACHINE_SETTINGS, Machine
 
 keys = st.sampled_from(["a", "ab", "b", "é", "\x00", "z" * 40])
 prefixes = st.sampled_from(["", "a", "z", "q"])

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from occamdb.engine.errors import InvalidTransition
-from occamdb.engine.public_types import RunId
+from occamdb.engine.model.errors import InvalidTransition
+from occamdb.engine.model.public_types import RunId
 from occamdb.primitives import Custom, Error, RunStatus, Thought, ToolCall
-
-from .machines import MACHINE_SETTINGS, Machine
-from .test_run_index import ALLOWED
+from tests.primitives.test_run_index import ALLOWED
+from tests.support.state_machines import MACHINE_SETTINGS, Machine
 
 tags = st.lists(st.sampled_from(["x", "y", "xy"]), max_size=3, unique=True)
 a_tag = st.sampled_from(["x", "y", "xy", "none"])

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.errors import InvalidArgumentError, NotFoundError
-from occamdb.engine.public_types import RunId, TypeTag
-from occamdb.engine.values import encode_value
+from occamdb.engine.model.errors import InvalidArgumentError, NotFoundError
+from occamdb.engine.model.public_types import RunId, TypeTag
+from occamdb.engine.model.values import encode_value
 from occamdb.primitives import Custom, Thought, ToolCall
 
 ID = uuid.UUID("0198c0de-0000-7000-8000-00000000abcd")

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.public_types import RunId
+from occamdb.engine.model.public_types import RunId
 from occamdb.primitives import ChainVerification, Database, RunStatus, Thought
+from tests.primitives.test_cross_primitive import prepared, work
+from tests.support.audit import audit
 from tests.support.processes import Peer, Worker, open_database
-
-from .audit import audit
-from .test_cross_primitive import prepared, work
 
 PROCESSES = 6
 
@@ -101,7 +100,7 @@ def test_processes_transition_one_cell(
 
 
 def claiming(peer: Peer, number: int, path: Path, run: RunId, tasks: int) -> list[int]:
-    from occamdb.engine.errors import AlreadyExistsError
+    from occamdb.engine.model.errors import AlreadyExistsError
 
     with open_database(path) as db:
         ready(peer)

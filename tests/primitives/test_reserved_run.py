@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 import occamdb
-from occamdb.engine.errors import InvalidArgumentError
-from occamdb.engine.public_types import RESERVED_RUN, RunId, TypeTag
+from occamdb.engine.model.errors import InvalidArgumentError
+from occamdb.engine.model.public_types import RESERVED_RUN, RunId, TypeTag
 from occamdb.primitives import Thought
-
-from .audit import audit
+from tests.support.audit import audit
 
 ZERO = [uuid.UUID(int=0), RunId(int=0), "0" * 32, str(uuid.UUID(int=0))]
 

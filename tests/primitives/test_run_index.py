@@ -6,8 +6,13 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.errors import AlreadyExistsError, InvalidArgumentError, InvalidTransition, NotFoundError
-from occamdb.engine.public_types import RESERVED_RUN, RunId, TypeTag
+from occamdb.engine.model.errors import (
+    AlreadyExistsError,
+    InvalidArgumentError,
+    InvalidTransition,
+    NotFoundError,
+)
+from occamdb.engine.model.public_types import RESERVED_RUN, RunId, TypeTag
 from occamdb.primitives import ALLOWED_TRANSITIONS, RunMetadata, RunStatus, Thought, layout
 
 # As SPEC section 4 has it, written out once more: the test must not share the table it checks.

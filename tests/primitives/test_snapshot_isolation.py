@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.errors import ConflictError
-from occamdb.engine.public_types import RunId
+from occamdb.engine.model.errors import ConflictError
+from occamdb.engine.model.public_types import RunId
 from occamdb.primitives import RunStatus, Thought
-
-from .audit import audit
+from tests.support.audit import audit
 
 
 def snapshot(db: Any, run: Any) -> Any:

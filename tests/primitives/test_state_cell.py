@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.errors import (
+from occamdb.engine.model.errors import (
     AlreadyExistsError,
     CASConflict,
     ConflictError,
     NotFoundError,
     RetriesExhausted,
 )
-from occamdb.engine.public_types import RunId
-from occamdb.engine.retry import RetryPolicy
+from occamdb.engine.model.public_types import RunId
+from occamdb.engine.model.retry_policy import RetryPolicy
 from occamdb.primitives import State
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.errors import (
+from occamdb.engine.model.errors import (
     AlreadyExistsError,
     CorruptionError,
     InvalidArgumentError,
     NotFoundError,
     ValueEncodingError,
 )
-from occamdb.engine.public_types import RunId, TypeTag
-from occamdb.engine.values import encode_value
+from occamdb.engine.model.public_types import RunId, TypeTag
+from occamdb.engine.model.values import encode_value
 from occamdb.primitives import Custom, Decision, Error, Query, Thought, ToolCall, Trace, layout
 from occamdb.primitives.trace_store import new_id
 from occamdb.primitives.trace_types import id_bytes, id_text

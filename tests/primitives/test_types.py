@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, assert_type
 
-from occamdb.engine.public_types import RunId, VersionedValue
-from occamdb.engine.settings import setting_names
+from occamdb.engine.model.public_types import RunId, VersionedValue
+from occamdb.engine.model.settings import setting_names
 from occamdb.primitives import Database, Event, EventLog, KVStore, RunMetadata, State, TraceTree, Transaction
 from occamdb.primitives.handles import SettingsKeywords
 from occamdb.primitives.kv import KVMapping

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from occamdb.engine.errors import InvalidArgumentError, NotFoundError, OccamError, ValueEncodingError
-from occamdb.engine.public_types import RunId
+from occamdb.engine.model.errors import InvalidArgumentError, NotFoundError, OccamError, ValueEncodingError
+from occamdb.engine.model.public_types import RunId
 from occamdb.primitives import Custom, Decision, Error, Thought
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from occamdb import OccamError, RunId
-from occamdb.engine.session import SharedHandle
+from occamdb.engine.client.shared_handle import SharedHandle
 from tests.support.processes import (
     ask_coordinator,
     coordinator_pid,

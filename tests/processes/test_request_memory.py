@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from occamdb import RunId
-from occamdb.engine import failpoints
+from occamdb.engine.disk import failpoints
 from tests.support.processes import Peer, Worker, open_database, stop_coordinator
 
 LARGE = 4 << 20

@@ -20,7 +20,7 @@ from occamdb import (
     InvalidArgumentError,
     RunId,
 )
-from occamdb.engine.session import open_handle
+from occamdb.engine.client.shared_handle import open_handle
 from tests.support import processes
 from tests.support.processes import Peer, Worker, open_database
 

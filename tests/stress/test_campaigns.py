@@ -17,7 +17,7 @@ from occamdb.stress.history import LIST_APPEND
 from occamdb.stress.runner import Runner
 from occamdb.stress.worker import Settings
 from occamdb.stress.workloads import get_workload
-from tests.stress.histories import t, write
+from tests.support.histories import t, write
 
 
 def test_crash_campaign_is_clean(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from occamdb.stress.checker import check_history
 from occamdb.stress.history import HistoryFormatError
-from tests.stress.histories import LIST_APPEND, REGISTER, Txn, good, t, verdict, write
+from tests.support.histories import LIST_APPEND, REGISTER, Txn, good, t, verdict, write
 
 BAD_LISTS: dict[str, list[Txn]] = {
     "G1a": [t("a x 1", 10, 20, "conflict"), t("r x 1", 30, 40)],

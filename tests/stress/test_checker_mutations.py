@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stress.histories import LIST_APPEND, REGISTER, Txn, good, verdict
+from tests.support.histories import LIST_APPEND, REGISTER, Txn, good, verdict
 
 OK = 0
 Mutation = Callable[[list[Txn], random.Random], set[str] | None]

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from occamdb import Database
-from occamdb.engine import messages
-from occamdb.engine.local import LocalHandle
-from occamdb.engine.messages import OpCode
-from occamdb.engine.settings import Settings
+from occamdb.engine.client.local_handle import LocalHandle
+from occamdb.engine.commit import messages
+from occamdb.engine.commit.messages import OpCode
+from occamdb.engine.model.settings import Settings
 
 __all__ = ["SkipsReadValidation", "broken_database"]
 

@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 from occamdb import Database
-from occamdb.engine._commit import CLOCK_OFFSET_OFFSET
-from occamdb.engine.local import LocalHandle
+from occamdb.engine.client.local_handle import LocalHandle
+from occamdb.engine.commit._commit_core import CLOCK_OFFSET_OFFSET
 from occamdb.ipc.segment import peek_segment, poke_segment
 
 __all__ = ["expiry_clock", "step"]

@@ -28,17 +28,24 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from occamdb import CommitOutcomeUnknown, ConflictError, Database, OccamError, RunId
-from occamdb.engine import check as engine_check
-from occamdb.engine import launch
-from occamdb.engine._scratch import ScratchStore
-from occamdb.engine.directory import DatabaseDirectory
-from occamdb.engine.launch import Launcher
-from occamdb.engine.recovery import recover
+from occamdb.engine.client import launcher as launch
+from occamdb.engine.client.launcher import Launcher
+from occamdb.engine.disk.directory import DatabaseDirectory
+from occamdb.engine.log import check as engine_check
+from occamdb.engine.log._scratch import ScratchStore
+from occamdb.engine.log.recovery import recover
 from occamdb.ipc.errors import ControlError, LockHeldError
 from occamdb.ipc.process import ProcessIdentity, is_alive
-
-from . import processes
-from .processes import Peer, Worker, coordinator_identity, open_database, segments_of, state_of, wait_until
+from tests.support import processes
+from tests.support.processes import (
+    Peer,
+    Worker,
+    coordinator_identity,
+    open_database,
+    segments_of,
+    state_of,
+    wait_until,
+)
 
 __all__ = [
     "SETTINGS",

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from occamdb import Database
-from occamdb.engine.local import LocalHandle
-from occamdb.engine.settings import Settings
+from occamdb.engine.client.local_handle import LocalHandle
+from occamdb.engine.model.settings import Settings
 from occamdb.ipc import layout
 
 __all__ = [

@@ -30,7 +30,7 @@ _KEPT_BY_MULTIPROCESSING = (
     "multiprocessing.resource_tracker",
     "multiprocessing.forkserver",
 )
-_META_MAGIC = b"OCCAMDB\0"  # engine/directory.py; the database id follows at 16
+_META_MAGIC = b"OCCAMDB\0"  # engine/disk/directory.py; the database id follows at 16
 _SEGMENT_NAME = re.compile(r"^occam-")
 _created: set[str] = set()
 

@@ -317,7 +317,7 @@ def unheard_coordinator(path: Path, output: IO[bytes] | None = None) -> Iterator
         "report_fd": write_end,
     }
     process = subprocess.Popen(
-        [python(), "-m", "occamdb.engine.coordinator_main", json.dumps(options)],
+        [python(), "-m", "occamdb.engine.coordinator.main", json.dumps(options)],
         env=environment(),
         pass_fds=[write_end],
         stdout=output,

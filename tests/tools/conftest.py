@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import occamdb
-from tests.tools.shell import Shell
+from tests.support.shell import Shell
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 import occamdb
 from occamdb.primitives import Thought, ToolCall
-from tests.tools.shell import RUN, Shell, run, started
+from tests.support.shell import RUN, Shell, run, started
 
 # --- Data ----------------------------------------------------------------------------------------
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from occamdb.engine.directory import read_meta
+from occamdb.engine.disk.directory import read_meta
 from occamdb.ipc import stale
 from occamdb.tools.cli import main
 from occamdb.tools.coordinator import coordinator_of
-from tests.tools.shell import RUN, Shell
+from tests.support.shell import RUN, Shell
 
 # --- An empty path -------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import occamdb
-from tests.tools.shell import RUN, Shell, command, run
+from tests.support.shell import RUN, Shell, command, run
 
 
 def strict(text: str) -> Any:

@@ -10,11 +10,10 @@ import pytest
 
 import occamdb
 from occamdb import Custom, Decision, Error, Query, RunId, Thought, ToolCall
-from occamdb.engine.errors import OccamError
+from occamdb.engine.model.errors import OccamError
 from occamdb.tools import console
 from occamdb.tools.printable import escape_json, markup, printable, without_controls
-
-from .shell import ROOT, RUN, Shell, command, run, started
+from tests.support.shell import ROOT, RUN, Shell, command, run, started
 
 BAD = {
     "esc": "\x1b[31mred",
@@ -180,7 +179,7 @@ def test_errors_are_clean(shell: Shell, filled: Any, number: int) -> None:
 
 
 def test_what_a_broken_chain_says_is_clean(shell: Shell, filled: Any) -> None:
-    from occamdb.engine.public_types import TypeTag
+    from occamdb.engine.model.public_types import TypeTag
     from occamdb.primitives import layout
 
     filled.space(RUN, TypeTag.EVENT, raw=True).put(layout.event(2), b"x" * 32 + ALL.encode())

@@ -12,7 +12,7 @@ import pytest
 
 import occamdb
 from occamdb.tools.primitives import _Viewer
-from tests.tools.shell import Shell, command, started
+from tests.support.shell import Shell, command, started
 
 LINE_TIMEOUT_S = 30.0
 

@@ -3,8 +3,7 @@
 import uuid
 
 import occamdb
-
-from .shell import Shell
+from tests.support.shell import Shell
 
 
 def test_a_run_id_is_the_same_text_in_every_entry(shell: Shell, db: occamdb.Database) -> None:

@@ -11,14 +11,13 @@ import pytest
 
 import occamdb
 from occamdb import Custom, RunId, Thought
-from occamdb.engine.offline import recovered_database
-from occamdb.engine.public_types import RESERVED_RUN, TypeTag
+from occamdb.engine.client.offline import recovered_database
+from occamdb.engine.model.public_types import RESERVED_RUN, TypeTag
 from occamdb.primitives import Fault, Primitive, Repair, extension, layout
 from occamdb.tools import primitive_audit
 from occamdb.tools.coordinator import coordinator_of, stop_coordinator
-from tests.primitives.audit import audit as expect_in_order
-
-from .shell import Shell
+from tests.support.audit import audit as expect_in_order
+from tests.support.shell import Shell
 
 NAMESPACE = ("tenant", "app", "agent")
 

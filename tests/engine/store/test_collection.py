@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tests.engine.store.support import Model, make_store, settle
+from tests.support.store_model import Model, make_store, settle
 
 RECORD = 48
 

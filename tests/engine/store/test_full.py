@@ -8,10 +8,10 @@ import os
 
 import pytest
 
-from occamdb.engine._reader import StoreReader
-from occamdb.engine._store import StoreWriter
-from tests.engine.store.support import make_store, settle
+from occamdb.engine.store._reader import StoreReader
+from occamdb.engine.store._store import StoreWriter
 from tests.engine.store.test_arena import make_file
+from tests.support.store_model import make_store, settle
 
 
 def fill(writer: StoreWriter, version: int, value_size: int, label: bytes = b"key") -> int:

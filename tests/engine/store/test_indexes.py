@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from occamdb.engine._store import hash_of
-from tests.engine.store.support import make_store, settle
+from occamdb.engine.store._store import hash_of
+from tests.support.store_model import make_store, settle
 
 
 def colliding_keys(count: int, bits: int) -> list[bytes]:

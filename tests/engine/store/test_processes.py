@@ -15,8 +15,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from occamdb.engine._reader import StoreReader
-from occamdb.engine._store import StoreWriter
+from occamdb.engine.store._reader import StoreReader
+from occamdb.engine.store._store import StoreWriter
 
 GROUPS = 16
 KEYS = 12

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.engine.store.support import Model, make_store, settle
+from tests.support.store_model import Model, make_store, settle
 
 KEYS = [
     b"",

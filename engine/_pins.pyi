@@ -1,1 +1,0 @@
-"""Which snapshots are open; see _pins.pyx. Compiled code alone calls it: nothing to see from Python."""

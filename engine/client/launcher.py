@@ -1,0 +1,266 @@
+"""Finding the coordinator of a directory, and starting one.
+
+1. Whoever wants to start one takes the STARTER lock first, so that of many workers whose coordinator died one
+   starts a new one and the others wait for its socket. The lock goes with its holder, however that dies; should it be
+   stopped, the others start one without it after a while. LOCK alone decides who serves.
+2. The new process belongs to nobody: own session, parent init, so that neither Ctrl-C nor the end of the worker that
+   started it reaches it. It needs no shell, and takes nothing from the worker's directory: see bootstrap.py.
+3. It reports success or its error as one line through a pipe; end of file without a report means that it died on
+   the way. That the pipe's other end is gone does not concern it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import select
+import sys
+import time
+from typing import Any, NoReturn
+
+from ...ipc.control import ControlClient
+from ...ipc.errors import ControlForeignError, ControlUnavailableError, LockHeldError
+from ...ipc.lock import FileLock, lock_holder
+from ..disk.directory import DatabaseDirectory, socket_path
+from ..model.control_messages import raise_refusal
+from ..model.errors import CoordinatorUnavailable
+from . import interpreter
+from .bootstrap import STARTED
+
+__all__ = ["LOG_NAME", "CoordinatorDied", "Launcher"]
+
+LOG_NAME = "coordinator.log"
+_STARTER_SECONDS, _STARTER_SECONDS_MAX = 1.5, 12.0
+_REAP_PAUSE = 0.0005
+_POLL_SECONDS_MAX = 3600.0
+
+
+class CoordinatorDied(CoordinatorUnavailable):
+    """The coordinator that was started ended without a word: killed, or out of memory."""
+
+
+class Launcher:
+    """Connects to a directory's coordinator, and starts one when asked to.
+
+    Args:
+      path: the database directory, absolute.
+      durability, settings: for a coordinator that is started.
+    """
+
+    def __init__(self, path: str, durability: str, settings: dict[str, Any]) -> None:
+        self.path = path
+        self.log_path = os.path.join(path, LOG_NAME)
+        self._durability = durability
+        self._settings = settings
+        self._starting_since = 0.0  # when we first found this one start by somebody else, and when last
+        self._seen_starting = 0.0
+        self._start_seen = 0  # which start that is: when its starter took the lock
+        self._patience = _STARTER_SECONDS
+        self._started: dict[
+            int, tuple[str, int]
+        ] = {}  # by report descriptor: the interpreter, and its process
+        # Of the last coordinator: its successor goes on with them, or workers that asked for them could not attach.
+        self.inherited: dict[str, Any] = {}
+
+    def connect(self, limit: float) -> ControlClient | None:
+        """A connection, or None when nobody listens. `limit`: on the clock of time.monotonic."""
+        try:
+            return ControlClient.connect(socket_path(self.path), max(0.05, limit - time.monotonic()))
+        except ControlForeignError as error:
+            raise CoordinatorUnavailable(
+                f"{self.path} is served for another user: {error.message}",
+                hint="open it as that user; a database belongs to one user and root",
+                details=error.details,
+            ) from error
+        except ControlUnavailableError as error:
+            if error.details.get("errno") in (errno.EMFILE, errno.ENFILE):
+                raise
+            if error.details.get("errno") == errno.ENOTDIR:
+                raise self._unusable(NotADirectoryError(errno.ENOTDIR, "Not a directory")) from error
+            return None
+
+    def start(self, limit: float) -> None:
+        """Start a coordinator unless somebody else does, and wait until it serves or has failed.
+
+        Raises:
+          OccamError: why it could not start, as it reported itself.
+          CoordinatorUnavailable: it died without a report, or could not be started at all.
+        """
+        try:
+            DatabaseDirectory.prepare(self.path)
+        except OSError as error:
+            raise self._unusable(error) from error
+        starter = FileLock(os.path.join(self.path, "STARTER"))
+        # All of it inside: an interrupt just after the lock was taken must give it back too.
+        try:
+            with contextlib.suppress(LockHeldError):
+                starter.acquire()
+            if not starter.held and not self._waited_long(starter):
+                return
+            if not starter.held:
+                # Merely slow, perhaps, and starts beside each other make all of them slower.
+                self._patience = min(2 * self._patience, _STARTER_SECONDS_MAX)
+            # Held: a coordinator is alive, or recovering and about to listen.
+            if not self._owned():
+                self._spawn_and_wait(limit)
+        finally:
+            starter.release()
+
+    def _unusable(self, error: OSError) -> CoordinatorUnavailable:
+        return CoordinatorUnavailable(
+            f"cannot use {self.path} as a database directory: {error.strerror}",
+            hint=_directory_hint(self.path, error),
+            details={"path": self.path, "errno": error.errno},
+        )
+
+    def _waited_long(self, starter: FileLock) -> bool:
+        """Whether somebody else has been at one start for so long that it may be stopped, and not merely slow."""
+        now = time.monotonic()
+        # Taking the lock and giving it up both write the file: another time is another start, of whomever.
+        with contextlib.suppress(FileNotFoundError):
+            start = os.stat(starter.path).st_mtime_ns
+            if start != self._start_seen or now - self._seen_starting > _STARTER_SECONDS / 2:
+                self._starting_since, self._start_seen = now, start
+        self._seen_starting = now
+        return now - self._starting_since > self._patience
+
+    def _owned(self) -> bool:
+        try:
+            return lock_holder(os.path.join(self.path, "LOCK")) is not None
+        except LockHeldError:
+            return True  # held, its owner has not written its name yet
+
+    def _spawn_and_wait(self, limit: float) -> None:
+        report, report_child = os.pipe()
+        try:
+            try:
+                os.set_inheritable(report_child, True)
+                self._spawn(report_child)
+                python, starter = self._started.pop(report_child)
+            finally:
+                os.close(report_child)
+            answer = _read_report(report, limit)
+        finally:
+            os.close(report)
+        if answer is None:
+            return
+        if answer == b"":
+            self._raise_death(python, _reap(starter, limit))
+        _reap(starter, limit)
+        reply = json.loads(answer)
+        # A second one came first: that is the one to connect to.
+        if reply.get("error") != "LockHeldError":
+            raise_refusal(reply)
+
+    def _raise_death(self, python: str, status: int | None) -> NoReturn:
+        """Say why there was no report.
+
+        Args:
+          status: with which the first process ended; negative for a signal, None if that cannot be known.
+        """
+        if status is not None and status >= 0 and status != STARTED:
+            raise CoordinatorUnavailable(
+                f"{python} is not a Python that can run a coordinator: it ended with status {status}",
+                hint=f"set {interpreter.PYTHON_VARIABLE} to another one, or look into {self.log_path}",
+                details={"python": python, "status": status},
+            )
+        raise CoordinatorDied(
+            f"the coordinator of {self.path} died while starting", hint=f"look into {self.log_path}"
+        )
+
+    def _spawn(self, report_fd: int) -> None:
+        """Start the first process of a coordinator, which ends as soon as it has forked; noted in `_started`."""
+        python = interpreter.interpreter()
+        options = json.dumps(
+            {
+                "path": self.path,
+                "durability": self._durability,
+                "settings": self._settings,
+                "inherited": self.inherited,
+                "report_fd": report_fd,
+                "cache_tag": sys.implementation.cache_tag,
+                "places": interpreter.places(),
+            }
+        )
+        for pid in list(_unreaped):
+            _try_reap(pid)
+        try:
+            pid = os.posix_spawn(
+                python,
+                interpreter.command(python, options),
+                interpreter.environment(),
+                setsid=True,
+                # The calling thread may have blocked the signals that end a coordinator.
+                setsigmask=[],
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                ],
+            )
+        except OSError as error:
+            raise CoordinatorUnavailable(
+                f"cannot start a coordinator for {self.path} with {python}: {error.strerror}",
+                hint="check free processes, memory, that the directory is writable and that the interpreter is there "
+                f"({interpreter.PYTHON_VARIABLE} names another)",
+                details={"errno": error.errno, "python": python},
+            ) from error
+        _unreaped.add(pid)
+        self._started[report_fd] = python, pid
+
+
+def _directory_hint(path: str, error: OSError) -> str:
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        place = path
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)
+        return f"{place} is a file: name a directory, new or with a database in it"
+    return "the directory must be writable by this user"
+
+
+# First processes of coordinators, ours to wait for: those that were slower than their open was patient.
+_unreaped: set[int] = set()
+
+
+def _try_reap(pid: int) -> tuple[bool, int | None]:
+    """Whether a first process has ended, and its exit status if that can be known."""
+    try:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        # Whoever forked us waits for it, or this process lets the kernel do so (SIGCHLD ignored).
+        _unreaped.discard(pid)
+        return True, None
+    if not ended:
+        return False, None
+    _unreaped.discard(pid)
+    return True, os.waitstatus_to_exitcode(status)
+
+
+def _reap(pid: int, limit: float) -> int | None:
+    """Wait for a first process that has forked, or has closed its end of the pipe: it ends at any moment."""
+    while True:
+        ended, status = _try_reap(pid)
+        if ended or time.monotonic() > limit:
+            return status
+        time.sleep(_REAP_PAUSE)
+
+
+def _read_report(fd: int, limit: float) -> bytes | None:
+    """The line the child wrote, or what it wrote until the pipe was closed; None when the time is up."""
+    data = b""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    # Not only until end of file: a process forked meanwhile by another thread may hold the pipe for ever.
+    while not data.endswith(b"\n"):
+        remaining = limit - time.monotonic()
+        if remaining <= 0:
+            return None
+        if not poller.poll(min(remaining, _POLL_SECONDS_MAX) * 1000):
+            continue
+        piece = os.read(fd, 65536)
+        if not piece:
+            break
+        data += piece
+    return data

@@ -1,0 +1,146 @@
+"""An in-memory database's engine: the same commit core, in the process that opened it.
+
+1. The core's lock serialises commits; the calling thread is the commit thread while it holds it. It is held inside the
+   core only, never across a bytecode, so nothing a signal handler does or raises can meet it.
+2. Snapshots are read without the lock, exactly as from shared memory.
+3. Background work (expiry, reclamation) runs at commits; `admin` calls run it too, so a quiet database catches up. A
+   transaction that begins when a key is due calls `attachment`, which lets the key expire first.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import time
+from typing import Any
+
+from ...ipc import layout
+from ..commit._commit_core import CommitCore
+from ..coordinator.figures import core_figures
+from ..coordinator.tally import Tallies
+from ..disk.directory import DatabaseDirectory
+from ..log.recovery import Progress, recover
+from ..model.errors import (
+    DatabaseClosedError,
+    ForkedHandleError,
+    StoreFullError,
+    TransactionStateError,
+    TransactionTimeout,
+)
+from ..model.limits import Limits, sized
+from ..model.settings import Settings
+from ..transaction._view import StoreAttachment
+
+__all__ = ["LocalHandle"]
+
+_RING_SIZE = 1 << 20  # unused as a ring; half of it bounds the replies
+
+
+class LocalHandle:
+    """`EngineHandle` over a private commit core; see engine_handle.py for the methods.
+
+    Args:
+      settings: sizes and limits; whatever concerns files, processes or rings is ignored.
+    """
+
+    durability = log_mode = "none"
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._pid = os.getpid()
+        self._session = secrets.randbits(63) | 1
+        # Both are shared anonymous mappings: pages appear when touched, so `max_store_size` costs nothing by itself.
+        # Shared, so that a forked child cannot make the parent's pages copy on write behind our pointers.
+        try:
+            self._store = mmap.mmap(-1, settings.max_store_size & ~0xFFFF)
+            self._channel = mmap.mmap(-1, layout.channel_size(_RING_SIZE))
+        except OSError as error:
+            raise StoreFullError(
+                f"cannot map {sized(settings.max_store_size)} of memory: {error.strerror}",
+                hint="lower max_store_size, or raise the limit on address space (ulimit -v)",
+            ) from error
+        limits = settings.limits
+        self._core = CommitCore(
+            self._store,
+            -1,
+            secrets.token_bytes(16),
+            1,
+            key_size_max=limits.stored_key_size_max,
+            value_size_max=limits.value_size_max,
+            request_size_max=limits.transaction_size_max,
+            snapshot_age_max=settings.snapshot_max_age,
+        )
+        self._core.open_channel(self._session, self._channel, _RING_SIZE)
+        self._attachment: StoreAttachment | None = StoreAttachment(self._store, self._channel)
+
+    def load(self, directory: DatabaseDirectory, progress: Progress | None = None) -> None:
+        """Fill the store, still empty, with what a directory holds; the directory stays as it is."""
+        result = recover(directory, self._core.loader(), progress=progress, repair_disk=False)
+        self._core.start_at(result.version, 0)
+
+    @property
+    def limits(self) -> Limits:
+        return self.settings.limits
+
+    def attachment(self) -> StoreAttachment:
+        self._check_usable()
+        attachment = self._attachment
+        if attachment is None:
+            raise DatabaseClosedError()
+        self._core.expire()
+        return attachment
+
+    def submit(self, request: bytearray, deadline: float | None) -> bytes:
+        self._check_usable()
+        remaining = -1.0 if deadline is None else deadline - time.monotonic()
+        if deadline is not None and remaining <= 0:
+            raise TransactionTimeout("the deadline passed before the commit was sent")
+        if self._attachment is None:
+            raise DatabaseClosedError()
+        reply = self._core.process(request, remaining)
+        if reply is None:
+            raise TransactionTimeout("the deadline passed while other threads were committing")
+        return reply
+
+    def session_id(self) -> int:
+        return self._session
+
+    def submitted_durability(self, durable: bool) -> str:
+        return "none"
+
+    def admin(self, message: dict[str, Any]) -> dict[str, Any]:
+        self._check_usable()
+        if self._attachment is None:
+            raise DatabaseClosedError()
+        self._core.tick()
+        if message.get("kind") == "stats":
+            tallies = Tallies()
+            tallies.add(self._channel)
+            return core_figures(self._core, tallies) | {"durability": "none", "pid": self._pid, "workers": []}
+        if message.get("kind") == "check":
+            return {"problem": self._core.check()}
+        raise TransactionStateError(
+            f"an in-memory database has no {message.get('kind')}",
+            hint="open a directory with occamdb.open(path) for files, logs and checkpoints",
+        )
+
+    def close(self) -> None:
+        if self._pid != os.getpid():
+            return
+        attachment, self._attachment = self._attachment, None
+        if attachment is not None:
+            # Memory goes when the last open transaction lets go of the attachment.
+            attachment.shut_down()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an in-memory database cannot be pickled: it lives in one process; use occamdb.open(path)"
+        )
+
+    def _check_usable(self) -> None:
+        if self._pid != os.getpid():
+            raise ForkedHandleError(
+                "an in-memory database belongs to the process that opened it",
+                hint="open a directory with occamdb.open(path) to share data between processes",
+            )

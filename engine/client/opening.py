@@ -1,0 +1,143 @@
+"""Opening databases: `open` for a directory that many processes share, `open_in_memory` for one process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from ..model.errors import InvalidArgumentError
+from ..model.keys import Namespace
+from ..model.limits import TIMEOUT_MAX
+from ..model.public_types import Durability, Isolation
+from ..model.settings import Settings
+from ..model.values import Codec
+from ..transaction.database import Database
+from .local_handle import LocalHandle
+from .shared_handle import open_handle
+
+__all__ = ["open_database", "open_in_memory"]
+
+D = TypeVar("D", bound=Database[Any])
+
+_STARTS = ("auto", "never")
+
+
+def open_database(
+    database: type[D],
+    path: str | os.PathLike[str],
+    *,
+    durability: str = "standard",
+    isolation: str = "serializable",
+    start: str = "auto",
+    timeout: float = 10.0,
+    tenant: str = "default",
+    app: str = "default",
+    agent: str = "default",
+    codec: Codec | None = None,
+    **settings: Any,
+) -> D:
+    """Open the database in the directory `path`; starts a coordinator if none runs for it, else attaches to its own.
+
+    Any number of processes may open the same directory. The result may be used from several threads, goes through
+    fork, and pickles as a way to attach.
+
+    Args:
+      database: the class of the result.
+      path: the database directory; made when missing.
+      durability: what an acknowledged commit survives: "none" the death of workers, "standard" kill -9 of every
+        process, "always" power loss.
+      isolation: of transactions that do not say: "serializable" or "snapshot".
+      start: "auto" starts a coordinator when there is none, now and after it died; "never" waits for somebody else's.
+      timeout: seconds to wait for a coordinator, and for its answer to a commit.
+      tenant, app, agent: the namespace whose runs this database shows.
+      codec: how values are stored; None: without hooks for types of the user's own.
+      settings: by name, over `settings.toml` in the directory: see `occamdb.Settings`.
+
+    Raises:
+      CoordinatorUnavailable: none could be started or reached in time.
+      SettingsMismatchError: the running coordinator has other settings than those given here.
+      CorruptionError, IncompatibleFormatError: what is on disk cannot be opened; nothing was changed.
+      StoreFullError: there is not enough shared memory.
+      InvalidArgumentError, SettingsError: an argument is wrong.
+    """
+    _check_choice("durability", durability, Durability)
+    _check_choice("isolation", isolation, Isolation)
+    _check_choice("start", start, _STARTS)
+    namespace = Namespace(tenant, app, agent)
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise InvalidArgumentError(
+            f"timeout = {timeout!r} is not a positive number of seconds", hint="the default is 10"
+        )
+    given = {name: value for name, value in settings.items() if value is not None}
+    # Names and ranges are checked here, where the caller can see the error, and not only by the coordinator.
+    asked = Settings.asked(given)
+    handle = open_handle(_directory(path), str(durability), asked, start, float(min(timeout, TIMEOUT_MAX)))
+    try:
+        return database(handle, isolation, namespace, codec)
+    except BaseException:
+        handle.close()
+        raise
+
+
+def open_in_memory(
+    database: type[D],
+    *,
+    isolation: str = "serializable",
+    tenant: str = "default",
+    app: str = "default",
+    agent: str = "default",
+    codec: Codec | None = None,
+    **settings: Any,
+) -> D:
+    """A database in this process alone: no files, no coordinator, the same semantics.
+
+    Args:
+      database: the class of the result.
+      isolation, tenant, app, agent, codec: as for `open`.
+      settings: the sizes and limits among `occamdb.Settings`.
+
+    Raises:
+      StoreFullError: `max_store_size` cannot be mapped.
+    """
+    namespace = Namespace(tenant, app, agent)
+    values = {name: value for name, value in settings.items() if value is not None}
+    handle = LocalHandle(Settings.of(values))
+    try:
+        return database(handle, isolation, namespace, codec)
+    except BaseException:
+        handle.close()
+        raise
+
+
+def _check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
+    names = [str(choice) for choice in allowed]
+    if value not in names:
+        raise InvalidArgumentError(
+            f"{name} = {value!r} is unknown", hint=f"choose one of {', '.join(map(repr, names))}"
+        )
+
+
+def _directory(path: str | os.PathLike[str]) -> str:
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        raise InvalidArgumentError(
+            f"path must be a path, got {type(path).__name__}", hint="a str or a pathlib.Path"
+        ) from None
+    if isinstance(text, bytes):
+        text = os.fsdecode(text)
+    if not text or "\0" in text:
+        raise InvalidArgumentError(f"{text!r} is no usable path", hint="name a directory")
+    if text == ":memory:":
+        raise InvalidArgumentError(
+            "a database in memory is not opened by a path, and ':memory:' would be a directory of that name",
+            hint="occamdb.open_in_memory(), or './:memory:' for that directory",
+        )
+    try:
+        return os.path.abspath(text)
+    except FileNotFoundError:
+        raise InvalidArgumentError(
+            f"the path {text!r} is relative, and the working directory of this process is gone",
+            hint="name the directory by an absolute path",
+        ) from None

@@ -1,0 +1,95 @@
+"""The channel table: slots filled in, read and emptied by the control plane while the commit thread serves them.
+
+1. A slot is filled in while it is FREE, and emptied while it is CLOSED: the commit thread looks at neither.
+2. The pair of a channel's last commit is written by the commit thread under an odd `outcome_lock`; any thread reads it
+   with `channel_outcome`, again until the lock was even and unchanged.
+"""
+
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+from ...ipc._atomics cimport (
+    fence_acquire, load_acquire_u32, load_relaxed_u32, load_relaxed_u64, store_seq_cst_u32, u32,
+)
+from ...ipc._layout cimport (
+    CLOSED_OFFSET, DRAINED_OFFSET, REPLY_HEAD_OFFSET, REPLY_TAIL_OFFSET, REQUEST_HEAD_OFFSET, REQUEST_TAIL_OFFSET, RINGS_OFFSET,
+    SLOTS_HIGH_OFFSET, SLOTS_OFFSET, WORKER_BELL_OFFSET, WORKER_SLEEPING_OFFSET,
+)
+from ...ipc._ring cimport inbox_destroy, inbox_init, ring_init
+from ._core cimport CHANNEL_ACTIVE, CHANNEL_FREE
+from ._range_walk cimport walk_free
+
+cdef enum:
+    REPLY_SIZE_MIN = 1024
+
+
+cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last_sequence, u64 last_version) noexcept nogil:
+    """Serve the channel segment at `base`, sizes checked by the caller. Its index, -1 when every slot is taken."""
+    cdef u32 index = 0
+    cdef Channel *channel
+    while index < core.channel_capacity and core.channels[index].state != CHANNEL_FREE:
+        index += 1
+    if index == core.channel_capacity:
+        return -1
+    channel = &core.channels[index]
+    memset(channel, 0, sizeof(Channel))
+    channel.session = session
+    channel.last_sequence = last_sequence
+    channel.last_version = last_version
+    ring_init(&channel.request, base + RINGS_OFFSET, ring_size, base + REQUEST_HEAD_OFFSET, base + REQUEST_TAIL_OFFSET)
+    ring_init(&channel.reply, base + RINGS_OFFSET + ring_size, ring_size, base + REPLY_HEAD_OFFSET, base + REPLY_TAIL_OFFSET)
+    inbox_init(&channel.inbox)
+    channel.inbox.budget = &core.inboxes
+    channel.word = base + WORKER_BELL_OFFSET
+    channel.sleeping = base + WORKER_SLEEPING_OFFSET
+    channel.slots = base + SLOTS_OFFSET
+    channel.slots_high = base + SLOTS_HIGH_OFFSET
+    channel.closed = base + CLOSED_OFFSET
+    channel.drained = base + DRAINED_OFFSET
+    # One reply is outstanding at most, so half the ring always has room for it.
+    channel.reply_max = ring_size // 2 if ring_size // 2 > REPLY_SIZE_MIN else REPLY_SIZE_MIN
+    # seq_cst, both (release with it): the commit thread sees a filled slot once it sees the state; and its
+    # scan for pins looks at both words after it raised gc_horizon. They are stored before the worker hears of
+    # its channel, so a scan that misses them comes before the worker's own look at gc_horizon, behind its
+    # first pin.
+    store_seq_cst_u32(&channel.state, CHANNEL_ACTIVE)
+    if index >= core.channels_high:
+        store_seq_cst_u32(&core.channels_high, index + 1)
+    return index
+
+
+cdef void channel_free(Channel *channel) noexcept nogil:
+    """Give back the private memory of a channel nobody serves."""
+    inbox_destroy(&channel.inbox)
+    free(channel.out)
+    free(channel.seen)
+    walk_free(&channel.walk)
+    channel.out = NULL
+    channel.out_capacity = 0
+    channel.seen = NULL
+    channel.slots = NULL
+
+
+cdef void channel_outcome(Channel *channel, u64 *sequence, u64 *version) noexcept nogil:
+    """The channel's last commit, as one pair; any thread."""
+    cdef u32 before
+    while True:
+        before = load_acquire_u32(&channel.outcome_lock)
+        sequence[0] = load_relaxed_u64(&channel.last_sequence)
+        version[0] = load_relaxed_u64(&channel.last_version)
+        fence_acquire()
+        if not before & 1 and load_relaxed_u32(&channel.outcome_lock) == before:
+            return
+
+
+cdef dict channel_outcomes(Core *core):
+    """{session: (sequence, commit version)} of the last commits of all channels in use."""
+    cdef u32 index
+    cdef u64 sequence, version
+    cdef dict found = {}
+    for index in range(load_acquire_u32(&core.channels_high)):
+        if load_acquire_u32(&core.channels[index].state) != CHANNEL_FREE:
+            channel_outcome(&core.channels[index], &sequence, &version)
+            if sequence:
+                found[core.channels[index].session] = (sequence, version)
+    return found

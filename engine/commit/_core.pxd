@@ -1,0 +1,142 @@
+"""The commit core's private state, shared by the modules that serve a request: validate, apply, expiry, pins, commit.
+
+1. One `Core` belongs to one commit thread (or, in memory, to the thread that holds the core's mutex). The
+   control plane touches this much of it beside that thread, and no more: `stop_flag`; a channel's `state`,
+   and the whole slot while it is FREE or CLOSED; `channels_high`, which it raises; the pair of a channel's
+   last commit, which it reads under `outcome_lock`; `own_slot`, the pin it holds for a checkpoint; and, to
+   read only, `held_bytes` and the counters, each of which is one word and may be a batch old.
+2. `next_version` is the last version given out; between a batch's first apply and its publish it runs ahead of the
+   store's `committed_version`, and every record above the latter is unseen by readers.
+3. `undo` lists the batch's installs in order; undoing newest first restores the store exactly.
+4. `recent` is a ring of the last RECENT_COUNT (version, node) writes, newest at `recent_next - 1`.
+"""
+
+from ...ipc._atomics cimport i64, u8, u16, u32, u64
+from ...ipc._ring cimport Inbox, InboxBudget, Ring
+from ..store._store cimport Store
+from ._expiry cimport ExpiryHeap
+from ._hot_keys cimport HotKey
+from ._range_history cimport RangeHistory
+from ._range_walk cimport RangeWalk
+
+cdef enum:
+    RECENT_COUNT = 65536            # a power of two
+    HOT_KEYS = 32
+    HISTOGRAM_COUNT = 40            # bucket b: values in [2**(b-1), 2**b)
+
+    # Channel states. FREE -> ACTIVE by the control plane (it fills the slot in first, release); ACTIVE or
+    # BROKEN -> CLOSING by the control plane, which looks at the state and then stores; CLOSING -> CLOSED by
+    # the commit thread once it has served what was complete; CLOSED -> FREE by the control plane. ACTIVE ->
+    # BROKEN by the commit thread on bad input, with a compare-and-swap. If that comes between the look and
+    # the store, CLOSING overwrites BROKEN, which is what the control plane would have done next; and the
+    # compare-and-swap fails on CLOSING. So CLOSING is reached once and never lost.
+    CHANNEL_FREE = 0
+    CHANNEL_ACTIVE = 1
+    CHANNEL_CLOSING = 2
+    CHANNEL_CLOSED = 3
+    CHANNEL_BROKEN = 4
+
+    # What became of the request a channel has in the current batch.
+    ANSWER_NONE = 0
+    ANSWER_COMMITTED = 1            # becomes LOG_WRITE_ERROR if the batch cannot be logged
+    ANSWER_REFUSED = 2
+    ANSWER_DEPENDENT = 3            # refused in the light of commits of the same batch: they may yet be undone
+
+cdef struct PinSeen:                # when the commit thread first saw a pin that holds something back
+    u64 value
+    i64 since                       # monotonic ns
+
+cdef struct Channel:
+    u32 state                       # CHANNEL_*, atomic
+    u32 answer                      # ANSWER_*
+    u64 session
+    u64 sequence                    # of the last request taken
+    u32 outcome_lock                # odd while the pair below changes; the commit thread writes, the control plane reads
+    u64 last_sequence               # of the last commit
+    u64 last_version
+    Ring request
+    Ring reply
+    Inbox inbox
+    void *word                      # the worker's doorbell, in its segment
+    void *sleeping
+    u8 *slots                       # SLOT_COUNT x {u64 value, u64 mark}, in its segment
+    void *slots_high
+    void *closed                    # set before the slots are looked at for the last time
+    void *drained                   # set behind the last reply, when a clean stop ends the commit thread
+    u8 *out                         # the reply under construction
+    u64 out_size
+    u64 out_capacity
+    u64 reply_max                   # largest reply that always fits the reply ring
+    PinSeen *seen                   # one per slot; NULL until the first sweep
+    u64 held_bytes                  # by the oldest snapshot, as of the last sweep
+    u64 window                      # last activity window it was counted in
+    i64 hot_until                   # its worker is expected back by then; 0 while it waits for an answer (_wakes.pyx)
+    i64 wake_since                  # when its wake-up was queued; 0: it is not
+    i64 receive_until               # monotonic ns: while others wait for memory, it has to have sent more by then
+    u64 receive_mark                # bytes it had sent when that was set
+    u64 commits
+    u64 conflicts
+    RangeWalk walk                  # of a request whose ranges take more than one turn to check
+
+cdef struct Undo:
+    u32 node                        # 0: a range tombstone was added in slot `record`
+    u32 record
+
+cdef struct Recent:
+    u64 version
+    u32 node
+
+cdef struct Counters:
+    u64 commits
+    u64 batches
+    u64 conflicts_read              # transactions by the kind of their first conflict
+    u64 conflicts_range
+    u64 conflicts_write
+    u64 conflicts_cas
+    u64 refused                     # everything else that was not a conflict
+    u64 expired
+    u64 revoked
+    u64 log_errors
+    u64 batch_sizes[HISTOGRAM_COUNT]
+    u64 batch_ns[HISTOGRAM_COUNT]
+
+cdef struct Core:
+    Store store
+    u32 stop_flag                   # set by any thread, acquire/release
+    u64 next_version
+    i64 now                         # ns since the epoch, read once a batch; never goes back (_expiry_time.pxd)
+    Undo *undo
+    u64 undo_count
+    u64 undo_capacity
+    Recent *recent
+    u64 recent_next
+    u64 recent_floor                # versions up to here may be missing from `recent`
+    u64 recent_epoch                # grows when the list is forgotten
+    RangeHistory range_history
+    u32 range_inline_max            # live keys that a range delete removes at once; larger ones become range tombstones
+    u32 range_slice                 # nodes converted between two batches
+    u32 walk_slice                  # steps of one request's range checks in one batch
+    i64 range_retry_at              # monotonic ns: the store was full, or a test holds the conversion back
+    u32 parked                      # requests left for the next turn
+    ExpiryHeap expiry
+    Channel *channels
+    u32 channel_capacity
+    u32 channels_high
+    Channel own                     # no rings: the one pin of the coordinator itself, for checkpoints
+    u64 own_slot[2]
+    u32 own_slots_high
+    u32 *wakes                      # queue of channels to be woken: a ring of channel_capacity indices
+    u32 wakes_first
+    u32 wakes_count
+    u32 hot_max                     # workers beyond this many wait for their wake-up
+    u64 *pins                       # scratch of the pin scan
+    u64 pins_capacity
+    u64 collected_version           # committed_version at the last collect
+    bint full                       # an allocation failed since the last collect: do a thorough one
+    bint expiry_stale               # entries of the heap were lost in a batch that was undone: fill it anew
+    u32 key_size_max                # of whole keys
+    u32 value_size_max
+    u64 request_size_max
+    InboxBudget inboxes             # private memory for requests that are being received
+    HotKey hot[HOT_KEYS]
+    Counters counters

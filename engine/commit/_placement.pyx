@@ -1,0 +1,83 @@
+"""Keeping the commit thread off the core of the only worker that is busy.
+
+A worker and the commit thread that wake each other in turn never run at the same time, so to the scheduler one core is
+enough for both, and on a small machine it leaves them there for seconds while other cores idle: each wakes where its
+waker runs, and a search for an idle core is given up early when there are few. But a commit then costs two task
+switches, while on two cores both would spin and see each other's messages at once.
+
+So workers leave the number of their core where they ring, and a commit thread that was woken from its own core many
+times in a row moves once: it forbids itself this core, which moves it at once, and allows all again. The affinity the
+user gave it is as before, and the scheduler stays free to put it back; then the next move waits longer.
+"""
+
+cimport cython
+
+from ...ipc._atomics cimport current_cpu
+
+cdef extern from *:
+    """
+    #include <sched.h>
+    /* 1: the calling thread left `cpu` for another it may run on. */
+    static inline int occ_leave_cpu(int cpu) {
+        cpu_set_t allowed, others;
+        if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof(allowed), &allowed)) return 0;
+        if (!CPU_ISSET(cpu, &allowed) || CPU_COUNT(&allowed) < 2) return 0;
+        others = allowed;
+        CPU_CLR(cpu, &others);
+        if (sched_setaffinity(0, sizeof(others), &others)) return 0;
+        /* If it fails we stay confined to the other cores, and the next move widens nothing: still correct. */
+        (void)sched_setaffinity(0, sizeof(allowed), &allowed);
+        return 1;
+    }
+    """
+    int leave_cpu "occ_leave_cpu"(int cpu) noexcept nogil
+
+cdef enum:
+    SHARED_MAX = 64             # among several workers on two cores nobody meets the same core so often in a row
+    PAUSE_MIN = 10000000        # a move costs about 20 us
+    PAUSE_MAX = 1000000000
+
+
+cdef void placement_init(Placement *p) noexcept nogil:
+    p.shared = 0
+    p.not_before = 0
+    p.pause = PAUSE_MIN
+    p.moves = 0
+
+
+cdef bint woken_by(Placement *p, u32 ringer, i64 now) noexcept nogil:
+    cdef int cpu = current_cpu()
+    # The number comes from shared memory: a forged one makes us move in vain, now and then.
+    if ringer != <u32>(cpu + 1):
+        p.shared = 0
+        return False
+    p.shared += 1
+    if p.shared < SHARED_MAX or now < p.not_before:
+        return False
+    # Back so soon: it did not help.
+    p.pause = PAUSE_MIN if now > p.not_before + 8 * p.pause else min(<i64>PAUSE_MAX, 2 * p.pause)
+    p.not_before = now + p.pause
+    p.shared = 0
+    if not leave_cpu(cpu):
+        return False
+    p.moves += 1
+    return True
+
+
+@cython.final
+cdef class Mover:
+    """The calling thread's placement, for tests."""
+
+    cdef Placement placement
+
+    def __cinit__(self):
+        placement_init(&self.placement)
+
+    def woken_by(self, u32 ringer, i64 now):
+        """`woken_by` of the C interface."""
+        return woken_by(&self.placement, ringer, now)
+
+    @staticmethod
+    def cpu():
+        """The core we are on, plus one."""
+        return current_cpu() + 1

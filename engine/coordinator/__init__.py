@@ -1,0 +1,1 @@
+"""The coordinator process: its control plane, its files, its life from start to stop."""

@@ -1,0 +1,421 @@
+"""The coordinator's control plane: who is attached, and what they ask for over the socket.
+
+1. One connection carries at most one channel. The end of the connection is the end of the channel: its pins are
+   cleared, its complete request is still served, its segment is unlinked once the commit thread has let go of it.
+2. A process that is gone although its socket still seems open (a forked child holds a copy) is found by pid and
+   start time within a second.
+3. Whatever one worker asks for, or its connection does, ends at worst that connection.
+4. The outcome of a closed channel's last commit is remembered for OUTCOMES_KEPT sessions, so a worker that was
+   disconnected can come back and ask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import selectors
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ...ipc import layout
+from ...ipc.control import ControlListener, ServerConnection
+from ...ipc.errors import ControlProtocolError, OccamError, SegmentError, ShmFullError
+from ...ipc.process import ProcessIdentity, identify, is_alive
+from ...ipc.segment import Segment, create_segment
+from ..commit._commit_core import CHANNEL_STATE_BROKEN, CHANNEL_STATE_CLOSED
+from ..disk import failpoints
+from ..model.control_messages import refusal
+from ..model.errors import CoordinatorUnavailable, InvalidArgumentError, StoreFullError, TooManyChannelsError
+from .complaints import complain, complain_of
+from .figures import core_figures
+from .tally import Tallies
+
+if TYPE_CHECKING:
+    from .coordinator import Coordinator
+
+__all__ = ["ControlServer", "dispose_segment", "no_descriptors"]
+
+OUTCOMES_KEPT = 65536
+_LIVENESS_PERIOD = 1.0
+# A session may come back while its old channel still drains; who comes too early is told to try again.
+_DRAIN_SECONDS = 0.2
+
+
+def dispose_segment(segment: Segment) -> None:
+    """Remove a segment's name and let go of it. Never raises."""
+    try:
+        segment.unlink()
+    except (OccamError, OSError) as error:
+        # Somebody else's file stands there by now: it is not ours to remove.
+        complain(f"{segment.name} was not removed: {error}")
+    with contextlib.suppress(BufferError):
+        segment.close()
+
+
+def no_descriptors() -> dict[str, Any]:
+    """What a worker is told for which the coordinator has no descriptor."""
+    return refusal(no_descriptors_error())
+
+
+def no_descriptors_error() -> TooManyChannelsError:
+    """The same as an error."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return TooManyChannelsError(
+        f"the coordinator (pid {os.getpid()}) has no descriptors left for another worker: it may have {limit} open",
+        hint="close databases that are not needed, or raise `ulimit -n` where the coordinator is started",
+        limit=limit,
+        setting="ulimit -n",
+        details={"errno": errno.EMFILE},
+    )
+
+
+class _Worker:
+    """One connection, and its channel once it has attached."""
+
+    def __init__(self, connection: ServerConnection) -> None:
+        self.connection = connection
+        self.identity: ProcessIdentity | None = None
+        self.index = -1
+        self.session = 0
+        self.segment: Segment | None = None
+        self.attached_at = time.time()
+        self.closing = False
+
+
+class ControlServer:
+    """Serves the control socket in the coordinator's main thread."""
+
+    def __init__(self, coordinator: Coordinator, listener: ControlListener) -> None:
+        self._coordinator = coordinator
+        self._core = coordinator.core
+        self._listener = listener
+        self._workers: dict[int, _Worker] = {}
+        self._draining: list[_Worker] = []
+        # Oldest first: the table forgets from the front.
+        recovered = sorted(coordinator.durable.outcomes.items(), key=lambda entry: entry[1][1])
+        self._tallies = Tallies()  # of workers that left
+        self._outcomes: OrderedDict[int, tuple[int, int]] = OrderedDict(recovered)
+        self._outcomes_lock = threading.Lock()  # a checkpoint reads the table in its own thread
+        self._idle_since = time.monotonic()
+        self._was_used = False
+        self._next_liveness = 0.0
+        self._started_at = time.time()
+        self._operations = {
+            "attach": self._attach,
+            "detach": self._detach,
+            "status": self._status,
+            "stats": self._stats,
+            "checkpoint": self._checkpoint,
+            "checkpoint_state": self._checkpoint_state,
+            "logged_commit": self._logged_commit,
+            "failpoint": self._failpoint,
+            "stop": self._stop,
+        }
+
+    # ---- the loop's calls -----------------------------------------------------------------------------------
+
+    def register(self, selector: selectors.BaseSelector) -> None:
+        self._selector = selector
+        selector.register(self._listener, selectors.EVENT_READ, self._listener)
+
+    def handle(self, key: selectors.SelectorKey, events: int) -> None:
+        """One descriptor is ready."""
+        if key.data is self._listener:
+            self._accept()
+            return
+        worker = self._workers.get(key.data)
+        if worker is not None:
+            with self._confined_to(worker):
+                if events & selectors.EVENT_WRITE:
+                    worker.connection.flush()
+                if events & selectors.EVENT_READ:
+                    self._receive(worker)
+                self._update(worker)
+
+    @contextlib.contextmanager
+    def _confined_to(self, worker: _Worker) -> Iterator[None]:
+        """Whatever goes wrong inside ends this worker's connection and nothing else."""
+        try:
+            yield
+        except Exception as error:
+            complain_of(error)
+            self._close(worker)
+
+    def settle(self) -> None:
+        """Between turns: disconnect broken channels, free drained ones, look for silent deaths."""
+        for worker in list(self._workers.values()):
+            if worker.index >= 0 and self._core.channel_state(worker.index) == CHANNEL_STATE_BROKEN:
+                self._close(worker)
+        self._free_drained()
+        now = time.monotonic()
+        if now >= self._next_liveness:
+            self._next_liveness = now + _LIVENESS_PERIOD
+            for worker in list(self._workers.values()):
+                with self._confined_to(worker):
+                    if worker.identity is not None and not is_alive(worker.identity):
+                        self._close(worker)
+        if self._workers or self._draining:
+            self._idle_since = now
+
+    def idle_seconds(self) -> float:
+        """How long ago the last worker left; -1 while there is one."""
+        return -1.0 if self._workers or self._draining else time.monotonic() - self._idle_since
+
+    @property
+    def was_used(self) -> bool:
+        """Whether any worker ever attached."""
+        return self._was_used
+
+    def outcomes(self) -> dict[int, tuple[int, int]]:
+        """{session: (sequence, commit version)}: the last commit of every session that may still ask."""
+        found = self._core.outcomes()
+        # Read second: a session's outcome is in the table before its channel is freed.
+        with self._outcomes_lock:
+            known = list(self._outcomes.items())
+        for session, outcome in known:
+            # By sequence: a session that came back has an older entry here than in its channel.
+            found[session] = max(outcome, found.get(session, outcome))
+        return found
+
+    def close(self) -> None:
+        """Stop listening and disconnect everybody. REQUIRES: the commit thread has ended."""
+        self._listener.close()
+        for worker in [*self._workers.values(), *self._draining]:
+            worker.connection.close()
+            self._dispose(worker)
+        self._workers.clear()
+        self._draining.clear()
+        self._core = None  # type: ignore[assignment]
+
+    def _accept(self) -> None:
+        connection = self._listener.accept()
+        if connection is not None:
+            worker = self._workers[connection.fileno()] = _Worker(connection)
+            with self._confined_to(worker):
+                self._selector.register(connection, selectors.EVENT_READ, connection.fileno())
+                # Before it says who it is: it may die first, and leave its end to a child that it forked.
+                worker.identity = identify(connection.pid)
+
+    # ---- connections -------------------------------------------------------------------------------------------
+
+    def _receive(self, worker: _Worker) -> None:
+        try:
+            for message in worker.connection.receive():
+                worker.connection.queue(self._answer(worker, message))
+        except ControlProtocolError:
+            worker.connection.eof = True
+
+    def _answer(self, worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
+        name = message.get("op")
+        # Anything can stand there, also what has no text: a list nested a thousand deep.
+        operation = self._operations.get(name) if isinstance(name, str) else None
+        try:
+            if operation is None:
+                shown = repr(name) if isinstance(name, str) else f"of type {type(name).__name__}"
+                known = ", ".join(self._operations)
+                raise InvalidArgumentError(f"unknown operation {shown}", hint=f"known: {known}")
+            return {"ok": True, **operation(worker, message)}
+        except OccamError as error:
+            return refusal(error)
+        except OSError as error:
+            complain_of(error)
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                return no_descriptors()
+            return refusal(CoordinatorUnavailable(f"the coordinator failed at {name!r}: {error!r}"))
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
+            return refusal(InvalidArgumentError(f"malformed {name!r} message: {error!r}"))
+        except Exception as error:
+            # One worker's request must not end everybody's coordinator: no descriptors, no memory, no threads left.
+            complain_of(error)
+            return refusal(CoordinatorUnavailable(f"the coordinator failed at {name!r}: {error!r}"))
+
+    def _update(self, worker: _Worker) -> None:
+        if worker.connection.eof:
+            self._close(worker)
+        elif worker.connection.fileno() in self._workers:
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.connection.wants_write else 0)
+            self._selector.modify(worker.connection, events, worker.connection.fileno())
+
+    def _close(self, worker: _Worker) -> None:
+        """End a connection; its channel drains and is freed by `_free_drained`."""
+        fd = worker.connection.fileno()
+        if fd in self._workers:
+            del self._workers[fd]
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(worker.connection)
+            worker.connection.close()
+        self._drain(worker)
+
+    def _drain(self, worker: _Worker) -> None:
+        if worker.index >= 0 and not worker.closing:
+            worker.closing = True
+            self._core.close_channel(worker.index)
+            self._draining.append(worker)
+
+    def _free_drained(self) -> None:
+        for worker in list(self._draining):
+            if self._core.channel_state(worker.index) == CHANNEL_STATE_CLOSED:
+                self._draining.remove(worker)
+                self._remember(worker)
+                self._core.release_channel(worker.index)
+                self._dispose(worker)
+
+    def _remember(self, worker: _Worker) -> None:
+        session, sequence, version = self._core.channel_outcome(worker.index)
+        if sequence:
+            with self._outcomes_lock:
+                self._outcomes[session] = (sequence, version)
+                self._outcomes.move_to_end(session)
+                while len(self._outcomes) > OUTCOMES_KEPT:
+                    self._outcomes.popitem(last=False)
+
+    def _dispose(self, worker: _Worker) -> None:
+        segment, worker.segment, worker.index = worker.segment, None, -1
+        if segment is not None:
+            self._tallies.add(segment.map)
+            dispose_segment(segment)
+
+    # ---- operations: each returns the fields of its reply -------------------------------------------------------
+
+    def _attach(self, worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
+        if worker.index >= 0:
+            raise InvalidArgumentError("this connection is attached already")
+        if failpoints.armed():
+            failpoints.hit("coordinator.attach")
+        self._coordinator.check_terms(dict(message["asked"]), str(message["durability"]))
+        identity = ProcessIdentity.from_dict(message["process"])
+        if identity is None or identity.pid != worker.connection.pid:
+            identity = identify(worker.connection.pid)
+        session = int(message["session"])
+        if not 0 <= session < 1 << 64:
+            raise InvalidArgumentError(f"session {session} is not in 0..2**64 - 1")
+        sequence, version = self._continue(session) if session else (0, 0)
+        session = session or self._coordinator.new_session()
+        self._open_channel(worker, session, sequence, version)
+        worker.identity = identity
+        return self._coordinator.terms() | {
+            "session": session,
+            "last_sequence": sequence,
+            "last_version": version,
+            "channel": worker.segment.name if worker.segment else "",
+        }
+
+    def _continue(self, session: int) -> tuple[int, int]:
+        """The last outcome of a session that comes back; waits until its old channel has drained."""
+        for other in list(self._workers.values()):
+            if other.session == session and other.index >= 0:
+                self._close(other)
+        limit = time.monotonic() + _DRAIN_SECONDS
+        while any(other.session == session for other in self._draining):
+            self._free_drained()
+            if time.monotonic() > limit:
+                raise CoordinatorUnavailable(
+                    "the session's previous channel is still being served", hint="try again"
+                )
+            time.sleep(0.0005)
+        # Kept in the table too: if the attach fails from here on, the next one must find it.
+        return self._outcomes.get(session, (0, 0))
+
+    def _open_channel(self, worker: _Worker, session: int, sequence: int, version: int) -> None:
+        coordinator = self._coordinator
+        ring_size = coordinator.settings.ring_size
+        name = layout.channel_name(coordinator.database_id, coordinator.incarnation, session)
+        try:
+            segment = create_segment(name, layout.channel_size(ring_size))
+        except ShmFullError as error:
+            raise StoreFullError(
+                f"no shared memory for a worker's channel: {error.message}",
+                hint=error.hint,
+                details=error.details,
+            ) from error
+        except SegmentError as error:
+            if error.details.get("errno") not in (errno.EMFILE, errno.ENFILE):
+                raise
+            raise no_descriptors_error() from error
+        try:
+            with memoryview(segment.map) as view:
+                layout.write_channel_header(view, session, ring_size)
+            index = self._core.open_channel(session, segment.map, ring_size, sequence, version)
+        except BaseException:
+            segment.unlink()
+            segment.close()
+            raise
+        if index < 0:
+            segment.unlink()
+            segment.close()
+            count = coordinator.settings.channel_count_max
+            raise TooManyChannelsError(
+                f"all {count} channels are taken",
+                hint="close databases that are not needed, or raise channel_count_max",
+                size=count + 1,
+                limit=count,
+            )
+        # The mapping has one of its own: descriptors are what decides how many workers there can be.
+        segment.close_fd()
+        worker.segment, worker.index, worker.session, worker.closing = segment, index, session, False
+        self._was_used = True
+
+    def _detach(self, worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
+        self._drain(worker)
+        return {}
+
+    def _status(self, _worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
+        coordinator = self._coordinator
+        return {
+            "pid": os.getpid(),
+            "path": coordinator.path,
+            "database_id": coordinator.database_id.hex(),
+            "incarnation": coordinator.incarnation,
+            "durability": coordinator.durable.mode,
+            "auto": coordinator.auto,
+            "version": self._core.committed_version,
+            "uptime": time.time() - self._started_at,
+            "workers": len([w for w in self._workers.values() if w.index >= 0]),
+        }
+
+    def _stats(self, worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
+        tallies = self._tallies.copy()
+        for other in {*self._workers.values(), *self._draining}:
+            if other.segment is not None:
+                tallies.add(other.segment.map)
+        workers = []
+        for other in self._workers.values():
+            if other.index >= 0:
+                channel = self._core.channel_figures(other.index)
+                pid = other.identity.pid if other.identity else other.connection.pid
+                workers.append({"pid": pid, "attached_at": other.attached_at, **channel})
+        figures = core_figures(self._core, tallies)
+        # What commits may fill, not the segment, which has room to spare for recovery.
+        figures["store"]["size"] = self._coordinator.settings.max_store_size
+        return (
+            figures
+            | self._status(worker, message)
+            | {
+                "workers": workers,
+                "durable": self._coordinator.durable.figures(),
+            }
+        )
+
+    def _checkpoint(self, _worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
+        # Read first: whatever was acknowledged before it was asked for is to be in it.
+        wanted = self._core.committed_version
+        return self._coordinator.durable.checkpoint(self.outcomes) | {"wanted": wanted}
+
+    def _checkpoint_state(self, _worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
+        return self._coordinator.durable.checkpoint_state()
+
+    def _logged_commit(self, _worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
+        return self._coordinator.durable.logged_commit(int(message["version"]))
+
+    def _failpoint(self, _worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
+        failpoints.set(str(message["name"]), str(message["action"]))
+        return {"active": failpoints.active()}
+
+    def _stop(self, _worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
+        self._coordinator.request_stop()
+        return {"pid": os.getpid()}

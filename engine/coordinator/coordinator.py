@@ -1,0 +1,438 @@
+"""The coordinator process: owns one database directory, its shared memory and its commit thread.
+
+Order of a start, and why each step stands where it does:
+
+    LOCK              a second coordinator stops here, the first unharmed
+    meta, incarnation durable before anything else of this start can be seen
+    bell segment      first segment, with our identity: what comes after is never mistaken for a dead one's
+    store segment     recovery fills it; nobody can attach yet
+    log               appending continues behind what recovery kept
+    supersede         older store segments are marked, then every older segment loses its name: a worker that begins
+                      after our first acknowledgement sees the mark and attaches anew
+    socket            only now can anybody attach, so only now can anything be acknowledged
+
+SIGTERM is heeded from before the first segment on: up to the end of recovery the start is taken back, with nothing
+changed on disk but the incarnation; from there on it is finished, and a clean stop follows.
+
+A clean stop goes the other way: a checkpoint while everybody is still served; then no more batches. Requests that
+were not taken are answered with STOPPING. Connections are closed, the rest of the log is synced, the own store is
+marked superseded (a begin after the stop must attach anew, since the next coordinator will not find this segment any
+more), names are removed, LOCK goes last. So commits wait for the rest of the log, not for the checkpoint. Without a
+log they do wait for the checkpoint.
+A crash at any point leaves names in /dev/shm, a socket and LOCK's content: the next start clears them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import selectors
+import signal
+import struct
+import threading
+import time
+from typing import Any
+
+from ...ipc import layout
+from ...ipc.control import ControlListener
+from ...ipc.errors import AddressSpaceError, OccamError, SegmentForeignError, ShmFullError
+from ...ipc.lock import FileLock
+from ...ipc.process import own_identity
+from ...ipc.segment import Segment, create_segment, peek_segment, poke_segment
+from ...ipc.stale import list_incarnations, remove_superseded
+from ..commit._commit_core import CLOCK_OFFSET_OFFSET, SPIN_HINT_OFFSET, SUPERSEDED_OFFSET, CommitCore
+from ..disk import failpoints
+from ..disk.directory import SOCKET_NAME, DatabaseDirectory, socket_path
+from ..disk.reserve import give_up_reserve, is_disk_full, keep_reserve
+from ..model.errors import CoordinatorUnavailable, InvalidArgumentError, LogWriteError, StoreFullError
+from ..model.limits import sized
+from ..model.settings import load_settings
+from ..store._memory import watch
+from ..store.cgroups import memory_groups
+from .complaints import complain
+from .control_server import ControlServer, dispose_segment, no_descriptors
+from .durable_state import DurableState
+
+__all__ = ["Coordinator", "StoppedWhileStarting"]
+
+_PAGE = 65536
+_HEADROOM_SHARE = 4
+_HEADROOM_MIN = 4 << 20
+_SEGMENT_SIZE_MAX = (1 << 36) - _PAGE
+_TICK = 0.25
+_LOOK_SECONDS = 1.0
+_FIRST_ATTACH_SECONDS = 10.0
+
+
+class StoppedWhileStarting(SystemExit):
+    """Told to end before there was anything to serve. All is taken back; the process ends with code 0."""
+
+
+class Coordinator:
+    """One coordinator of one directory.
+
+    Args:
+      path: the database directory, absolute; made when missing.
+      durability: "none", "standard" or "always".
+      asked: settings by keyword, over the directory's settings file.
+      inherited: the settings of the coordinator before, under the directory's settings file.
+      auto: ends by itself when the last worker has been gone for `idle_timeout`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        durability: str,
+        asked: dict[str, Any],
+        *,
+        auto: bool,
+        inherited: dict[str, Any] | None = None,
+    ) -> None:
+        if durability not in ("none", "standard", "always"):
+            raise InvalidArgumentError(
+                f"durability {durability!r} is unknown", hint='choose "none", "standard" or "always"'
+            )
+        self.path = path
+        self.durability = durability
+        self.auto = auto
+        self._asked = asked
+        self._inherited = inherited or {}
+        self._cleanup = contextlib.ExitStack()
+        self._signal_handling = contextlib.ExitStack()
+        self._stop_requested = False
+        self._exit_code = 0
+        self._next_look = 0.0
+
+    # ---- start ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Everything up to the open socket. Call from the main thread: from here on it takes SIGTERM and SIGINT.
+
+        Raises:
+          StoppedWhileStarting: one of them came before recovery was done.
+          LockHeldError: another coordinator owns the directory.
+          OccamError: what is wrong with the directory, the log, a checkpoint or the machine's memory.
+        """
+        self._signal_handling.enter_context(self._signals())
+        try:
+            try:
+                self._start()
+            except (OSError, LogWriteError) as error:
+                # Still under LOCK.
+                if not (is_disk_full(error) and give_up_reserve(self.path)):
+                    raise
+                self._cleanup.close()
+                self._start()
+        except BaseException as error:
+            self._cleanup.close()
+            self._signal_handling.close()
+            if isinstance(error, OSError) and not isinstance(error, OccamError):
+                raise CoordinatorUnavailable(
+                    f"cannot open {self.path}: {error.strerror or error}",
+                    hint="check that the directory exists, is writable and that descriptors are left (ulimit -n)",
+                    details={"path": self.path, "errno": error.errno},
+                ) from error
+            raise
+
+    def _start(self) -> None:
+        DatabaseDirectory.prepare(self.path)
+        self._lock = FileLock(os.path.join(self.path, "LOCK"))
+        self._lock.acquire()
+        self._cleanup.callback(self._lock.release)
+        self.settings = load_settings(self.path, self._inherited, **self._asked)
+        self.directory = DatabaseDirectory(self.path)
+        self._cleanup.callback(self.directory.close)
+        self.incarnation = self.directory.begin_incarnation()
+        self.database_id = self.directory.database_id
+        self._refuse_copy()
+        self._end_if_told()
+        self._create_segments()
+        self._create_core()
+        self.durable = DurableState(self.directory, self.core, self.settings, self.durability, self.store.map)
+        self._cleanup.callback(self.durable.close)
+        self.durable.recover(lambda stage, done, total: self._end_if_told())
+        self._supersede_older()
+        if failpoints.armed():
+            failpoints.hit("coordinator.before_ready")
+        listener = ControlListener(socket_path(self.path), no_descriptors)
+        self._cleanup.callback(listener.close)
+        self.server = ControlServer(self, listener)
+        self._write_coordinator_file()
+        # Before the first commit takes what is left of a full disk.
+        keep_reserve(self.directory)
+
+    def _end_if_told(self) -> None:
+        """Not by an exception in the signal handler: that could come between a segment and its entry in `_cleanup`."""
+        if self._stop_requested:
+            raise StoppedWhileStarting(0)
+
+    def _refuse_copy(self) -> None:
+        """We hold this directory's LOCK: a living coordinator with our database id serves a copy of it (F15).
+
+        Both would use the same segment names, and we would take the other's for a dead one's.
+        """
+        for incarnation in list_incarnations(self.database_id):
+            owner = incarnation.owner
+            if owner is not None and not incarnation.dead and owner.pid != os.getpid():
+                raise CoordinatorUnavailable(
+                    f"process {owner.pid} serves another directory with the same database id: one is a copy",
+                    hint="use one of them at a time; `occamdb backup` and `occamdb restore` make independent copies",
+                    details={"path": self.path, "pid": owner.pid},
+                )
+
+    def _create_segments(self) -> None:
+        size = _segment_size(self.settings.max_store_size)
+        try:
+            self.bell = self._own(
+                layout.bell_name(self.database_id, self.incarnation), layout.BELL_SEGMENT_SIZE
+            )
+            identity = own_identity()
+            layout.write_bell_owner(memoryview(self.bell.map), identity.pid, identity.start_time)
+            self.store = self._own(layout.store_name(self.database_id, self.incarnation), size, preallocate=0)
+        except (ShmFullError, AddressSpaceError) as error:
+            raise StoreFullError(
+                f"no shared memory for a store of up to {sized(size)}: {error.message}",
+                hint=f"{error.hint}; or lower max_store_size",
+                details=error.details,
+            ) from error
+
+    def _own(self, name: str, size: int, preallocate: int | None = None) -> Segment:
+        """Create a segment that goes with this coordinator."""
+        segment = create_segment(name, size, preallocate=preallocate)
+        self._cleanup.callback(dispose_segment, segment)
+        return segment
+
+    def _create_core(self) -> None:
+        limits = self.settings.limits
+        watch(memory_groups())
+        self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._cleanup.callback(os.close, self.wake_fd)
+        try:
+            self.core = CommitCore(
+                self.store.map,
+                self.store.fd,
+                self.database_id,
+                self.incarnation,
+                bell_buffer=self.bell.map,
+                channel_count_max=self.settings.channel_count_max,
+                key_size_max=limits.stored_key_size_max,
+                value_size_max=limits.value_size_max,
+                request_size_max=limits.transaction_size_max,
+                request_memory_max=self.settings.request_memory_max,
+                snapshot_age_max=self.settings.snapshot_max_age,
+                wake_fd=self.wake_fd,
+            )
+        except OSError as error:
+            raise StoreFullError(
+                f"no shared memory for the first pages of the store: {error.strerror}",
+                hint="free space in /dev/shm, or enlarge it",
+            ) from error
+
+    def _supersede_older(self) -> None:
+        for incarnation in list_incarnations(self.database_id):
+            if incarnation.number != self.incarnation and not incarnation.foreign:
+                # What is no plain segment of ours is a planted name: nobody can have mapped it as a store.
+                with contextlib.suppress(SegmentForeignError):
+                    name = layout.store_name(self.database_id, incarnation.number)
+                    mark_superseded(name)
+                    # Its readers have judged expiry by its clock, which ours must not be behind.
+                    offset = peek_segment(name, CLOCK_OFFSET_OFFSET, 8)
+                    self.core.continue_clock(int.from_bytes(offset, "little", signed=True))
+        remove_superseded(self.database_id, keep_incarnation=self.incarnation)
+
+    def _write_coordinator_file(self) -> None:
+        note = {
+            "pid": os.getpid(),
+            "socket": SOCKET_NAME,
+            "incarnation": self.incarnation,
+            "database_id": self.database_id.hex(),
+            "durability": self.durable.mode,
+            "auto": self.auto,
+        }
+        self._note = json.dumps(note).encode()
+        self.directory.folder.replace("coordinator.json", self._note)
+
+    def _remove_coordinator_file(self) -> None:
+        folder = self.directory.folder
+        with contextlib.suppress(OSError):
+            # Another one's, once the directory was emptied and opened anew.
+            if folder.read("coordinator.json") == self._note:
+                folder.remove("coordinator.json")
+
+    # ---- life ---------------------------------------------------------------------------------------------
+
+    def serve(self) -> int:
+        """Run until stopped; returns the exit code. Call from the main thread, after `start`."""
+        commit_thread = threading.Thread(target=self._commit_loop, name="commit", daemon=True)
+        with self._signal_handling:
+            try:
+                commit_thread.start()
+                self._loop()
+            finally:
+                self.core.stop()
+                if commit_thread.ident is not None:
+                    commit_thread.join()
+                self._finish()
+        return self._exit_code
+
+    def _commit_loop(self) -> None:
+        error = self.core.run()
+        if error:
+            # What the log holds is unknown. Nobody was answered; the next coordinator finds out by recovering.
+            complain(f"log in an unknown state after {os.strerror(error)}; ending to recover")
+            os._exit(70)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Any:
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        handled = [signal.SIGTERM] if self.auto else [signal.SIGTERM, signal.SIGINT]
+        before = {number: signal.signal(number, self._on_signal) for number in handled}
+        wakeup_before = signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        self.signal_fd = wake_read
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup_before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            os.close(wake_read)
+            os.close(wake_write)
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self._stop_requested = True
+
+    def request_stop(self) -> None:
+        """End the control loop after this turn."""
+        self._stop_requested = True
+
+    def _loop(self) -> None:
+        selector = selectors.DefaultSelector()
+        with selector:
+            for fd in (self.wake_fd, self.signal_fd):
+                selector.register(fd, selectors.EVENT_READ, None)
+            self.server.register(selector)
+            while not self._may_end():
+                for key, events in selector.select(min(_TICK, self.durable.next_due())):
+                    if key.data is None:
+                        with contextlib.suppress(BlockingIOError):
+                            os.read(key.fd, 4096)
+                    else:
+                        self.server.handle(key, events)
+                self.server.settle()
+                self.durable.tick(self.server.outcomes)
+
+    def _may_end(self) -> bool:
+        """Whether to end now: told to or idle, and prepared for it."""
+        if not self._in_place():
+            return True
+        idle = self.auto and self.server.idle_seconds() >= self._patience()
+        if self._stop_requested or idle:
+            return self.durable.ready_to_stop(self.server.outcomes)
+        self.durable.stay()
+        return False
+
+    def _in_place(self) -> bool:
+        """Whether this is still what its path means; looks once a second (F15).
+
+        Else whoever comes finds another database, or none: stop before anything more is promised.
+        """
+        now = time.monotonic()
+        if now < self._next_look:
+            return True
+        self._next_look = now + _LOOK_SECONDS
+        lost = self._lost()
+        if lost:
+            complain(f"{lost} was moved, replaced or deleted while it was open: ending")
+        return not lost
+
+    def _lost(self) -> str:
+        """What is not where it was made; empty if all is."""
+        if not self.directory.is_in_place():
+            return self.path
+        if not self._is_whole():
+            return f"what lies in {self.path}"
+        # Nobody can attach without them, and a successor could not tell our workers that it took over (names are
+        # removed by systemd's RemoveIPC, and by cleaners of temporary files).
+        return next((segment.name for segment in (self.bell, self.store) if not segment.is_named()), "")
+
+    def _is_whole(self) -> bool:
+        return self.directory.is_whole(self._lock.fileno())
+
+    def _patience(self) -> float:
+        """Seconds without a worker after which an auto-started coordinator ends."""
+        # Who started it needs a moment to attach, however small the timeout.
+        idle_timeout = self.settings.idle_timeout
+        return idle_timeout if self.server.was_used else max(idle_timeout, _FIRST_ATTACH_SECONDS)
+
+    def _finish(self) -> None:
+        """A clean stop: the commit thread has ended."""
+        if failpoints.armed():
+            failpoints.hit("coordinator.stopping")
+        outcomes = self.server.outcomes()
+        # First of all: whoever waits for an answer that will not come goes on to look for the next coordinator.
+        self.server.close()
+        self._finish_files(outcomes)
+        store = memoryview(self.store.map)
+        struct.pack_into("<I", store, SUPERSEDED_OFFSET, 1)
+        store.release()
+        self._remove_coordinator_file()
+        self.core = None  # type: ignore[assignment]
+        self.durable.release_core()
+        self._cleanup.close()
+
+    def _finish_files(self, outcomes: dict[int, tuple[int, int]]) -> None:
+        if not self._is_whole():
+            self.durable.abandon()
+            self._exit_code = 1
+            return
+        try:
+            self.durable.finish(lambda: outcomes)
+        except Exception as error:
+            # Unless the log failed, everything acknowledged is in it, and recovery does without the checkpoint.
+            complain(f"no checkpoint at the stop: {error}")
+            self._exit_code = 1
+
+    # ---- for the control server ---------------------------------------------------------------------------
+
+    def new_session(self) -> int:
+        """A session id nobody had: 63 random bits, not 0."""
+        return secrets.randbits(63) | 1
+
+    def terms(self) -> dict[str, Any]:
+        """What every worker that attaches is told."""
+        return {
+            "database_id": self.database_id,
+            "incarnation": self.incarnation,
+            "settings": self.settings.as_dict(),
+            "durability": self.durable.mode,
+            "store": self.store.name,
+            "bell": self.bell.name,
+            "ring_size": self.settings.ring_size,
+            "spin_offset": SPIN_HINT_OFFSET,
+        }
+
+    def check_terms(self, asked: dict[str, Any], durability: str) -> None:
+        """Refuse a worker whose wishes this coordinator cannot meet."""
+        self.settings.require_match(asked)
+        self.durable.require(durability)
+
+
+def _segment_size(store_size_max: int) -> int:
+    """The segment is larger than the store may become, so that a full store can always be recovered.
+
+    Recovery packs the same content in another order than it grew in, which may take a little more; sparse pages
+    cost nothing until then.
+    """
+    headroom = store_size_max // _HEADROOM_SHARE + _HEADROOM_MIN
+    return min(store_size_max + headroom, _SEGMENT_SIZE_MAX) // _PAGE * _PAGE
+
+
+def mark_superseded(name: str) -> None:
+    """Tell workers that still map a dead incarnation's store to attach anew before they begin again.
+
+    Raises:
+      SegmentError: it is there and could not be marked: who begins on it would miss what is committed from here on.
+    """
+    poke_segment(name, SUPERSEDED_OFFSET, struct.pack("<I", 1))

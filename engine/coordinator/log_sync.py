@@ -1,0 +1,47 @@
+"""The timer of durability "standard": it syncs the log every `sync_interval`, in a thread of its own.
+
+A disk may take seconds to sync. The control plane's thread answers workers meanwhile, and the commit thread appends.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from ..log._wal_appender import WalAppender
+
+__all__ = ["LogSync"]
+
+
+class LogSync:
+    """Syncs one log until it is stopped, or until a sync fails: that poisons the log, so there is nothing more to do.
+
+    Args:
+      log: open; whoever closes it calls `stop` first.
+      interval: seconds between two syncs.
+      failed: called in the thread with the error of a sync that failed.
+
+    Raises:
+      RuntimeError: there are no more threads for this user.
+    """
+
+    def __init__(self, log: WalAppender, interval: float, failed: Callable[[OSError], None]) -> None:
+        self._log = log
+        self._interval = interval
+        self._failed = failed
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log sync", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._end.wait(self._interval):
+            try:
+                self._log.sync_in_background()
+            except OSError as error:
+                self._failed(error)
+                return
+
+    def stop(self) -> None:
+        """End the thread; waits for a sync under way."""
+        self._end.set()
+        self._thread.join()

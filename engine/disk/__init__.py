@@ -1,0 +1,1 @@
+"""Every system call on files: files and folders, checksums, the database directory, failpoints."""

@@ -1,0 +1,1 @@
+"""What survives a crash: the write-ahead log, checkpoints, recovery, checking and salvage."""

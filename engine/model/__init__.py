@@ -1,0 +1,1 @@
+"""What everything else speaks of: errors, keys, values, limits, settings and retry policies."""

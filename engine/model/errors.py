@@ -1,0 +1,495 @@
+"""Every error a user of occamdb can meet, and the records that say what conflicted.
+
+Raised by the engine and the primitives, in any process; control frames and process pools carry them, so:
+
+1. Each class has one dotted `code` that never changes and extends that of the class above it; `retryable`
+   says whether the same call may succeed when simply made again.
+2. `details` holds only plain values (numbers, text, bytes, None); named attributes hold the same facts typed.
+3. Every error survives pickling exactly: class, attributes, message and hint.
+
+The conflicts, and the errors that carry them, are in `conflicts.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...ipc.errors import OccamError
+from .conflicts import (
+    CASConflict,
+    Conflict,
+    ConflictError,
+    ReadConflict,
+    RetriesExhausted,
+    UserKey,
+    WriteConflict,
+)
+
+__all__ = [
+    "AlreadyExistsError",
+    "CASConflict",
+    "CommitOutcomeUnknown",
+    "Conflict",
+    "ConflictError",
+    "CoordinatorUnavailable",
+    "CorruptionError",
+    "DatabaseClosedError",
+    "ForkedHandleError",
+    "IncompatibleFormatError",
+    "IntegerOverflowError",
+    "InvalidArgumentError",
+    "InvalidKeyError",
+    "InvalidTransition",
+    "KeyTooLarge",
+    "LimitExceeded",
+    "LogWriteError",
+    "NotAnIntegerError",
+    "NotFoundError",
+    "OccamError",
+    "ProtocolError",
+    "ReadConflict",
+    "ReadOnlyError",
+    "RetriesExhausted",
+    "SettingsError",
+    "SettingsMismatchError",
+    "SnapshotExpired",
+    "StoreFullError",
+    "TooManyChannelsError",
+    "TransactionStateError",
+    "TransactionTimeout",
+    "TransactionTooLarge",
+    "UserKey",
+    "ValueEncodingError",
+    "ValueTooLarge",
+    "WriteConflict",
+]
+
+# --- Transactions --------------------------------------------------------------------------------
+
+
+class TransactionStateError(OccamError):
+    """The transaction, or the handle, is not in a state that allows this call."""
+
+    code = "occam.transaction.state"
+
+
+class ReadOnlyError(TransactionStateError):
+    """A write was asked of a read-only transaction or snapshot."""
+
+    code = "occam.transaction.state.read_only"
+
+
+class TransactionTimeout(OccamError):
+    """The deadline passed before the transaction committed; it did not and will not commit."""
+
+    code = "occam.transaction.timeout"
+    retryable = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "give it a longer timeout, or do less in it",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, details=details)
+
+
+class CommitOutcomeUnknown(OccamError):
+    """No coordinator came back in time to say whether the commit happened; it may have.
+
+    Attributes:
+      txn_id: (session id, sequence), None when unknown.
+    """
+
+    code = "occam.commit.outcome_unknown"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        txn_id: tuple[int, int] | None = None,
+        hint: str = "read what the transaction would have written before doing it again",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, details={"txn_id": txn_id, **(details or {})})
+        self.txn_id = txn_id
+
+
+class SnapshotExpired(OccamError):
+    """The snapshot was revoked: it was held too long, or it kept a full store full."""
+
+    code = "occam.snapshot.expired"
+    retryable = True
+
+    def __init__(
+        self,
+        message: str = "the snapshot is no longer readable",
+        *,
+        hint: str = "begin again on a fresh snapshot; raise snapshot_max_age for long reads",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, details=details)
+
+
+class ForkedHandleError(OccamError):
+    """A transaction or snapshot made before a fork was touched in the child."""
+
+    code = "occam.handle.forked"
+
+    def __init__(
+        self,
+        message: str = "this handle belongs to the parent process",
+        *,
+        hint: str = "begin a new transaction in the child; the database itself attaches anew",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, details=details)
+
+
+# --- Arguments, keys, values ---------------------------------------------------------------------
+
+
+class InvalidArgumentError(OccamError, ValueError):
+    """An argument has the wrong type or a value outside its range."""
+
+    code = "occam.argument"
+
+
+class InvalidKeyError(InvalidArgumentError):
+    """The key is empty, of the wrong type, or cannot be encoded."""
+
+    code = "occam.argument.key"
+
+
+class ValueEncodingError(InvalidArgumentError):
+    """A value holds something that cannot be stored.
+
+    Attributes:
+      path: where in the value, such as `value["a"][3]`.
+    """
+
+    code = "occam.argument.value"
+
+    def __init__(
+        self, message: str, *, path: str = "value", hint: str = "", details: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, details={"path": path, **(details or {})})
+        self.path = path
+
+
+def _value_of(key: UserKey | None) -> str:
+    return "stored value" if key is None else f"value of {key!r}"
+
+
+class NotAnIntegerError(OccamError):
+    """`increment` met a stored value that is no integer; nothing was changed.
+
+    Attributes:
+      key: the user key.
+    """
+
+    code = "occam.value.not_an_integer"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        key: UserKey | None = None,
+        hint: str = "increment works on integers and absent keys only",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        text = message or f"the {_value_of(key)} is not an integer"
+        super().__init__(text, hint=hint, details={"key": key, **(details or {})})
+        self.key = key
+
+
+class IntegerOverflowError(OccamError):
+    """An integer would leave -2**63 .. 2**64 - 1; nothing was changed.
+
+    Attributes:
+      key: the user key.
+    """
+
+    code = "occam.value.integer_overflow"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        key: UserKey | None = None,
+        hint: str = "integers are stored in 64 bits: -2**63 to 2**64 - 1",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        text = message or f"the increment would overflow the {_value_of(key)}"
+        super().__init__(text, hint=hint, details={"key": key, **(details or {})})
+        self.key = key
+
+
+class SettingsError(InvalidArgumentError):
+    """A setting has an unknown name, the wrong type, or a value outside its range.
+
+    Attributes:
+      setting: its name.
+    """
+
+    code = "occam.argument.setting"
+
+    def __init__(
+        self, message: str, *, setting: str = "", hint: str = "", details: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, details={"setting": setting, **(details or {})})
+        self.setting = setting
+
+
+class SettingsMismatchError(SettingsError):
+    """The running coordinator has other settings than the ones asked for at `open`."""
+
+    code = "occam.argument.setting.mismatch"
+
+
+# --- Limits --------------------------------------------------------------------------------------
+
+
+class LimitExceeded(OccamError):
+    """Something is larger than its limit.
+
+    Attributes:
+      size: what was asked for, in bytes (a count for channels).
+      limit: the most allowed.
+      setting: the name of the setting that holds the limit.
+    """
+
+    code = "occam.limit"
+    thing = "this"
+    unit = "bytes"
+    default_setting = ""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        size: int = 0,
+        limit: int = 0,
+        setting: str = "",
+        hint: str = "",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        name = setting or self.default_setting
+        text = message or f"{self.thing} is {size:,} {self.unit}, more than the limit of {limit:,} ({name})"
+        advice = hint or (f"make it smaller, or raise {name} when opening" if name else "make it smaller")
+        merged = {"size": size, "limit": limit, "setting": name, **(details or {})}
+        super().__init__(text, hint=advice, details=merged)
+        self.size = size
+        self.limit = limit
+        self.setting = name
+
+
+class KeyTooLarge(LimitExceeded):
+    """A key is longer than `key_size_max`."""
+
+    code = "occam.limit.key"
+    thing = "the key"
+    default_setting = "key_size_max"
+
+
+class ValueTooLarge(LimitExceeded):
+    """An encoded value is larger than `value_size_max`."""
+
+    code = "occam.limit.value"
+    thing = "the encoded value"
+    default_setting = "value_size_max"
+
+
+class TransactionTooLarge(LimitExceeded):
+    """A transaction's keys and values together exceed `transaction_size_max`."""
+
+    code = "occam.limit.transaction"
+    thing = "the transaction"
+    default_setting = "transaction_size_max"
+
+
+class TooManyChannelsError(LimitExceeded):
+    """The coordinator serves as many connections as `channel_count_max` allows."""
+
+    code = "occam.limit.channels"
+    thing = "the number of connections"
+    unit = "channels"
+    default_setting = "channel_count_max"
+
+
+class StoreFullError(LimitExceeded):
+    """The store, or the machine's shared memory behind it, is full; the commit changed nothing."""
+
+    code = "occam.limit.store"
+    thing = "the store"
+    default_setting = "max_store_size"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        size: int = 0,
+        limit: int = 0,
+        setting: str = "max_store_size",
+        hint: str = "delete data, close long-lived snapshots (db.stats() shows what they hold back), "
+        "or raise max_store_size",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        text = message or (
+            f"the store is full: its size is {limit:,} bytes" if limit else "the store is full"
+        )
+        super().__init__(text, size=size, limit=limit, setting=setting, hint=hint, details=details)
+
+
+# --- Coordinator, log, files ---------------------------------------------------------------------
+
+
+class CoordinatorUnavailable(OccamError):
+    """No coordinator answers for this directory, and none could be started in time; nothing was committed."""
+
+    code = "occam.coordinator.unavailable"
+    retryable = True
+
+
+class DatabaseClosedError(OccamError):
+    """The database handle was closed."""
+
+    code = "occam.database.closed"
+
+    def __init__(
+        self,
+        message: str = "the database is closed",
+        *,
+        hint: str = "open it again, and close it when nothing uses it any more",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, details=details)
+
+
+class ProtocolError(OccamError):
+    """The two sides of a connection do not understand one another: a damaged frame, or a fault in occamdb."""
+
+    code = "occam.protocol"
+
+
+class LogWriteError(OccamError):
+    """The write-ahead log could not be written or synced; the commit changed nothing.
+
+    Attributes:
+      errno: the system's error number, 0 when unknown.
+    """
+
+    code = "occam.log.write"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        errno: int = 0,
+        hint: str = "free space on the log's file system; after a failed sync, restart the coordinator",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, details={"errno": errno, **(details or {})})
+        self.errno = errno
+
+
+class CorruptionError(OccamError):
+    """Stored bytes are damaged. Nothing was changed on disk.
+
+    Attributes:
+      file: where, "" when not in a file.
+      offset: the byte position in it, None when unknown.
+      expected: what should have been there.
+    """
+
+    code = "occam.corruption"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str = "",
+        offset: int | None = None,
+        expected: str = "",
+        hint: str = "run `occamdb check`; restore a backup, or salvage with `occamdb check --repair`",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        merged = {"file": file, "offset": offset, "expected": expected, **(details or {})}
+        super().__init__(message, hint=hint, details=merged)
+        self.file = file
+        self.offset = offset
+        self.expected = expected
+
+
+class IncompatibleFormatError(OccamError):
+    """The files, or the running coordinator, use a format version that this build does not.
+
+    Attributes:
+      found: the version met, None when unreadable.
+      supported: the version this build writes.
+    """
+
+    code = "occam.format.incompatible"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        found: int | None = None,
+        supported: int | None = None,
+        hint: str = "use the occamdb version that wrote it",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            message, hint=hint, details={"found": found, "supported": supported, **(details or {})}
+        )
+        self.found = found
+        self.supported = supported
+
+
+# --- What the primitives raise -------------------------------------------------------------------
+
+
+class InvalidTransition(OccamError):
+    """A change of status that the state machine does not allow.
+
+    Attributes:
+      current: the status it is in.
+      requested: the status asked for.
+      allowed: the ones it may change to.
+    """
+
+    code = "occam.transition.invalid"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        current: str = "",
+        requested: str = "",
+        allowed: Sequence[str] = (),
+        hint: str = "",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        names = tuple(allowed)
+        text = message or f"cannot go from {current} to {requested}"
+        can = f"from {current} it can only become {', '.join(names)}" if names else f"{current} is final"
+        merged = {"current": current, "requested": requested, "allowed": list(names), **(details or {})}
+        super().__init__(text, hint=hint or can, details=merged)
+        self.current = current
+        self.requested = requested
+        self.allowed = names
+
+
+class NotFoundError(OccamError):
+    """What the call needs does not exist."""
+
+    code = "occam.not_found"
+
+
+class AlreadyExistsError(OccamError):
+    """What the call would create is already there."""
+
+    code = "occam.already_exists"

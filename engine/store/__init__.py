@@ -1,0 +1,1 @@
+"""The shared store: memory, indexes, versions, their collection, and readers without locks."""

@@ -1,0 +1,7 @@
+"""From a transaction's state to its one outcome; see _commit.pyx."""
+
+from ._core cimport TransactionCore
+
+cdef object commit_transaction(TransactionCore txn, bint durable)
+cdef object require_log(TransactionCore txn)
+cdef object find_conflicts(TransactionCore txn)

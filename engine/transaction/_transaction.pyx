@@ -1,0 +1,449 @@
+"""The faces of a transaction: `TransactionBase` (a `Space` with a life cycle), `ImplicitSpace` (each call a transaction of its
+own) and `DatabaseBase`, which begins them. `Space` itself is in `_space.pyx`.
+
+1. Any number of spaces and runs share one `TransactionCore`: a commit through one of them is the commit of all.
+2. A run id is parsed once: its prefix is kept by the object that named it.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+
+from ...ipc._atomics cimport clock_coarse_ns, clock_monotonic_ns
+from ..commit._wire cimport RESULT_SIGNED
+from ..model._values cimport Codec
+from ._commit cimport commit_transaction, find_conflicts, require_log
+from ._core cimport STATE_ABORTED, STATE_ACTIVE
+from ._scan cimport ROWS_KEYS, new_scan
+from ._space cimport delta_argument, make_space, with_tag
+from ._view cimport fork_generation
+
+from ..model.errors import ConflictError, InvalidArgumentError
+from ..model.keys import Namespace, RunId
+from ..model.public_types import RESERVED_RUN, TransactionStatus, tag_of
+
+# A cimported class is no attribute of the module by itself; this one is part of what it offers.
+globals()["Space"] = Space
+
+cdef enum:
+    TAG_KV = 1
+    CACHED_RUNS_MAX = 4096
+    STORED_KEY_SIZE_MAX = 65535     # a stored key's size has 16 bits
+    LOOK_PERIOD_NS = 1000000000
+
+cdef bytes RESERVED_ID = RESERVED_RUN.bytes
+
+cdef tuple STATUSES = (
+    TransactionStatus.ACTIVE, TransactionStatus.VALIDATING, TransactionStatus.COMMITTED, TransactionStatus.ABORTED
+)
+
+
+@cython.no_gc
+@cython.auto_pickle(False)
+cdef class TransactionBase(Space):
+    """A transaction seen in one run, on its key-value tag; `transaction.Transaction` is what users get."""
+
+    @property
+    def status(self):
+        """ACTIVE, VALIDATING, COMMITTED or ABORTED (`TransactionStatus`)."""
+        return STATUSES[self.core.state]
+
+    @property
+    def txn_id(self):
+        """(session id, sequence) of the commit request; None before it was sent, and when there was nothing to send."""
+        return (self.core.session, self.core.sequence) if self.core.sequence else None
+
+    @property
+    def receipt(self):
+        """What the commit returned; None before it."""
+        return self.core.receipt
+
+    @property
+    def start_version(self):
+        """The version of the snapshot it reads."""
+        return self.core.version
+
+    @property
+    def isolation(self):
+        """"serializable" or "snapshot"."""
+        return "serializable" if self.core.tracking or self.core.read_only else "snapshot"
+
+    @property
+    def read_only(self):
+        """Whether writes are refused."""
+        return self.core.read_only
+
+    @property
+    def expired(self):
+        """Whether its snapshot was revoked: reads then raise SnapshotExpired."""
+        return self.core.expired
+
+    @property
+    def store_incarnation(self):
+        """Which coordinator start's store holds its snapshot. A new coordinator has another, where nothing is pinned."""
+        return self.core.attachment.incarnation
+
+    @property
+    def read_time(self):
+        """The one clock reading that a ttl is counted from, in ns since the epoch."""
+        return self.core.now()
+
+    @property
+    def expiry_time(self):
+        """The expiry time of its snapshot, in ns since the epoch: keys that expired up to it are absent."""
+        return self.core.expiry_time
+
+    @property
+    def pending_size(self):
+        """The bytes its writes take in the commit request, of at most `transaction_size_max`."""
+        return self.core.size
+
+    def space(self, tag, *, bint raw=False):
+        """One tag of this run, for primitives. `raw`: scans give keys as bytes."""
+        return make_space(self.core, with_tag(self.prefix, tag), raw)
+
+    def for_run(self, run_id):
+        """The same transaction seen in another run: one commit for both."""
+        self.core.require_active()
+        return make_transaction(self.db, self.core, self.db.kv_prefix(run_id))
+
+    def delete_run_range(self, run_id=None):
+        """Delete everything of a run, whatever its tag, in one step at commit; None: of this one."""
+        cdef bytes prefix = self.prefix if run_id is None else self.db.kv_prefix(run_id)
+        self.core.require_writable()
+        prefix = prefix[:len(prefix) - 1]
+        if prefix.endswith(RESERVED_ID):
+            raise reserved_run()
+        # A run's keys go on with a tag of 0x01..0xFE, so the range needs no carry into the run id.
+        self.core.clear_range(prefix, prefix + b"\xff")
+
+    def validate(self):
+        """What a commit would conflict with as of now, as far as it can be seen without asking the coordinator.
+
+        Keys that were both made and deleted again since the snapshot are not seen here. Returns () when all is well.
+        """
+        self.core.require_active()
+        if self.core.doomed is not None:
+            return tuple(self.core.doomed)
+        return find_conflicts(self.core).conflicts
+
+    def commit(self, *, bint durable=False):
+        """Validate against everything committed since the snapshot and apply all writes, or none.
+
+        Args:
+          durable: return only when the commit is on disk.
+
+        Raises:
+          InvalidArgumentError: `durable` where there is no log; nothing was sent, and the transaction is still active.
+          ConflictError: another transaction committed first.
+          TransactionStateError: it was committed or aborted already.
+          CommitOutcomeUnknown: the coordinator went away and did not come back in time.
+        """
+        if durable:
+            require_log(self.core)
+        try:
+            return commit_transaction(self.core, durable)
+        except BaseException:
+            if self.core.state == STATE_ACTIVE:
+                self.core.finish(STATE_ABORTED)
+            raise
+
+    def abort(self):
+        """Give up: nothing of it will be seen."""
+        if self.core.state != STATE_ACTIVE or self.core.generation != fork_generation:
+            self.core.refuse()
+        self.core.finish(STATE_ABORTED)
+
+    def __enter__(self):
+        self.core.require_active()
+        return self
+
+    def __exit__(self, exc_type, exc, traceback):
+        if self.core.state != STATE_ACTIVE:
+            return
+        if exc_type is None:
+            self.commit()
+        else:
+            self.core.finish(STATE_ABORTED)
+
+    def __repr__(self):
+        return (f"<{type(self).__name__} {STATUSES[self.core.state].value} run={self.run_id} "
+                f"start_version={self.core.version}>")
+
+
+cdef TransactionBase make_transaction(DatabaseBase db, TransactionCore core, bytes prefix):
+    cdef TransactionBase txn = TransactionBase.__new__(db.transaction_type)
+    txn.core = core
+    txn.prefix = prefix
+    txn.db = db
+    return txn
+
+
+@cython.auto_pickle(False)
+cdef class ImplicitSpace:
+    """One tag of one run outside any transaction: each call is a transaction of its own.
+
+    Writes are blind: they begin and commit inside the coordinator's order, in one round trip, and cannot conflict.
+    """
+
+    def __init__(self):
+        raise TypeError("an ImplicitSpace is not made directly: use db.space(run_id, tag)")
+
+    cdef Space reading(self):
+        """A new snapshot, given back when the returned space goes."""
+        if self.db is None:
+            self.__init__()
+        return make_space(self.db.new_reader(self.prefix), self.prefix, self.raw)
+
+    cdef Space writing(self, object ttl=None):
+        cdef TransactionCore core
+        if self.db is None:
+            self.__init__()
+        core = self.db.new_core(self.prefix)
+        core.blind = True
+        if ttl is not None:
+            core.clock = self.db.attach().clock()
+        return make_space(core, self.prefix, self.raw)
+
+    def get(self, key, default=None):
+        """The newest committed value of a key, `default` when absent."""
+        return self.reading().get(key, default)
+
+    def get_versioned(self, key):
+        """The newest committed value with version and times, None when absent."""
+        return self.reading().get_versioned(key)
+
+    def exists(self, key):
+        """Whether the key is there."""
+        return self.reading().exists(key)
+
+    def put(self, key, value, *, ttl=None):
+        """Set a key; returns the commit's version."""
+        cdef Space space = self.writing(ttl)
+        space.put(key, value, ttl=ttl)
+        return commit_transaction(space.core, False).version
+
+    def delete(self, key):
+        """Remove a key; whether it was there."""
+        cdef Space space = self.writing()
+        space.core.drop(space.full_key(key), True)
+        commit_transaction(space.core, False)
+        return space.core.result != 0
+
+    def cas(self, key, expected_version, value, *, ttl=None):
+        """Set a key if its version is the expected one (0: absent); returns the new version.
+
+        Raises:
+          CASConflict: it has another version.
+        """
+        cdef Space space = self.writing(ttl)
+        space.cas(key, expected_version, value, ttl=ttl)
+        try:
+            return commit_transaction(space.core, False).version
+        except ConflictError as error:
+            if len(error.conflicts) == 1 and isinstance(error.conflicts[0], ConflictError):
+                raise error.conflicts[0] from None
+            raise
+
+    def add(self, key, delta=1):
+        """Add to an integer, an absent key counting as 0; returns the new value.
+
+        Raises:
+          NotAnIntegerError, IntegerOverflowError: nothing was changed.
+        """
+        cdef Space space = self.writing()
+        space.core.add(space.full_key(key), delta_argument(delta), True)
+        commit_transaction(space.core, False)
+        return <i64>space.core.result if space.core.result_kind == RESULT_SIGNED else space.core.result
+
+    def scan(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False):
+        """(key, VersionedValue) rows of one snapshot, taken now and held until the iterator ends or goes."""
+        return self.reading().scan(prefix, start=start, end=end, limit=limit, reverse=reverse)
+
+    def keys(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False):
+        """Like `scan`, the keys alone."""
+        return self.reading().keys(prefix, start=start, end=end, limit=limit, reverse=reverse)
+
+    def count(self, prefix="", *, start=None, end=None):
+        """How many keys there are. O(n)."""
+        return self.reading().count(prefix, start=start, end=end)
+
+    def delete_range(self, prefix="", *, start=None, end=None):
+        """Delete every key with this prefix in [start, end) in one commit; returns its version."""
+        cdef Space space = self.writing()
+        space.delete_range(prefix, start=start, end=end)
+        return commit_transaction(space.core, False).version
+
+    @property
+    def run_id(self):
+        """The run this is a part of."""
+        return RunId(bytes=self.prefix[len(self.prefix) - 17:len(self.prefix) - 1])
+
+    @property
+    def tag(self):
+        """Which part of the run."""
+        return tag_of(self.prefix[len(self.prefix) - 1])
+
+    def __reduce__(self):
+        raise TypeError("an ImplicitSpace cannot be pickled: pickle the Database and ask it for the space again")
+
+
+@cython.auto_pickle(False)
+cdef class DatabaseBase:
+    """Begins transactions over one engine handle; safe from several threads.
+
+    Attributes:
+      transaction_class: what `begin` makes instances of: a subclass of `TransactionBase` without fields of its own.
+    """
+
+    transaction_class = TransactionBase
+
+    def __cinit__(self, *args, **kwargs):
+        self.prefixes = {}
+
+    def __init__(self, handle, isolation="serializable", namespace=None, Codec codec=None):
+        if not issubclass(self.transaction_class, TransactionBase):
+            raise TypeError(f"transaction_class must be a TransactionBase, got {self.transaction_class!r}")
+        self.transaction_type = self.transaction_class
+        self.handle = handle
+        self.codec = Codec() if codec is None else codec
+        self.namespace_ = Namespace() if namespace is None else namespace
+        self.base = self.namespace_.base
+        self.serializable = is_serializable(isolation)
+        self.key_size_max = handle.limits.key_size_max
+        self.value_size_max = handle.limits.value_size_max
+        self.transaction_size_max = handle.limits.transaction_size_max
+
+    cdef StoreAttachment attach(self):
+        """The current store. Asks the handle when the last answer can no longer be used, when a key is due and nobody has let
+        it expire yet, and once a second.
+
+        The mark in a store does not reach us when its name was lost together with its coordinator: then the handle knows.
+        """
+        cdef i64 now = clock_coarse_ns()
+        if self.current is None or not self.current.is_usable() or now >= self.next_look or self.current.is_due(now):
+            self.next_look = now + LOOK_PERIOD_NS
+            self.current = self.handle.attachment()
+        return self.current
+
+    def attachment(self):
+        """The store that new snapshots begin on."""
+        return self.attach()
+
+    cdef bytes kv_prefix(self, object run):
+        """Namespace, run and KV tag. Parsing and encoding a run id is dear; what was asked for lately is kept.
+
+        Run ids are immutable, so the object itself is a sound cache key: hashing a UUID costs as much as a read.
+        """
+        cdef tuple entry
+        cdef bytes prefix
+        if run is self.last_run:
+            return self.last_prefix
+        entry = self.prefixes.get(<size_t><PyObject *>run)
+        if entry is not None and entry[0] is run:
+            prefix = entry[1]
+        else:
+            named = RunId.of(run)
+            # Known by identity: an id that a caller made of the same bits gets an error.
+            if named.int == 0 and named is not RESERVED_RUN:
+                raise reserved_run()
+            prefix = self.base + named.bytes + b"\x01"
+            if len(self.prefixes) >= CACHED_RUNS_MAX:
+                self.prefixes.clear()
+            self.prefixes[<size_t><PyObject *>run] = (run, prefix)
+        self.last_run = None
+        self.last_prefix = prefix
+        self.last_run = run
+        return prefix
+
+    cdef bytes tag_prefix(self, object run, object tag):
+        return with_tag(self.kv_prefix(run), tag)
+
+    def prefix_of(self, run_id, tag=TAG_KV):
+        """What every stored key of one tag in a run begins with."""
+        return self.tag_prefix(run_id, tag)
+
+    cdef TransactionCore new_core(self, bytes prefix):
+        cdef TransactionCore core = TransactionCore.__new__(TransactionCore)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(prefix)
+        core.handle = self.handle
+        core.codec = self.codec
+        core.key_size_max = self.key_size_max
+        core.value_size_max = self.value_size_max
+        core.transaction_size_max = self.transaction_size_max
+        core.prefix = prefix
+        core.attempts = 1
+        return core
+
+    def first_key(self, bytes start not None):
+        """The first stored key (namespace, run, tag, user key) from `start` on, of any namespace; None when none is.
+
+        For tools that go through a whole database. Raises as a read does.
+        """
+        cdef TransactionCore core = self.new_reader(b"")
+        for key in new_scan(core, start, b"\xff" * STORED_KEY_SIZE_MAX, 0, 1, False, ROWS_KEYS, True):
+            return key
+        return None
+
+    cdef TransactionCore new_reader(self, bytes prefix):
+        cdef TransactionCore core = self.new_core(prefix)
+        core.read_only = True
+        core.open(self.attach())
+        return core
+
+    def begin(self, run_id, *, isolation=None, bint read_only=False, timeout=None, u64 attempts=1):
+        """An explicit transaction on a fresh snapshot; it never retries by itself.
+
+        As a context manager it commits on a clean exit and aborts on an exception.
+
+        Args:
+          run_id: a RunId, a `uuid.UUID` or its text.
+          isolation: "serializable" or "snapshot"; None: as the database was opened.
+          read_only: refuse writes, and track no reads.
+          timeout: seconds after which every call raises TransactionTimeout; None: none.
+          attempts: which attempt this is, for the receipt.
+        """
+        cdef bytes prefix = self.kv_prefix(run_id)
+        cdef TransactionCore core
+        cdef bint serializable = self.serializable
+        if isolation is not None:
+            serializable = is_serializable(isolation)
+        core = self.new_core(prefix)
+        core.read_only = read_only
+        core.tracking = serializable and not read_only
+        core.attempts = attempts
+        if timeout is not None:
+            core.deadline_ns = deadline_after(timeout)
+        core.open(self.attach())
+        if attempts > 1:
+            core.attachment.note_retry()
+        return make_transaction(self, core, prefix)
+
+    def space(self, run_id, tag, *, bint raw=False):
+        """One tag of a run, each call a transaction of its own: for primitives."""
+        cdef ImplicitSpace space = ImplicitSpace.__new__(ImplicitSpace)
+        space.db = self
+        space.prefix = self.tag_prefix(run_id, tag)
+        space.raw = raw
+        return space
+
+
+cdef object reserved_run():
+    return InvalidArgumentError(
+        "the all-zero run id is reserved: a namespace keeps its index of runs there",
+        hint="RunId.new() makes a run id", details={"run_id": str(RESERVED_RUN)},
+    )
+
+
+cdef bint is_serializable(object isolation) except -1:
+    if isolation == "serializable":
+        return True
+    if isolation == "snapshot":
+        return False
+    raise InvalidArgumentError(f"isolation {isolation!r} is unknown", hint='use "serializable" or "snapshot"')
+
+
+cdef i64 deadline_after(object timeout) except -1:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise InvalidArgumentError(f"timeout must be a number of seconds from 0, got {timeout!r}", hint="None means none")
+    return clock_monotonic_ns() + <i64>(min(timeout, 1e9) * 1e9)

@@ -1,0 +1,74 @@
+"""A process's view of one store: the mapping, its pin slots, and snapshots pinned through them. See _view.pyx."""
+
+from cpython.buffer cimport Py_buffer
+
+from ...ipc._atomics cimport i64, u8, u32, u64
+from ...ipc._layout cimport SLOT_COUNT
+from ..commit._hot_keys cimport HotKey
+from ..model._values cimport Codec
+from ..store._layout cimport StoreHeader
+from ..store._reader cimport Found, Reader
+
+cdef enum:
+    STACK_VALUE_SIZE = 1024         # values up to this are decoded from a copy on the stack
+    NO_SLOT = 0x7FFFFFFF
+    TALLY_KEYS = 16
+    COARSE_NS_MAX = 10000000        # the coarse clock is at most this much behind
+    PIN_TURNS_MAX = 1000000         # the horizon passes a fresh version by once or twice; this often only in a broken store
+
+cdef u64 fork_generation            # grows by 1 in each forked child: handles of another generation are not ours
+
+
+# At TALLY_OFFSET of the channel segment; engine/coordinator/tally.py reads it. Written with the GIL, by the worker alone.
+cdef struct Tally:
+    u64 retries                     # transactions tried again
+    u64 conflicts_read              # commits refused in the worker, by the kind of conflict
+    u64 conflicts_cas
+    u64 unused
+    HotKey hot[TALLY_KEYS]          # keys they were about
+
+
+cdef class StoreAttachment:
+    cdef Py_buffer store_buffer
+    cdef Py_buffer channel_buffer
+    cdef bint store_held
+    cdef bint channel_held
+    cdef readonly bint retired
+    cdef readonly bint unserved     # nobody commits to this store any more: our own clock says what has expired
+    cdef bint shut                  # the handle was closed: nothing is read any more
+    cdef readonly int owner_pid
+    cdef u64 generation
+    cdef Reader reader
+    cdef const StoreHeader *header
+    cdef u8 *slots
+    cdef void *slots_high
+    cdef const void *closed         # u32: the coordinator looks at our slots no more
+    cdef Tally *tally
+    cdef u32 high                   # own copy of slots_high: never re-read from shared memory
+    cdef u32 free_count
+    cdef u32 free_slots[SLOT_COUNT]
+    cdef u32 pin(self, u64 *version, i64 *expiry_time) except 0x7FFFFFFF
+    cdef bint is_due(self, i64 now) noexcept
+    cdef i64 clock(self) noexcept
+    cdef void unpin(self, u32 slot) noexcept
+    cdef bint is_usable(self) noexcept
+    cdef void note_retry(self) noexcept
+    cdef void note_conflict(self, bint cas, bytes key) noexcept
+
+
+cdef class PinnedView:
+    cdef readonly StoreAttachment attachment
+    cdef readonly u64 version
+    cdef Codec codec                # None: no hooks
+    cdef u64 generation
+    cdef u32 slot                   # NO_SLOT: nothing pinned
+    cdef i64 expiry_time            # what expires up to this is absent; of the snapshot, see _expiry_time.pxd
+    cdef i64 clock                  # ns since the epoch, 0 until read
+    cdef int open(self, StoreAttachment attachment) except -1
+    cdef void release(self) noexcept
+    cdef bint revoked(self) noexcept
+    cdef int require_alive(self) except -1
+    cdef i64 now(self) noexcept
+    cdef int find(self, const u8 *key, u32 key_size, Found *found) except -1
+    cdef object value_of(self, const Found *found)
+    cdef bytes bytes_of(self, const u8 *data, u32 size)

@@ -1,0 +1,323 @@
+"""Running transactions again until they commit: `db.transaction`, `@db.transactional` and `db.attempts`.
+
+1. Each attempt is a transaction of its own on a fresh snapshot. Only a conflict of *that* transaction, or the loss of
+   its snapshot, leads to another attempt; whatever else the function raises aborts it and goes to the caller.
+2. A `TransactionTimeout` is never reported as a conflict, nor a conflict as a timeout: past the deadline the timeout is
+   raised, with the last conflict as its cause.
+3. An unknown outcome is not retried: the commit may have happened.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Callable, Generator
+from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackType
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
+
+from ..model.errors import (
+    ConflictError,
+    InvalidArgumentError,
+    OccamError,
+    RetriesExhausted,
+    SnapshotExpired,
+    TransactionStateError,
+    TransactionTimeout,
+)
+from ..model.limits import TIMEOUT_MAX
+from ..model.public_types import TransactionStatus
+from ..model.retry_policy import RetryPolicy
+from .transaction import Transaction
+
+__all__ = ["Attempt", "attempts", "refuse_lazy_function", "run_transaction", "transactional"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+X = TypeVar("X", bound=Transaction)
+
+# In what follows `begin` is that of the database, with its keywords.
+
+_ACTIVE = TransactionStatus.ACTIVE
+_LAZY_FLAGS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
+class TransactionalFunction(Protocol[P, T_co]):
+    """What `@db.transactional` makes: call it with a run id, or with a transaction to join."""
+
+    def __call__(self, run_or_txn: Any, /, *args: P.args, **kwargs: P.kwargs) -> T_co: ...
+
+
+def refuse_lazy_function(fn: Callable[..., Any]) -> None:
+    """Refuse functions whose body runs only after they returned: the transaction would be over by then.
+
+    Raises:
+      InvalidArgumentError: not callable, or a generator or async function.
+    """
+    code = getattr(fn, "__code__", None)
+    if code is not None and not code.co_flags & _LAZY_FLAGS and not hasattr(fn, "__wrapped__"):
+        return  # a plain function: by far the usual case
+    if not callable(fn):
+        raise InvalidArgumentError(
+            f"a transaction function must be callable, got {type(fn).__name__}", hint="def fn(txn): ..."
+        )
+    inner = inspect.unwrap(fn)
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    for kind, is_kind in (
+        ("a generator function", inspect.isgeneratorfunction),
+        ("an async generator function", inspect.isasyncgenfunction),
+        ("an async function", inspect.iscoroutinefunction),
+    ):
+        if is_kind(inner):
+            raise _lazy(getattr(fn, "__name__", repr(fn)), kind)
+
+
+def _lazy(name: str, kind: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"{name} is {kind}: its body would run after the transaction is over",
+        hint="return a list, or use `with db.begin(run_id) as txn:`; run blocking transactions in a thread",
+    )
+
+
+def _refuse_lazy_result(result: object) -> None:
+    if isinstance(result, GeneratorType | CoroutineType | AsyncGeneratorType):
+        if isinstance(result, CoroutineType):
+            result.close()  # else it would warn that it was never awaited
+        raise _lazy("the function's result", f"a {type(result).__name__}")
+
+
+def deadline_of(timeout: float | None) -> float | None:
+    """A timeout in seconds as a moment of `time.monotonic`.
+
+    Raises:
+      InvalidArgumentError: not a number from 0.
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
+        raise InvalidArgumentError(
+            f"timeout must be a number of seconds from 0, got {timeout!r}", hint="None: none"
+        )
+    return time.monotonic() + min(timeout, TIMEOUT_MAX)
+
+
+def _require_policy(retry: object) -> None:
+    if not isinstance(retry, RetryPolicy):
+        raise InvalidArgumentError(
+            f"retry must be a RetryPolicy, got {type(retry).__name__}",
+            hint="occamdb.RetryPolicy(...); None for the default",
+        )
+
+
+class _Retrying(Generic[X]):
+    """The bookkeeping shared by `run_transaction` and `attempts`: what was tried, what comes next."""
+
+    __slots__ = ("_begin", "_deadline", "_delays", "_isolation", "_run_id", "count")
+
+    def __init__(
+        self,
+        begin: Callable[..., X],
+        run_id: Any,
+        retry: RetryPolicy,
+        timeout: float | None,
+        isolation: str | None,
+        *,
+        count: int = 0,
+    ) -> None:
+        _require_policy(retry)
+        self._begin = begin
+        self.count = count
+        self._run_id = run_id
+        self._delays = retry.delays()
+        self._isolation = isolation
+        self._deadline = deadline_of(timeout)
+
+    def begin(self) -> X:
+        """The next attempt's transaction."""
+        self.count += 1
+        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        return self._begin(self._run_id, isolation=self._isolation, timeout=left, attempts=self.count)
+
+    def pause(self, error: ConflictError | SnapshotExpired) -> None:
+        """Wait before the next attempt, or raise because there is none."""
+        try:
+            delay = next(self._delays)
+        except StopIteration:
+            raise self._exhausted(error) from error
+        if self._deadline is not None and time.monotonic() + delay >= self._deadline:
+            raise TransactionTimeout(
+                f"the deadline passed after {self.count} attempts; the last one: {error.message}",
+                hint="give it a longer timeout, or write fewer shared keys per transaction",
+                details={"attempts": self.count},
+            ) from error
+        time.sleep(delay)
+
+    def _exhausted(self, error: ConflictError | SnapshotExpired) -> OccamError:
+        if isinstance(error, SnapshotExpired):
+            return error
+        return RetriesExhausted(
+            attempts=self.count, conflicts=error.conflicts, conflicts_found=error.conflicts_found
+        )
+
+
+def _calls_for_retry(txn: Transaction, error: BaseException) -> bool:
+    """Whether `error`, met while `txn` was in use, is that transaction's own conflict or lost snapshot."""
+    if isinstance(error, SnapshotExpired):
+        # Asked before the pin is given back; after a failed commit there is none left to ask.
+        return txn.expired or txn.status is TransactionStatus.ABORTED
+    # A conflict of another transaction inside the function leaves this one active.
+    return isinstance(error, ConflictError) and txn.status is TransactionStatus.ABORTED
+
+
+def run_transaction(
+    begin: Callable[..., X],
+    run_id: Any,
+    fn: Callable[[X], T],
+    *,
+    retry: RetryPolicy,
+    timeout: float | None = None,
+    isolation: str | None = None,
+) -> T:
+    """Call `fn(txn)` and commit, again on a fresh snapshot after each conflict; what `fn` returned.
+
+    Raises:
+      RetriesExhausted: it conflicted on every attempt that `retry` allows.
+      TransactionTimeout: `timeout` seconds passed first.
+    """
+    refuse_lazy_function(fn)
+    _require_policy(retry)
+    # The usual transaction commits at once and has no deadline: it needs no bookkeeping.
+    retrying = None if timeout is None else _Retrying(begin, run_id, retry, timeout, isolation)
+    txn = begin(run_id, isolation=isolation) if retrying is None else retrying.begin()
+    while True:
+        try:
+            result = fn(txn)
+            _refuse_lazy_result(result)
+            if txn.status is _ACTIVE:
+                txn.commit()
+            return result
+        except (ConflictError, SnapshotExpired) as error:
+            again = _calls_for_retry(txn, error)
+            txn.__exit__(type(error), error, None)
+            if not again:
+                raise
+            reason = error
+        except BaseException as error:
+            txn.__exit__(type(error), error, None)
+            raise
+        if retrying is None:
+            retrying = _Retrying(begin, run_id, retry, None, isolation, count=1)
+        retrying.pause(reason)
+        txn = retrying.begin()
+
+
+def transactional(
+    begin: Callable[..., X],
+    fn: Callable[Concatenate[X, P], T],
+    *,
+    retry: RetryPolicy,
+    timeout: float | None,
+    isolation: str | None,
+) -> TransactionalFunction[P, T]:
+    """The function that runs `fn` in a transaction of its own, or joins the one it is given."""
+    refuse_lazy_function(fn)
+
+    @functools.wraps(fn)
+    def run(run_or_txn: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if isinstance(run_or_txn, Transaction):
+            return fn(cast(X, run_or_txn), *args, **kwargs)
+        return run_transaction(
+            begin,
+            run_or_txn,
+            lambda txn: fn(txn, *args, **kwargs),
+            retry=retry,
+            timeout=timeout,
+            isolation=isolation,
+        )
+
+    return run
+
+
+class Attempt(Generic[X]):
+    """One pass of the loop `for attempt in db.attempts(run_id): with attempt as txn: ...`.
+
+    A conflict at the end of the block is kept back and makes the loop go on; everything else goes to the caller.
+
+    Attributes:
+      number: which attempt this is, from 1.
+      conflict: why it has to be made again; None before its end, and when it need not be.
+    """
+
+    __slots__ = ("_begin", "_txn", "conflict", "number")
+
+    def __init__(self, begin: Callable[[], X], number: int) -> None:
+        self._begin = begin
+        self._txn: X | None = None
+        self.number = number
+        self.conflict: ConflictError | SnapshotExpired | None = None
+
+    @property
+    def entered(self) -> bool:
+        """Whether its block was begun."""
+        return self._txn is not None
+
+    def __enter__(self) -> X:
+        if self._txn is not None:
+            raise TransactionStateError("an attempt is entered once", hint="take the next one from the loop")
+        self._txn = self._begin()
+        return self._txn
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        txn = self._txn
+        assert txn is not None
+        if error is None:
+            try:
+                txn.__exit__(None, None, None)
+            except (ConflictError, SnapshotExpired) as conflict:
+                self.conflict = conflict
+                return True
+            return False
+        again = _calls_for_retry(txn, error)
+        txn.__exit__(kind, error, trace)
+        if again and isinstance(error, ConflictError | SnapshotExpired):
+            self.conflict = error
+            return True
+        return False
+
+
+def attempts(
+    begin: Callable[..., X], run_id: Any, *, retry: RetryPolicy, timeout: float | None, isolation: str | None
+) -> Generator[Attempt[X]]:
+    """The loop behind `db.attempts`: goes on until an attempt committed, or its policy gives up."""
+    # Wrong arguments are refused at the call, not at the first pass of the loop.
+    return _attempts(_Retrying(begin, run_id, retry, timeout, isolation))
+
+
+def _attempts(retrying: _Retrying[X]) -> Generator[Attempt[X]]:
+    while True:
+        attempt = Attempt(retrying.begin, retrying.count + 1)
+        try:
+            yield attempt
+        except GeneratorExit:
+            # The loop was left by break or return, and nobody will run the block again.
+            if attempt.conflict is not None:
+                raise _lost(attempt.conflict) from attempt.conflict
+            raise
+        if not attempt.entered:
+            raise TransactionStateError(
+                "the attempt was not entered", hint="write `with attempt as txn:` in the loop"
+            )
+        if attempt.conflict is None:
+            return
+        retrying.pause(attempt.conflict)
+
+
+def _lost(conflict: ConflictError | SnapshotExpired) -> ConflictError:
+    return ConflictError(
+        f"a commit was lost: its block was left by break or return, and it conflicted: {conflict.message}",
+        hint="leave a block of db.attempts at its end, or use db.transaction(run_id, fn)",
+    )

@@ -1,0 +1,262 @@
+"""A database as users hold it: transactions with retries, one-operation transactions, snapshots, administration.
+
+1. It owns nothing but its handle and the namespace it is bound to: `db.namespace(...)` gives another face of the same
+   engine, and closing one closes all.
+2. Safe from several threads. A fork is harmless: the child attaches anew at its first call.
+3. It pickles as a way to attach, if its handle does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from uuid import UUID
+
+from ..model.keys import Namespace
+from ..model.public_types import RunId, TypeTag, VersionedValue
+from ..model.retry_policy import RetryPolicy
+from ..model.values import Codec
+from ._transaction import DatabaseBase, TransactionBase
+from .attempts import Attempt, TransactionalFunction, attempts, run_transaction, transactional
+from .engine_handle import EngineHandle
+from .extensions import Extensible
+from .snapshot import SharedSnapshotView
+from .transaction import Transaction
+
+__all__ = ["Database"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+X = TypeVar("X", bound=Transaction)
+Run = RunId | UUID | str
+UserKey = str | bytes
+
+KV = int(TypeTag.KV)
+_DEFAULT_RETRY = RetryPolicy()
+
+
+class Database(Extensible, DatabaseBase, Generic[X]):
+    """Begins transactions of the class `transaction_class` on one engine, in one namespace.
+
+    `occamdb.Database` is the one that users hold; its transactions have the primitives.
+
+    Args:
+      handle: the engine.
+      isolation: of transactions that do not say: "serializable" or "snapshot".
+      namespace: tenant, app and agent whose runs these are; None: the default ones.
+      codec: how values are stored; None: without hooks for types of the user's own.
+    """
+
+    __slots__ = ("__weakref__", "_isolation")
+    transaction_class: ClassVar[type[TransactionBase]] = Transaction
+    inner_names = Extensible.inner_names | {
+        "attachment", "codec", "handle", "namespace_", "prefix_of", "space", "transaction_class",
+    }  # fmt: skip
+
+    def __init__(
+        self,
+        handle: EngineHandle,
+        isolation: str = "serializable",
+        namespace: Namespace | None = None,
+        codec: Codec | None = None,
+    ) -> None:
+        super().__init__(handle, isolation, namespace, codec)
+        self._isolation = str(isolation)
+
+    # --- Transactions ------------------------------------------------------------------------------
+
+    if TYPE_CHECKING:
+
+        def begin(
+            self,
+            run_id: Run,
+            *,
+            isolation: str | None = None,
+            read_only: bool = False,
+            timeout: float | None = None,
+            attempts: int = 1,
+        ) -> X: ...
+
+    def transaction(
+        self,
+        run_id: Run,
+        fn: Callable[[X], T],
+        *,
+        retry: RetryPolicy = _DEFAULT_RETRY,
+        timeout: float | None = None,
+        isolation: str | None = None,
+    ) -> T:
+        """Call `fn(txn)` and commit; on a conflict again, on a fresh snapshot. Returns what `fn` returned.
+
+        `fn` may be called several times: what it does besides using `txn` should bear that. Using this database inside
+        it is allowed, in transactions of their own.
+
+        Args:
+          run_id: the run that `txn` shows.
+          fn: not a generator or async function.
+          retry: how often, after which pauses.
+          timeout: seconds for all attempts together; None: none.
+          isolation: None: as the database was opened.
+
+        Raises:
+          RetriesExhausted: every attempt conflicted.
+          TransactionTimeout: `timeout` passed first; nothing was committed.
+        """
+        return run_transaction(self.begin, run_id, fn, retry=retry, timeout=timeout, isolation=isolation)
+
+    @overload
+    def transactional(self, fn: Callable[Concatenate[X, P], T], /) -> TransactionalFunction[P, T]: ...
+
+    @overload
+    def transactional(
+        self,
+        /,
+        *,
+        retry: RetryPolicy = _DEFAULT_RETRY,
+        timeout: float | None = None,
+        isolation: str | None = None,
+    ) -> Callable[[Callable[Concatenate[X, P], T]], TransactionalFunction[P, T]]: ...
+
+    def transactional(
+        self,
+        fn: Any = None,
+        /,
+        *,
+        retry: RetryPolicy = _DEFAULT_RETRY,
+        timeout: float | None = None,
+        isolation: str | None = None,
+    ) -> Any:
+        """Decorator for `f(txn, ...)`: `f(run_id, ...)` then runs as by `transaction`, and `f(txn, ...)` joins.
+
+        Raises:
+          InvalidArgumentError: `f` is a generator or async function.
+        """
+
+        def decorate(function: Callable[..., Any]) -> Any:
+            return transactional(self.begin, function, retry=retry, timeout=timeout, isolation=isolation)
+
+        return decorate if fn is None else decorate(fn)
+
+    def attempts(
+        self,
+        run_id: Run,
+        *,
+        retry: RetryPolicy = _DEFAULT_RETRY,
+        timeout: float | None = None,
+        isolation: str | None = None,
+    ) -> Iterator[Attempt[X]]:
+        """The same retries for code that cannot be a function.
+
+            for attempt in db.attempts(run_id):
+                with attempt as txn:
+                    ...
+
+        Leave the block at its end. A `break` or `return` in it commits too, but a commit that then conflicts cannot be
+        tried again: the loop ends with a ConflictError, which Python can only print (`sys.unraisablehook`).
+        """
+        return attempts(self.begin, run_id, retry=retry, timeout=timeout, isolation=isolation)
+
+    # --- One operation each, on the run's key-value space --------------------------------------------
+
+    def get(self, run_id: Run, key: UserKey, default: Any = None) -> Any:
+        """The newest committed value of a key, `default` when absent."""
+        return self.space(run_id, KV).get(key, default)
+
+    def get_versioned(self, run_id: Run, key: UserKey) -> VersionedValue | None:
+        """The newest committed value with version and times, None when absent."""
+        return self.space(run_id, KV).get_versioned(key)
+
+    def put(self, run_id: Run, key: UserKey, value: Any, *, ttl: float | timedelta | None = None) -> int:
+        """Set a key; the commit's version. It cannot conflict: it begins and commits inside the coordinator's order."""
+        return self.space(run_id, KV).put(key, value, ttl=ttl)
+
+    def delete(self, run_id: Run, key: UserKey) -> bool:
+        """Remove a key; whether it was there."""
+        return self.space(run_id, KV).delete(key)
+
+    def cas(
+        self,
+        run_id: Run,
+        key: UserKey,
+        expected_version: int,
+        value: Any,
+        *,
+        ttl: float | timedelta | None = None,
+    ) -> int:
+        """Set a key if its version is the expected one (0: absent); the new version.
+
+        Raises:
+          CASConflict: it has another version.
+        """
+        return self.space(run_id, KV).cas(key, expected_version, value, ttl=ttl)
+
+    def list(self, run_id: Run, prefix: UserKey = "", *, limit: int | None = None) -> list[UserKey]:
+        """The keys with a prefix, in key order."""
+        return [*self.space(run_id, KV).keys(prefix, limit=limit)]
+
+    def snapshot(self, run_id: Run) -> SharedSnapshotView:
+        """A read-only view of a run; needs no coordinator, and goes on working while it is down. Close it when done."""
+        return SharedSnapshotView(self.begin(run_id, read_only=True))
+
+    # --- Namespaces ------------------------------------------------------------------------------------
+
+    @property
+    def current_namespace(self) -> Namespace:
+        """Tenant, app and agent whose runs these are."""
+        namespace: Namespace = self.namespace_
+        return namespace
+
+    def namespace(self, tenant: str | None = None, app: str | None = None, agent: str | None = None) -> Self:
+        """The same database for another tenant, app or agent; what is left out stays as it is here."""
+        here = self.current_namespace
+        chosen = Namespace(
+            here.tenant if tenant is None else tenant,
+            here.app if app is None else app,
+            here.agent if agent is None else agent,
+        )
+        return type(self)(self.handle, self._isolation, chosen, self.codec)
+
+    # --- Administration ------------------------------------------------------------------------------------
+
+    @property
+    def isolation(self) -> str:
+        """The isolation of transactions that do not say."""
+        return self._isolation
+
+    @property
+    def durability(self) -> str:
+        """What an acknowledged commit survives: "none", "standard" or "always"."""
+        return self.handle.durability
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Write a checkpoint now and remove the log before it. Commits go on meanwhile."""
+        return self.handle.admin({"kind": "checkpoint"})
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of the engine since the coordinator started, from all processes.
+
+        Commits, aborts by kind, retries, hot keys, sizes, latencies, workers.
+
+        `conflicts_found_early` of the conflicts were found in the workers, without asking the coordinator.
+        """
+        return self.handle.admin({"kind": "stats"})
+
+    def close(self) -> None:
+        """Let go of the engine; every namespace of this database is closed with it. Closing twice is harmless."""
+        self.handle.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.handle, self._isolation, self.current_namespace, self.codec)
+
+    def __repr__(self) -> str:
+        return f"<Database {self.handle!r}>"
