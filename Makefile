@@ -22,10 +22,10 @@ export HYPOTHESIS_PROFILE ?= ci
 # date. Both stamps live in the virtual environment, so that a second environment installs and builds for itself.
 DEPS := $(VENV)/.occamdb-deps
 BUILT := $(VENV)/.occamdb-built
-SOURCES := $(shell find ipc engine primitives -name '*.pyx' -o -name '*.pxd')
+SOURCES := $(shell find ipc engine primitives src/occamdb/_testing -name '*.pyx' -o -name '*.pxd')
 # Compiled modules that Python code calls have a stub; the others have nothing to compare.
 STUBBED = $(patsubst %.pyi,%,$(wildcard $(patsubst %.pyx,%.pyi,$(filter %.pyx,$(SOURCES)))))
-COMPILED = $(addprefix occamdb.,$(subst /,.,$(STUBBED)))
+COMPILED = $(addprefix occamdb.,$(subst /,.,$(STUBBED:src/occamdb/%=%)))
 
 .DELETE_ON_ERROR:
 .PHONY: help install demo test check lint format types stubs bench bench-smoke coverage dist clean distclean
@@ -100,7 +100,7 @@ dist: $(DEPS)
 clean:
 	rm -rf build dist htmlcov .coverage .coverage.* src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f $(BUILT)
-	find ipc engine primitives -name '*.so' -delete
+	find ipc engine primitives src/occamdb/_testing -name '*.so' -delete
 	find ipc engine primitives stress tools tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean

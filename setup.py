@@ -13,6 +13,8 @@ from setuptools import Extension, setup
 
 METADATA_ONLY = {"sdist", "egg_info", "dist_info", "--version", "--name"}
 PACKAGES = ("ipc", "engine", "primitives")
+# Drivers for the tests: built beside the sources (`make install`), never for a wheel.
+TESTING = ("_testing",) if "--inplace" in sys.argv else ()
 # -g0: a third less to write, and nobody debugs generated C; Cython compares signed with unsigned all the time.
 FLAGS = ["-O3", "-g0", "-fno-strict-aliasing", "-Wno-unused-function", "-Wno-sign-compare"]
 JOBS = int(os.environ.get("OCCAMDB_JOBS", "0")) or os.cpu_count() or 1
@@ -22,7 +24,7 @@ def extensions() -> list[Extension]:
     """Name sources through `src/`, so that `cimport occamdb.ipc._atomics` resolves."""
     only = set(filter(None, os.environ.get("OCCAMDB_ONLY", "").split(",")))
     found = []
-    for package in PACKAGES:
+    for package in PACKAGES + TESTING:
         folder = Path(__file__).parent / "src/occamdb" / package
         for source in sorted(folder.rglob("*.pyx")):
             inside = source.relative_to(folder).with_suffix("")

@@ -14,6 +14,13 @@ cdef enum ChannelState:
 # caller's own knowledge (the coordinator never takes it from the segment). 0, or -1 if the sizes do not agree.
 cdef int channel_rings(u8 *base, u64 size, u64 ring_size, Ring *request, Ring *reply) noexcept nogil
 
+cdef struct Need:           # context of `bytes_ready`
+    Ring *ring
+    u64 size
+
+# For doorbell_wait: `size` bytes wait in the ring, or its counter is so wrong that waiting is pointless.
+cdef bint bytes_ready(void *context) noexcept nogil
+
 cdef class ClientChannel:
     cdef Py_buffer channel_view
     cdef Py_buffer bell_view

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,17 @@ def test_what_is_read_at_run_time_goes_into_the_wheel() -> None:
     present = {Path(name).suffix for name in sources(".json", ".pyi", ".pxd", ".toml", ".txt")}
     assert present - {".txt"} <= installed
     assert "py.typed" in installed
+
+
+def test_drivers_of_the_tests_stay_out_of_the_wheel() -> None:
+    assert "occamdb._testing*" in PROJECT["tool"]["setuptools"]["packages"]["find"]["exclude"]
+    uses = re.compile(r"\b_testing\b")
+    for layer in LAYERS:
+        for path in (ROOT / layer).rglob("*.py*"):
+            if path.suffix in (".py", ".pyi", ".pyx", ".pxd"):
+                assert not uses.search(path.read_text(encoding="utf-8")), (
+                    f"{path} needs a driver of the tests"
+                )
 
 
 def test_the_console_script_exists() -> None:

@@ -10,8 +10,6 @@ times in a row moves once: it forbids itself this core, which moves it at once, 
 user gave it is as before, and the scheduler stays free to put it back; then the next move waits longer.
 """
 
-cimport cython
-
 from ...ipc._atomics cimport current_cpu
 
 cdef extern from *:
@@ -62,22 +60,3 @@ cdef bint woken_by(Placement *p, u32 ringer, i64 now) noexcept nogil:
         return False
     p.moves += 1
     return True
-
-
-@cython.final
-cdef class Mover:
-    """The calling thread's placement, for tests."""
-
-    cdef Placement placement
-
-    def __cinit__(self):
-        placement_init(&self.placement)
-
-    def woken_by(self, u32 ringer, i64 now):
-        """`woken_by` of the C interface."""
-        return woken_by(&self.placement, ringer, now)
-
-    @staticmethod
-    def cpu():
-        """The core we are on, plus one."""
-        return current_cpu() + 1

@@ -5,7 +5,7 @@
 1. Little-endian machines only; the structs are packed, so a pointer into any byte position may be cast to one.
 2. A reader of bytes written by another process copies them to private memory first and checks
    every size against what is left before it follows it; nothing here checks anything.
-3. The structs have no padding: their sizes are the `*_SIZE` constants (asserted in tests through `_wire.pyx`).
+3. The structs have no padding: their sizes are the `*_SIZE` constants (asserted by the tests).
 """
 
 from libc.string cimport memcpy

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from occamdb._testing._echo_server import EchoServer
 from occamdb.ipc import layout
-from occamdb.ipc._channel import ClientChannel, EchoServer
+from occamdb.ipc._channel import ClientChannel
 from occamdb.ipc.errors import (
     ChannelBroken,
     ChannelBusy,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from occamdb.ipc._doorbell import Bell
+from occamdb._testing._bell import Bell
 from tests.support.children import Child, child, wait_until
 
 SECOND = 10**9

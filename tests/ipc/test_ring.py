@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from occamdb.ipc._ring import RingPair
+from occamdb._testing._ring_pair import RingPair
 from occamdb.ipc.layout import MESSAGE_CHECK
 
 CAPACITY = 64

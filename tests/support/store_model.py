@@ -6,8 +6,8 @@ import bisect
 import mmap
 from collections.abc import Iterable
 
-from occamdb.engine.store._reader import StoreReader
-from occamdb.engine.store._store import StoreWriter
+from occamdb._testing._store_reader import StoreReader
+from occamdb._testing._store_writer import StoreWriter
 
 Row = tuple[bytes, bytes, int]
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from occamdb.engine.commit import _wire, messages
+from occamdb._testing import _wire
+from occamdb.engine.commit import messages
 from occamdb.engine.commit.messages import (
     ConflictEntry,
     ConflictKind,

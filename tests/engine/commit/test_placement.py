@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from occamdb.engine.commit._placement import Mover
+from occamdb._testing._mover import Mover
 
 SECOND = 10**9
 

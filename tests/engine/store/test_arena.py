@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from occamdb.engine.store._arena_driver import ArenaDriver
+from occamdb._testing._arena_driver import ArenaDriver
 
 PAGE = 16384
 SIZE = 4 << 20

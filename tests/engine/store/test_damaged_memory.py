@@ -9,8 +9,8 @@ import struct
 
 import pytest
 
-from occamdb.engine.store._reader import StoreReader
-from occamdb.engine.store._store import StoreWriter
+from occamdb._testing._store_reader import StoreReader
+from occamdb._testing._store_writer import StoreWriter
 
 SIZE = 1 << 20
 

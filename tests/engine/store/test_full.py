@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from occamdb.engine.store._reader import StoreReader
-from occamdb.engine.store._store import StoreWriter
+from occamdb._testing._store_reader import StoreReader
+from occamdb._testing._store_writer import StoreWriter
 from tests.engine.store.test_arena import make_file
 from tests.support.store_model import make_store, settle
 

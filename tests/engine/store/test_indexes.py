@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from occamdb.engine.store._store import hash_of
+from occamdb._testing._store_writer import hash_of
 from tests.support.store_model import make_store, settle
 
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from occamdb.engine.store._reader import StoreReader
-from occamdb.engine.store._store import StoreWriter
+from occamdb._testing._store_reader import StoreReader
+from occamdb._testing._store_writer import StoreWriter
 
 GROUPS = 16
 KEYS = 12

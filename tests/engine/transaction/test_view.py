@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from occamdb import Database
+from occamdb._testing._store_writer import StoreWriter
 from occamdb.engine.model.errors import CorruptionError, LimitExceeded, SnapshotExpired
 from occamdb.engine.model.limits import Limits
 from occamdb.engine.model.public_types import RunId
 from occamdb.engine.model.values import encode_value
-from occamdb.engine.store._store import StoreWriter
 from occamdb.engine.transaction._view import StoreAttachment
 from occamdb.ipc import layout
 

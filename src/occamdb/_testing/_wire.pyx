@@ -1,4 +1,15 @@
-"""What the compiler made of `_wire.pxd`, so that tests can compare it with `messages.py`. Nothing imports this at run time."""
+"""What the compiler made of `engine/commit/_wire.pxd`, to be compared with `messages.py`."""
+
+from ..engine.commit._wire cimport (
+    CONFLICTS_LISTED_MAX, CONFLICT_CAS, CONFLICT_HEADER_SIZE, CONFLICT_RANGE, CONFLICT_READ, CONFLICT_WRITE,
+    ConflictHeader, KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE, OP_DELETE_RANGE, OP_HEADER_SIZE, OP_PUT, OP_RANGE,
+    OP_READ, OP_UNCHECKED, OP_WANT_RESULT, OpHeader, REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_BLIND,
+    REQUEST_HEADER_SIZE, REQUEST_MAGIC, REQUEST_SYNC, RESULT_EXISTED, RESULT_SIGNED, RESULT_SIZE, RESULT_UNSIGNED,
+    ReplyHeader, RequestHeader, ResultEntry, STATUS_BAD_REQUEST, STATUS_COMMITTED, STATUS_CONFLICT,
+    STATUS_INTEGER_OVERFLOW, STATUS_LOG_FAILED, STATUS_LOG_WRITE_ERROR, STATUS_NOT_AN_INTEGER, STATUS_STOPPING,
+    STATUS_STORE_FULL, STATUS_TOO_LARGE, put_op,
+)
+from ..ipc._atomics cimport i64, u8, u16, u32, u64
 
 
 def struct_sizes() -> dict:

@@ -1,4 +1,4 @@
-"""Lock-free reading of the store. Compiled code calls the functions of `_reader.pxd`; Python sees this wrapper."""
+"""Reading a store from Python."""
 
 from typing_extensions import Buffer
 

@@ -1,3 +1,5 @@
+"""Both ends of a ring, driven from Python."""
+
 from typing import Any
 
 class RingPair:

@@ -1,3 +1,5 @@
+"""A doorbell with a value to wait for, driven from Python."""
+
 from typing import Any
 
 class Bell:

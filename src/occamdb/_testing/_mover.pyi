@@ -1,3 +1,5 @@
+"""The placement of the calling thread, driven from Python."""
+
 from typing import final
 
 @final

@@ -1,0 +1,1 @@
+"""Drivers that let tests call compiled parts directly. Built beside the sources, never part of a wheel."""
