@@ -87,7 +87,7 @@ def setting_rows() -> Iterator[str]:
     """One row a setting, those of `Limits` included."""
     yield "| setting | default | range | meaning |"
     yield "|---|---|---|---|"
-    words = described(Settings)
+    words, defaults = described(Settings), Settings()
     for item in fields(Settings):
         rule = item.metadata
         if rule:
@@ -95,12 +95,12 @@ def setting_rows() -> Iterator[str]:
             span = f"{shown(rule['low'])} to {shown(rule['high'])}"
             if rule.get("power_of_two"):
                 span += ", a power of two"
-            yield f"| `{item.name}` | {shown(item.default)} | {span} | {words[item.name]} |"
+            yield f"| `{item.name}` | {shown(getattr(defaults, item.name))} | {span} | {words[item.name]} |"
     words = described(limits.Limits)
     for limit in fields(limits.Limits):
         low, high = limits._RANGES[limit.name]
         span = f"{limits.sized(low)} to {limits.sized(high)}"
-        yield f"| `{limit.name}` | {limits.sized(limit.default)} | {span} | {words[limit.name]} |"
+        yield f"| `{limit.name}` | {limits.sized(getattr(defaults.limits, limit.name))} | {span} | {words[limit.name]} |"
 
 
 def _shown(kind: str) -> Callable[[float], str]:
