@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from occamdb.stress.workloads import WORKLOADS
 from tests.support import reference
 
 ROOT = Path(__file__).parent.parent.parent
@@ -127,6 +128,31 @@ def test_every_document_is_in_the_index() -> None:
 def test_the_reference_says_what_the_code_says() -> None:
     text = reference.DOCUMENT.read_text(encoding="utf-8")
     assert text == reference.with_tables(text), "run python -m tests.support.reference"
+
+
+def test_the_limits_in_the_readme_are_the_defaults() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", "\n".join(reference.setting_rows()), re.MULTILINE))
+    stated = re.findall(r"^\| [^|]+ \| ([^|]+) \| `(\w+)` \|$", text, re.MULTILINE)
+    assert len(stated) >= 6
+    assert [(name, value) for value, name in stated] == [(name, shown[name]) for _, name in stated]
+
+
+def test_every_line_of_the_coordinators_log_is_one_the_code_writes() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = text.partition("## coordinator.log")[2].partition("\n## ")[0]
+    lines = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+    assert len(lines) >= 8
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "engine").rglob("*.py"))
+    pieces = [piece for line in lines for piece in line.split("...") if len(piece) > 4]
+    assert [piece for piece in pieces if piece not in code] == []
+
+
+def test_every_workload_is_described() -> None:
+    text = (ROOT / "docs" / "verification.md").read_text(encoding="utf-8")
+    table = text.partition("## Workloads")[2].partition("\n## ")[0]
+    described = set(re.findall(r"`([\w-]+)`", table)) | {f"ycsb-{letter}" for letter in "abcdef"}
+    assert set(WORKLOADS) <= described
 
 
 def test_the_checks_notice(tmp_path: Path) -> None:

@@ -100,7 +100,8 @@ def setting_rows() -> Iterator[str]:
     for limit in fields(limits.Limits):
         low, high = limits._RANGES[limit.name]
         span = f"{limits.sized(low)} to {limits.sized(high)}"
-        yield f"| `{limit.name}` | {limits.sized(getattr(defaults.limits, limit.name))} | {span} | {words[limit.name]} |"
+        default = limits.sized(getattr(defaults.limits, limit.name))
+        yield f"| `{limit.name}` | {default} | {span} | {words[limit.name]} |"
 
 
 def _shown(kind: str) -> Callable[[float], str]:
