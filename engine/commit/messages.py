@@ -1,4 +1,4 @@
-"""The request and reply of a commit in plain Python (ARCHITECTURE.md section 2): the model of `_wire.pxd`.
+"""The request and reply of a commit in plain Python (docs/wire-format.md): the model of `_wire.pxd`.
 
 Used by tests, tools and recovery of outcomes; the hot path writes and reads the same bytes in compiled code.
 Everything decoded here may come from another process: every size is checked before it is followed, and what

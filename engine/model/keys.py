@@ -1,4 +1,4 @@
-"""How keys are encoded: namespace, run id, tag, user key (ARCHITECTURE.md section 3).
+"""How keys are encoded: namespace, run id, tag, user key (docs/wire-format.md).
 
     tenant 00 app 00 agent 00 | 16 bytes run id | 1 byte tag | user key
 

@@ -55,7 +55,7 @@ class EngineHandle(Protocol):
         """Send one commit request and wait for its reply.
 
         Args:
-          request: as in ARCHITECTURE.md section 2. The sequence at offset 8 is filled in here, so that afterwards
+          request: as in docs/wire-format.md. The sequence at offset 8 is filled in here, so that afterwards
             (session id, sequence) names the commit.
           deadline: when to give up, on the clock of `time.monotonic`; None: the handle's own timeout.
 
