@@ -7,6 +7,7 @@ history and a tally of its own.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -143,9 +144,12 @@ class Runner:
     def signal_worker(self, number: int, what: signal.Signals) -> None:
         """Send a signal to a worker this runner started; one that has ended is left alone."""
         process = self.processes.get(number)
-        if process is not None and process.is_alive() and process.pid is not None:
-            if what == signal.SIGKILL:
-                self.killed.add(number)
+        if process is None or not process.is_alive() or process.pid is None:
+            return
+        if what == signal.SIGKILL:
+            self.killed.add(number)
+        # `wait` in another thread may reap a worker that ended just now.
+        with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, what)
 
     def wait(self, timeout: float, tick: Callable[[], None] = lambda: None) -> None:
