@@ -4,7 +4,7 @@ from . import auditors as auditors  # attaches them to their primitives
 from .auditing import Auditor, Fault, Repair
 from .event_log import ChainVerification, Event, EventLog
 from .extension import Primitive, blind, operation, reader, register, single, stream
-from .handles import Database, Transaction, open, open_in_memory
+from .handles import Database, Snapshot, Transaction, open, open_in_memory
 from .kv import KVMapping, KVStore, KVTransaction
 from .run_index import RunIndex
 from .run_types import ALLOWED_TRANSITIONS, RunMetadata, RunStatus
@@ -43,6 +43,7 @@ __all__ = [
     "RunIndex",
     "RunMetadata",
     "RunStatus",
+    "Snapshot",
     "State",
     "StateCell",
     "Thought",

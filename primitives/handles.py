@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from ..engine.client import opening
 from ..engine.model.limits import Limits
 from ..engine.model.public_types import Durability, Isolation
 from ..engine.model.values import Codec
 from ..engine.transaction.database import Database as EngineDatabase
+from ..engine.transaction.snapshot import SharedSnapshotView
 from ..engine.transaction.transaction import Transaction as EngineTransaction
 from .event_log import EventLog
-from .extension import enlist
+from .extension import RunLike, enlist
 from .kv import KVStore
 from .run_index import RunIndex
 from .state_cell import StateCell
 from .trace_store import TraceStore
 
-__all__ = ["Database", "SettingsKeywords", "Transaction", "open", "open_in_memory"]
+__all__ = ["Database", "SettingsKeywords", "Snapshot", "Transaction", "open", "open_in_memory"]
 
 DurabilityName = Durability | Literal["none", "standard", "always"]
 IsolationName = Isolation | Literal["serializable", "snapshot"]
@@ -65,6 +66,47 @@ class Transaction(EngineTransaction):
         return RunIndex(self)
 
 
+class Snapshot(SharedSnapshotView):
+    """A read-only view of a run at one version, as `db.snapshot(run_id)` gives it: its keys, and every primitive.
+
+        with db.snapshot(run_id) as view:
+            print(view.get("plan"), len(view.events))
+
+    Writes raise ReadOnlyError. It needs no coordinator. Close it when done: what it shows cannot be reclaimed before.
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def transaction(self) -> Transaction: ...
+
+    @property
+    def kv(self) -> KVStore[Transaction]:
+        """The run's keys and values, in this snapshot."""
+        return KVStore(self.transaction())
+
+    @property
+    def events(self) -> EventLog[Transaction]:
+        """The run's event log, in this snapshot."""
+        return EventLog(self.transaction())
+
+    @property
+    def cells(self) -> StateCell[Transaction]:
+        """The run's state cells, in this snapshot."""
+        return StateCell(self.transaction())
+
+    @property
+    def traces(self) -> TraceStore[Transaction]:
+        """The run's traces, in this snapshot."""
+        return TraceStore(self.transaction())
+
+    @property
+    def runs(self) -> RunIndex[Transaction]:
+        """The runs of the namespace, in this snapshot."""
+        return RunIndex(self.transaction())
+
+
 class Database(EngineDatabase[Transaction]):
     """A database as `occamdb.open` and `occamdb.open_in_memory` give it.
 
@@ -100,6 +142,10 @@ class Database(EngineDatabase[Transaction]):
     def runs(self) -> RunIndex[Database]:
         """The index of runs: `db.runs.create_run("agent 7")`."""
         return RunIndex(self)
+
+    def snapshot(self, run_id: RunLike) -> Snapshot:
+        """A read-only view of a run; needs no coordinator, and goes on working while it is down. Close it when done."""
+        return Snapshot(self.begin(run_id, read_only=True))
 
 
 class SettingsKeywords(TypedDict, total=False):

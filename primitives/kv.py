@@ -1,7 +1,8 @@
 """KVStore: keys and values of a run.
 
 The engine's own `db.put/get/delete/cas/list` are the same operations on the same keys; this adds what one cannot
-build in one call. Keys are `str` or `bytes` ("a" and b"a" are one key; what is valid UTF-8 comes back as `str`).
+build in one call. Keys are `str` or `bytes` ("a" and b"a" are one key) and come back as `str`. Bytes that are not UTF-8
+are lone surrogates in it, as in file names (`surrogateescape`); `raw=True` gives `bytes`.
 
 1. One user key is one stored key, under its own bytes: nothing else is kept.
 2. `put`, `put_with_ttl` and `increment` read nothing: they never cause a read conflict, and outside a transaction they
@@ -10,11 +11,12 @@ build in one call. Keys are `str` or `bytes` ("a" and b"a" are one key; what is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping
 from datetime import timedelta
 from typing import Any, TypeAlias, TypeVar, overload
 
 from ..engine.model.errors import InvalidArgumentError
+from ..engine.model.keys import decode_user_key
 from ..engine.model.public_types import TypeTag, VersionedValue
 from ..engine.model.retry_policy import RetryPolicy
 from ..engine.transaction.attempts import refuse_lazy_function
@@ -30,12 +32,21 @@ from .extension import (
     reader,
     single,
 )
+from .ranges import RangeOperation
 
 __all__ = ["KVMapping", "KVStore", "KVTransaction"]
 
 UserKey: TypeAlias = str | bytes
 R = TypeVar("R")
 _MISSING: Any = object()
+
+# Inside KVStore the name `list` is an operation.
+_Texts: TypeAlias = list[str]
+_Raws: TypeAlias = list[bytes]
+_TextPairs: TypeAlias = list[tuple[str, Any]]
+_RawPairs: TypeAlias = list[tuple[bytes, Any]]
+_TextRows: TypeAlias = Iterator[tuple[str, VersionedValue]]
+_RawRows: TypeAlias = Iterator[tuple[bytes, VersionedValue]]
 
 
 class KVStore(Primitive[H_co]):
@@ -86,7 +97,7 @@ class KVStore(Primitive[H_co]):
         """Whether the key is there."""
         return self.space.exists(key)
 
-    @single
+    @RangeOperation[Iterator[str], Iterator[bytes]].of
     def keys(
         self,
         prefix: UserKey = "",
@@ -95,11 +106,12 @@ class KVStore(Primitive[H_co]):
         end: UserKey | None = None,
         limit: int | None = None,
         reverse: bool = False,
-    ) -> Iterator[UserKey]:
+        raw: bool = False,
+    ) -> Iterator[str] | Iterator[bytes]:
         """The keys with a prefix, in byte order, fetched page by page while iterated. Arguments as for `list`."""
-        return self.space.keys(prefix, start=start, end=end, limit=limit, reverse=reverse)
+        return self.space.keys(prefix, start=start, end=end, limit=limit, reverse=reverse, raw=raw)
 
-    @single
+    @RangeOperation[_TextRows, _RawRows].of
     def scan(
         self,
         prefix: UserKey = "",
@@ -108,11 +120,12 @@ class KVStore(Primitive[H_co]):
         end: UserKey | None = None,
         limit: int | None = None,
         reverse: bool = False,
-    ) -> Iterator[tuple[UserKey, VersionedValue]]:
+        raw: bool = False,
+    ) -> _TextRows | _RawRows:
         """Like `keys`, each with its value, version, time of writing and expiry."""
-        return self.space.scan(prefix, start=start, end=end, limit=limit, reverse=reverse)
+        return self.space.scan(prefix, start=start, end=end, limit=limit, reverse=reverse, raw=raw)
 
-    @single
+    @RangeOperation[_Texts, _Raws].of
     def list(
         self,
         prefix: UserKey = "",
@@ -121,7 +134,8 @@ class KVStore(Primitive[H_co]):
         end: UserKey | None = None,
         limit: int | None = None,
         reverse: bool = False,
-    ) -> Sequence[UserKey]:
+        raw: bool = False,
+    ) -> _Texts | _Raws:
         """The keys with a prefix, in byte order, as a list; `keys` gives them one by one.
 
         Args:
@@ -130,10 +144,11 @@ class KVStore(Primitive[H_co]):
           end: the first key that may not.
           limit: at most so many.
           reverse: from the last to the first.
+          raw: the keys as bytes.
         """
-        return [*self.space.keys(prefix, start=start, end=end, limit=limit, reverse=reverse)]
+        return [*self.space.keys(prefix, start=start, end=end, limit=limit, reverse=reverse, raw=raw)]
 
-    @single
+    @RangeOperation[_TextPairs, _RawPairs].of
     def list_with_values(
         self,
         prefix: UserKey = "",
@@ -142,9 +157,10 @@ class KVStore(Primitive[H_co]):
         end: UserKey | None = None,
         limit: int | None = None,
         reverse: bool = False,
-    ) -> Sequence[tuple[UserKey, Any]]:
+        raw: bool = False,
+    ) -> _TextPairs | _RawPairs:
         """Like `list`, each key with its value; `scan` gives them one by one, with their versions."""
-        rows = self.space.scan(prefix, start=start, end=end, limit=limit, reverse=reverse)
+        rows = self.space.scan(prefix, start=start, end=end, limit=limit, reverse=reverse, raw=raw)
         return [(key, found.value) for key, found in rows]
 
     @single
@@ -153,13 +169,13 @@ class KVStore(Primitive[H_co]):
         return self.space.count(prefix)
 
     @reader
-    def get_many(self, keys: Iterable[UserKey]) -> dict[UserKey, Any]:
-        """The values of several keys from one snapshot; absent ones are left out."""
+    def get_many(self, keys: Iterable[UserKey]) -> dict[str, Any]:
+        """The values of several keys, by key as text, from one snapshot; absent ones are left out."""
         found = {}
         for key in _keys(keys, "get_many"):
             value = self.space.get(key, _MISSING)
             if value is not _MISSING:
-                found[key] = value
+                found[decode_user_key(key) if isinstance(key, bytes) else key] = value
         return found
 
     @operation
@@ -243,7 +259,7 @@ class KVTransaction(KVStore[TransactionBase]):
     __slots__ = ()
 
 
-class KVMapping(MutableMapping[UserKey, Any]):
+class KVMapping(MutableMapping[str, Any]):
     """A run's keys and values as a dictionary that lives in the database.
 
     Each call is one transaction (or part of yours): `update`, `pop`, `popitem`, `setdefault` and `clear` are atomic.
@@ -276,15 +292,15 @@ class KVMapping(MutableMapping[UserKey, Any]):
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str | bytes) and bool(key) and bool(self._store.exists(*self._run, key))
 
-    def __iter__(self) -> Iterator[UserKey]:
-        keys: Iterator[UserKey] = self._store.keys(*self._run)
+    def __iter__(self) -> Iterator[str]:
+        keys: Iterator[str] = self._store.keys(*self._run)
         return keys
 
     def __len__(self) -> int:
         size: int = self._store.count(*self._run)
         return size
 
-    def items(self) -> ItemsView[UserKey, Any]:
+    def items(self) -> ItemsView[str, Any]:
         """Keys with values; iterating reads both from one snapshot."""
         return _Items(self)
 
@@ -308,10 +324,10 @@ class KVMapping(MutableMapping[UserKey, Any]):
             raise KeyError(key)
         return default
 
-    def popitem(self) -> tuple[UserKey, Any]:
+    def popitem(self) -> tuple[str, Any]:
         """Remove and return the last key and its value."""
 
-        def take(kv: KVStore[TransactionBase]) -> tuple[UserKey, Any] | None:
+        def take(kv: KVStore[TransactionBase]) -> tuple[str, Any] | None:
             for key, value in kv.list_with_values(limit=1, reverse=True):
                 kv.delete(key)
                 return key, value
@@ -346,14 +362,14 @@ class KVMapping(MutableMapping[UserKey, Any]):
         return f"KVMapping(run={self._run[0] if self._run else 'the transaction'})"
 
 
-class _Items(ItemsView[UserKey, Any]):
+class _Items(ItemsView[str, Any]):
     """Pairs from one scan instead of a lookup for each key."""
 
     def __init__(self, mapping: KVMapping) -> None:
         super().__init__(mapping)
         self._source = mapping
 
-    def __iter__(self) -> Iterator[tuple[UserKey, Any]]:
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
         rows = self._source._store.scan(*self._source._run)
         return ((key, found.value) for key, found in rows)
 

@@ -281,7 +281,7 @@ def run_of(db: Database, text: str, *, create: bool = False) -> RunId:
     )
 
 
-def key_given(text: str, in_hex: bool) -> str | bytes:
+def key_given(text: str, in_hex: bool) -> str:
     """The key, or the beginning of keys, somebody typed.
 
     Args:
@@ -289,7 +289,7 @@ def key_given(text: str, in_hex: bool) -> str | bytes:
       in_hex: which of both.
 
     Returns:
-      As the database gives keys back: `bytes` only when they are no UTF-8.
+      As the database gives keys back.
 
     Raises:
       InvalidArgumentError: the text is not hexadecimal.
@@ -308,11 +308,20 @@ def key_given(text: str, in_hex: bool) -> str | bytes:
         ) from None
 
 
-def show_key(key: str | bytes) -> str:
-    """A key on one line: text as it is unless it has control characters, bytes as hexadecimal."""
-    if isinstance(key, bytes):
-        return "0x" + key.hex()
+def show_key(key: str) -> str:
+    """A key on one line: text as it is unless it has control characters, bytes that are not UTF-8 as hexadecimal."""
+    if (binary := binary_key(key)) is not None:
+        return "0x" + binary.hex()
     return key if key.isprintable() and printable(key) == key else repr(key)
+
+
+def binary_key(key: str) -> bytes | None:
+    """The bytes of a key that are not UTF-8; None for text."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return key.encode("utf-8", "surrogateescape")
+    return None
 
 
 def ago(moment: datetime | None) -> str:

@@ -122,9 +122,11 @@ def delete(
         raise _absent(wanted)
 
 
-def _absent(key: str | bytes) -> typer.Exit:
+def _absent(key: str) -> typer.Exit:
     """Says so; to be raised."""
-    console.echo(f"no key {key!r}" if isinstance(key, str) else f"no key {console.show_key(key)}", err=True)
+    console.echo(
+        f"no key {key!r}" if console.binary_key(key) is None else f"no key {console.show_key(key)}", err=True
+    )
     return typer.Exit(1)
 
 
@@ -180,9 +182,9 @@ def scan(
 class _Range(TypedDict):
     """Which keys to show, as the operations of `db.kv` take it."""
 
-    prefix: str | bytes
-    start: str | bytes | None
-    end: str | bytes | None
+    prefix: str
+    start: str | None
+    end: str | None
 
 
 def _range_given(prefix: str, start: str | None, end: str | None, in_hex: bool) -> _Range:

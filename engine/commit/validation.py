@@ -42,7 +42,6 @@ from ..model.errors import (
     ConflictError,
     CorruptionError,
     ReadConflict,
-    UserKey,
     WriteConflict,
 )
 from ..model.keys import TypeTag, decode_key, decode_user_key
@@ -290,7 +289,7 @@ def _collect(conflicts: Iterator[Conflict]) -> Validation:
 # --- Records with the keys users know ------------------------------------------------------------
 
 
-def _user_view(key: bytes) -> tuple[UserKey, RunId | None, TypeTag | int | None]:
+def _user_view(key: bytes) -> tuple[str, RunId | None, TypeTag | int | None]:
     """The user key, run and tag of a stored key; the bytes alone when it is not one (a bare prefix)."""
     try:
         decoded = decode_key(key)

@@ -35,10 +35,10 @@ class ReadConflict:
       tag: which part of the run the key belongs to, when known.
     """
 
-    key: UserKey
+    key: str
     expected_version: int
     found_version: int
-    range: tuple[UserKey, UserKey | None] | None = None
+    range: tuple[str, str | None] | None = None
     run_id: UUID | None = None
     tag: TypeTag | int | None = None
 
@@ -66,7 +66,7 @@ class WriteConflict:
       tag: which part of the run the key belongs to, when known.
     """
 
-    key: UserKey
+    key: str
     expected_version: int
     found_version: int
     run_id: UUID | None = None
@@ -131,7 +131,7 @@ class CASConflict(ConflictError):
 
     def __init__(
         self,
-        key: UserKey,
+        key: str,
         expected_version: int,
         found_version: int,
         run_id: UUID | None = None,

@@ -179,7 +179,7 @@ class ValueEncodingError(InvalidArgumentError):
         self.path = path
 
 
-def _value_of(key: UserKey | None) -> str:
+def _value_of(key: str | None) -> str:
     return "stored value" if key is None else f"value of {key!r}"
 
 
@@ -196,7 +196,7 @@ class NotAnIntegerError(OccamError):
         self,
         message: str = "",
         *,
-        key: UserKey | None = None,
+        key: str | None = None,
         hint: str = "increment works on integers and absent keys only",
         details: Mapping[str, Any] | None = None,
     ) -> None:
@@ -218,7 +218,7 @@ class IntegerOverflowError(OccamError):
         self,
         message: str = "",
         *,
-        key: UserKey | None = None,
+        key: str | None = None,
         hint: str = "integers are stored in 64 bits: -2**63 to 2**64 - 1",
         details: Mapping[str, Any] | None = None,
     ) -> None:

@@ -7,7 +7,8 @@
    successor(prefix)), and so is one tag in it.
 2. "default", the usual namespace part, is written as the empty string: short keys for most databases.
 3. User keys are bytes in the store; `str` keys are their UTF-8, so "a" and b"a" are the same key. A key read
-   back (a scan, a conflict) is a `str` when its bytes are valid UTF-8, else `bytes`.
+   back (a scan, a conflict) is a `str`. Bytes that are not UTF-8 become lone surrogates (`surrogateescape`, as in
+   file names), and such a `str` names the same bytes again.
 """
 
 from __future__ import annotations
@@ -104,17 +105,11 @@ def encode_user_key(key: str | bytes, key_size_max: int = _KEY_SIZE_MAX) -> byte
     """The bytes of a user key.
 
     Raises:
-      InvalidKeyError: empty, not str or bytes, or not valid Unicode.
+      InvalidKeyError: empty, not str or bytes, or with a surrogate that `decode_user_key` never makes.
       KeyTooLarge: more bytes than `key_size_max`.
     """
     if isinstance(key, str):
-        try:
-            raw = str.encode(key)
-        except UnicodeEncodeError as error:
-            raise InvalidKeyError(
-                f"the key {_shown(key)} is not valid Unicode: {error.reason} at position {error.start}",
-                hint="use bytes for keys that are not text",
-            ) from None
+        raw = _encode_text(key)
     elif isinstance(key, bytes):
         raw = bytes(key)
     else:
@@ -128,6 +123,24 @@ def encode_user_key(key: str | bytes, key_size_max: int = _KEY_SIZE_MAX) -> byte
     if len(raw) > key_size_max:
         raise KeyTooLarge(size=len(raw), limit=key_size_max)
     return raw
+
+
+def _encode_text(key: str) -> bytes:
+    try:
+        return str.encode(key)
+    except UnicodeEncodeError as error:
+        position = error.start
+    try:
+        raw = str.encode(key, "utf-8", "surrogateescape")
+        # Escaped bytes that are UTF-8 when put together would be a second name of the same key.
+        if decode_user_key(raw) == key:
+            return raw
+    except UnicodeEncodeError as error:
+        position = error.start
+    raise InvalidKeyError(
+        f"the key {_shown(key)} has a surrogate at position {position} that stands for no byte of a key",
+        hint="use bytes for keys that are not text",
+    )
 
 
 def encode_key(prefix: bytes, user_key: str | bytes, key_size_max: int = _KEY_SIZE_MAX) -> bytes:
@@ -144,12 +157,9 @@ def _shown(key: str) -> str:
     return ascii(key) if len(key) <= 60 else f"{key[:60]!a}..."
 
 
-def decode_user_key(raw: bytes) -> str | bytes:
-    """A user key as users see it: text when it is valid UTF-8, else the bytes."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw
+def decode_user_key(raw: bytes) -> str:
+    """A user key as users see it: text, in which bytes that are not UTF-8 are lone surrogates."""
+    return raw.decode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +169,12 @@ class DecodedKey:
     Attributes:
       namespace: with its run.
       tag: a `TypeTag`, or the number of a later primitive's.
-      user_key: text when valid UTF-8.
+      user_key: as `decode_user_key` gives it.
     """
 
     namespace: Namespace
     tag: TypeTag | int
-    user_key: str | bytes
+    user_key: str
 
 
 def decode_key(key: bytes) -> DecodedKey:

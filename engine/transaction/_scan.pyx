@@ -10,7 +10,7 @@
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
@@ -249,21 +249,18 @@ cdef class ScanIterator:
         return key, make_versioned(value, self.stored.version, self.stored.timestamp, self.stored.expires_at)
 
     cdef object key_object(self, const u8 *key, u32 size):
-        """The user key: text when it is valid UTF-8, else (or in a raw scan) the bytes."""
+        """The user key: text, as `keys.decode_user_key` makes it, or in a raw scan the bytes."""
         cdef u8 copy[STACK_KEY_SIZE]
         cdef u32 rest = size - self.prefix_size
         cdef bytes whole
         if self.raw or rest > STACK_KEY_SIZE:
             whole = self.txn.bytes_of(key + self.prefix_size, rest)
-            return whole if self.raw else text_or_bytes(<const u8 *>PyBytes_AS_STRING(whole), rest)
+            return whole if self.raw else key_text(<const u8 *>PyBytes_AS_STRING(whole), rest)
         memcpy(copy, key + self.prefix_size, rest)
         if self.txn.revoked():
             self.txn.require_alive()
-        return text_or_bytes(copy, rest)
+        return key_text(copy, rest)
 
 
-cdef object text_or_bytes(const u8 *data, u32 size):
-    try:
-        return PyUnicode_DecodeUTF8(<const char *>data, size, NULL)
-    except UnicodeDecodeError:
-        return PyBytes_FromStringAndSize(<const char *>data, size)
+cdef object key_text(const u8 *data, u32 size):
+    return PyUnicode_DecodeUTF8(<const char *>data, size, "surrogateescape")

@@ -14,8 +14,8 @@ _Ttl = float | timedelta | None
 class Space:
     """One tag of one run inside a transaction: what every primitive is made of.
 
-    Keys are the part after namespace, run and tag. They come back from scans as str when they are UTF-8, else as bytes;
-    from a space made with `raw=True` always as bytes.
+    Keys are the part after namespace, run and tag. They come back from scans as str, with `raw=True` and from a space
+    made with `raw=True` as bytes.
     """
 
     @property
@@ -40,6 +40,7 @@ class Space:
         end: _Key | None = None,
         limit: int | None = None,
         reverse: bool = False,
+        raw: bool = False,
     ) -> ScanIterator[tuple[Any, VersionedValue]]: ...
     def keys(
         self,
@@ -49,6 +50,7 @@ class Space:
         end: _Key | None = None,
         limit: int | None = None,
         reverse: bool = False,
+        raw: bool = False,
     ) -> ScanIterator[Any]: ...
     def keys_checked(self, prefix: _Key = "") -> ScanIterator[Any]: ...
     def count(self, prefix: _Key = "", *, start: _Key | None = None, end: _Key | None = None) -> int: ...

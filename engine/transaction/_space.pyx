@@ -34,14 +34,18 @@ cdef TransactionCore NEVER_BEGUN = TransactionCore.__new__(TransactionCore)
 NEVER_BEGUN.state = STATE_ABORTED
 
 
-cdef inline const u8 *key_bytes(object key, u64 size_max, Py_ssize_t *size) except NULL:
-    """The bytes of a user key, borrowed from `key`. Raises InvalidKeyError or KeyTooLarge."""
+cdef inline const u8 *key_bytes(object key, u64 size_max, Py_ssize_t *size) except? NULL:
+    """The bytes of a user key, borrowed from `key`; NULL when it is text with escaped bytes, and has to be encoded first.
+
+    Raises InvalidKeyError or KeyTooLarge.
+    """
     cdef const u8 *data = NULL
     if PyUnicode_Check(key):
         try:
             data = <const u8 *>PyUnicode_AsUTF8AndSize(key, size)
         except UnicodeEncodeError:
             encode_user_key(key, size_max)
+            return NULL
     elif PyBytes_Check(key):
         data = <const u8 *>PyBytes_AS_STRING(key)
         size[0] = PyBytes_GET_SIZE(key)
@@ -97,8 +101,8 @@ cdef Space make_space(TransactionCore core, bytes prefix, bint raw):
 cdef class Space:
     """One tag of one run inside a transaction: what every primitive is made of.
 
-    Keys are the part after namespace, run and tag. Scans give them back as str when they are UTF-8, else as bytes; a
-    raw space always as bytes.
+    Keys are the part after namespace, run and tag. Scans give them back as str, with `surrogateescape` for bytes that
+    are not UTF-8; with `raw=True`, and from a raw space, as bytes.
     """
 
     def __cinit__(self):
@@ -110,6 +114,8 @@ cdef class Space:
     cdef bytes full_key(self, object key):
         cdef Py_ssize_t size = 0
         cdef const u8 *data = key_bytes(key, self.core.key_size_max, &size)
+        if data == NULL:
+            return self.prefix + encode_user_key(key, self.core.key_size_max)
         return join_key(self.prefix, data, size)
 
     cdef tuple bounds(self, object prefix, object start, object end):
@@ -146,6 +152,9 @@ cdef class Space:
         cdef int seen
         core.require_active()
         data = key_bytes(key, core.key_size_max, &size)
+        if data == NULL:
+            key = encode_user_key(key, core.key_size_max)
+            data = key_bytes(key, core.key_size_max, &size)
         prefix_size = PyBytes_GET_SIZE(self.prefix)
         if core.effects is None and core.cleared is None and not (track and core.tracking) and (
                 prefix_size + size <= STACK_KEY_SIZE):
@@ -252,19 +261,21 @@ cdef class Space:
         self.core.require_writable()
         self.core.add(self.full_key(key), delta_argument(delta), False)
 
-    def scan(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False):
+    def scan(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False):
         """(key, VersionedValue) of every key with this prefix in [start, end), in key order, read lazily.
 
         The transaction's own writes are merged in as of this call; what is written while iterating does not show. The
-        commit checks the part that was really walked.
+        commit checks the part that was really walked. `raw`: keys are bytes.
         """
         low, high = self.bounds(prefix, start, end)
-        return new_scan(self.core, low, high, <u32>PyBytes_GET_SIZE(self.prefix), limit, reverse, ROWS_ITEMS, self.raw)
+        return new_scan(self.core, low, high, <u32>PyBytes_GET_SIZE(self.prefix), limit, reverse, ROWS_ITEMS,
+                        self.raw or raw)
 
-    def keys(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False):
+    def keys(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False):
         """Like `scan`, the keys alone: values are not decoded."""
         low, high = self.bounds(prefix, start, end)
-        return new_scan(self.core, low, high, <u32>PyBytes_GET_SIZE(self.prefix), limit, reverse, ROWS_KEYS, self.raw)
+        return new_scan(self.core, low, high, <u32>PyBytes_GET_SIZE(self.prefix), limit, reverse, ROWS_KEYS,
+                        self.raw or raw)
 
     def count(self, prefix="", *, start=None, end=None):
         """How many keys a scan would give. O(n), nothing is decoded."""

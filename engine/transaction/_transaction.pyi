@@ -1,7 +1,7 @@
 """Types of the compiled transaction; see _transaction.pyx. Primitives build on `Space` and `ImplicitSpace`."""
 
 from datetime import timedelta
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, overload
 from uuid import UUID
 
 from ..model._values import Codec
@@ -40,6 +40,72 @@ class TransactionBase(Space):
     def expiry_time(self) -> int: ...
     @property
     def pending_size(self) -> int: ...
+    @overload  # type: ignore[override]  # a Space's keys are what its `raw` says, a transaction's are text
+    def scan(
+        self,
+        prefix: _Key = "",
+        *,
+        start: _Key | None = None,
+        end: _Key | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        raw: Literal[False] = False,
+    ) -> ScanIterator[tuple[str, VersionedValue]]: ...
+    @overload
+    def scan(
+        self,
+        prefix: _Key = "",
+        *,
+        start: _Key | None = None,
+        end: _Key | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        raw: Literal[True],
+    ) -> ScanIterator[tuple[bytes, VersionedValue]]: ...
+    @overload
+    def scan(
+        self,
+        prefix: _Key = "",
+        *,
+        start: _Key | None = None,
+        end: _Key | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        raw: bool,
+    ) -> ScanIterator[tuple[str, VersionedValue]] | ScanIterator[tuple[bytes, VersionedValue]]: ...
+    @overload  # type: ignore[override]  # a Space's keys are what its `raw` says, a transaction's are text
+    def keys(
+        self,
+        prefix: _Key = "",
+        *,
+        start: _Key | None = None,
+        end: _Key | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        raw: Literal[False] = False,
+    ) -> ScanIterator[str]: ...
+    @overload
+    def keys(
+        self,
+        prefix: _Key = "",
+        *,
+        start: _Key | None = None,
+        end: _Key | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        raw: Literal[True],
+    ) -> ScanIterator[bytes]: ...
+    @overload
+    def keys(
+        self,
+        prefix: _Key = "",
+        *,
+        start: _Key | None = None,
+        end: _Key | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        raw: bool,
+    ) -> ScanIterator[str] | ScanIterator[bytes]: ...
     def space(self, tag: int, *, raw: bool = False) -> Space: ...
     def for_run(self, run_id: _Run) -> Self: ...
     def delete_run_range(self, run_id: _Run | None = None) -> None: ...
@@ -74,6 +140,7 @@ class ImplicitSpace:
         end: _Key | None = None,
         limit: int | None = None,
         reverse: bool = False,
+        raw: bool = False,
     ) -> ScanIterator[tuple[Any, VersionedValue]]: ...
     def keys(
         self,
@@ -83,6 +150,7 @@ class ImplicitSpace:
         end: _Key | None = None,
         limit: int | None = None,
         reverse: bool = False,
+        raw: bool = False,
     ) -> ScanIterator[Any]: ...
     def count(self, prefix: _Key = "", *, start: _Key | None = None, end: _Key | None = None) -> int: ...
     def delete_range(

@@ -256,13 +256,13 @@ cdef class ImplicitSpace:
         commit_transaction(space.core, False)
         return <i64>space.core.result if space.core.result_kind == RESULT_SIGNED else space.core.result
 
-    def scan(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False):
+    def scan(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False):
         """(key, VersionedValue) rows of one snapshot, taken now and held until the iterator ends or goes."""
-        return self.reading().scan(prefix, start=start, end=end, limit=limit, reverse=reverse)
+        return self.reading().scan(prefix, start=start, end=end, limit=limit, reverse=reverse, raw=raw)
 
-    def keys(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False):
+    def keys(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False):
         """Like `scan`, the keys alone."""
-        return self.reading().keys(prefix, start=start, end=end, limit=limit, reverse=reverse)
+        return self.reading().keys(prefix, start=start, end=end, limit=limit, reverse=reverse, raw=raw)
 
     def count(self, prefix="", *, start=None, end=None):
         """How many keys there are. O(n)."""

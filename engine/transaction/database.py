@@ -11,7 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Self,
+    TypeVar,
+    overload,
+)
 from uuid import UUID
 
 from ..model.keys import Namespace
@@ -192,9 +203,19 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         """
         return self.space(run_id, KV).cas(key, expected_version, value, ttl=ttl)
 
-    def list(self, run_id: Run, prefix: UserKey = "", *, limit: int | None = None) -> list[UserKey]:
-        """The keys with a prefix, in key order."""
-        return [*self.space(run_id, KV).keys(prefix, limit=limit)]
+    @overload
+    def list(
+        self, run_id: Run, prefix: UserKey = "", *, limit: int | None = None, raw: Literal[False] = False
+    ) -> list[str]: ...
+    @overload
+    def list(
+        self, run_id: Run, prefix: UserKey = "", *, limit: int | None = None, raw: Literal[True]
+    ) -> list[bytes]: ...
+    def list(
+        self, run_id: Run, prefix: UserKey = "", *, limit: int | None = None, raw: bool = False
+    ) -> list[str] | list[bytes]:
+        """The keys with a prefix, in byte order; `raw`: as bytes."""
+        return [*self.space(run_id, KV).keys(prefix, limit=limit, raw=raw)]
 
     def snapshot(self, run_id: Run) -> SharedSnapshotView:
         """A read-only view of a run; needs no coordinator, and goes on working while it is down. Close it when done."""

@@ -1,8 +1,9 @@
 """Read-only views of one run at one version.
 
-`SharedSnapshotView` holds a pin in the shared store: made in O(1) whatever the size, read without the coordinator, and
-it keeps what it can see from being reclaimed, so it is closed when done (or revoked when held too long:
-`SnapshotExpired`). `ClonedSnapshotView` is a private copy that pins nothing, lives as long as it likes, and pickles.
+`SharedSnapshotView` holds a pin in the shared store. It is made in O(1) whatever the size, is read without the
+coordinator, and offers every read of a read-only transaction, primitives included. It keeps what it can see from being
+reclaimed, so it is closed when done (or revoked when held too long: `SnapshotExpired`). `ClonedSnapshotView` is a
+private copy that pins nothing, lives as long as it likes, and pickles.
 
 1. Both show exactly the committed state at `version`, less what had expired when the view was made.
 2. What they return is a fresh object each time.
@@ -13,13 +14,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, overload, runtime_checkable
 
 from ..model.errors import TransactionStateError
 from ..model.keys import decode_user_key, encode_user_key
 from ..model.public_types import RunId, VersionedValue
 from ..model.values import Codec
 from ._transaction import Space
+from .extensions import Extensible, extension_names
 from .transaction import Transaction
 
 __all__ = ["ClonedSnapshotView", "SharedSnapshotView", "SnapshotView"]
@@ -39,11 +41,11 @@ class SnapshotView(Protocol):
     def get(self, key: UserKey, default: Any = None) -> Any:
         """The value of a key, `default` when absent."""
 
-    def scan_prefix(self, prefix: UserKey = "") -> Iterator[tuple[UserKey, VersionedValue]]:
+    def scan_prefix(self, prefix: UserKey = "") -> Iterator[tuple[str, VersionedValue]]:
         """(key, VersionedValue) of every key with the prefix, in key order."""
 
 
-class SharedSnapshotView:
+class SharedSnapshotView(Extensible):
     """A pinned view of the shared store; made by `db.snapshot(run_id)`. A context manager.
 
     Args:
@@ -51,6 +53,7 @@ class SharedSnapshotView:
     """
 
     __slots__ = ("_transaction", "_version")
+    inner_names = Extensible.inner_names | {"space", "transaction"}
 
     def __init__(self, transaction: Transaction) -> None:
         self._transaction: Transaction | None = transaction
@@ -96,10 +99,11 @@ class SharedSnapshotView:
         """Whether the key is there."""
         return self._open.exists(key)
 
-    def scan_prefix(self, prefix: UserKey = "") -> Iterator[tuple[UserKey, VersionedValue]]:
+    def scan_prefix(self, prefix: UserKey = "") -> Iterator[tuple[str, VersionedValue]]:
         """(key, VersionedValue) of every key with the prefix, in key order, read lazily."""
         return self._open.scan(prefix)
 
+    @overload
     def scan(
         self,
         prefix: UserKey = "",
@@ -108,25 +112,86 @@ class SharedSnapshotView:
         end: UserKey | None = None,
         limit: int | None = None,
         reverse: bool = False,
-    ) -> Iterator[tuple[UserKey, VersionedValue]]:
+        raw: Literal[False] = False,
+    ) -> Iterator[tuple[str, VersionedValue]]: ...
+    @overload
+    def scan(
+        self,
+        prefix: UserKey = "",
+        *,
+        start: UserKey | None = None,
+        end: UserKey | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        raw: Literal[True],
+    ) -> Iterator[tuple[bytes, VersionedValue]]: ...
+    def scan(
+        self,
+        prefix: UserKey = "",
+        *,
+        start: UserKey | None = None,
+        end: UserKey | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        raw: bool = False,
+    ) -> Iterator[tuple[str, VersionedValue]] | Iterator[tuple[bytes, VersionedValue]]:
         """Like `Transaction.scan`."""
-        return self._open.scan(prefix, start=start, end=end, limit=limit, reverse=reverse)
+        return self._open.scan(prefix, start=start, end=end, limit=limit, reverse=reverse, raw=raw)
 
-    def keys(self, prefix: UserKey = "") -> Iterator[UserKey]:
-        """Every key with the prefix, in key order; values are not decoded."""
-        return self._open.keys(prefix)
+    @overload
+    def keys(
+        self,
+        prefix: UserKey = "",
+        *,
+        start: UserKey | None = None,
+        end: UserKey | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        raw: Literal[False] = False,
+    ) -> Iterator[str]: ...
+    @overload
+    def keys(
+        self,
+        prefix: UserKey = "",
+        *,
+        start: UserKey | None = None,
+        end: UserKey | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        raw: Literal[True],
+    ) -> Iterator[bytes]: ...
+    def keys(
+        self,
+        prefix: UserKey = "",
+        *,
+        start: UserKey | None = None,
+        end: UserKey | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        raw: bool = False,
+    ) -> Iterator[str] | Iterator[bytes]:
+        """Like `Transaction.keys`: values are not decoded."""
+        return self._open.keys(prefix, start=start, end=end, limit=limit, reverse=reverse, raw=raw)
 
-    def count(self, prefix: UserKey = "") -> int:
-        """How many keys have the prefix. O(n)."""
-        return self._open.count(prefix)
+    def count(self, prefix: UserKey = "", *, start: UserKey | None = None, end: UserKey | None = None) -> int:
+        """How many keys a scan would give. O(n)."""
+        return self._open.count(prefix, start=start, end=end)
 
     def space(self, tag: int, *, raw: bool = False) -> Space:
         """Another tag of the run, for primitives; it refuses writes."""
         return self._open.space(tag, raw=raw)
 
     def transaction(self) -> Transaction:
-        """The read-only transaction behind the view: primitives read the snapshot through it (`.kv`, `.for_run`)."""
+        """The read-only transaction behind the view."""
         return self._open
+
+    if not TYPE_CHECKING:  # a type checker would take any name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            # A registered primitive reads the snapshot through the transaction behind it.
+            if name in extension_names():
+                return getattr(self._open, name)
+            return super().__getattr__(name)
 
     def clone(self, prefix: UserKey = "") -> ClonedSnapshotView:
         """A private copy of the keys with the prefix. O(n)."""
@@ -147,7 +212,7 @@ class SharedSnapshotView:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<SharedSnapshotView {'closed ' if self.closed else ''}version={self._version}>"
+        return f"<{type(self).__name__} {'closed ' if self.closed else ''}version={self._version}>"
 
 
 class ClonedSnapshotView:
@@ -162,11 +227,11 @@ class ClonedSnapshotView:
     __slots__ = ("_codec", "_keys", "_rows", "_version")
 
     def __init__(
-        self, version: int, rows: Iterator[tuple[UserKey, VersionedValue]], codec: Codec | None = None
+        self, version: int, rows: Iterator[tuple[str, VersionedValue]], codec: Codec | None = None
     ) -> None:
         self._version = version
         self._codec = codec or Codec()
-        # By encoded key: the order of str and bytes keys together is that of their bytes.
+        # By encoded key: keys are ordered by their bytes.
         self._rows = {
             encode_user_key(key): (
                 self._codec.encode(row.value, _ANY_SIZE),
@@ -193,7 +258,7 @@ class ClonedSnapshotView:
         row = self._rows.get(encode_user_key(key))
         return None if row is None else VersionedValue(self._codec.decode(row[0]), *row[1:])
 
-    def scan_prefix(self, prefix: UserKey = "") -> Iterator[tuple[UserKey, VersionedValue]]:
+    def scan_prefix(self, prefix: UserKey = "") -> Iterator[tuple[str, VersionedValue]]:
         """(key, VersionedValue) of every key with the prefix, in key order."""
         start = encode_user_key(prefix) if prefix else b""
         for position in range(bisect_left(self._keys, start), len(self._keys)):

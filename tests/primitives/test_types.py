@@ -1,6 +1,6 @@
 """What users' type checkers see: mypy runs over this file with the rest of the tests."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, assert_type
 
 from occamdb.engine.model.public_types import RunId, VersionedValue
@@ -17,7 +17,16 @@ def database_forms(db: Database, run: RunId) -> None:
     assert_type(db.kv.get_versioned(run, "k"), VersionedValue | None)
     assert_type(db.kv.increment(run, "k", by=2), int)
     assert_type(db.kv.delete(run, "k"), bool)
-    assert_type(db.kv.list(run, "k", limit=3), Sequence[str | bytes])
+    assert_type(db.kv.list(run, "k", limit=3), list[str])
+    assert_type(db.kv.list(run, "k", raw=True), list[bytes])
+    assert_type(db.kv.keys(run), Iterator[str])
+    assert_type(db.kv.keys(run, raw=True), Iterator[bytes])
+    assert_type(db.kv.scan(run), Iterator[tuple[str, VersionedValue]])
+    assert_type(db.kv.list_with_values(run), list[tuple[str, Any]])
+    assert_type(db.kv.get_many(run, ["k", b"k"]), dict[str, Any])
+    assert_type(db.list(run), list[str])
+    assert_type(db.list(run, raw=True), list[bytes])
+    assert_type(iter(db.kv.mapping(run)), Iterator[str])
     assert_type(db.kv.mapping(run), KVMapping)
     assert_type(db.kv.transaction(run, lambda kv: str(kv.get("k"))), str)
     assert_type(db.events.append(run, "t", {"a": 1}), Event)
@@ -42,6 +51,11 @@ def transaction_forms(txn: Transaction) -> None:
     txn.kv.put("k", 1)
     assert_type(txn.kv.delete("k"), bool)
     assert_type(txn.kv.mapping(), KVMapping)
+    assert_type(txn.kv.list(), list[str])
+    assert_type(txn.kv.list_with_values(raw=True), list[tuple[bytes, Any]])
+    assert_type(next(txn.keys()), str)
+    assert_type(next(txn.keys(raw=True)), bytes)
+    assert_type([key for key, _ in txn.scan()], list[str])
     assert_type(txn.events.append("t", {"a": 1}), Event)
     assert_type(len(txn.events), int)
     assert_type([event.hash for event in txn.events], list[bytes])

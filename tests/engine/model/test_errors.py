@@ -59,7 +59,7 @@ CODES = {
 CONFLICTS = (
     ReadConflict("k", 3, 7, None, RUN, TypeTag.KV),
     ReadConflict("a", 3, 9, ("a", None), RUN, TypeTag.KV),
-    WriteConflict(b"\xff", 3, 7, RUN, 0x10),
+    WriteConflict("\udcff", 3, 7, RUN, 0x10),
     CASConflict("c", 0, 4, RUN, TypeTag.STATE),
 )
 
@@ -185,7 +185,7 @@ def test_records_match_by_pattern() -> None:
                 seen.append(("write", key))
             case CASConflict(key, expected, found):
                 seen.append(("cas", key, expected, found))
-    assert seen == [("read", "k"), ("range", "a"), ("write", b"\xff"), ("cas", "c", 0, 4)]
+    assert seen == [("read", "k"), ("range", "a"), ("write", "\udcff"), ("cas", "c", 0, 4)]
 
 
 def test_records_are_frozen() -> None:

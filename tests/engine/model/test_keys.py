@@ -115,8 +115,14 @@ def test_text_and_its_utf8_are_the_same_key(text: str) -> None:
     assert decode_user_key(encode_user_key(text)) == text
 
 
-def test_bytes_that_are_no_text_stay_bytes() -> None:
-    assert decode_user_key(b"\xff\x00") == b"\xff\x00"
+@given(st.binary(min_size=1, max_size=20))
+def test_bytes_that_are_not_utf8_are_escaped_and_go_back(raw: bytes) -> None:
+    text = decode_user_key(raw)
+    assert type(text) is str and encode_user_key(text) == raw
+
+
+def test_escaped_bytes_are_surrogates_as_in_file_names() -> None:
+    assert decode_user_key(b"\xff\x00") == "\udcff\x00"
 
 
 def test_subclasses_of_str_are_keys() -> None:

@@ -79,9 +79,9 @@ def test_bad_scan_bounds_are_refused(db: Database, run: RunId, name: str) -> Non
     with db.begin(run) as txn:
         for bad in (7, ["a"], "\ud800"):
             with pytest.raises(InvalidKeyError):
-                txn.scan(**{name: bad})  # type: ignore[arg-type]
+                txn.scan(**{name: bad})  # type: ignore[call-overload]
         with pytest.raises(KeyTooLarge):
-            txn.scan(**{name: "x" * 9000})  # type: ignore[arg-type]
+            txn.scan(**{name: "x" * 9000})  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("tag", [0, 0xFF, -1, "1", True, 1.0])

@@ -245,7 +245,7 @@ def test_str_and_bytes_keys_are_the_same_key(db: Database, run: RunId) -> None:
         assert txn.get("ké".encode()) == 1
         assert [key for key, _ in txn.scan()] == ["ké"]
         txn.put(b"\xff\x00", 2)
-        assert list(txn.keys()) == ["ké", b"\xff\x00"]
+        assert list(txn.keys()) == ["ké", "\udcff\x00"]
 
 
 def test_delete_reports_whether_the_key_was_there(db: Database, run: RunId) -> None:
