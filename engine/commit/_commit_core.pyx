@@ -333,7 +333,7 @@ cdef class CommitCore:
 
     cdef void _run(self) noexcept nogil:
         while not load_acquire_u32(&self.core.stop_flag) and not self.fatal_errno:
-            if self.logged and not self.commits_over and load_acquire_u32(&self.log.poison_errno):
+            if self.logged and not self.commits_over and load_acquire_u32(&self.log.file.poison_errno):
                 self._note_failed_log()
             if self._turn() == 0:
                 if self.core.wakes_count:
@@ -488,7 +488,7 @@ cdef class CommitCore:
             status = STATUS_BAD_REQUEST         # a replayed txn_id: what it did the first time stands
         if status == STATUS_COMMITTED and self.logged:
             # Acquire, here and below: a sync in another thread may poison the log.
-            detail = load_acquire_u32(&self.log.poison_errno)
+            detail = load_acquire_u32(&self.log.file.poison_errno)
             if detail:
                 status = STATUS_LOG_FAILED
         if status != STATUS_COMMITTED:
@@ -528,7 +528,7 @@ cdef class CommitCore:
             return
         if self.logged:
             # Once more: a parked request may have waited while a sync failed.
-            detail = load_acquire_u32(&self.log.poison_errno)
+            detail = load_acquire_u32(&self.log.file.poison_errno)
             if detail:
                 self._refuse(channel, STATUS_LOG_FAILED, detail)
                 return
@@ -622,7 +622,7 @@ cdef class CommitCore:
         cdef u32 index
         cdef Channel *channel
         self.core.counters.log_errors += 1
-        if self.log.uncertain:
+        if self.log.file.uncertain:
             self.fatal_errno = error
             return
         undo_to(&self.core, 0)
@@ -799,7 +799,7 @@ cdef class CommitCore:
         publish_expiry_time(&self.core)
         if now < self.expire_after:
             return
-        if self.logged and load_acquire_u32(&self.log.poison_errno):
+        if self.logged and load_acquire_u32(&self.log.file.poison_errno):
             self.expire_after = now + EXPIRE_RETRY_NS
             return
         if self.core.expiry_stale:
@@ -934,7 +934,7 @@ cdef class CommitCore:
     @property
     def log_poisoned(self):
         """Whether an earlier failure keeps the log from taking commits until a restart."""
-        return bool(self.logged and load_acquire_u32(&self.log.poison_errno))
+        return bool(self.logged and load_acquire_u32(&self.log.file.poison_errno))
 
     @property
     def commits_over(self):

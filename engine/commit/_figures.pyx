@@ -70,7 +70,7 @@ cdef dict core_stats(Core *core, WalAppender log):
             "index": header.index_bytes, "quarantine": header.quarantine_bytes, "free": header.free_bytes,
         },
         "log": None if log is None else {
-            "bytes": log.total_bytes, "flushes": log.flush_count, "syncs": log.sync_count,
-            "rotations": log.rotate_count, "poisoned": log.poison_errno != 0,
+            "bytes": log.total_bytes, "flushes": log.flush_count, "syncs": log.file.sync_count,
+            "rotations": log.rotate_count, "poisoned": log.file.poison_errno != 0,
         },
     }

@@ -5,8 +5,8 @@ Each call passes `file.any` and its own failpoint, so a test can fail, shorten o
 recorded when a trace is on, so a test can rebuild what a power cut may leave behind.
 
 Invariants:
-1. No write is taken for done before all of its bytes are (short writes are continued, F9).
-2. fsync and fdatasync are called once: EINTR is the only error that is repeated, never EIO (F8).
+1. No write is taken for done before all of its bytes are (short writes are continued).
+2. fsync and fdatasync are called once: EINTR is the only error that is repeated, never EIO.
 3. A call is recorded after it succeeded and before it returns; `trace_mark` puts the test's own notes in order
    with the calls. The trace's own file is written directly, with no hooks.
 """

@@ -1,12 +1,14 @@
 """Copying into a mapped file without dying of it.
 
-Touching a page of a mapped file ends in SIGBUS when the file system has nowhere to put it: on btrfs, and on xfs when the
-segment is reflinked, even a page that was allocated ahead needs new space. So the copy runs under a guard: its thread
-notes where it copies to and where to go on, and a SIGBUS whose address lies there is a failed copy and no more.
+Touching a page of a mapped file ends in SIGBUS when the file system has nowhere to put it: on btrfs, and on xfs
+when the segment is reflinked, even a page that was allocated ahead needs new space. So the copy runs under a
+guard: its thread notes where it copies to and where to go on, and a SIGBUS whose address lies there is a failed
+copy and no more.
 
 Invariants:
-1. The handler takes a signal only if the thread it hits is inside a copy and the address is on a page of that copy.
-   Anything else goes where it went before the handler was installed: to the earlier handler, or to the default action.
+1. The handler takes a signal only if the thread it hits is inside a copy and the address is on a page of that
+   copy. Anything else goes where it went before the handler was installed: to the earlier handler, or to the
+   default action.
 2. The handler is installed once a process and never taken out again, except for the default action to run.
 3. A copy that fails leaves a prefix of the bytes, whole up to some page, as a copy that is killed does.
 """

@@ -13,7 +13,7 @@ All but `prepare` and `read_meta` is called by the coordinator alone, while it h
 
 Invariants:
 1. `meta` is replaced atomically, and written last when a directory is made: without it there is no database,
-   and a crash in the middle of the making leaves what the next open simply makes again (F13).
+   and a crash in the middle of the making leaves what the next open simply makes again.
 2. `incarnation` grows at every coordinator start, before anything else of the start is visible.
 3. The fields on the log (`boot_id`, `log_first_version`, `durability`, `clean`) change only after recovery
    has repaired what the previous incarnation left, so a recovery killed half way is judged like the first.
@@ -29,6 +29,7 @@ import uuid
 from dataclasses import dataclass, replace
 
 from ..model.errors import CorruptionError, IncompatibleFormatError
+from ..model.public_types import Durability
 from . import failpoints
 from ._crc32c import checksum
 from .files import TEMPORARY_SUFFIX, Folder
@@ -48,7 +49,8 @@ FORMAT_VERSION = 1
 META_SIZE = 128
 _MAGIC = b"OCCAMDB\0"
 _LAYOUT = struct.Struct("<8sII16sQIIQQQ16sq28xI")
-DURABILITIES = ("none", "standard", "always")
+# The number of a durability in `meta`. It is the format's: the order of the enum has no say in it.
+_DURABILITIES = (Durability.NONE, Durability.STANDARD, Durability.ALWAYS)
 _NEVER = 255
 _CLEAN = 1
 assert _LAYOUT.size == META_SIZE
@@ -87,7 +89,7 @@ class Meta:
 
     database_id: bytes
     incarnation: int = 0
-    durability: str | None = None
+    durability: Durability | None = None
     clean: bool = True
     log_first_version: int = 0
     version_ceiling: int = 0
@@ -97,7 +99,7 @@ class Meta:
 
     def encode(self) -> bytes:
         """The bytes of the file."""
-        durability = _NEVER if self.durability is None else DURABILITIES.index(self.durability)
+        durability = _NEVER if self.durability is None else _DURABILITIES.index(self.durability)
         body = _LAYOUT.pack(
             _MAGIC, FORMAT_VERSION, META_SIZE, self.database_id, self.incarnation, durability,
             _CLEAN if self.clean else 0, self.log_first_version, self.version_ceiling, self.clean_version,
@@ -140,7 +142,7 @@ def decode_meta(data: bytes, path: str) -> Meta:
     return Meta(
         database_id=fields[3],
         incarnation=fields[4],
-        durability=None if fields[5] >= len(DURABILITIES) else DURABILITIES[fields[5]],
+        durability=None if fields[5] >= len(_DURABILITIES) else _DURABILITIES[fields[5]],
         clean=bool(fields[6] & _CLEAN),
         log_first_version=fields[7],
         version_ceiling=fields[8],
@@ -238,11 +240,6 @@ class DatabaseDirectory:
         return self.folder.file_path("LOCK")
 
     @property
-    def coordinator_path(self) -> str:
-        """Path of the file that says where the coordinator listens."""
-        return self.folder.file_path("coordinator.json")
-
-    @property
     def database_id(self) -> bytes:
         """16 bytes."""
         return self.meta.database_id
@@ -322,11 +319,11 @@ class DatabaseDirectory:
           version: the version the database stands at.
           log_first_version: of the segment that was begun; 0 without a log.
         """
-        unlogged = durability == "none"
+        unlogged = durability == Durability.NONE
         self._write(
             replace(
                 self.meta,
-                durability=durability,
+                durability=Durability(durability),
                 clean=False,
                 clean_version=0,
                 boot_id=current_boot_id(),
@@ -340,10 +337,13 @@ class DatabaseDirectory:
 
         The control plane calls it now and then; the reserve lasts for days, so any period will do.
         """
-        if self.meta.durability == "none" and version + VERSION_RESERVE // 2 > self.meta.version_ceiling:
+        if (
+            self.meta.durability == Durability.NONE
+            and version + VERSION_RESERVE // 2 > self.meta.version_ceiling
+        ):
             self._write(replace(self.meta, version_ceiling=version + VERSION_RESERVE))
 
     def note_clean_stop(self, version: int) -> None:
         """Everything up to `version` is in a checkpoint and nothing will be committed any more."""
-        ceiling = version if self.meta.durability == "none" else 0
+        ceiling = version if self.meta.durability == Durability.NONE else 0
         self._write(replace(self.meta, clean=True, clean_version=version, version_ceiling=ceiling))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 
 from . import _files, failpoints
 
@@ -20,7 +19,6 @@ __all__ = ["TEMPORARY_SUFFIX", "File", "Folder"]
 
 TEMPORARY_SUFFIX = ".new"
 AT_FDCWD = -100
-_READ_STEP = 1 << 20
 
 
 class File:
@@ -161,13 +159,6 @@ class Folder:
     def sync(self) -> None:
         """fsync of the directory: names made, replaced and removed so far are on disk."""
         _files.sync_directory(self.fd)
-
-
-def read_pieces(file: File, offset: int = 0) -> Iterator[bytes]:
-    """The content of a large file, piece by piece."""
-    while piece := file.read(_READ_STEP, offset):
-        yield piece
-        offset += len(piece)
 
 
 def _make_folders(path: str) -> None:

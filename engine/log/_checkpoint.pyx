@@ -4,10 +4,13 @@ docs/log-format.md draws the file: a header, blocks of rows in key order, blocks
 `checkpoint.py` makes the file durable and names it; `recovery.py` picks one and loads it.
 
 Invariants:
-1. The writer only reads the store, through `_reader`, at a version that its caller keeps pinned; so commits go on.
+1. The writer only reads the store, through `_reader`, at a version that its caller keeps pinned; so commits go
+   on.
 2. Rows are strictly ascending by key. Every block's checksum is seeded with file and position, and the footer
-   counts rows, outcomes and blocks and is the end of the file: nothing can be missing, doubled or moved unnoticed.
-3. No length from a file is used before it is known to lie inside the block, and no block is larger than the file.
+   counts rows, outcomes and blocks and is the end of the file: nothing can be missing, doubled or moved
+   unnoticed.
+3. No length from a file is used before it is known to lie inside the block, and no block is larger than the
+   file.
 """
 
 from libc.errno cimport EIO, ENOMEM
@@ -32,7 +35,7 @@ cdef enum:
     BLOCK_OUTCOMES = 2
     BLOCK_FOOTER = 3
     BLOCK_HEADER = 16
-    FILE_HEADER = 80
+    FILE_HEADER = 80                # sizeof(FileHeader), asserted below; the log's is another (WAL_HEADER_SIZE)
     OK = 0
     DAMAGED = 1
     OUT_OF_ROOM = 2

@@ -3,7 +3,7 @@
 from ...ipc._atomics cimport i64, u8, u32, u64
 from ..disk._crc_ranges cimport CrcRanges
 from ..store._store cimport Store
-from ._wal_appender cimport BeginBody
+from ._entries cimport BeginBody
 
 cdef enum TransactionState:
     TX_WHOLE = 0

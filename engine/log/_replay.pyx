@@ -4,9 +4,9 @@
 dump use SegmentImage alone.
 
 Invariants:
-1. Nothing of a transaction is applied before its CommitTxn and all checksums before it have been read and
-   found right, its entries counted, its versions compared and its place in the order (the version after the last
-   one) checked.
+1. Nothing of a transaction is applied before its CommitTxn and all checksums before it have been read and found
+   right, its entries counted, its versions compared and its place in the order (the version after the last one)
+   checked.
 2. No length from the file is used before it is known to lie inside the image.
 3. The same bytes give the same store: no clock, no random number, no dict order takes part.
 """
@@ -20,13 +20,14 @@ from ..store._layout cimport (
     KEY_SIZE_MAX, RECORD_EXPIRY, RECORD_TOMBSTONE, key_compare, key_hash, node_at, node_key, record_at,
 )
 from ..store._store cimport (
-    store_collect, store_ensure_node, store_force_collect, store_install, store_new_record, store_next, store_pending_bytes,
-    store_publish, store_seek,
+    store_collect, store_ensure_node, store_force_collect, store_install, store_new_record, store_next,
+    store_pending_bytes, store_publish, store_seek,
 )
-from ._wal_appender cimport (
+from ._entries cimport (
     BEGIN_LENGTH, COMMIT_LENGTH, ENTRY_BEGIN, ENTRY_COMMIT, ENTRY_DELETE, ENTRY_DELETE_RANGE, ENTRY_HEADER_SIZE,
-    ENTRY_WRITE, WAL_HEADER_SIZE, CommitBody, DeleteBody, RangeBody, WriteBody, entry_crc,
+    ENTRY_WRITE, CommitBody, DeleteBody, RangeBody, WriteBody, entry_crc,
 )
+from ._segments cimport WAL_HEADER_SIZE
 
 import os as _os
 
@@ -287,7 +288,7 @@ cdef class Loader:
         self.since_collect = 0
 
     cdef u64 _garbage_max(self) noexcept nogil:
-        """Garbage beyond this is freed early: blocks that wait spread what stays over more pages than the live store used."""
+        """Garbage beyond this is freed early: waiting blocks spread the rest over more pages than the live store used."""
         return GARBAGE_MIN + self.store.record_bytes // 32
 
     cdef void _make_room(self) noexcept nogil:

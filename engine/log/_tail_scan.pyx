@@ -19,7 +19,7 @@ from ...ipc._atomics cimport u8, u32, u64
 from ..disk._crc32c cimport crc32c
 from ..disk._crc_ranges cimport crc_of_range, crc_ranges_build
 from ._replay cimport TX_WHOLE, LogEntry, LogTransaction, SegmentImage
-from ._wal_appender cimport (
+from ._entries cimport (
     BEGIN_LENGTH, COMMIT_LENGTH, ENTRY_BEGIN, ENTRY_COMMIT, ENTRY_DELETE_RANGE, ENTRY_HEADER_SIZE, ENTRY_WRITE,
     BeginBody, CommitBody,
 )
@@ -92,7 +92,7 @@ cdef void _count_entries(SegmentImage image, u64 at, u64 *found, u64 *synced) no
 
 
 cdef bint _find_transaction(SegmentImage image, u64 at, LogTransaction *out) noexcept nogil:
-    """The first whole transaction that begins at `at` or later; `at` only grows, also over what turns out to be none."""
+    """The first whole transaction at `at` or later. `at` only grows, also over what turns out to be none."""
     cdef LogEntry entry
     cdef CommitBody commit
     cdef u64 begin = 0

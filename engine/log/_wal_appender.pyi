@@ -1,10 +1,6 @@
 from collections.abc import Iterable
 from typing import Any, Literal
 
-FORMAT_VERSION: int
-MAGIC: bytes
-HEADER_SIZE: int
-
 WriteOperation = tuple[Literal["write"], bytes, bytes, int]
 DeleteOperation = tuple[Literal["delete"], bytes, int]
 RangeOperation = tuple[Literal["delete_range"], bytes, bytes]

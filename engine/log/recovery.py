@@ -151,7 +151,7 @@ def recover(
 
 
 def _require_latest(directory: DatabaseDirectory, segments: Sequence[Segment]) -> None:
-    """The segment that the last run began, or a later one, must be there (F5)."""
+    """The segment that the last run began, or a later one, must be there."""
     expected = directory.meta.log_first_version
     if expected and not any(segment.first_version >= expected for segment in segments):
         raise CorruptionError(

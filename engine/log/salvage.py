@@ -21,6 +21,7 @@ from ...ipc.lock import FileLock
 from ..disk.directory import DatabaseDirectory, Meta, current_boot_id, decode_meta
 from ..disk.files import Folder
 from ..model.errors import CorruptionError, StoreFullError
+from ..model.public_types import Durability
 from ._replay import Loader, SegmentImage
 from ._scratch import ScratchStore
 from ._tail_scan import resume_after
@@ -33,12 +34,11 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .recovery import VERSION_SKIP, Progress
-from .wal_format import decode_header, parse_segment_name
+from .wal_format import HEADER_SIZE, decode_header, parse_segment_name
 from .wal_reader import Segment, judge_tail, open_image, read_segment
 
 __all__ = ["RepairReport", "repair"]
 
-_HEADER_SIZE = 80
 _STEP = 50_000
 _SUFFIX = ".damaged"
 
@@ -125,7 +125,7 @@ def _repair_meta(report: RepairReport) -> None:
         for name in ("wal", "checkpoints"):
             folder.make(name)
         # The last run may have been of any kind: what "standard" demands is the safe choice.
-        meta = Meta(database_id, incarnation + 1, "standard", clean=False)
+        meta = Meta(database_id, incarnation + 1, Durability.STANDARD, clean=False)
         folder.replace("meta", meta.encode())
         report.actions.append(f"meta was made anew for database {database_id.hex()}")
 
@@ -139,7 +139,7 @@ def _headers(path: str) -> list[tuple[bytes, int]]:
         with Folder(os.path.join(path, name)) as folder:
             for file_name in folder.names():
                 with folder.open(file_name) as file:
-                    data = file.read(_HEADER_SIZE)
+                    data = file.read(HEADER_SIZE)
                 with contextlib.suppress(CorruptionError, struct.error):
                     if name == "wal":
                         header = decode_header(data, file.path)
@@ -265,7 +265,7 @@ def _replay_segment(
         status = "whole"
         while status == "whole" and not loader.is_full:
             status, version = loader.replay(image, version, state.base, _STEP)
-        if image.offset > _HEADER_SIZE:
+        if image.offset > HEADER_SIZE:
             state.version = max(state.version, version)
         if status == "end" or loader.is_full:
             break

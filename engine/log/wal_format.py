@@ -1,7 +1,7 @@
 """The bytes of the log for Python code: names, segment headers, entries. docs/log-format.md draws
 them.
 
-The compiled side is `_wal_appender.pyx` (encodes) and `_replay.pyx` (checks and applies); this one serves the dump,
+The compiled side is `_entries.pyx` (encodes) and `_replay.pyx` (checks and applies); this one serves the dump,
 the checks of headers and the tests.
 """
 
@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from ..disk._crc32c import checksum
 from ..model.errors import CorruptionError, IncompatibleFormatError
-from ._wal_appender import FORMAT_VERSION, HEADER_SIZE, MAGIC
+from ._segments import FORMAT_VERSION, HEADER_SIZE, MAGIC
 
 __all__ = [
     "HEADER_SIZE",

@@ -1,17 +1,20 @@
 """Allocator of the store segment and the quarantine of unlinked blocks.
 
-The segment is a row of 16 KiB pages; page 0 is the header's. Small blocks live in slabs (one size class each), blocks above
-128 KiB are runs of whole pages. All bookkeeping is private memory of the writer: after a crash the store is rebuilt from
-the log, never reattached, so nothing here needs to be crash-safe.
+The segment is a row of 16 KiB pages; page 0 is the header's. Small blocks live in slabs (one size class each),
+blocks above 128 KiB are runs of whole pages. All bookkeeping is private memory of the writer: after a crash the
+store is rebuilt from the log, never reattached, so nothing here needs to be crash-safe.
 
-1. Pages below `pages_high` are slabs, large runs or free runs; no two free runs touch; none touches `pages_high`.
-2. A bitmap bit is set exactly for the free blocks of a slab. A slab with a free block is in its class's partial list.
-3. Pages are preallocated (posix_fallocate) before anything is written to them, and only while the machine has the
-   memory (`_memory`): running out of either is a failed allocation, never SIGBUS or a process killed for it.
-4. A block that was ever published goes through `arena_retire`; its bytes stay as they are until `arena_flip` has raised
-   `reclaim_sequence`. Only blocks that no reader can have seen may go to `arena_free` directly.
-5. Ordinary allocations leave a reserve of pages, backed like the rest, for urgent ones (tombstones): a store that is
-   full, or whose shared memory is, can still delete.
+1. Pages below `pages_high` are slabs, large runs or free runs; no two free runs touch; none touches
+   `pages_high`.
+2. A bitmap bit is set exactly for the free blocks of a slab. A slab with a free block is in its class's partial
+   list.
+3. Pages are preallocated (posix_fallocate) before anything is written to them, and only while the machine has
+   the memory (`_memory`): running out of either is a failed allocation, never SIGBUS or a process killed for
+   it.
+4. A block that was ever published goes through `arena_retire`; its bytes stay as they are until `arena_flip`
+   has raised `reclaim_sequence`. Only blocks that no reader can have seen may go to `arena_free` directly.
+5. Ordinary allocations leave a reserve of pages, backed like the rest, for urgent ones (tombstones): a store
+   that is full, or whose shared memory is, can still delete.
 6. Callers promise retirements ahead (`arena_reserve`), so that taking a block out of use cannot fail half-way.
 """
 
@@ -494,8 +497,9 @@ cdef u64 arena_retire(Arena *a, u32 ref) noexcept nogil:
 cdef void arena_flip(Arena *a) noexcept nogil:
     """Let the quarantined blocks be used again.
 
-    A reader that loads the raised sequence sees every unlinking that came before (the store is a release), so it cannot
-    reach these blocks; one that loaded the older value may be inside them, and finds the sequence changed when it is done.
+    A reader that loads the raised sequence sees every unlinking that came before (the store is a release), so it
+    cannot reach these blocks. One that loaded the older value may be inside them, and finds the sequence changed when
+    it is done.
     """
     cdef u32 i
     if a.quarantine_count == 0:

@@ -1,8 +1,8 @@
 """Audit of every invariant of the store, for tests, stress runs and `occamdb check`.
 
-Walks everything once with a private bitmap of one bit per 16 bytes: each block the store knows of is marked by whoever
-owns it. A block marked twice, a mark where the allocator has no block, or a sum that differs from what the allocator
-handed out (a leak) is an error. The writer's thread only; also sound inside a batch.
+Walks everything once with a private bitmap of one bit per 16 bytes: each block the store knows of is marked by
+whoever owns it. A block marked twice, a mark where the allocator has no block, or a sum that differs from what
+the allocator handed out (a leak) is an error. The writer's thread only; also sound inside a batch.
 """
 
 from libc.stdio cimport snprintf

@@ -1,20 +1,23 @@
 """Garbage collection of the store: which record versions, tombstones and nodes nobody can see any more.
 
-A superseded record is needed by the snapshots in [its version, version of the record that replaced it). It waits in the
-superseded queue until that replacement is at or below `gc_horizon` (from then on no new pin can fall into the interval);
-then it is freed, or joins the bucket of the oldest pin inside the interval. When that pin is gone the bucket is looked at
-again. So a record is looked at once, and once more for each pin that held it back: O(1) however long the queues are.
+A superseded record is needed by the snapshots in [its version, version of the record that replaced it). It
+waits in the superseded queue until that replacement is at or below `gc_horizon` (from then on no new pin can
+fall into the interval); then it is freed, or joins the bucket of the oldest pin inside the interval. When that
+pin is gone the bucket is looked at again. So a record is looked at once, and once more for each pin that held
+it back: O(1) however long the queues are.
 
-1. Both queues are in the order in which their records were replaced or installed. That is the order of versions, but for the
-   tombstones that take the place of a range tombstone: they carry its older version t. Such an entry can wait behind newer
-   ones (a round stops at the first that is too new), never the reverse; whether an entry may go is judged by its own versions:
-   t <= gc_horizon, so no new pin can fall below t, and every pin below t is seen.
-2. Every linked record that is not its node's head is in exactly one of: pending stack (current batch), superseded
-   queue, one pin bucket. Every tombstone not replaced by a published record is in the tombstone queue.
-3. Freeing a record from the middle of a chain only widens the interval of the next older record by versions that no
-   pin holds and none can take any more.
-4. A node goes with its tombstone, once no pin is older than the tombstone: then nobody sees a difference, and nobody may
-   still need to learn that the key was written (`tombstone_horizon` tells those that come late).
+1. Both queues are in the order in which their records were replaced or installed. That is the order of
+   versions, but for the tombstones that take the place of a range tombstone: they carry its older version t.
+   Such an entry can wait behind newer ones (a round stops at the first that is too new), never the reverse;
+   whether an entry may go is judged by its own versions: t <= gc_horizon, so no new pin can fall below t, and
+   every pin below t is seen.
+2. Every linked record that is not its node's head is in exactly one of: pending stack (current batch),
+   superseded queue, one pin bucket. Every tombstone not replaced by a published record is in the tombstone
+   queue.
+3. Freeing a record from the middle of a chain only widens the interval of the next older record by versions
+   that no pin holds and none can take any more.
+4. A node goes with its tombstone, once no pin is older than the tombstone: then nobody sees a difference, and
+   nobody may still need to learn that the key was written (`tombstone_horizon` tells those that come late).
 """
 
 from libc.stdlib cimport realloc

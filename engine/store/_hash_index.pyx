@@ -4,11 +4,11 @@ Source: Fagin, Nievergelt, Pippenger, Strong, "Extendible hashing", ACM TODS 4(3
 
 1. Directory entry i is the bucket of all keys whose hash ends in the bits of i; a bucket of depth d is named by
    all entries that agree in their low d bits.
-2. A bucket's slots only change one at a time, each by one release store of its ref. Splits and doublings make new
-   pages and then redirect; the old pages stay as they were until the quarantine gives them back. So a reader in an old
-   bucket or directory finds everything that was in the index when it started.
-3. The directory doubles only while it stays within 16 entries a bucket (or 1024 in all): keys whose hashes agree in many
-   low bits chain overflow pages instead of growing it.
+2. A bucket's slots only change one at a time, each by one release store of its ref. Splits and doublings make
+   new pages and then redirect; the old pages stay as they were until the quarantine gives them back. So a
+   reader in an old bucket or directory finds everything that was in the index when it started.
+3. The directory doubles only while it stays within 16 entries a bucket (or 1024 in all): keys whose hashes
+   agree in many low bits chain overflow pages instead of growing it.
 """
 
 from libc.errno cimport ENOSPC

@@ -1,13 +1,16 @@
 """The memory behind shared memory: what the kernel can still give without killing somebody.
 
-/dev/shm may be as large as the memory, or larger. Then a preallocation that does not fit succeeds, and the out-of-memory
-killer ends some process. So whoever grows a segment asks here first, and a store that cannot grow is full, not dead.
+/dev/shm may be as large as the memory, or larger. Then a preallocation that does not fit succeeds, and the
+out-of-memory killer ends some process. So whoever grows a segment asks here first, and a store that cannot grow
+is full, not dead.
 
-1. Asked once a growth step (a megabyte and more), never on the path of a commit: reading the files takes 30 us and more.
-2. A figure that cannot be read allows everything: then the kernel's answer to the preallocation is all there is.
+1. Asked once a growth step (a megabyte and more), never on the path of a commit: reading the files takes 30 us
+   and more.
+2. A figure that cannot be read allows everything: then the kernel's answer to the preallocation is all there
+   is.
 3. Others may take the memory between the question and its use; RESERVE is kept for them and for ourselves.
-4. Shared memory counts against the limits of the control groups a process is in, in a container above all. The files to
-   read are named once, by `watch`, before anything grows; a limit that is changed later is seen.
+4. Shared memory counts against the limits of the control groups a process is in, in a container above all. The
+   files to read are named once, by `watch`, before anything grows; a limit that is changed later is seen.
 """
 
 import os
@@ -122,7 +125,7 @@ cdef bint _name(char *to, str text, Py_ssize_t size) except -1:
 
 
 def watch(found):
-    """Respect the limits of these control groups (`cgroups.MemoryGroup`) from here on. Call it before anything grows."""
+    """Respect the limits of these control groups from here on. Call it before anything grows."""
     global group_count
     cdef Group *group
     group_count = 0

@@ -1,11 +1,11 @@
 """Ordered index of the store: a skip list over key bytes, one writer, lock-free readers.
 
-Source: Pugh, "Skip lists: a probabilistic alternative to balanced trees", CACM 33(6), 1990; publication as in LevelDB's
-skiplist.h; search fingers as in Pugh, "A skip list cookbook", 1990.
+Source: Pugh, "Skip lists: a probabilistic alternative to balanced trees", CACM 33(6), 1990; publication as in
+LevelDB's skiplist.h; search fingers as in Pugh, "A skip list cookbook", 1990.
 
 1. Level 0 links all nodes in strictly ascending key order; level l links those of height > l.
-2. A node is complete, its whole tower included, before any level links it; it is linked bottom level first and unlinked
-   top level first. Every level is at every moment a sorted list, so a reader may stand anywhere.
+2. A node is complete, its whole tower included, before any level links it; it is linked bottom level first and
+   unlinked top level first. Every level is at every moment a sorted list, so a reader may stand anywhere.
 3. An unlinked node keeps its tower: a reader standing on it walks on.
 4. finger[l] is the sentinel or a linked node of height > l; finger[l + 1] is not after finger[l].
 """

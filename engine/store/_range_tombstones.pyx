@@ -2,17 +2,17 @@
 
 `_range_view.pxd` is the readers' side, with the memory order. The commit thread alone writes.
 
-1. A key in [start, end) whose newest record has version v < t and is no tombstone is *covered*: deleted at t. With several such
-   ranges it was deleted by the oldest of them newer than v; the others found nothing there.
-2. Whatever judges a key's newest version asks `ranges_cover` first. Whatever writes to a covered key first installs the ordinary
-   tombstone of version t, then its own record. So versions on a chain never go down, and no record is ever put into the
-   middle of a chain.
+1. A key in [start, end) whose newest record has version v < t and is no tombstone is *covered*: deleted at t.
+   With several such ranges it was deleted by the oldest of them newer than v; the others found nothing there.
+2. Whatever judges a key's newest version asks `ranges_cover` first. Whatever writes to a covered key first
+   installs the ordinary tombstone of version t, then its own record. So versions on a chain never go down, and
+   no record is ever put into the middle of a chain.
 3. An entry is added before t is published, and taken back with the batch. It is dropped when its conversion has
-   passed its end: from then on every key that was covered carries a tombstone of version t (or of an older range's).
-   Keys written behind the cursor have newer versions, or a tombstone by 2.
-4. Conversion goes on between batches only, the oldest version first. Its tombstones carry a published version, which
-   says what readers saw before: nothing changes for anybody, so they are neither logged nor undone. A restart replays the
-   log's DeleteRange entry as a whole.
+   passed its end: from then on every key that was covered carries a tombstone of version t (or of an older
+   range's). Keys written behind the cursor have newer versions, or a tombstone by 2.
+4. Conversion goes on between batches only, the oldest version first. Its tombstones carry a published version,
+   which says what readers saw before: nothing changes for anybody, so they are neither logged nor undone. A
+   restart replays the log's DeleteRange entry as a whole.
 """
 
 from libc.stdlib cimport realloc

@@ -1,18 +1,20 @@
 """Range tombstones as a reader sees them: the list is copied at the start of each walk, before any `head` is loaded.
 
-A record of version v of a key in [start, end) is absent for a snapshot at V if v < t <= V, t being the tombstone's version.
+A record of version v of a key in [start, end) is absent for a snapshot at V if v < t <= V, t being the
+tombstone's version.
 
     reader                                    commit thread
     V = committed_version (acquire)           slot = ref, range_count (release), later committed_version = t (release)
     1. copies the list (acquire)              installs an ordinary tombstone at t on every key that is covered (release)
     2. walks: loads heads (acquire)           slot = 0, range_count (release)
 
-1. A reader with V >= t sees the slot as it was set, or a later state of it: the slot is set before t is published.
-2. A reader that finds the slot empty again acquired that store, and loads heads after it: it sees every ordinary tombstone
-   that took the entry's place. Copying the list after loading a head would miss both.
-3. A block named by the list is unlinked (slot = 0) and quarantined before its memory is reused. A walk that read reused bytes
-   sees `reclaim_sequence` raised and is repeated. The sizes are checked once, on private copies; the slack behind the
-   readable part makes RANGE_KEYS_MAX bytes at any readable offset safe to touch.
+1. A reader with V >= t sees the slot as it was set, or a later state of it: the slot is set before t is
+   published.
+2. A reader that finds the slot empty again acquired that store, and loads heads after it: it sees every
+   ordinary tombstone that took the entry's place. Copying the list after loading a head would miss both.
+3. A block named by the list is unlinked (slot = 0) and quarantined before its memory is reused. A walk that
+   read reused bytes sees `reclaim_sequence` raised and is repeated. The sizes are checked once, on private
+   copies; the slack behind the readable part makes RANGE_KEYS_MAX bytes at any readable offset safe to touch.
 """
 
 from ...ipc._atomics cimport load_acquire_u32, load_relaxed_u64, u8, u32, u64

@@ -1,7 +1,8 @@
 """Reading the store from any process, without locks and without trust.
 
-A *walk* loads `reclaim_sequence`, follows refs, and loads the sequence again. The writer unlinks a block, and lets its
-memory be used again only after raising the sequence. So, when both loads agree, every block of the walk was intact:
+A *walk* loads `reclaim_sequence`, follows refs, and loads the sequence again. The writer unlinks a block, and
+lets its memory be used again only after raising the sequence. So, when both loads agree, every block of the
+walk was intact:
 
     reader                                   writer
     s1 = reclaim_sequence (acquire)
@@ -16,8 +17,8 @@ memory be used again only after raising the sequence. So, when both loads agree,
 
 1. A block's start is checked before a byte of it is read; every loop has a bound. Damaged memory gives -1, an
    absent key or nonsense bytes, never a fault or an endless loop.
-2. What is visible at a pinned version stays while the pin holds: the rows' pointers may be used after the walk. A
-   caller copies the value and then checks that its pin was not revoked.
+2. What is visible at a pinned version stays while the pin holds: the rows' pointers may be used after the walk.
+   A caller copies the value and then checks that its pin was not revoked.
 3. A key missed because an index changed meanwhile is one that has no record visible at the pinned version.
 """
 

@@ -1,8 +1,8 @@
 """The store's writer side: the commit thread only. See `_store.pyx` for the invariants.
 
 A *batch* is everything from the first store_ensure_node/store_install to the store_publish that shows it (or to the
-last store_uninstall that takes it back). Versions installed on one node never go down. store_collect is called between batches only
-(it removes nodes: refs held over it are stale); store_force_collect may be called inside one.
+last store_uninstall that takes it back). Versions installed on one node never go down. store_collect is called
+between batches only (it removes nodes: refs held over it are stale); store_force_collect may be called inside one.
 store_uninstall takes back unpublished installs only, newest first over the whole batch, not per node.
 """
 
@@ -58,30 +58,33 @@ cdef struct Store:
     i64 flipped_at              # monotonic ns of the last flip of the quarantine
 
 # 0 ok, else an errno: EINVAL (size or alignment), ENOMEM (private tables), ENOSPC (no room for the first pages).
-# `base` must be 16-byte aligned, zero-filled, `size` bytes long (1 MiB..64 GiB; a part of the last page is left unused).
+# REQUIRES: `base` is 16-byte aligned, zero-filled and `size` bytes long (1 MiB..64 GiB; a part of the last page is
+# left unused).
 cdef int store_create(Store *s, u8 *base, u64 size, int fd, const u8 *database_id, u64 incarnation) noexcept nogil
 # From here on ordinary allocations keep the store at or below `size` bytes; at first it may fill the whole segment.
 # Recovery needs the difference: packed in another order than it grew in, the same content may take a little more.
 cdef void store_limit(Store *s, u64 size) noexcept nogil
 cdef void store_destroy(Store *s) noexcept nogil
 cdef u32 store_find(Store *s, const u8 *key, u32 key_size, u64 hash) noexcept nogil
-cdef u32 store_ensure_node(Store *s, const u8 *key, u32 key_size, u64 hash) noexcept nogil      # 0: full, or key_size > KEY_SIZE_MAX
+# The key's node, made if it has none. 0: the store is full, or key_size > KEY_SIZE_MAX.
+cdef u32 store_ensure_node(Store *s, const u8 *key, u32 key_size, u64 hash) noexcept nogil
 cdef u32 store_seek(Store *s, const u8 *key, u32 key_size) noexcept nogil
 cdef u32 store_next(Store *s, u32 node) noexcept nogil
 # Tombstones have no value: `value` is not looked at when flags has RECORD_TOMBSTONE.
 cdef u32 store_new_record(Store *s, u64 version, i64 timestamp, i64 expires_at, u32 flags, const u8 *value,
                           u32 value_size) noexcept nogil
-cdef void store_drop_record(Store *s, u32 record) noexcept nogil
 cdef void store_install(Store *s, u32 node, u32 record) noexcept nogil
 cdef void store_uninstall(Store *s, u32 node, u32 record) noexcept nogil
 cdef void store_publish(Store *s, u64 version) noexcept nogil
-# pins: snapshot versions (slot value - 1), sorted ascending, duplicates allowed. budget: entries looked at per queue, beside
-# twice as many as were queued since the last call (so a backlog shrinks under any load, at O(1) a write).
-# The caller has raised header.gc_horizon (seq_cst) before it read them. pins NULL: no reader has the store yet (recovery), or
-# none can have a pin; the horizon is then raised to committed_version here.
+# Free what no pin needs.
+#   pins: snapshot versions (slot value - 1), sorted ascending, duplicates allowed. NULL: no reader has the store yet
+#     (recovery), or none can have a pin; the horizon is then raised to committed_version here.
+#   budget: entries looked at per queue, beside twice as many as were queued since the last call. So a backlog shrinks
+#     under any load, at O(1) a write.
+# REQUIRES: the caller raised header.gc_horizon (seq_cst) before it read the pins.
 cdef void store_collect(Store *s, const u64 *pins, u32 count, u32 budget) noexcept nogil
-# All collectable records at once, and the quarantine given back whatever the time. Never removes a node, so node refs stay
-# valid inside a batch. (Allocations that fail flip the quarantine by themselves before they report "full".)
+# Free all collectable records at once, and give the quarantine back whatever the time. Never removes a node, so node
+# refs stay valid inside a batch. (Allocations that fail flip the quarantine themselves before they report "full".)
 cdef void store_force_collect(Store *s, const u64 *pins, u32 count) noexcept nogil
 cdef u64 store_held_by(Store *s, u64 pin_version) noexcept nogil
 # Not 0 while another store_collect may free something: superseded, quarantined, tombstones, nodes of failed commits.

@@ -1,13 +1,16 @@
 """The shared store, writer side: key nodes, version chains, both indexes, publication.
 
-Owner: the commit thread of the coordinator (or the one process of an in-memory database). No other thread calls it.
+Owner: the commit thread of the coordinator (or the one process of an in-memory database). No other thread calls
+it.
 
-1. `node.head` leads to the newest record; versions along `prev` never grow. Two records of one node may carry the same
-   version (a range delete and a put of one commit): the newest counts, the other is garbage once published.
-2. A record is complete before `head` names it (release). Records above `committed_version` are invisible to every
-   snapshot, so a batch is installed first and published by one release store; taking it back is the exact reverse.
-3. Both indexes hold the same nodes. A node with head 0 is absent to everybody; it is removed by the next collect
-   unless a commit gave it a record.
+1. `node.head` leads to the newest record; versions along `prev` never grow. Two records of one node may carry
+   the same version (a range delete and a put of one commit): the newest counts, the other is garbage once
+   published.
+2. A record is complete before `head` names it (release). Records above `committed_version` are invisible to
+   every snapshot, so a batch is installed first and published by one release store; taking it back is the exact
+   reverse.
+3. Both indexes hold the same nodes. A node with head 0 is absent to everybody; it is removed by the next
+   collect unless a commit gave it a record.
 4. Blocks a reader may have seen leave through the quarantine only (`_arena`), also when a batch is undone.
 5. Failing is clean: a function that returns 0 for "full" left the store as it was.
 """
@@ -204,12 +207,6 @@ cdef u32 store_new_record(Store *s, u64 version, i64 timestamp, i64 expires_at, 
     if value_size:
         memcpy(record_value(record), value, value_size)
     return ref
-
-
-cdef void store_drop_record(Store *s, u32 record) noexcept nogil:
-    if s.arena.quarantine_promised:
-        s.arena.quarantine_promised -= 1
-    arena_free(&s.arena, record)        # never installed: nobody has seen it
 
 
 cdef void store_install(Store *s, u32 node, u32 record) noexcept nogil:

@@ -11,6 +11,7 @@ import pytest
 from occamdb.engine.disk import failpoints
 from occamdb.engine.disk.directory import DatabaseDirectory, Meta, current_boot_id, decode_meta, read_meta
 from occamdb.engine.model.errors import CorruptionError, IncompatibleFormatError
+from occamdb.engine.model.public_types import Durability
 from occamdb.ipc.lock import FileLock
 from tests.support.log_driver import fingerprint, flip, in_child
 
@@ -44,7 +45,7 @@ def test_not_there(tmp_path: Path) -> None:
 
 
 def test_meta_round_trip() -> None:
-    meta = Meta(bytes(range(16)), 7, "always", False, 2**63, 2**62, 5, current_boot_id(), 123)
+    meta = Meta(bytes(range(16)), 7, Durability.ALWAYS, False, 2**63, 2**62, 5, current_boot_id(), 123)
     assert decode_meta(meta.encode(), "") == meta
     assert decode_meta(Meta(bytes(16)).encode(), "").durability is None
 

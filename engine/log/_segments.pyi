@@ -1,0 +1,3 @@
+FORMAT_VERSION: int
+MAGIC: bytes
+HEADER_SIZE: int
