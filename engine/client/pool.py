@@ -234,7 +234,7 @@ class LinkPool:
     def _lost(self) -> DatabaseClosedError:
         """The directory was moved, deleted or made anew: it does not hold the database that was opened."""
         return DatabaseClosedError(
-            f"the database that was opened is no longer in {self.path}",
+            f"the database that was opened is not in {self.path}: another one is there, or none",
             hint="move its directory back, or open the path again for what is there now",
         )
 

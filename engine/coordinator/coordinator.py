@@ -27,7 +27,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import selectors
 import signal
 import struct
@@ -42,18 +41,19 @@ from ...ipc.lock import FileLock
 from ...ipc.process import own_identity
 from ...ipc.segment import Segment, create_segment, peek_segment, poke_segment
 from ...ipc.stale import list_incarnations, remove_superseded
-from ..commit._commit_core import CLOCK_OFFSET_OFFSET, SPIN_HINT_OFFSET, SUPERSEDED_OFFSET, CommitCore
+from ..commit._commit_core import CLOCK_OFFSET_OFFSET, SUPERSEDED_OFFSET, CommitCore
 from ..disk import failpoints
 from ..disk.directory import SOCKET_NAME, DatabaseDirectory, socket_path
 from ..disk.reserve import give_up_reserve, is_disk_full, keep_reserve
-from ..model.errors import CoordinatorUnavailable, InvalidArgumentError, LogWriteError, StoreFullError
+from ..model.errors import CoordinatorUnavailable, LogWriteError, StoreFullError
 from ..model.limits import sized
 from ..model.settings import load_settings
 from ..store._memory import watch
 from ..store.cgroups import memory_groups
 from .complaints import complain
 from .control_server import ControlServer, dispose_segment, no_descriptors
-from .durable_state import DurableState
+from .durable_state import DurableState, require_durability
+from .services import Services
 
 __all__ = ["Coordinator", "StoppedWhileStarting"]
 
@@ -90,10 +90,7 @@ class Coordinator:
         auto: bool,
         inherited: dict[str, Any] | None = None,
     ) -> None:
-        if durability not in ("none", "standard", "always"):
-            raise InvalidArgumentError(
-                f"durability {durability!r} is unknown", hint='choose "none", "standard" or "always"'
-            )
+        require_durability(durability)
         self.path = path
         self.durability = durability
         self.auto = auto
@@ -158,7 +155,19 @@ class Coordinator:
             failpoints.hit("coordinator.before_ready")
         listener = ControlListener(socket_path(self.path), no_descriptors)
         self._cleanup.callback(listener.close)
-        self.server = ControlServer(self, listener)
+        services = Services(
+            path=self.path,
+            database_id=self.database_id,
+            incarnation=self.incarnation,
+            store=self.store.name,
+            bell=self.bell.name,
+            auto=self.auto,
+            settings=self.settings,
+            core=self.core,
+            durable=self.durable,
+            request_stop=self.request_stop,
+        )
+        self.server = ControlServer(services, listener)
         self._write_coordinator_file()
         # Before the first commit takes what is left of a full disk.
         keep_reserve(self.directory)
@@ -169,7 +178,7 @@ class Coordinator:
             raise StoppedWhileStarting(0)
 
     def _refuse_copy(self) -> None:
-        """We hold this directory's LOCK: a living coordinator with our database id serves a copy of it (F15).
+        """We hold this directory's LOCK: a living coordinator with our database id serves a copy of it.
 
         Both would use the same segment names, and we would take the other's for a dead one's.
         """
@@ -334,7 +343,7 @@ class Coordinator:
         return False
 
     def _in_place(self) -> bool:
-        """Whether this is still what its path means; looks once a second (F15).
+        """Whether this is still what its path means; looks once a second.
 
         Else whoever comes finds another database, or none: stop before anything more is promised.
         """
@@ -393,30 +402,6 @@ class Coordinator:
             # Unless the log failed, everything acknowledged is in it, and recovery does without the checkpoint.
             complain(f"no checkpoint at the stop: {error}")
             self._exit_code = 1
-
-    # ---- for the control server ---------------------------------------------------------------------------
-
-    def new_session(self) -> int:
-        """A session id nobody had: 63 random bits, not 0."""
-        return secrets.randbits(63) | 1
-
-    def terms(self) -> dict[str, Any]:
-        """What every worker that attaches is told."""
-        return {
-            "database_id": self.database_id,
-            "incarnation": self.incarnation,
-            "settings": self.settings.as_dict(),
-            "durability": self.durable.mode,
-            "store": self.store.name,
-            "bell": self.bell.name,
-            "ring_size": self.settings.ring_size,
-            "spin_offset": SPIN_HINT_OFFSET,
-        }
-
-    def check_terms(self, asked: dict[str, Any], durability: str) -> None:
-        """Refuse a worker whose wishes this coordinator cannot meet."""
-        self.settings.require_match(asked)
-        self.durable.require(durability)
 
 
 def _segment_size(store_size_max: int) -> int:

@@ -33,12 +33,13 @@ from ..model.errors import (
     SettingsMismatchError,
     SnapshotExpired,
 )
+from ..model.public_types import Durability
 from ..model.settings import Settings
 from .complaints import complain
 from .log_sync import LogSync
 from .logged import LoggedCommits
 
-__all__ = ["DurableState", "OutcomesFunction"]
+__all__ = ["DurableState", "OutcomesFunction", "require_durability"]
 
 OutcomesFunction = Callable[[], dict[int, tuple[int, int]]]
 
@@ -55,6 +56,26 @@ _DUTY, _DUTY_FAR_BEHIND = 0.3, 0.9
 _FAR_BEHIND = 4  # times `checkpoint_bytes`
 
 
+def require_durability(name: str) -> None:
+    """Refuse a durability that does not exist.
+
+    Raises:
+      InvalidArgumentError: it is not the value of a `Durability`.
+    """
+    known = [choice.value for choice in Durability]
+    if name not in known:
+        raise InvalidArgumentError(
+            f"durability {name!r} is unknown", hint=f"choose one of {', '.join(map(repr, known))}"
+        )
+
+
+def _agreed(asked: str, kept: str | None) -> str:
+    """The durability to run with: a database that keeps a log goes on keeping one."""
+    if asked == Durability.NONE and kept in (Durability.STANDARD, Durability.ALWAYS):
+        return Durability.STANDARD.value
+    return asked
+
+
 class DurableState:
     """The durable side of one coordinator.
 
@@ -69,7 +90,7 @@ class DurableState:
         self, directory: DatabaseDirectory, core: CommitCore, settings: Settings, mode: str, store: Any
     ) -> None:
         kept = directory.meta.durability
-        self.mode = "standard" if mode == "none" and kept in ("standard", "always") else mode
+        self.mode = _agreed(mode, kept)
         self.outcomes: dict[int, tuple[int, int]] = {}
         self._directory = directory
         self._core: CommitCore | None = core
@@ -115,7 +136,7 @@ class DurableState:
         core.limit_store(self._settings.max_store_size)
         core.start_at(result.version, result.version if result.version != result.log_version else 0)
         if log is not None:
-            core.attach_log(log, self.mode == "always")
+            core.attach_log(log, self.mode == Durability.ALWAYS)
         self._result = result
         self.outcomes = result.outcomes
         self._checkpointed_version = result.checkpoint_version if not result.checkpoint_advised else 0
@@ -136,11 +157,8 @@ class DurableState:
         Raises:
           SettingsMismatchError: it keeps no log and the opener wants one.
         """
-        if durability not in ("none", "standard", "always"):
-            raise InvalidArgumentError(
-                f"durability {durability!r} is unknown", hint='choose "none", "standard" or "always"'
-            )
-        if self.mode == "none" and durability != "none":
+        require_durability(durability)
+        if self.mode == Durability.NONE and durability != Durability.NONE:
             raise SettingsMismatchError(
                 f"the running coordinator keeps no log (durability 'none'), asked for {durability!r}",
                 hint="`occamdb stop` it, then open with the durability wanted",

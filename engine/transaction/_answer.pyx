@@ -12,6 +12,7 @@ from ..commit._wire cimport REQUEST_HEADER_SIZE, REQUEST_SYNC, RequestHeader
 
 
 @cython.final
+@cython.freelist(8)
 @cython.auto_pickle(False)
 cdef class Answer:
     """The outcome of one commit request, and the name under which the engine knows it.
@@ -23,7 +24,7 @@ cdef class Answer:
       durability: what the engine waited for before it acknowledged the commit.
     """
 
-    def __init__(self, u64 session, u64 sequence, reply not None, str durability not None):
+    def __cinit__(self, u64 session, u64 sequence, reply not None, str durability not None):
         self.session = session
         self.sequence = sequence
         self.reply = reply

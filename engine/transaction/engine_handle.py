@@ -43,8 +43,9 @@ class EngineHandle(Protocol):
     def attachment(self) -> StoreAttachment:
         """The store to begin snapshots on.
 
-        Attaches anew after a fork, when a new coordinator marked the store superseded, or when none can mark it any
-        longer; else returns the same object. Asked when the last one cannot be used, and at a begin about once a second.
+        Attaches anew after a fork, when a new coordinator marked the store superseded, or when no coordinator can
+        mark it any longer; otherwise returns the same object. A database asks when it cannot use its last attachment,
+        and about once a second when a transaction begins.
         May block while attaching, for as long as a coordinator takes to start.
 
         Raises:
