@@ -11,8 +11,8 @@ Order of a start, and why each step stands where it does:
                       after our first acknowledgement sees the mark and attaches anew
     socket            only now can anybody attach, so only now can anything be acknowledged
 
-SIGTERM is heeded from before the first segment on: up to the end of recovery the start is taken back, with nothing
-changed on disk but the incarnation; from there on it is finished, and a clean stop follows.
+SIGTERM is handled from before the first segment on. Until the end of recovery it undoes the start, and nothing but
+the incarnation has changed on disk. After that the start is completed, and a clean stop follows.
 
 A clean stop goes the other way: a checkpoint while everybody is still served; then no more batches. Requests that
 were not taken are answered with STOPPING. Connections are closed, the rest of the log is synced, the own store is
@@ -67,7 +67,7 @@ _FIRST_ATTACH_SECONDS = 10.0
 
 
 class StoppedWhileStarting(SystemExit):
-    """Told to end before there was anything to serve. All is taken back; the process ends with code 0."""
+    """A signal came before there was anything to serve. The start was undone; the process ends with code 0."""
 
 
 class Coordinator:
@@ -173,7 +173,10 @@ class Coordinator:
         keep_reserve(self.directory)
 
     def _end_if_told(self) -> None:
-        """Not by an exception in the signal handler: that could come between a segment and its entry in `_cleanup`."""
+        """End the start if a signal asked for it.
+
+        The signal handler does not raise: its exception could fall between a segment and its entry in `_cleanup`.
+        """
         if self._stop_requested:
             raise StoppedWhileStarting(0)
 
@@ -242,11 +245,11 @@ class Coordinator:
     def _supersede_older(self) -> None:
         for incarnation in list_incarnations(self.database_id):
             if incarnation.number != self.incarnation and not incarnation.foreign:
-                # What is no plain segment of ours is a planted name: nobody can have mapped it as a store.
+                # A name that is not a plain segment of ours was planted: no worker can have mapped it as a store.
                 with contextlib.suppress(SegmentForeignError):
                     name = layout.store_name(self.database_id, incarnation.number)
                     mark_superseded(name)
-                    # Its readers have judged expiry by its clock, which ours must not be behind.
+                    # Its readers judged expiry by its clock, so our clock must not be behind that one.
                     offset = peek_segment(name, CLOCK_OFFSET_OFFSET, 8)
                     self.core.continue_clock(int.from_bytes(offset, "little", signed=True))
         remove_superseded(self.database_id, keep_incarnation=self.incarnation)
@@ -266,7 +269,7 @@ class Coordinator:
     def _remove_coordinator_file(self) -> None:
         folder = self.directory.folder
         with contextlib.suppress(OSError):
-            # Another one's, once the directory was emptied and opened anew.
+            # The file is another coordinator's if the directory was emptied and opened anew.
             if folder.read("coordinator.json") == self._note:
                 folder.remove("coordinator.json")
 
@@ -289,7 +292,7 @@ class Coordinator:
     def _commit_loop(self) -> None:
         error = self.core.run()
         if error:
-            # What the log holds is unknown. Nobody was answered; the next coordinator finds out by recovering.
+            # The content of the log is unknown, and no worker was answered. The next coordinator finds out by recovery.
             complain(f"log in an unknown state after {os.strerror(error)}; ending to recover")
             os._exit(70)
 
@@ -345,7 +348,7 @@ class Coordinator:
     def _in_place(self) -> bool:
         """Whether this is still what its path means; looks once a second.
 
-        Else whoever comes finds another database, or none: stop before anything more is promised.
+        Otherwise the next opener finds another database, or none: stop before anything more is acknowledged.
         """
         now = time.monotonic()
         if now < self._next_look:
@@ -371,7 +374,7 @@ class Coordinator:
 
     def _patience(self) -> float:
         """Seconds without a worker after which an auto-started coordinator ends."""
-        # Who started it needs a moment to attach, however small the timeout.
+        # The process that started us needs a moment to attach, even if the timeout is small.
         idle_timeout = self.settings.idle_timeout
         return idle_timeout if self.server.was_used else max(idle_timeout, _FIRST_ATTACH_SECONDS)
 
@@ -380,7 +383,7 @@ class Coordinator:
         if failpoints.armed():
             failpoints.hit("coordinator.stopping")
         outcomes = self.server.outcomes()
-        # First of all: whoever waits for an answer that will not come goes on to look for the next coordinator.
+        # First of all, so that workers that still wait for an answer look for the next coordinator now.
         self.server.close()
         self._finish_files(outcomes)
         store = memoryview(self.store.map)
