@@ -4,15 +4,19 @@ from ._atomics cimport i64, u8, u32, u64
 from ._doorbell cimport Waiter
 from ._ring cimport Outgoing, Ring
 
-cdef enum ChannelState:
-    CHANNEL_IDLE = 0        # nothing outstanding
-    CHANNEL_WAITING = 1     # a request is published, its reply not yet received ("dirty")
-    CHANNEL_BROKEN = 2      # half a request is published, or the peer's counters are impossible
-    CHANNEL_CLOSED = 3
+cdef enum ClientState:
+    CLIENT_IDLE = 0         # nothing outstanding
+    CLIENT_WAITING = 1      # a request is published, its reply not yet received ("dirty")
+    CLIENT_BROKEN = 2       # half a request is published, or the peer's counters are impossible
+    CLIENT_CLOSED = 3
 
-# Lays fresh rings over a channel segment of `size` bytes; each side uses its own end of each. `ring_size` is the
-# caller's own knowledge (the coordinator never takes it from the segment). 0, or -1 if the sizes do not agree.
-cdef int channel_rings(u8 *base, u64 size, u64 ring_size, Ring *request, Ring *reply) noexcept nogil
+# Whether `ring_size` is valid, and a segment of `size` bytes has room for two such rings.
+cdef bint channel_fits(u64 size, u64 ring_size) noexcept nogil
+
+# Lays fresh rings over the channel segment at `base`. Both sides call it, and each uses its own end of each ring.
+# REQUIRES: channel_fits. The `ring_size` is the caller's own knowledge: the
+# coordinator never takes it from the segment.
+cdef void channel_rings(u8 *base, u64 ring_size, Ring *request, Ring *reply) noexcept nogil
 
 cdef struct Need:           # context of `bytes_ready`
     Ring *ring

@@ -36,14 +36,15 @@ cdef u64 SIZE_MAX_U32 = 0xFFFFFFFF
 cdef i64 NO_DEADLINE = 0x7FFFFFFFFFFFFFFF
 
 
-cdef int channel_rings(u8 *base, u64 size, u64 ring_size, Ring *request, Ring *reply) noexcept nogil:
+cdef bint channel_fits(u64 size, u64 ring_size) noexcept nogil:
     if ring_size < RING_SIZE_MIN or ring_size > RING_SIZE_MAX or ring_size & (ring_size - 1):
-        return -1
-    if size < RINGS_OFFSET + 2 * ring_size:
-        return -1
+        return False
+    return size >= RINGS_OFFSET + 2 * ring_size
+
+
+cdef void channel_rings(u8 *base, u64 ring_size, Ring *request, Ring *reply) noexcept nogil:
     ring_init(request, base + RINGS_OFFSET, ring_size, base + REQUEST_HEAD_OFFSET, base + REQUEST_TAIL_OFFSET)
     ring_init(reply, base + RINGS_OFFSET + ring_size, ring_size, base + REPLY_HEAD_OFFSET, base + REPLY_TAIL_OFFSET)
-    return 0
 
 
 cdef bint room_ready(void *context) noexcept nogil:
@@ -88,14 +89,14 @@ cdef class ClientChannel:
     """
 
     def __cinit__(self, channel_buffer, bell_buffer, may_spin_address=0, *, ring_size=0):
-        self.state = CHANNEL_CLOSED
+        self.state = CLIENT_CLOSED
         PyObject_GetBuffer(channel_buffer, &self.channel_view, PyBUF_SIMPLE | PyBUF_WRITABLE)
         try:
             PyObject_GetBuffer(bell_buffer, &self.bell_view, PyBUF_SIMPLE | PyBUF_WRITABLE)
         except BaseException:
             PyBuffer_Release(&self.channel_view)
             raise
-        self.state = CHANNEL_IDLE
+        self.state = CLIENT_IDLE
         self.base = <u8 *>self.channel_view.buf
         self.bell = <u8 *>self.bell_view.buf
         self.may_spin_word = <const void *><size_t>may_spin_address
@@ -107,11 +108,12 @@ cdef class ClientChannel:
         if ring_size == 0:
             with memoryview(channel_buffer) as view:
                 ring_size = read_channel_header(view).ring_size
-        if channel_rings(self.base, self.channel_view.len, ring_size, &self.request, &self.reply) < 0:
+        if not channel_fits(self.channel_view.len, ring_size):
             raise ChannelError(f"channel segment of {self.channel_view.len} bytes cannot hold two rings of {ring_size}")
+        channel_rings(self.base, ring_size, &self.request, &self.reply)
 
     def __dealloc__(self):
-        if self.state != CHANNEL_CLOSED:
+        if self.state != CLIENT_CLOSED:
             PyBuffer_Release(&self.channel_view)
             PyBuffer_Release(&self.bell_view)
 
@@ -123,8 +125,8 @@ cdef class ClientChannel:
         """
         if self.busy:
             raise ChannelBusy("the channel is in use by another thread")
-        if self.state != CHANNEL_CLOSED:
-            self.state = CHANNEL_CLOSED
+        if self.state != CLIENT_CLOSED:
+            self.state = CLIENT_CLOSED
             PyBuffer_Release(&self.channel_view)
             PyBuffer_Release(&self.bell_view)
 
@@ -197,7 +199,7 @@ cdef class ClientChannel:
 
     def ring(self):
         """Ring the coordinator's doorbell, whatever was published."""
-        if self.state == CHANNEL_CLOSED:
+        if self.state == CLIENT_CLOSED:
             raise ChannelBroken("the channel is closed")
         self.wake_coordinator()
 
@@ -211,9 +213,9 @@ cdef class ClientChannel:
         """Refuse a second user; the GIL makes test and set one step."""
         if self.busy:
             raise ChannelBusy("the channel is in use by another thread, or below a signal handler of this one")
-        if self.state == CHANNEL_BROKEN:
+        if self.state == CLIENT_BROKEN:
             raise ChannelBroken("the channel was broken by an earlier failure")
-        if self.state == CHANNEL_CLOSED:
+        if self.state == CLIENT_CLOSED:
             raise ChannelBroken("the channel is closed")
         self.busy = True
         return 0
@@ -237,7 +239,7 @@ cdef class ClientChannel:
                       object on_part) except -1:
         cdef int written, waited
         cdef i64 now, idle_at = 0
-        if self.state != CHANNEL_IDLE:
+        if self.state != CLIENT_IDLE:
             raise ChannelBroken("the reply to an earlier request is outstanding: receive it or attach a new channel")
         if size > SIZE_MAX_U32:
             raise MessageTooLarge(f"a request of {size} bytes is over the frame limit of {SIZE_MAX_U32}")
@@ -246,12 +248,12 @@ cdef class ClientChannel:
             with nogil:
                 # The state is set before the first byte is published and undone if none was: an exception raised
                 # anywhere below finds it true.
-                self.state = CHANNEL_BROKEN
+                self.state = CLIENT_BROKEN
                 written = message_write(&self.outgoing, &self.request)
                 if written == 1:
-                    self.state = CHANNEL_WAITING
+                    self.state = CLIENT_WAITING
                 elif self.outgoing.sent == 0:
-                    self.state = CHANNEL_IDLE
+                    self.state = CLIENT_IDLE
                 self.wake_coordinator()
                 waited = 1
                 if written == 0:
@@ -261,7 +263,7 @@ cdef class ClientChannel:
             if on_part is not None and written == 0 and self.outgoing.sent:
                 on_part()
             if written < 0:
-                self.state = CHANNEL_BROKEN
+                self.state = CLIENT_BROKEN
                 raise ChannelBroken("the coordinator's counter of the request ring is impossible")
             PyErr_CheckSignals()
             if waited == 1:
@@ -305,7 +307,7 @@ cdef class ClientChannel:
     cdef bytes collect(self, i64 deadline, object on_idle, double timeout):
         cdef int outcome
         cdef i64 now, idle_at = 0
-        if self.state != CHANNEL_WAITING:
+        if self.state != CLIENT_WAITING:
             raise ChannelBroken("no request is outstanding")
         while True:
             with nogil:
@@ -313,7 +315,7 @@ cdef class ClientChannel:
             if outcome == 1:
                 return self.take_reply()
             if outcome < 0:
-                self.state = CHANNEL_BROKEN
+                self.state = CLIENT_BROKEN
                 raise ChannelBroken("the reply ring is damaged: an impossible counter or frame")
             # A signal handler or on_idle may raise here; the state stays "waiting", so no later request can be
             # given this one's reply.
@@ -332,28 +334,28 @@ cdef class ClientChannel:
         ring_peek(&self.reply, MESSAGE_HEADER_SIZE, <u8 *>PyBytes_AS_STRING(reply), size)
         ring_free(&self.reply, self.header_reply)
         self.header_reply = NO_HEADER
-        self.state = CHANNEL_IDLE
+        self.state = CLIENT_IDLE
         return reply
 
     @property
     def broken(self):
         """Nothing can be sent or received any more."""
-        return self.state == CHANNEL_BROKEN or self.state == CHANNEL_CLOSED
+        return self.state == CLIENT_BROKEN or self.state == CLIENT_CLOSED
 
     @property
     def idle(self):
         """The next request may be sent."""
-        return self.state == CHANNEL_IDLE
+        return self.state == CLIENT_IDLE
 
     @property
     def dirty(self):
         """A request was published and its reply has not been received."""
-        return self.state == CHANNEL_WAITING
+        return self.state == CLIENT_WAITING
 
     @property
     def untaken(self):
         """Not a byte of the last request was taken by the coordinator. Final once the coordinator is dead."""
-        if self.state == CHANNEL_CLOSED:
+        if self.state == CLIENT_CLOSED:
             return False
         # Acquire, as everywhere on this word; a damaged counter is at most a request that counts as taken.
         return self.outgoing.sent > 0 and self.request.position - load_acquire_u64(self.request.head_word) == self.outgoing.sent
@@ -361,7 +363,7 @@ cdef class ClientChannel:
     @property
     def drained(self):
         """The coordinator stopped and looks at this channel no more: a request without a reply was never served."""
-        if self.state == CHANNEL_CLOSED:
+        if self.state == CLIENT_CLOSED:
             return False
         # Acquire: pairs with the coordinator's release behind its last reply. So once this is set, a reply that is not
         # in the ring does not exist.
@@ -370,7 +372,7 @@ cdef class ClientChannel:
     @property
     def closed(self):
         """`close` was called."""
-        return self.state == CHANNEL_CLOSED
+        return self.state == CLIENT_CLOSED
 
     @property
     def statistics(self):

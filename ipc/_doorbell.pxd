@@ -2,7 +2,7 @@
 
 Protocol (argued in README.md): the waiter reads `word`, sets `sleeping` = 1, fences, checks `ready` once more and
 FUTEX_WAITs for `word` to change. The ringer publishes, fences, reads `sleeping`, and if it is set increments `word`
-and wakes. Whoever fences first, the other one sees: no wake-up is lost.
+and wakes. Of the two, the one that fences second sees what the other one stored, so no wake-up is lost.
 
 Invariants:
   1. `sleeping` is written only by the one waiter of the doorbell; `word` only ever grows (mod 2**32), by ringers.
@@ -27,13 +27,12 @@ cdef struct Waiter:          # private, adaptive state of one waiting side
 cdef void waiter_init(Waiter *w) noexcept nogil
 
 # Wait until ready(context) is true. 1: ready; 0: timed out; 2: interrupted by a signal (EINTR), call again.
-# timeout_ns < 0 waits without a bound, 0 only looks. may_spin: the caller's knowledge: no, a core is free, only that the
-# peer is awake, or that a core is free and there is one peer, which can do nothing better than come back.
+# timeout_ns < 0 waits without a bound, 0 only looks. may_spin: what the caller knows of the machine, see below.
 cdef enum:
-    SPIN_NEVER = 0
-    SPIN_ADAPTIVE = 1
-    SPIN_BRIEF = 2
-    SPIN_LONG = 3
+    SPIN_NEVER = 0          # no core is idle
+    SPIN_ADAPTIVE = 1       # a core is idle
+    SPIN_BRIEF = 2          # no core is known to be idle, but the peer is running
+    SPIN_LONG = 3           # a core is idle, and the one peer has nothing to do but to come back
 
 cdef int doorbell_wait(Waiter *w, void *word, void *sleeping, ready_fn ready, void *context,
                        i64 timeout_ns, int may_spin) noexcept nogil

@@ -4,9 +4,9 @@ Held by the coordinator for its whole life; workers try it to elect themselves. 
 than a few tens of milliseconds.
 
 Invariants:
-  1. Ownership is the flock on the open file, nothing else; the identity written inside is information only. Beside
-     it the owner holds a record lock of the open file, the sign: a probe can ask for that one without taking anything,
-     so no probe, stopped or forked in the middle, ever stands in an owner's way.
+  1. The flock on the open file alone decides ownership; the identity written inside is information only. The owner
+     also holds an OFD record lock. Probes query that lock with F_OFD_GETLK, which acquires nothing, so a stuck or
+     forked probe can never block an owner.
   2. The file is never unlinked, so all contenders lock the same inode; if somebody else did unlink it, an
      acquirer notices (its descriptor is not what the path names) and starts over.
   3. A forked child holds no share in the lock: its copy of the descriptor is closed at fork, without
@@ -185,8 +185,9 @@ def lock_holder(path: str | os.PathLike[str]) -> ProcessIdentity | None:
 
 
 def _put_up_sign(fd: int) -> None:
-    """Show probes that the lock is held. Belongs to the open file, as the flock does, and goes with it."""
-    # Nobody takes this one without the flock, so it is free. Where there are no record locks, ownership stands.
+    """Show probes that the lock is held. The record lock belongs to the open file, as the flock does."""
+    # Only the holder of the flock takes the record lock, so it is free. On file systems without record locks the
+    # flock alone still guarantees ownership.
     with contextlib.suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _RECORD.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
 

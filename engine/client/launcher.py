@@ -1,10 +1,10 @@
 """Finding the coordinator of a directory, and starting one.
 
-1. Whoever wants to start one takes the STARTER lock first, so that of many workers whose coordinator died one
-   starts a new one and the others wait for its socket. The lock goes with its holder, however that dies; should it be
-   stopped, the others start one without it after a while. LOCK alone decides who serves.
-2. The new process belongs to nobody: own session, parent init, so that neither Ctrl-C nor the end of the worker that
-   started it reaches it. It needs no shell, and takes nothing from the worker's directory: see bootstrap.py.
+1. A worker takes the STARTER lock before it starts a coordinator. When a coordinator dies, one of its workers starts
+   the next one, and the others wait for its socket. The kernel frees the lock when its holder dies. If the holder is
+   stopped, the others start a coordinator without the lock after a while. LOCK alone decides which one serves.
+2. The new process has its own session, and init is its parent, so that neither Ctrl-C nor the end of the worker that
+   started it reaches it. It needs no shell, and imports nothing from the worker's directory: see bootstrap.py.
 3. It reports success or its error as one line through a pipe; end of file without a report means that it died on
    the way. That the pipe's other end is gone does not concern it.
 """
@@ -38,7 +38,7 @@ _POLL_SECONDS_MAX = 3600.0
 
 
 class CoordinatorDied(CoordinatorUnavailable):
-    """The coordinator that was started ended without a word: killed, or out of memory."""
+    """The coordinator that was started ended without a report: it was killed, or ran out of memory."""
 
 
 class Launcher:
@@ -61,7 +61,8 @@ class Launcher:
         self._started: dict[
             int, tuple[str, int]
         ] = {}  # by report descriptor: the interpreter, and its process
-        # Of the last coordinator: its successor goes on with them, or workers that asked for them could not attach.
+        # The last coordinator's settings. Its successor takes them over; otherwise workers that asked for them could
+        # not attach.
         self.inherited: dict[str, Any] = {}
 
     def connect(self, limit: float) -> ControlClient | None:

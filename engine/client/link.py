@@ -112,7 +112,7 @@ class Link:
         self.on_idle = functools.partial(_check_coordinator, client)
         self.sequence = self.terms.last_sequence
         self._detached = False
-        # Its session goes on through another link: a request through this one would be taken for that one's.
+        # Whether its session continues through another link, for which a request through this one could be mistaken.
         self.left = False
 
     def _map(self, name: str, *, writable: bool) -> Segment:
@@ -136,12 +136,12 @@ class Link:
         return self.channel.idle and not self._detached and not self.left
 
     def last_words(self) -> tuple[bytes | None, bool]:
-        """After `CoordinatorGone`: the reply that came all the same, and whether without one it may have served us."""
+        """After `CoordinatorGone`: the reply if one still came; else whether the commit may have happened."""
         if not self.channel.dirty:
             return None, False
         if not self.channel.drained:
             return None, not self.died_with_request_untaken()
-        # It stopped in good order. Whatever it served it had answered before it said that it was done.
+        # A clean stop: it answered every request that it served before it marked the channel as drained.
         try:
             return self.channel.receive(0), False
         except ChannelTimeout:
@@ -152,14 +152,14 @@ class Link:
     def died_with_request_untaken(self) -> bool:
         """Whether the coordinator is dead and had not begun to take our last request: then it never happened."""
         if self._coordinator is None:
-            return False  # not to be seen from here (another pid namespace): it may be alive
+            return False  # invisible from here (another pid namespace): it may be alive
         # A process's sockets close a moment before it counts as dead.
         limit = time.monotonic() + _DYING_SECONDS
         while is_alive(self._coordinator):
             if time.monotonic() > limit:
                 return False
             time.sleep(0.001)
-        # Only now: a living one may take it at any moment.
+        # Only now: a living coordinator may take the request at any moment.
         return bool(self.channel.untaken)
 
     def gone(self) -> bool:
@@ -185,7 +185,7 @@ class Link:
                 self.drop()
 
     def detach(self) -> None:
-        """Say goodbye and let go. Open snapshots of this link's attachment keep their mapping."""
+        """Tell the coordinator, then let go. Open snapshots of this link's attachment keep their mapping."""
         if self._detached:
             return
         self._detached = True
@@ -195,7 +195,7 @@ class Link:
         self.drop()
 
     def drop(self) -> None:
-        """Let go without a word: the coordinator is gone, or this is a forked child's copy."""
+        """Let go without telling the coordinator: it is gone, or this is a forked child's copy."""
         self._detached = True
         with contextlib.suppress(OSError):
             self.client.close()

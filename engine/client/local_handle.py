@@ -30,6 +30,7 @@ from ..model.errors import (
 )
 from ..model.limits import Limits, sized
 from ..model.settings import Settings
+from ..transaction._answer import Answer, sequence_of
 from ..transaction._view import StoreAttachment
 
 __all__ = ["LocalHandle"]
@@ -91,7 +92,7 @@ class LocalHandle:
         self._core.expire()
         return attachment
 
-    def submit(self, request: bytearray, deadline: float | None) -> bytes:
+    def submit(self, request: bytearray, deadline: float | None) -> Answer:
         self._check_usable()
         remaining = -1.0 if deadline is None else deadline - time.monotonic()
         if deadline is not None and remaining <= 0:
@@ -101,13 +102,8 @@ class LocalHandle:
         reply = self._core.process(request, remaining)
         if reply is None:
             raise TransactionTimeout("the deadline passed while other threads were committing")
-        return reply
-
-    def session_id(self) -> int:
-        return self._session
-
-    def submitted_durability(self, durable: bool) -> str:
-        return "none"
+        # The core counts under its lock, so that sequences grow in the order of the commits.
+        return Answer(self._session, sequence_of(request), reply, self.log_mode)
 
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
         self._check_usable()

@@ -11,11 +11,11 @@ from libc.string cimport memset
 from ...ipc._atomics cimport (
     fence_acquire, load_acquire_u32, load_relaxed_u32, load_relaxed_u64, store_seq_cst_u32, u32,
 )
+from ...ipc._channel cimport channel_rings
 from ...ipc._layout cimport (
-    CLOSED_OFFSET, DRAINED_OFFSET, REPLY_HEAD_OFFSET, REPLY_TAIL_OFFSET, REQUEST_HEAD_OFFSET, REQUEST_TAIL_OFFSET, RINGS_OFFSET,
-    SLOTS_HIGH_OFFSET, SLOTS_OFFSET, WORKER_BELL_OFFSET, WORKER_SLEEPING_OFFSET,
+    CLOSED_OFFSET, DRAINED_OFFSET, SLOTS_HIGH_OFFSET, SLOTS_OFFSET, WORKER_BELL_OFFSET, WORKER_SLEEPING_OFFSET,
 )
-from ...ipc._ring cimport inbox_destroy, inbox_init, ring_init
+from ...ipc._ring cimport inbox_destroy, inbox_init
 from ._core cimport CHANNEL_ACTIVE, CHANNEL_FREE
 from ._range_walk cimport walk_free
 
@@ -36,8 +36,7 @@ cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last
     channel.session = session
     channel.last_sequence = last_sequence
     channel.last_version = last_version
-    ring_init(&channel.request, base + RINGS_OFFSET, ring_size, base + REQUEST_HEAD_OFFSET, base + REQUEST_TAIL_OFFSET)
-    ring_init(&channel.reply, base + RINGS_OFFSET + ring_size, ring_size, base + REPLY_HEAD_OFFSET, base + REPLY_TAIL_OFFSET)
+    channel_rings(base, ring_size, &channel.request, &channel.reply)
     inbox_init(&channel.inbox)
     channel.inbox.budget = &core.inboxes
     channel.word = base + WORKER_BELL_OFFSET

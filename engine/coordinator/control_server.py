@@ -4,7 +4,7 @@
    cleared, its complete request is still served, its segment is unlinked once the commit thread has let go of it.
 2. A process that is gone although its socket still seems open (a forked child holds a copy) is found by pid and
    start time within a second.
-3. Whatever one worker asks for, or its connection does, ends at worst that connection.
+3. No request of a worker, and no fault of its connection, can end more than that connection.
 4. The outcome of a closed channel's last commit is remembered for OUTCOMES_KEPT sessions, so a worker that was
    disconnected can come back and ask.
 """
@@ -15,12 +15,13 @@ import contextlib
 import errno
 import os
 import resource
+import secrets
 import selectors
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...ipc import layout
 from ...ipc.control import ControlListener, ServerConnection
@@ -33,16 +34,14 @@ from ..model.control_messages import refusal
 from ..model.errors import CoordinatorUnavailable, InvalidArgumentError, StoreFullError, TooManyChannelsError
 from .complaints import complain, complain_of
 from .figures import core_figures
+from .services import Services
 from .tally import Tallies
-
-if TYPE_CHECKING:
-    from .coordinator import Coordinator
 
 __all__ = ["ControlServer", "dispose_segment", "no_descriptors"]
 
 OUTCOMES_KEPT = 65536
 _LIVENESS_PERIOD = 1.0
-# A session may come back while its old channel still drains; who comes too early is told to try again.
+# A session may come back while its old channel still drains. If that takes longer, the worker is told to try again.
 _DRAIN_SECONDS = 0.2
 
 
@@ -51,14 +50,14 @@ def dispose_segment(segment: Segment) -> None:
     try:
         segment.unlink()
     except (OccamError, OSError) as error:
-        # Somebody else's file stands there by now: it is not ours to remove.
+        # Another file has this name by now: it is not ours to remove.
         complain(f"{segment.name} was not removed: {error}")
     with contextlib.suppress(BufferError):
         segment.close()
 
 
 def no_descriptors() -> dict[str, Any]:
-    """What a worker is told for which the coordinator has no descriptor."""
+    """The refusal sent to a worker when the coordinator has run out of file descriptors."""
     return refusal(no_descriptors_error())
 
 
@@ -72,6 +71,11 @@ def no_descriptors_error() -> TooManyChannelsError:
         setting="ulimit -n",
         details={"errno": errno.EMFILE},
     )
+
+
+def _new_session() -> int:
+    """A session id that nobody had: 63 random bits, not 0."""
+    return secrets.randbits(63) | 1
 
 
 class _Worker:
@@ -90,14 +94,14 @@ class _Worker:
 class ControlServer:
     """Serves the control socket in the coordinator's main thread."""
 
-    def __init__(self, coordinator: Coordinator, listener: ControlListener) -> None:
-        self._coordinator = coordinator
-        self._core = coordinator.core
+    def __init__(self, services: Services, listener: ControlListener) -> None:
+        self._services = services
+        self._core = services.core
         self._listener = listener
         self._workers: dict[int, _Worker] = {}
         self._draining: list[_Worker] = []
         # Oldest first: the table forgets from the front.
-        recovered = sorted(coordinator.durable.outcomes.items(), key=lambda entry: entry[1][1])
+        recovered = sorted(services.durable.outcomes.items(), key=lambda entry: entry[1][1])
         self._tallies = Tallies()  # of workers that left
         self._outcomes: OrderedDict[int, tuple[int, int]] = OrderedDict(recovered)
         self._outcomes_lock = threading.Lock()  # a checkpoint reads the table in its own thread
@@ -190,7 +194,9 @@ class ControlServer:
             self._dispose(worker)
         self._workers.clear()
         self._draining.clear()
+        # Nothing may keep the core alive: its segments are unmapped next.
         self._core = None  # type: ignore[assignment]
+        self._services = None  # type: ignore[assignment]
 
     def _accept(self) -> None:
         connection = self._listener.accept()
@@ -287,7 +293,7 @@ class ControlServer:
             raise InvalidArgumentError("this connection is attached already")
         if failpoints.armed():
             failpoints.hit("coordinator.attach")
-        self._coordinator.check_terms(dict(message["asked"]), str(message["durability"]))
+        self._services.check_terms(dict(message["asked"]), str(message["durability"]))
         identity = ProcessIdentity.from_dict(message["process"])
         if identity is None or identity.pid != worker.connection.pid:
             identity = identify(worker.connection.pid)
@@ -295,10 +301,10 @@ class ControlServer:
         if not 0 <= session < 1 << 64:
             raise InvalidArgumentError(f"session {session} is not in 0..2**64 - 1")
         sequence, version = self._continue(session) if session else (0, 0)
-        session = session or self._coordinator.new_session()
+        session = session or _new_session()
         self._open_channel(worker, session, sequence, version)
         worker.identity = identity
-        return self._coordinator.terms() | {
+        return self._services.terms() | {
             "session": session,
             "last_sequence": sequence,
             "last_version": version,
@@ -322,9 +328,9 @@ class ControlServer:
         return self._outcomes.get(session, (0, 0))
 
     def _open_channel(self, worker: _Worker, session: int, sequence: int, version: int) -> None:
-        coordinator = self._coordinator
-        ring_size = coordinator.settings.ring_size
-        name = layout.channel_name(coordinator.database_id, coordinator.incarnation, session)
+        services = self._services
+        ring_size = services.settings.ring_size
+        name = layout.channel_name(services.database_id, services.incarnation, session)
         try:
             segment = create_segment(name, layout.channel_size(ring_size))
         except ShmFullError as error:
@@ -348,14 +354,14 @@ class ControlServer:
         if index < 0:
             segment.unlink()
             segment.close()
-            count = coordinator.settings.channel_count_max
+            count = services.settings.channel_count_max
             raise TooManyChannelsError(
                 f"all {count} channels are taken",
                 hint="close databases that are not needed, or raise channel_count_max",
                 size=count + 1,
                 limit=count,
             )
-        # The mapping has one of its own: descriptors are what decides how many workers there can be.
+        # The mapping works without the descriptor, and descriptors limit the number of workers.
         segment.close_fd()
         worker.segment, worker.index, worker.session, worker.closing = segment, index, session, False
         self._was_used = True
@@ -365,14 +371,14 @@ class ControlServer:
         return {}
 
     def _status(self, _worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
-        coordinator = self._coordinator
+        services = self._services
         return {
             "pid": os.getpid(),
-            "path": coordinator.path,
-            "database_id": coordinator.database_id.hex(),
-            "incarnation": coordinator.incarnation,
-            "durability": coordinator.durable.mode,
-            "auto": coordinator.auto,
+            "path": services.path,
+            "database_id": services.database_id.hex(),
+            "incarnation": services.incarnation,
+            "durability": services.durable.mode,
+            "auto": services.auto,
             "version": self._core.committed_version,
             "uptime": time.time() - self._started_at,
             "workers": len([w for w in self._workers.values() if w.index >= 0]),
@@ -391,31 +397,31 @@ class ControlServer:
                 workers.append({"pid": pid, "attached_at": other.attached_at, **channel})
         figures = core_figures(self._core, tallies)
         # What commits may fill, not the segment, which has room to spare for recovery.
-        figures["store"]["size"] = self._coordinator.settings.max_store_size
+        figures["store"]["size"] = self._services.settings.max_store_size
         return (
             figures
             | self._status(worker, message)
             | {
                 "workers": workers,
-                "durable": self._coordinator.durable.figures(),
+                "durable": self._services.durable.figures(),
             }
         )
 
     def _checkpoint(self, _worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
-        # Read first: whatever was acknowledged before it was asked for is to be in it.
+        # Read first: the checkpoint must hold everything that was acknowledged before this request.
         wanted = self._core.committed_version
-        return self._coordinator.durable.checkpoint(self.outcomes) | {"wanted": wanted}
+        return self._services.durable.checkpoint(self.outcomes) | {"wanted": wanted}
 
     def _checkpoint_state(self, _worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
-        return self._coordinator.durable.checkpoint_state()
+        return self._services.durable.checkpoint_state()
 
     def _logged_commit(self, _worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
-        return self._coordinator.durable.logged_commit(int(message["version"]))
+        return self._services.durable.logged_commit(int(message["version"]))
 
     def _failpoint(self, _worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
         failpoints.set(str(message["name"]), str(message["action"]))
         return {"active": failpoints.active()}
 
     def _stop(self, _worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
-        self._coordinator.request_stop()
+        self._services.request_stop()
         return {"pid": os.getpid()}

@@ -11,8 +11,8 @@ Order of a start, and why each step stands where it does:
                       after our first acknowledgement sees the mark and attaches anew
     socket            only now can anybody attach, so only now can anything be acknowledged
 
-SIGTERM is heeded from before the first segment on: up to the end of recovery the start is taken back, with nothing
-changed on disk but the incarnation; from there on it is finished, and a clean stop follows.
+SIGTERM is handled from before the first segment on. Until the end of recovery it undoes the start, and nothing but
+the incarnation has changed on disk. After that the start is completed, and a clean stop follows.
 
 A clean stop goes the other way: a checkpoint while everybody is still served; then no more batches. Requests that
 were not taken are answered with STOPPING. Connections are closed, the rest of the log is synced, the own store is
@@ -27,7 +27,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import selectors
 import signal
 import struct
@@ -42,18 +41,19 @@ from ...ipc.lock import FileLock
 from ...ipc.process import own_identity
 from ...ipc.segment import Segment, create_segment, peek_segment, poke_segment
 from ...ipc.stale import list_incarnations, remove_superseded
-from ..commit._commit_core import CLOCK_OFFSET_OFFSET, SPIN_HINT_OFFSET, SUPERSEDED_OFFSET, CommitCore
+from ..commit._commit_core import CLOCK_OFFSET_OFFSET, SUPERSEDED_OFFSET, CommitCore
 from ..disk import failpoints
 from ..disk.directory import SOCKET_NAME, DatabaseDirectory, socket_path
 from ..disk.reserve import give_up_reserve, is_disk_full, keep_reserve
-from ..model.errors import CoordinatorUnavailable, InvalidArgumentError, LogWriteError, StoreFullError
+from ..model.errors import CoordinatorUnavailable, LogWriteError, StoreFullError
 from ..model.limits import sized
 from ..model.settings import load_settings
 from ..store._memory import watch
 from ..store.cgroups import memory_groups
 from .complaints import complain
 from .control_server import ControlServer, dispose_segment, no_descriptors
-from .durable_state import DurableState
+from .durable_state import DurableState, require_durability
+from .services import Services
 
 __all__ = ["Coordinator", "StoppedWhileStarting"]
 
@@ -67,7 +67,7 @@ _FIRST_ATTACH_SECONDS = 10.0
 
 
 class StoppedWhileStarting(SystemExit):
-    """Told to end before there was anything to serve. All is taken back; the process ends with code 0."""
+    """A signal came before there was anything to serve. The start was undone; the process ends with code 0."""
 
 
 class Coordinator:
@@ -90,10 +90,7 @@ class Coordinator:
         auto: bool,
         inherited: dict[str, Any] | None = None,
     ) -> None:
-        if durability not in ("none", "standard", "always"):
-            raise InvalidArgumentError(
-                f"durability {durability!r} is unknown", hint='choose "none", "standard" or "always"'
-            )
+        require_durability(durability)
         self.path = path
         self.durability = durability
         self.auto = auto
@@ -158,18 +155,33 @@ class Coordinator:
             failpoints.hit("coordinator.before_ready")
         listener = ControlListener(socket_path(self.path), no_descriptors)
         self._cleanup.callback(listener.close)
-        self.server = ControlServer(self, listener)
+        services = Services(
+            path=self.path,
+            database_id=self.database_id,
+            incarnation=self.incarnation,
+            store=self.store.name,
+            bell=self.bell.name,
+            auto=self.auto,
+            settings=self.settings,
+            core=self.core,
+            durable=self.durable,
+            request_stop=self.request_stop,
+        )
+        self.server = ControlServer(services, listener)
         self._write_coordinator_file()
         # Before the first commit takes what is left of a full disk.
         keep_reserve(self.directory)
 
     def _end_if_told(self) -> None:
-        """Not by an exception in the signal handler: that could come between a segment and its entry in `_cleanup`."""
+        """End the start if a signal asked for it.
+
+        The signal handler does not raise: its exception could fall between a segment and its entry in `_cleanup`.
+        """
         if self._stop_requested:
             raise StoppedWhileStarting(0)
 
     def _refuse_copy(self) -> None:
-        """We hold this directory's LOCK: a living coordinator with our database id serves a copy of it (F15).
+        """We hold this directory's LOCK: a living coordinator with our database id serves a copy of it.
 
         Both would use the same segment names, and we would take the other's for a dead one's.
         """
@@ -233,11 +245,11 @@ class Coordinator:
     def _supersede_older(self) -> None:
         for incarnation in list_incarnations(self.database_id):
             if incarnation.number != self.incarnation and not incarnation.foreign:
-                # What is no plain segment of ours is a planted name: nobody can have mapped it as a store.
+                # A name that is not a plain segment of ours was planted: no worker can have mapped it as a store.
                 with contextlib.suppress(SegmentForeignError):
                     name = layout.store_name(self.database_id, incarnation.number)
                     mark_superseded(name)
-                    # Its readers have judged expiry by its clock, which ours must not be behind.
+                    # Its readers judged expiry by its clock, so our clock must not be behind that one.
                     offset = peek_segment(name, CLOCK_OFFSET_OFFSET, 8)
                     self.core.continue_clock(int.from_bytes(offset, "little", signed=True))
         remove_superseded(self.database_id, keep_incarnation=self.incarnation)
@@ -257,7 +269,7 @@ class Coordinator:
     def _remove_coordinator_file(self) -> None:
         folder = self.directory.folder
         with contextlib.suppress(OSError):
-            # Another one's, once the directory was emptied and opened anew.
+            # The file is another coordinator's if the directory was emptied and opened anew.
             if folder.read("coordinator.json") == self._note:
                 folder.remove("coordinator.json")
 
@@ -280,7 +292,7 @@ class Coordinator:
     def _commit_loop(self) -> None:
         error = self.core.run()
         if error:
-            # What the log holds is unknown. Nobody was answered; the next coordinator finds out by recovering.
+            # The content of the log is unknown, and no worker was answered. The next coordinator finds out by recovery.
             complain(f"log in an unknown state after {os.strerror(error)}; ending to recover")
             os._exit(70)
 
@@ -334,9 +346,9 @@ class Coordinator:
         return False
 
     def _in_place(self) -> bool:
-        """Whether this is still what its path means; looks once a second (F15).
+        """Whether this is still what its path means; looks once a second.
 
-        Else whoever comes finds another database, or none: stop before anything more is promised.
+        Otherwise the next opener finds another database, or none: stop before anything more is acknowledged.
         """
         now = time.monotonic()
         if now < self._next_look:
@@ -362,7 +374,7 @@ class Coordinator:
 
     def _patience(self) -> float:
         """Seconds without a worker after which an auto-started coordinator ends."""
-        # Who started it needs a moment to attach, however small the timeout.
+        # The process that started us needs a moment to attach, even if the timeout is small.
         idle_timeout = self.settings.idle_timeout
         return idle_timeout if self.server.was_used else max(idle_timeout, _FIRST_ATTACH_SECONDS)
 
@@ -371,7 +383,7 @@ class Coordinator:
         if failpoints.armed():
             failpoints.hit("coordinator.stopping")
         outcomes = self.server.outcomes()
-        # First of all: whoever waits for an answer that will not come goes on to look for the next coordinator.
+        # First of all, so that workers that still wait for an answer look for the next coordinator now.
         self.server.close()
         self._finish_files(outcomes)
         store = memoryview(self.store.map)
@@ -393,30 +405,6 @@ class Coordinator:
             # Unless the log failed, everything acknowledged is in it, and recovery does without the checkpoint.
             complain(f"no checkpoint at the stop: {error}")
             self._exit_code = 1
-
-    # ---- for the control server ---------------------------------------------------------------------------
-
-    def new_session(self) -> int:
-        """A session id nobody had: 63 random bits, not 0."""
-        return secrets.randbits(63) | 1
-
-    def terms(self) -> dict[str, Any]:
-        """What every worker that attaches is told."""
-        return {
-            "database_id": self.database_id,
-            "incarnation": self.incarnation,
-            "settings": self.settings.as_dict(),
-            "durability": self.durable.mode,
-            "store": self.store.name,
-            "bell": self.bell.name,
-            "ring_size": self.settings.ring_size,
-            "spin_offset": SPIN_HINT_OFFSET,
-        }
-
-    def check_terms(self, asked: dict[str, Any], durability: str) -> None:
-        """Refuse a worker whose wishes this coordinator cannot meet."""
-        self.settings.require_match(asked)
-        self.durable.require(durability)
 
 
 def _segment_size(store_size_max: int) -> int:

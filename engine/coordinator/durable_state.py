@@ -33,12 +33,13 @@ from ..model.errors import (
     SettingsMismatchError,
     SnapshotExpired,
 )
+from ..model.public_types import Durability
 from ..model.settings import Settings
 from .complaints import complain
 from .log_sync import LogSync
 from .logged import LoggedCommits
 
-__all__ = ["DurableState", "OutcomesFunction"]
+__all__ = ["DurableState", "OutcomesFunction", "require_durability"]
 
 OutcomesFunction = Callable[[], dict[int, tuple[int, int]]]
 
@@ -55,6 +56,26 @@ _DUTY, _DUTY_FAR_BEHIND = 0.3, 0.9
 _FAR_BEHIND = 4  # times `checkpoint_bytes`
 
 
+def require_durability(name: str) -> None:
+    """Refuse a durability that does not exist.
+
+    Raises:
+      InvalidArgumentError: it is not the value of a `Durability`.
+    """
+    known = [choice.value for choice in Durability]
+    if name not in known:
+        raise InvalidArgumentError(
+            f"durability {name!r} is unknown", hint=f"choose one of {', '.join(map(repr, known))}"
+        )
+
+
+def _agreed(asked: str, kept: str | None) -> str:
+    """The durability to run with: a database that keeps a log goes on keeping one."""
+    if asked == Durability.NONE and kept in (Durability.STANDARD, Durability.ALWAYS):
+        return Durability.STANDARD.value
+    return asked
+
+
 class DurableState:
     """The durable side of one coordinator.
 
@@ -69,7 +90,7 @@ class DurableState:
         self, directory: DatabaseDirectory, core: CommitCore, settings: Settings, mode: str, store: Any
     ) -> None:
         kept = directory.meta.durability
-        self.mode = "standard" if mode == "none" and kept in ("standard", "always") else mode
+        self.mode = _agreed(mode, kept)
         self.outcomes: dict[int, tuple[int, int]] = {}
         self._directory = directory
         self._core: CommitCore | None = core
@@ -115,11 +136,11 @@ class DurableState:
         core.limit_store(self._settings.max_store_size)
         core.start_at(result.version, result.version if result.version != result.log_version else 0)
         if log is not None:
-            core.attach_log(log, self.mode == "always")
+            core.attach_log(log, self.mode == Durability.ALWAYS)
         self._result = result
         self.outcomes = result.outcomes
         self._checkpointed_version = result.checkpoint_version if not result.checkpoint_advised else 0
-        # What was replayed counts: a coordinator that never lives long would let the log grow for ever.
+        # The replayed bytes count, or the log would grow without bound under coordinators that never live long.
         self._checkpointed_bytes = -result.log_bytes
         # Workers that were not answered will ask what their last commit resulted in, and only the log can tell.
         self._log_from = max(0, result.log_version - _UNANSWERED_MAX)
@@ -136,11 +157,8 @@ class DurableState:
         Raises:
           SettingsMismatchError: it keeps no log and the opener wants one.
         """
-        if durability not in ("none", "standard", "always"):
-            raise InvalidArgumentError(
-                f"durability {durability!r} is unknown", hint='choose "none", "standard" or "always"'
-            )
-        if self.mode == "none" and durability != "none":
+        require_durability(durability)
+        if self.mode == Durability.NONE and durability != Durability.NONE:
             raise SettingsMismatchError(
                 f"the running coordinator keeps no log (durability 'none'), asked for {durability!r}",
                 hint="`occamdb stop` it, then open with the durability wanted",
@@ -171,7 +189,7 @@ class DurableState:
             self._begin(outcomes)
 
     def _sync_failed(self, error: OSError) -> None:
-        # The log is poisoned by it: commits are refused until a restart, reads go on.
+        # The failed sync has poisoned the log: commits are refused until a restart, reads go on.
         complain(f"fdatasync of the log failed, commits are refused from here on: {error}")
         self._running().wake()
 
@@ -220,7 +238,7 @@ class DurableState:
             if over:
                 self._begin_anew(core.committed_version)
             elif self._leaving:
-                # As much of the log as can be: commits will wait for the rest.
+                # Sync as much of the log as possible now: commits wait for the rest.
                 self._sync_log()
             self._failures = 0
             self._prepared = self._leaving
@@ -235,10 +253,10 @@ class DurableState:
         """Share of its time that a checkpoint in the background works."""
         if self._running().log_poisoned:
             return 1.0
-        # A stop waits for it; and one that was given up, because the store was full, is to be quicker.
+        # A stop waits for this checkpoint; or the last one was given up because the store was full: be quicker.
         if self._leaving or self._failures:
             return _DUTY_FAR_BEHIND
-        # Deaths that come too soon for any to be finished would have every recovery replay more than the one before.
+        # If coordinators die before they finish a checkpoint, each recovery replays more than the one before.
         behind = self._running().log_bytes - self._checkpointed_bytes
         return _DUTY if behind < _FAR_BEHIND * self._settings.checkpoint_bytes else _DUTY_FAR_BEHIND
 
@@ -270,7 +288,7 @@ class DurableState:
         """Get the log on disk up to the version just pinned; commits go on meanwhile.
 
         A checkpoint ahead of the log would leave a hole before the next run's segment if the power went: the log could
-        not stand in for the checkpoint any more.
+        no longer stand in for the checkpoint.
 
         Raises:
           OSError: the log is poisoned by it, as by any failed sync.
@@ -359,7 +377,7 @@ class DurableState:
         return self._thread is None
 
     def stay(self) -> None:
-        """No stop is wanted any more."""
+        """No stop is wanted any longer: a worker attached in the meantime."""
         if self._leaving:
             self._leaving = False
             self._stopping.clear()

@@ -28,6 +28,7 @@ from ..commit._wire cimport (
 )
 from ..model._values cimport make_receipt
 from ..store._reader cimport Found, Reader, key_hash, reader_get, reader_scan
+from ._answer cimport Answer
 from ._core cimport (
     STATE_ABORTED, STATE_ACTIVE, STATE_COMMITTED, STATE_VALIDATING, Effect, ScanRange, TransactionCore, op_cost,
 )
@@ -41,6 +42,7 @@ from ..model.errors import (
 from ..model.limits import PREFIX_SIZE_MAX as _PREFIX_SIZE_MAX
 
 cdef u64 PREFIX_SIZE_MAX = _PREFIX_SIZE_MAX
+cdef object U64_MAX = (1 << 64) - 1       # results travel as the two's complement of 64 bits
 
 cdef enum:
     KEY_BUFFER_SIZE = 65536         # KEY_SIZE_MAX + 1: where a page of a scan says how far it came
@@ -378,7 +380,7 @@ cdef object commit_transaction(TransactionCore txn, bint durable):
 
 cdef object submit(TransactionCore txn, bint durable):
     cdef bytearray request
-    cdef bytes reply
+    cdef Answer answer
     try:
         request = encode_request(txn, durable)
     except BaseException:
@@ -386,37 +388,58 @@ cdef object submit(TransactionCore txn, bint durable):
         raise
     txn.state = STATE_VALIDATING
     try:
-        reply = txn.handle.submit(request, txn.deadline_ns * 1e-9 if txn.deadline_ns else None)
+        answer = txn.handle.submit(request, txn.deadline_ns * 1e-9 if txn.deadline_ns else None)
     except CommitOutcomeUnknown:
         txn.release()
         raise
     except OccamError:
         txn.finish(STATE_ABORTED)
         raise
-    except BaseException:           # a signal handler's exception, no memory: what became of the request is not known here
+    except BaseException:           # a signal handler's exception, or no memory: the outcome is not known here
         txn.release()
         raise
-    txn.session = txn.handle.session_id()
-    return accept_reply(txn, request, reply, durable)
+    txn.session = answer.session
+    txn.sequence = answer.sequence
+    if type(answer.reply) is bytes:
+        return accept_reply(txn, request, answer, <bytes>answer.reply)
+    return accept_outcome(txn, request, answer)
 
 
-cdef object accept_reply(TransactionCore txn, bytearray request, bytes reply, bint durable):
+cdef object accept_reply(TransactionCore txn, bytearray request, Answer answer, bytes reply):
+    """Take over a reply message: every commit that was not interrupted comes here."""
     cdef const ReplyHeader *header = <const ReplyHeader *>PyBytes_AS_STRING(reply)
     cdef const ResultEntry *result = <const ResultEntry *>(PyBytes_AS_STRING(reply) + REPLY_HEADER_SIZE)
     cdef u64 size = PyBytes_GET_SIZE(reply)
-    txn.sequence = (<const RequestHeader *>PyByteArray_AS_STRING(request)).sequence
     if size < REPLY_HEADER_SIZE or header.magic != REPLY_MAGIC or header.sequence != txn.sequence:
         txn.release()
         raise ProtocolError(f"the reply of {size} bytes does not answer commit {txn.sequence}")
     if header.status != STATUS_COMMITTED:
         txn.finish(STATE_ABORTED)
-        raise decode_reply(reply).error(
-            decode_request(bytes(request)), size=len(request), store_size_max=txn.handle.settings.max_store_size
-        )
+        raise refusal(txn, request, decode_reply(reply))
     if header.result_count and size >= REPLY_HEADER_SIZE + RESULT_SIZE:
         txn.result_kind = result.kind
         txn.result = result.value
     txn.finish(STATE_COMMITTED)
-    durability = txn.handle.submitted_durability(durable)
-    txn.receipt = make_receipt(header.commit_version, header.committed_at, durability, txn.attempts)
+    txn.receipt = make_receipt(header.commit_version, header.committed_at, answer.durability, txn.attempts)
     return txn.receipt
+
+
+cdef object accept_outcome(TransactionCore txn, bytearray request, Answer answer):
+    """Take over an outcome without a message: the reply was lost, and the handle recovered the outcome."""
+    outcome = answer.reply
+    if outcome.status != STATUS_COMMITTED:
+        txn.finish(STATE_ABORTED)
+        raise refusal(txn, request, outcome)
+    if outcome.results:
+        txn.result_kind = outcome.results[0].kind
+        txn.result = outcome.results[0].value & U64_MAX
+    txn.finish(STATE_COMMITTED)
+    txn.receipt = make_receipt(outcome.commit_version, outcome.committed_at, answer.durability, txn.attempts)
+    return txn.receipt
+
+
+cdef object refusal(TransactionCore txn, bytearray request, object outcome):
+    """The error that a refused commit raises."""
+    return outcome.error(
+        decode_request(bytes(request)), size=len(request), store_size_max=txn.handle.settings.max_store_size
+    )

@@ -1,12 +1,12 @@
 """The seam between a database's worker side and whatever commits for it.
 
-Two engines stand behind it: a coordinator process reached through shared-memory rings (client/shared_handle.py), and
-the in-process commit core of `open_in_memory` (client/local_handle.py). Everything above (transactions, retries,
-snapshots, primitives)
-is the same code for both. An engine elsewhere, a distributed one say, would implement these few methods.
+There are two engines: a coordinator process reached through shared-memory rings (client/shared_handle.py), and the
+in-process commit core of `open_in_memory` (client/local_handle.py). Everything above them (transactions, retries,
+snapshots, primitives) is the same code for both. Another engine, a distributed one for instance, would implement
+these few methods.
 
 1. A handle may be used from several threads; each call of `submit` is one commit request and waits for its answer.
-2. After a fork the child's calls of `attachment` and `submit` attach anew by themselves.
+2. After a fork the child's first call of `attachment` or `submit` attaches anew.
 3. `submit` returns exactly one outcome for a request, across restarts of the coordinator.
 """
 
@@ -18,6 +18,7 @@ from ..model.limits import Limits
 from ..model.settings import Settings
 
 if TYPE_CHECKING:
+    from ._answer import Answer
     from ._view import StoreAttachment
 
 __all__ = ["EngineHandle"]
@@ -42,8 +43,9 @@ class EngineHandle(Protocol):
     def attachment(self) -> StoreAttachment:
         """The store to begin snapshots on.
 
-        Attaches anew after a fork, when a new coordinator marked the store superseded, or when none could mark it any
-        more; else returns the same object. Asked when the last one cannot be used, and at a begin about once a second.
+        Attaches anew after a fork, when a new coordinator marked the store superseded, or when no coordinator can
+        mark it any longer; otherwise returns the same object. A database asks when it cannot use its last attachment,
+        and about once a second when a transaction begins.
         May block while attaching, for as long as a coordinator takes to start.
 
         Raises:
@@ -51,16 +53,15 @@ class EngineHandle(Protocol):
           DatabaseClosedError: after `close`.
         """
 
-    def submit(self, request: bytearray, deadline: float | None) -> bytes:
-        """Send one commit request and wait for its reply.
+    def submit(self, request: bytearray, deadline: float | None) -> Answer:
+        """Seal one commit request, send it and wait for its outcome.
 
         Args:
-          request: as in docs/wire-format.md. The sequence at offset 8 is filled in here, so that afterwards
-            (session id, sequence) names the commit.
+          request: as in docs/wire-format.md, without a sequence: `_answer.seal` fills that in.
           deadline: when to give up, on the clock of `time.monotonic`; None: the handle's own timeout.
 
         Returns:
-          The reply message: the true outcome, also when the coordinator died in between and was restarted.
+          The true outcome, even if the coordinator died and was restarted in the meantime.
 
         Raises:
           CoordinatorUnavailable: nothing was committed, and no coordinator came up in time.
@@ -68,18 +69,11 @@ class EngineHandle(Protocol):
           TransactionTimeout: the deadline passed before the request was sent.
         """
 
-    def session_id(self) -> int:
-        """The session whose sequences the calling thread's last `submit` used."""
-
     @property
     def log_mode(self) -> str:
-        """What the engine does with every commit: "none", "standard" or "always". It may do more for this handle."""
+        """What the engine does with every commit: "none", "standard" or "always".
 
-    def submitted_durability(self, durable: bool) -> str:
-        """What the calling thread's last `submit` was given, never more than was done.
-
-        Args:
-          durable: whether the request asked to be synced.
+        It may do more for this handle's commits: `Answer.durability` says what it did for one of them.
         """
 
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -206,7 +206,7 @@ def test_an_answer_that_was_on_its_way_counts(database_path: Path, run: RunId) -
         db.put(run, "k", 1)
         handle = db.handle
         assert isinstance(handle, SharedHandle)
-        link = handle._idle[-1]
+        link = handle.pool.idle[-1]
 
         def exchange(request: Any, timeout: float | None, on_idle: Any = None) -> bytes:
             link.channel.send(request, timeout, on_idle)
@@ -216,7 +216,7 @@ def test_an_answer_that_was_on_its_way_counts(database_path: Path, run: RunId) -
 
         before = db.stats()["version"]
         link.exchange = exchange
-        handle._idle[:] = [link]
+        handle.pool.idle[:] = [link]
         version = db.put(run, "k", 2)
         assert version == before + 1
         found = db.get_versioned(run, "k")

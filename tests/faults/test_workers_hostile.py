@@ -408,7 +408,7 @@ def test_mutated_requests_never_hurt_the_core() -> None:
 def channel_of(db: Database) -> str:
     """The segment that a database's snapshots are pinned in."""
     handle: Any = db.handle
-    return str(handle._primary.terms.channel)
+    return str(handle.pool.primary.terms.channel)
 
 
 def test_a_worker_that_was_thrown_out_comes_back(path: Path) -> None:

@@ -96,7 +96,7 @@ def test_the_next_coordinator_dies_too(
         monkeypatch.setenv("OCCAMDB_FAILPOINTS", f"{place}=kill")
         handle = db.handle
         assert isinstance(handle, SharedHandle)
-        spawn = handle._launcher._spawn
+        spawn = handle.pool._launcher._spawn
 
         def spawn_and_disarm(report_fd: int) -> None:
             spawn(report_fd)
@@ -106,7 +106,7 @@ def test_the_next_coordinator_dies_too(
                 return
             monkeypatch.delenv("OCCAMDB_FAILPOINTS")
 
-        monkeypatch.setattr(handle._launcher, "_spawn", spawn_and_disarm)
+        monkeypatch.setattr(handle.pool._launcher, "_spawn", spawn_and_disarm)
         receipt_version = db.put(run, "k", 1)
         assert marker.exists()
         assert db.get_versioned(run, "k") is not None
@@ -158,8 +158,8 @@ def test_giving_up_on_a_stopped_coordinator_takes_no_longer_than_the_deadline(
         handle._timeout = 0.3
         pid = coordinator_pid(path)
         # A second channel, not the one of the snapshots.
-        second = handle._attach(time.monotonic() + 60, session=0)
-        handle._idle.append(second)
+        second = handle.pool.attach(time.monotonic() + 60, session=0)
+        handle.pool.idle.append(second)
         calls: list[object] = []
         monkeypatch.setattr(second.client, "call", lambda *arguments: calls.append(arguments))
         stand_still(pid)
@@ -181,22 +181,22 @@ def test_a_snapshot_begins_on_the_primary_whoever_attaches_first(tmp_path: Path,
         assert isinstance(handle, SharedHandle)
         kill_coordinator(path)
         other = open_database(path)  # starts the next one, which supersedes our store
-        attach = handle._attach
+        attach = handle.pool.attach
 
         def attach_after_another(limit: float, *, session: int) -> object:
-            handle._attach = attach  # type: ignore[method-assign]
-            thread = threading.Thread(target=lambda: handle._idle.append(attach(limit, session=0)))
+            handle.pool.attach = attach  # type: ignore[method-assign]
+            thread = threading.Thread(target=lambda: handle.pool.idle.append(attach(limit, session=0)))
             # The lock is ours, and the other thread's adoption needs it: let that one come in between.
-            handle._lock.release()
+            handle.pool.lock.release()
             thread.start()
             thread.join()
-            handle._lock.acquire()
+            handle.pool.lock.acquire()
             return attach(limit, session=session)
 
-        handle._attach = attach_after_another  # type: ignore[assignment, method-assign]
+        handle.pool.attach = attach_after_another  # type: ignore[assignment, method-assign]
         attachment = handle.attachment()
-        assert handle._primary is not None
-        assert attachment is handle._primary.attachment
+        assert handle.pool.primary is not None
+        assert attachment is handle.pool.primary.attachment
         other.close()
     stop_coordinator(path)
 
@@ -209,11 +209,11 @@ def test_a_commit_that_meets_a_closed_handle_was_not_sent(tmp_path: Path, run: R
     txn.put("k", 2)
     handle = db.handle
     assert isinstance(handle, SharedHandle)
-    idle = handle._idle
+    idle = handle.pool.idle
     kept = list(idle)
     db.close()
     # As if the other thread's `close` came between taking a link and using it.
-    handle._idle = kept
+    handle.pool.idle = kept
     with pytest.raises(occamdb.OccamError) as caught:
         txn.commit()
     assert not isinstance(caught.value, CommitOutcomeUnknown)
@@ -248,7 +248,7 @@ def test_a_fork_in_a_signal_handler_does_not_share_the_channel(tmp_path: Path, r
             if os.getpid() == parent:
                 raise
         if os.getpid() != parent:
-            os._exit(len(handle._idle))
+            os._exit(len(handle.pool.idle))
         signal.signal(signal.SIGALRM, before)
         waker.join()
         assert len(children) == 1
@@ -265,11 +265,11 @@ def test_the_segments_of_links_that_were_dropped_go(tmp_path: Path, run: RunId) 
         db.put(run, "k", 0)
         handle = db.handle
         assert isinstance(handle, SharedHandle)
-        assert handle._primary is not None
-        own = handle._primary.terms.channel
-        link = handle._attach(time.monotonic() + 60, session=0)
+        assert handle.pool.primary is not None
+        own = handle.pool.primary.terms.channel
+        link = handle.pool.attach(time.monotonic() + 60, session=0)
         assert segment.segment_stat(link.terms.channel) is not None
-        handle._forget(link)
+        handle.pool.forget(link)
         wait_until(lambda: segment.segment_stat(link.terms.channel) is None, what="the end of the channel")
         assert segment.segment_stat(own) is not None
     stop_coordinator(path)

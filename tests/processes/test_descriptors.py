@@ -116,7 +116,7 @@ def commit_by_a_new_link(peer: Peer, path: Path, run: RunId) -> list[dict[str, A
     db = open_database(path, timeout=TIMEOUT)
     db.put(run, "k", 1)
     handle: Any = db.handle
-    idle, handle._idle = handle._idle, []
+    idle, handle.pool.idle = handle.pool.idle, []
     limit, taken = fill_descriptors()
     found = [outcome(lambda: db.put(run, "k", 2)) | {"limit": limit}]
     txn = db.begin(run, timeout=TIMEOUT)
@@ -125,7 +125,7 @@ def commit_by_a_new_link(peer: Peer, path: Path, run: RunId) -> list[dict[str, A
     for fd in taken[-20:]:
         os.close(fd)
     found.append(outcome(lambda: db.put(run, "k", 4)))
-    handle._idle += idle
+    handle.pool.idle += idle
     return found
 
 

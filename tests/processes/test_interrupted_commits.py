@@ -21,6 +21,8 @@ from tests.support.processes import open_database, segments_of, stop_coordinator
 
 FILES = (
     "engine/client/shared_handle.py",
+    "engine/client/pool.py",
+    "engine/client/outcome.py",
     "engine/client/link.py",
     "engine/client/local_handle.py",
     "ipc/control.py",
@@ -65,7 +67,7 @@ def interrupt() -> None:
 def make_attach(db: Database) -> None:
     """Leave the next commit no link but a new one."""
     if isinstance(db.handle, SharedHandle):
-        db.handle._idle.clear()
+        db.handle.pool.idle.clear()
 
 
 def interrupt_everywhere(db: Database, run: RunId, prepare: Callable[[Database], None]) -> int:
@@ -125,7 +127,7 @@ def commit_inside_everywhere(db: Database, run: RunId, prepare: Callable[[Databa
             db.put(run, "outer", number)
         assert db.get(run, "outer") == number
         if isinstance(db.handle, SharedHandle):
-            assert len(set(map(id, db.handle._idle))) == len(db.handle._idle)
+            assert len(set(map(id, db.handle.pool.idle))) == len(db.handle.pool.idle)
         if not at.reached:
             return number - 1
         assert db.get(run, "inner") == number
@@ -144,5 +146,5 @@ def test_commits_of_a_handler_at_every_line(
     path = tmp_path / "db"
     with open_database(path) as db:
         assert commit_inside_everywhere(db, run, prepare) >= (50 if prepare is make_attach else 10)
-        assert os.getpid() == db.handle._pid  # type: ignore[attr-defined]
+        assert os.getpid() == db.handle.pool.pid  # type: ignore[attr-defined]
     stop_coordinator(path)

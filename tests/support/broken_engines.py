@@ -10,6 +10,7 @@ from occamdb.engine.client.local_handle import LocalHandle
 from occamdb.engine.commit import messages
 from occamdb.engine.commit.messages import OpCode
 from occamdb.engine.model.settings import Settings
+from occamdb.engine.transaction._answer import Answer
 
 __all__ = ["SkipsReadValidation", "broken_database"]
 
@@ -17,16 +18,11 @@ __all__ = ["SkipsReadValidation", "broken_database"]
 class SkipsReadValidation(LocalHandle):
     """Commits without looking at what was read or scanned. (A worker's own early look at its reads stays in place.)"""
 
-    def submit(self, request: bytearray, deadline: float | None) -> bytes:
+    def submit(self, request: bytearray, deadline: float | None) -> Answer:
         asked = messages.decode_request(bytes(request))
         kept = tuple(op for op in asked.ops if op.code not in (OpCode.READ, OpCode.RANGE))
-        return super().submit(self._take(request, replace(asked, ops=kept)), deadline)
-
-    @staticmethod
-    def _take(request: bytearray, changed: messages.Request) -> bytearray:
-        # In place: the caller reads the sequence out of its own buffer afterwards.
-        request[:] = messages.encode_request(changed)
-        return request
+        changed = bytearray(messages.encode_request(replace(asked, ops=kept)))
+        return super().submit(changed, deadline)
 
 
 def broken_database(handle: type[LocalHandle] = SkipsReadValidation, **settings: Any) -> Database:

@@ -25,7 +25,7 @@ def _offset(handle: EngineHandle) -> int:
 
 
 def _store_name(handle: Any) -> str:
-    return str(handle._primary.terms.store)
+    return str(handle.pool.primary.terms.store)
 
 
 def expiry_clock(database: Database | EngineHandle) -> int:

@@ -4,7 +4,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
 from ..ipc._atomics cimport i64, u8, u32, u64
-from ..ipc._channel cimport Need, bytes_ready, channel_rings
+from ..ipc._channel cimport Need, bytes_ready, channel_fits, channel_rings
 from ..ipc._doorbell cimport Waiter, doorbell_ring, doorbell_wait, waiter_init
 from ..ipc._layout cimport BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, WORKER_BELL_OFFSET, WORKER_SLEEPING_OFFSET
 from ..ipc._ring cimport Inbox, Ring, inbox_destroy, inbox_init, inbox_poll, inbox_take_done, outbox_send, ring_write
@@ -34,8 +34,9 @@ cdef class EchoServer:
         self.base = <u8 *>self.channel_view.buf
         self.bell = <u8 *>self.bell_view.buf
         self.size_max = size_max
-        if channel_rings(self.base, self.channel_view.len, ring_size, &self.request, &self.reply) < 0:
+        if not channel_fits(self.channel_view.len, ring_size):
             raise ValueError("the channel buffer is too small")
+        channel_rings(self.base, ring_size, &self.request, &self.reply)
 
     def __dealloc__(self):
         inbox_destroy(&self.inbox)

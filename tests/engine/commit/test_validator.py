@@ -77,7 +77,9 @@ class Engine:
         return ((k, r) for k, r in sorted(self.records.items()) if start <= k < end)
 
     def submit(self, request: Request) -> Reply:
-        return decode_reply(self.handle.submit(bytearray(encode_request(request)), None))
+        reply = self.handle.submit(bytearray(encode_request(request)), None).reply
+        assert isinstance(reply, bytes)
+        return decode_reply(reply)
 
     def live(self, key: bytes) -> bool:
         record = self.records.get(key)

@@ -13,6 +13,7 @@ from occamdb.engine.client.local_handle import LocalHandle
 from occamdb.engine.model.errors import CASConflict, ConflictError, ReadConflict, WriteConflict
 from occamdb.engine.model.public_types import RunId, TypeTag
 from occamdb.engine.model.settings import Settings
+from occamdb.engine.transaction._answer import Answer
 from tests.engine.transaction.test_anomalies import (
     test_phantom_only_under_snapshot_isolation as phantom_test,
 )
@@ -32,12 +33,12 @@ def late(engine: type[LocalHandle]) -> type[LocalHandle]:
     class Late(engine):  # type: ignore[valid-type,misc]
         meanwhile: Callable[[], Any] | None = None
 
-        def submit(self, request: bytearray, deadline: float | None) -> bytes:
+        def submit(self, request: bytearray, deadline: float | None) -> Answer:
             hook, self.meanwhile = self.meanwhile, None
             if hook is not None:
                 hook()
-            reply: bytes = super().submit(request, deadline)
-            return reply
+            answer: Answer = super().submit(request, deadline)
+            return answer
 
     return Late
 

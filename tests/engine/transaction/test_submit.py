@@ -3,6 +3,7 @@
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,15 @@ import pytest
 from occamdb import Database, Transaction, TransactionStatus
 from occamdb.engine.client.local_handle import LocalHandle
 from occamdb.engine.commit import messages
-from occamdb.engine.commit.messages import OpCode, OpFlags, Reply, RequestFlags, Status
+from occamdb.engine.commit.messages import (
+    OpCode,
+    OpFlags,
+    Reply,
+    RequestFlags,
+    ResultEntry,
+    ResultKind,
+    Status,
+)
 from occamdb.engine.model.errors import (
     CommitOutcomeUnknown,
     CoordinatorUnavailable,
@@ -25,6 +34,7 @@ from occamdb.engine.model.errors import (
 )
 from occamdb.engine.model.public_types import RunId
 from occamdb.engine.model.settings import Settings
+from occamdb.engine.transaction._answer import Answer, seal
 from tests.support.databases import memory_database
 
 
@@ -33,17 +43,17 @@ class Interposed(LocalHandle):
 
     def __init__(self) -> None:
         super().__init__(Settings.of({"max_store_size": "4MiB"}))
-        self.respond: Callable[[bytearray, float | None], bytes] | None = None
+        self.respond: Callable[[bytearray, float | None], bytes | Reply] | None = None
         self.requests: list[messages.Request] = []
 
-    def submit(self, request: bytearray, deadline: float | None) -> bytes:
+    def submit(self, request: bytearray, deadline: float | None) -> Answer:
         if self.respond is None:
-            reply = super().submit(request, deadline)
+            answer = super().submit(request, deadline)
         else:
-            request[8:16] = (77).to_bytes(8, "little")
-            reply = self.respond(request, deadline)
+            seal(request, 77, False)
+            answer = Answer(5, 77, self.respond(request, deadline), self.log_mode)
         self.requests.append(messages.decode_request(bytes(request)))
-        return reply
+        return answer
 
 
 @pytest.fixture
@@ -236,6 +246,49 @@ def test_damaged_replies_are_protocol_errors(
     with pytest.raises(ProtocolError):
         txn.commit()
     assert txn.status is TransactionStatus.VALIDATING  # it may have been committed
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [(ResultKind.UNSIGNED, (1 << 64) - 1), (ResultKind.SIGNED, -7)],
+)
+@pytest.mark.parametrize("encode", [lambda reply: reply, messages.encode_reply], ids=["decoded", "message"])
+def test_a_decoded_outcome_is_taken_like_a_message(
+    handle: Interposed, run: RunId, encode: Callable[[Reply], bytes | Reply], kind: ResultKind, value: int
+) -> None:
+    reply = Reply(Status.COMMITTED, 77, 9, 123, results=(ResultEntry(0, kind, value),))
+    handle.respond = lambda request, deadline: encode(reply)
+    db = Database(handle)
+    assert db.space(run, 1).add("n") == value
+    txn = db.begin(run)
+    txn.put("k", 1)
+    receipt = txn.commit()
+    assert (receipt.version, receipt.durability, txn.txn_id) == (9, "none", (5, 77))
+    assert handle.attachment().pin_count == 0
+
+
+@pytest.mark.parametrize("encode", [lambda reply: reply, messages.encode_reply], ids=["decoded", "message"])
+def test_a_decoded_refusal_is_taken_like_a_message(
+    handle: Interposed, run: RunId, encode: Callable[[Reply], bytes | Reply]
+) -> None:
+    handle.respond = lambda request, deadline: encode(Reply(Status.LOG_WRITE_ERROR, 77, detail=28))
+    txn = Database(handle).begin(run)
+    txn.put("k", 1)
+    with pytest.raises(LogWriteError):
+        txn.commit()
+    assert txn.status is TransactionStatus.ABORTED
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_seal_changes_the_sequence_and_the_sync_flag_alone(asked: bool, sync: bool) -> None:
+    before = messages.Request(0, 3, 4, flags=RequestFlags.BLIND | (RequestFlags.SYNC if asked else 0))
+    request = bytearray(messages.encode_request(before))
+    assert seal(request, (1 << 64) - 1, sync) is (asked or sync)
+    flags = RequestFlags.BLIND | (RequestFlags.SYNC if asked or sync else 0)
+    assert messages.decode_request(bytes(request)) == replace(before, sequence=(1 << 64) - 1, flags=flags)
+    with pytest.raises(ValueError, match="64 bytes"):
+        seal(bytearray(63), 1, sync)
 
 
 def test_full_store_refuses_and_goes_on(run: RunId) -> None:
