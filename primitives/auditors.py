@@ -181,7 +181,9 @@ def _family_problem(space: Space, raw: bytes, record: list[Any]) -> str | None:
 @_audits(RunIndex)
 def audit_runs(space: Space) -> Iterator[Fault]:
     """Every run has its index entries and no others, its parent, and a status that agrees with its times."""
-    yield from audit_entries(space, layout.RUN, _record_of_run, _entries_of_run)
+    for fault in audit_entries(space, layout.RUN, _record_of_run, _entries_of_run):
+        if fault.key != layout.RUN_NAMES_WHOLE:
+            yield fault
     for key in space.keys(layout.RUN):
         try:
             record = read_record(space, key)
@@ -195,10 +197,14 @@ def audit_runs(space: Space) -> Iterator[Fault]:
             yield Fault(key, f"run {run.run_id} is {run.status} without a time")
         if run.error is not None and run.status not in ("failed", "archived"):
             yield Fault(key, f"run {run.run_id} is {run.status} with an error")
+    # Last: a repair puts the mark behind the entries that it vouches for.
+    mark = layout.RUN_NAMES_WHOLE
+    if not space.exists(mark) and any(True for _ in space.keys(layout.RUN, limit=1)):
+        yield Fault(mark, "the index by name is not complete: runs are found by name by a walk", Repair(mark))
 
 
 def _record_of_run(key: bytes) -> bytes | None:
-    known = layout.RUN_BY_STATUS <= key[:1] <= layout.RUN_BY_CREATION and len(key) > layout.SUFFIX_SIZE
+    known = layout.RUN_BY_STATUS <= key[:1] <= layout.RUN_BY_NAME and len(key) > layout.SUFFIX_SIZE
     return layout.run(layout.suffix_id(key)) if known else None
 
 

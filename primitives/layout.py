@@ -13,6 +13,7 @@ Sizes below are in bytes, after the tag; the engine adds namespace (3 for the de
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from struct import Struct
 
 from ..engine.model.errors import InvalidArgumentError
@@ -135,12 +136,16 @@ def trace_suffix(time_us: int, trace_id: bytes) -> bytes:
 #   03 size:2 tag created:8 run:16   by tag
 #   04 parent:16 created:8 run:16    by parent (zeros: no parent)
 #   05 created:8 run:16              by creation
+#   06 digest:16 created:8 run:16    by name, which may have any length: a digest of it
+#   00                               every run has its entry by name; earlier versions made none
 
+RUN_NAMES_WHOLE = b"\x00"
 RUN = b"\x01"
 RUN_BY_STATUS = b"\x02"
 RUN_BY_TAG = b"\x03"
 RUN_BY_PARENT = b"\x04"
 RUN_BY_CREATION = b"\x05"
+RUN_BY_NAME = b"\x06"
 
 
 def run(run_id: bytes) -> bytes:
@@ -161,6 +166,11 @@ def runs_tagged(tag: str) -> bytes:
 def runs_under(parent: bytes) -> bytes:
     """The prefix of the parent index; `ZERO_ID` for the runs without a parent."""
     return RUN_BY_PARENT + parent
+
+
+def runs_named(name: str) -> bytes:
+    """The prefix of the name index. Two names can share it in theory: who reads it compares the names."""
+    return RUN_BY_NAME + blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def run_suffix(created_us: int, run_id: bytes) -> bytes:

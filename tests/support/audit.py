@@ -48,7 +48,7 @@ def audit_traces(txn: Any) -> None:
     records = {key[1:]: decode_value(record) for key, record in stored.items() if key[:1] == layout.TRACE}
     expected = set()
     for raw, record in records.items():
-        kind, fields, time_us, root, parent, tags, _ = record
+        kind, fields, time_us, root, parent, tags, _, *_ = record
         assert root in records, f"trace {raw.hex()} is in the tree of a missing root"
         if parent is None:
             assert root == raw
@@ -69,7 +69,7 @@ def audit_runs(txn: Any) -> None:
     records = {key[1:]: record for key, record in stored.items() if key[:1] == layout.RUN}
     expected = set()
     for raw, record in records.items():
-        _, status, parent, tags, _, created, _, completed, error = record
+        called, status, parent, tags, _, created, _, completed, error = record
         name = STATUS_NUMBERED[status]
         assert parent is None or parent in records, f"run {raw.hex()} has a missing parent"
         assert completed is not None or not name.is_finished, f"run {raw.hex()} is {name} without a time"
@@ -82,4 +82,7 @@ def audit_runs(txn: Any) -> None:
         }
         expected |= {layout.runs_under(parent or layout.ZERO_ID) + suffix}
         expected |= {layout.runs_tagged(tag) + suffix for tag in tags}
+        expected |= {layout.runs_named(called) + suffix}
+    if stored:  # it stays when the last run goes
+        expected |= {layout.RUN_NAMES_WHOLE}
     assert set(stored) == expected, "the run indices are not those the runs call for"
