@@ -22,7 +22,7 @@ from ..engine.model.errors import AlreadyExistsError, InvalidArgumentError, NotF
 from ..engine.model.public_types import TypeTag
 from . import layout
 from .extension import H_co, Primitive, operation, reader, single
-from .planner import Choice, IndexRange, Test, checked_limit, choose, window
+from .planner import Choice, IndexRange, Test, beyond, checked_limit, choose, window
 from .trace_types import (
     CUSTOM,
     FIELDS,
@@ -32,6 +32,7 @@ from .trace_types import (
     PARENT,
     ROOT,
     TAGS,
+    TIME,
     Names,
     Trace,
     TraceId,
@@ -66,39 +67,21 @@ class TraceStore(Primitive[H_co]):
         self,
         trace: TraceType,
         *,
-        tags: Iterable[str] = (),
-        metadata: Mapping[str, Any] | None = None,
-    ) -> TraceId:
-        """Record a trace without a parent; returns its id, the text of a time-ordered UUID."""
-        return self._record(trace, new_id(self.now_us), None, tags, metadata)
-
-    @operation
-    def record_child(
-        self,
-        parent_id: IdLike,
-        trace: TraceType,
-        *,
-        tags: Iterable[str] = (),
-        metadata: Mapping[str, Any] | None = None,
-    ) -> TraceId:
-        """Record a trace under another one; returns its id.
-
-        Raises:
-          NotFoundError: the run has no trace `parent_id`.
-        """
-        return self._record(trace, new_id(self.now_us), id_bytes(parent_id, "a parent id"), tags, metadata)
-
-    @operation
-    def record_with_options(
-        self,
-        trace: TraceType,
-        *,
         id: IdLike | None = None,
         parent_id: IdLike | None = None,
         tags: Iterable[str] = (),
         metadata: Mapping[str, Any] | None = None,
     ) -> TraceId:
-        """Record a trace with any of: an id of your own, a parent, tags, metadata.
+        """Record a trace; returns its id, the text of a time-ordered UUID.
+
+            step = db.traces.record(run, Thought("I need the weather"), tags=["plan"])
+            db.traces.record(run, ToolCall("weather", {"city": "Oslo"}), parent_id=step)
+
+        Args:
+          trace: what happened.
+          id: an id of your own; None: a new one.
+          parent_id: the trace of this run that it belongs under; None: it is a root.
+          tags, metadata: to find it by, and anything else to keep with it.
 
         Raises:
           AlreadyExistsError: the run has a trace `id`.
@@ -115,6 +98,26 @@ class TraceStore(Primitive[H_co]):
                 details={"id": id_text(raw)},
             )
         return self._record(trace, raw, parent, tags, metadata)
+
+    record_with_options = record
+
+    @operation
+    def record_child(
+        self,
+        parent_id: IdLike,
+        trace: TraceType,
+        *,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> TraceId:
+        """Record a trace under another one: `record` with the parent in front; returns its id.
+
+            db.traces.record_child(run, step, ToolCall("weather", {"city": "Oslo"}))
+
+        Raises:
+          NotFoundError: the run has no trace `parent_id`.
+        """
+        return self._record(trace, new_id(self.now_us), id_bytes(parent_id, "a parent id"), tags, metadata)
 
     def _record(
         self,
@@ -162,20 +165,32 @@ class TraceStore(Primitive[H_co]):
 
     @reader
     def query_by_type(
-        self, trace_type: type[TraceType] | str, *, limit: int | None = None, reverse: bool = False
+        self,
+        trace_type: type[TraceType] | str,
+        *,
+        after: IdLike | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
     ) -> list[Trace]:
         """The traces of one type in time order: a class, its name, or the name of a Custom trace.
 
         A name finds every trace whose `type_name` it is: `"Thought"` the Thoughts and the Custom traces of that name.
-        A class finds its own traces alone.
+        A class finds its own traces alone. `after` and the rest are as for `query`.
+
+            calls = db.traces.query_by_type(run, ToolCall, limit=20, reverse=True)
         """
         _typed(trace_type)  # None is no type, though no filter
-        return self._query(_Filter(trace_type=trace_type), limit, reverse)
+        return self._query(_Filter(trace_type=trace_type, after=after), limit, reverse)
 
     @reader
-    def query_by_tag(self, tag: str, *, limit: int | None = None, reverse: bool = False) -> list[Trace]:
-        """The traces with a tag, in time order."""
-        return self._query(_Filter(tags=(tag,)), limit, reverse)
+    def query_by_tag(
+        self, tag: str, *, after: IdLike | None = None, limit: int | None = None, reverse: bool = False
+    ) -> list[Trace]:
+        """The traces with a tag, in time order; `after` and the rest as for `query`.
+
+        plans = db.traces.query_by_tag(run, "plan")
+        """
+        return self._query(_Filter(tags=(tag,), after=after), limit, reverse)
 
     @reader
     def query_by_time(
@@ -183,11 +198,15 @@ class TraceStore(Primitive[H_co]):
         start: datetime | None = None,
         end: datetime | None = None,
         *,
+        after: IdLike | None = None,
         limit: int | None = None,
         reverse: bool = False,
     ) -> list[Trace]:
-        """The traces recorded from `start` up to but not including `end`, in time order; None leaves a side open."""
-        return self._query(_Filter(start=start, end=end), limit, reverse)
+        """The traces recorded from `start` up to but not including `end`, in time order; None leaves a side open.
+
+        hour = db.traces.query_by_time(run, datetime.now(UTC) - timedelta(hours=1))
+        """
+        return self._query(_Filter(start=start, end=end, after=after), limit, reverse)
 
     @reader
     def query(
@@ -199,42 +218,56 @@ class TraceStore(Primitive[H_co]):
         parent_id: IdLike | None = None,
         start: datetime | None = None,
         end: datetime | None = None,
+        after: IdLike | None = None,
         limit: int | None = None,
         reverse: bool = False,
     ) -> list[Trace]:
-        """The traces that meet every filter given, in time order.
+        """The traces that meet every filter given, in time order; those of one time in the order of their ids.
 
-        Reads the index that promises the fewest traces and checks the other filters on what it yields.
+        Reads the index that promises the fewest traces and checks the other filters on what it yields. A trace that is
+        not there has no children: with such a `parent_id` the answer is empty.
+
+            page = db.traces.query(run, ToolCall, tags=["plan"], limit=50)
+            rest = db.traces.query(run, ToolCall, tags=["plan"], limit=50, after=page[-1].id)
 
         Args:
           trace_type: as for `query_by_type`.
           tag, tags: tags that must all be there.
           parent_id: the trace they are directly under.
           start, end: recorded from `start` up to but not including `end`.
+          after: only what comes behind this trace in the order of the answer: pages neither overlap nor leave gaps.
           limit: at most so many.
           reverse: latest first.
 
         Raises:
-          NotFoundError: the run has no trace `parent_id`.
+          NotFoundError: the run has no trace `after`.
         """
         labels = (*((tag,) if tag is not None else ()), *checked_tags(tags))
-        return self._query(_Filter(trace_type, labels, parent_id, start, end), limit, reverse)
+        return self._query(_Filter(trace_type, labels, parent_id, start, end, after), limit, reverse)
 
     @reader
-    def get_children(self, trace_id: IdLike, *, limit: int | None = None) -> list[Trace]:
-        """The traces directly under one, in time order.
+    def get_children(
+        self, trace_id: IdLike, *, after: IdLike | None = None, limit: int | None = None
+    ) -> list[Trace]:
+        """The traces directly under one, in time order; empty also when the run has no such trace.
 
-        Raises:
-          NotFoundError: the run has no such trace.
+        children = db.traces.get_children(run, step)
         """
         id_bytes(trace_id)  # None is no trace, though no filter
-        return self._query(_Filter(parent_id=trace_id), limit, False)
+        return self._query(_Filter(parent_id=trace_id, after=after), limit, False)
 
     @reader
-    def get_roots(self, *, limit: int | None = None, reverse: bool = False) -> list[Trace]:
-        """The traces without a parent, in time order."""
+    def get_roots(
+        self, *, after: IdLike | None = None, limit: int | None = None, reverse: bool = False
+    ) -> list[Trace]:
+        """The traces without a parent, in time order; `after` and the rest as for `query`.
+
+        newest = db.traces.get_roots(run, limit=1, reverse=True)
+        """
         prefix = layout.traces_of_family(layout.ZERO_ID, layout.ZERO_ID)
-        ids = map(layout.suffix_id, self.space.keys(prefix, limit=limit, reverse=reverse))
+        bounds = self._behind((b"", None), after, reverse)
+        keys = IndexRange(prefix, *bounds).keys(self.space, limit=limit, reverse=reverse)
+        ids = map(layout.suffix_id, keys)
         names = Names(self.space.codec)
         return [self._decoded(raw, self._fetch(raw), names) for raw in ids]
 
@@ -301,16 +334,15 @@ class TraceStore(Primitive[H_co]):
             )
         return stored
 
-    def _root_of_existing(self, raw: bytes) -> bytes:
-        root: bytes = decode_record(raw, self._existing(raw), self.space.codec)[ROOT]
-        return root
-
     # --- Queries ---
 
     def _query(self, wanted: _Filter, limit: int | None, reverse: bool) -> list[Trace]:
         if checked_limit(limit) == 0:
             return []
-        index, tests = self._plan(wanted)
+        plan = self._plan(wanted, reverse)
+        if plan is None:
+            return []
+        index, tests = plan
         found: list[Trace] = []
         names = Names(self.space.codec)
         for key in index.keys(self.space, limit=None if tests else limit, reverse=reverse):
@@ -322,13 +354,29 @@ class TraceStore(Primitive[H_co]):
                     break
         return found
 
-    def _plan(self, wanted: _Filter) -> tuple[IndexRange, list[Test]]:
-        """The index to read and the tests left to make on its traces."""
-        since, before = window(wanted.start, wanted.end, ("start", "end"))
+    def _behind(
+        self, bounds: tuple[bytes, bytes | None], after: IdLike | None, reverse: bool
+    ) -> tuple[bytes, bytes | None]:
+        """The bounds of an index range, cut to what comes behind a trace."""
+        if after is None:
+            return bounds
+        raw = id_bytes(after)
+        time_us = decode_record(raw, self._existing(raw), self.space.codec)[TIME]
+        return beyond(bounds, layout.trace_suffix(time_us, raw), reverse=reverse)
+
+    def _plan(self, wanted: _Filter, reverse: bool) -> tuple[IndexRange, list[Test]] | None:
+        """The index to read and the tests left to make on its traces; None: there can be none."""
+        since, before = self._behind(
+            window(wanted.start, wanted.end, ("start", "end")), wanted.after, reverse
+        )
         filters: list[tuple[bytes, bytes | None, Test]] = []
         if wanted.parent_id is not None:
             raw = id_bytes(wanted.parent_id, "a parent id")
-            family = layout.traces_of_family(self._root_of_existing(raw), raw)
+            stored = self.space.get(layout.trace(raw))
+            if stored is None:
+                return None  # a parent is there before its children
+            root = decode_record(raw, stored, self.space.codec)[ROOT]
+            family = layout.traces_of_family(root, raw)
             filters.append((family, None, _under(raw)))
         filters += [(layout.traces_tagged(tag), None, _tagged(tag)) for tag in wanted.tags]
         if wanted.trace_type is not None:
@@ -373,6 +421,7 @@ class _Filter(NamedTuple):
     parent_id: IdLike | None = None
     start: datetime | None = None
     end: datetime | None = None
+    after: IdLike | None = None
 
 
 def _under(parent: bytes) -> Test:

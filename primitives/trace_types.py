@@ -181,9 +181,17 @@ class TraceTree:
             yield depth, tree.trace
             stack.extend((depth + 1, child) for child in reversed(tree.children))
 
+    def __iter__(self) -> Iterator[Trace]:
+        """Every trace, in the order of `walk`."""
+        for _, trace in self.walk():
+            yield trace
+
+    def __len__(self) -> int:
+        return self.size
+
     @property
     def size(self) -> int:
-        """How many traces it holds: O(size)."""
+        """How many traces it holds, as `len` does: O(size)."""
         count, stack = 0, [self]
         while stack:
             tree = stack.pop()
@@ -227,10 +235,14 @@ def id_text(raw: bytes) -> TraceId:
 
 
 # --- Storing -------------------------------------------------------------------------------------
-# [kind, fields, time in us, root id, parent id or None, tags or None, metadata or None]
+# [kind, fields, time in us, root id, parent id or None, tags or None, metadata or None, form]
+#
+# Fields that are tuples are stored as lists. `form` is an int: bit n says that field n is a tuple. It is left out, as
+# in the records of earlier versions, when it is the usual one: a Decision's options are a tuple, nothing else is.
 
-KIND, FIELDS, TIME, ROOT, PARENT, TAGS, METADATA = range(7)
+KIND, FIELDS, TIME, ROOT, PARENT, TAGS, METADATA, FORM = range(8)
 RECORD_LENGTH = 7
+_OPTIONS_FIELD = 1
 _PLAIN = Codec()
 
 
@@ -261,13 +273,24 @@ def encode_record(kind: int, trace: TraceType, rest: list[Any], codec: Codec = _
             f"a Decision's options are a list or a tuple, got {type(trace.options).__name__}",
             hint='Decision("which tool?", options=["search", "ask"], chosen="search")',
         )
-    # Tuples at the top level, such as a Decision's options, are stored as lists.
-    fields = [list(value) if type(value) is tuple else value for value in _FIELDS_OF[kind](trace)]
+    fields, form = [], 0
+    for at, value in enumerate(_FIELDS_OF[kind](trace)):
+        if type(value) is tuple:
+            form |= 1 << at
+            value = list(value)
+        fields.append(value)
+    record = [kind, fields, *rest]
+    if form != _usual_form(kind):
+        record.append(form)
     try:
-        return codec.encode([kind, fields, *rest])
+        return codec.encode(record)
     except ValueEncodingError:
         explain(dict(zip(_FIELD_NAMES[kind], fields, strict=True)) | {"metadata": rest[-1]}, codec)
         raise
+
+
+def _usual_form(kind: int) -> int:
+    return 1 << _OPTIONS_FIELD if kind == DECISION else 0
 
 
 def explain(parts: Mapping[str, Any], codec: Codec = _PLAIN) -> None:
@@ -290,6 +313,8 @@ def decode_record(raw_id: bytes, stored: Any, codec: Codec = _PLAIN) -> list[Any
     try:
         record = codec.decode(stored)
         if type(record) is list and len(record) == RECORD_LENGTH:
+            return [*record, _usual_form(record[KIND])]
+        if type(record) is list and len(record) == RECORD_LENGTH + 1 and type(record[FORM]) is int:
             return record
         problem = "not a record"
     except ValueEncodingError:
@@ -329,9 +354,13 @@ def decode_trace(raw_id: bytes, record: list[Any], names: Names) -> Trace:
       CorruptionError: the record holds no trace.
     """
     try:
-        kind, fields, time_us, root, parent, tags, metadata = record
-        if kind == DECISION and type(fields[1]) is list:  # the first builds stored whatever was given
-            fields[1] = tuple(fields[1])
+        kind, fields, time_us, root, parent, tags, metadata, form = record
+        if form:
+            # Not in place: the record may be asked for more than once.
+            fields = [
+                tuple(value) if form >> at & 1 and type(value) is list else value
+                for at, value in enumerate(fields)
+            ]
         return Trace(
             names[raw_id],
             names[parent] if parent else None,
