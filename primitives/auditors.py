@@ -19,7 +19,20 @@ from .run_index import RunIndex, run_entries
 from .run_types import PARENT as RUN_PARENT
 from .run_types import decode_run
 from .trace_store import TraceStore, trace_entries
-from .trace_types import CUSTOM, FIELDS, KIND, PARENT, ROOT, TAGS, TIME, Names, decode_record, decode_trace
+from .trace_types import (
+    CUSTOM,
+    FIELDS,
+    FORM,
+    KIND,
+    PARENT,
+    ROOT,
+    SPAN,
+    TAGS,
+    TIME,
+    Names,
+    decode_record,
+    decode_trace,
+)
 
 __all__ = ["audit_events", "audit_runs", "audit_traces"]
 
@@ -133,7 +146,13 @@ def _audit_type_index(space: Space) -> Iterator[Fault]:
 @_audits(TraceStore)
 def audit_traces(space: Space) -> Iterator[Fault]:
     """Every trace has its index entries and no others, its parent, and the root of its parent's tree."""
-    yield from audit_entries(space, layout.TRACE, _record_of_trace, _entries_of_trace)
+    for fault in audit_entries(space, layout.TRACE, _record_of_trace, _entries_of_trace):
+        if not fault.key.startswith(layout.SPAN_END):
+            yield fault
+    for key in space.keys(layout.SPAN_END):
+        problem = _end_problem(space, key)
+        if problem is not None:
+            yield Fault(key, problem)
     for key in space.keys(layout.TRACE):
         try:
             record = decode_record(key[1:], read_record(space, key))
@@ -161,6 +180,24 @@ def _entries_of_trace(key: bytes, stored: Any) -> set[bytes]:
         )
     except Exception as error:  # a record of any content, made into keys
         raise CorruptionError(f"trace {raw.hex()} has no index keys: {error}") from error
+
+
+def _end_problem(space: Space, key: bytes) -> str | None:
+    """What is wrong with the end of a span. Users' results are in it, so it is never mended."""
+    raw = layout.suffix_id(key)
+    if len(key) != len(layout.SPAN_END) + 2 * layout.ID_SIZE:
+        return "a key that this version does not know"
+    try:
+        stored = read_record(space, layout.trace(raw))
+        if stored is None:
+            return f"the end of trace {raw.hex()}, which is not there"
+        record = decode_record(raw, stored)
+        if not record[FORM] & SPAN or layout.span_end(record[ROOT], raw) != key:
+            return f"the end of trace {raw.hex()}, which does not call for it"
+        decode_trace(raw, record, Names(_PLAIN), read_record(space, key))
+    except OccamError as error:
+        return f"unreadable: {error.message}"
+    return None
 
 
 def _family_problem(space: Space, raw: bytes, record: list[Any]) -> str | None:

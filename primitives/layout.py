@@ -89,6 +89,7 @@ def events_of_type(event_type: str) -> bytes:
 #   04 size:2 tag suffix:24               by tag
 #   05 root:16 parent:16 suffix:24        by family: all of a tree, or the children of one trace, in one range
 #   06 suffix:24                          by time
+#   07 root:16 id:16                      the end of a span; a span without it is open
 # suffix = time:8 id:16, so every index is in time order and can be cut to a time range without reading traces.
 
 TRACE = b"\x01"
@@ -97,6 +98,7 @@ TRACE_BY_NAME = b"\x03"
 TRACE_BY_TAG = b"\x04"
 TRACE_BY_FAMILY = b"\x05"
 TRACE_BY_TIME = b"\x06"
+SPAN_END = b"\x07"
 SUFFIX_SIZE = 8 + ID_SIZE
 
 
@@ -123,6 +125,11 @@ def traces_tagged(tag: str) -> bytes:
 def traces_of_family(root: bytes, parent: bytes = b"") -> bytes:
     """The prefix of all descendants of `root`, or of the children of one `parent` among them."""
     return TRACE_BY_FAMILY + root + parent
+
+
+def span_end(root: bytes, trace_id: bytes = b"") -> bytes:
+    """Where the end of a span is, or the prefix of all ends in the tree of `root`."""
+    return SPAN_END + root + trace_id
 
 
 def trace_suffix(time_us: int, trace_id: bytes) -> bytes:

@@ -1,7 +1,8 @@
 """TraceStore: what an agent did, step by step, as trees.
 
 1. A trace and its entries in every index (type, Custom name, tag, family, time) are written in one transaction, and
-   traces are never changed or removed but with their run: an entry always has its trace.
+   traces are never changed or removed but with their run: an entry always has its trace. The end of a span is a
+   further key, written once.
 2. A parent exists when its child is recorded, which the commit checks whatever the isolation, and a trace belongs to
    the tree of its parent's root. So a whole tree is one range of the family index, and so are the children of one
    trace.
@@ -15,22 +16,25 @@ import random
 import threading
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 from uuid import UUID
 
 from ..engine.model.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 from ..engine.model.public_types import TypeTag
 from . import layout
-from .extension import H_co, Primitive, operation, reader, single
+from .extension import DatabaseBase, H_co, Primitive, RunLike, TransactionBase, operation, reader, single
 from .planner import Choice, IndexRange, Test, beyond, checked_limit, choose, window
+from .spans import INHERIT, Span, spans_around
 from .trace_types import (
     CUSTOM,
     FIELDS,
+    FORM,
     KIND,
     KIND_NAMED,
     KIND_OF,
     PARENT,
     ROOT,
+    SPAN,
     TAGS,
     TIME,
     Names,
@@ -42,6 +46,7 @@ from .trace_types import (
     checked_tags,
     decode_record,
     decode_trace,
+    encode_end,
     encode_record,
     id_bytes,
     id_text,
@@ -68,7 +73,7 @@ class TraceStore(Primitive[H_co]):
         trace: TraceType,
         *,
         id: IdLike | None = None,
-        parent_id: IdLike | None = None,
+        parent_id: IdLike | None = INHERIT,
         tags: Iterable[str] = (),
         metadata: Mapping[str, Any] | None = None,
     ) -> TraceId:
@@ -80,24 +85,15 @@ class TraceStore(Primitive[H_co]):
         Args:
           trace: what happened.
           id: an id of your own; None: a new one.
-          parent_id: the trace of this run that it belongs under; None: it is a root.
+          parent_id: the trace of this run that it belongs under; None: it is a root; "inherit": the innermost span of
+            this run around the call, if the call sees it, else it is a root.
           tags, metadata: to find it by, and anything else to keep with it.
 
         Raises:
           AlreadyExistsError: the run has a trace `id`.
           NotFoundError: the run has no trace `parent_id`.
         """
-        parent = None if parent_id is None else id_bytes(parent_id, "a parent id")
-        if id is None:
-            return self._record(trace, new_id(self.now_us), parent, tags, metadata)
-        raw = id_bytes(id)
-        if self.space.exists(layout.trace(raw)):
-            raise AlreadyExistsError(
-                f"trace {id_text(raw)} already exists",
-                hint="leave id out to get a new one",
-                details={"id": id_text(raw)},
-            )
-        return self._record(trace, raw, parent, tags, metadata)
+        return self._record_at(trace, id, parent_id, tags, metadata)
 
     record_with_options = record
 
@@ -119,6 +115,153 @@ class TraceStore(Primitive[H_co]):
         """
         return self._record(trace, new_id(self.now_us), id_bytes(parent_id, "a parent id"), tags, metadata)
 
+    # --- Spans ---
+
+    @overload
+    def span(
+        self: TraceStore[DatabaseBase],
+        run_id: RunLike,
+        trace: TraceType,
+        /,
+        *,
+        id: IdLike | None = None,
+        parent: IdLike | None = INHERIT,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Span: ...
+    @overload
+    def span(
+        self: TraceStore[TransactionBase],
+        trace: TraceType,
+        /,
+        *,
+        id: IdLike | None = None,
+        parent: IdLike | None = INHERIT,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Span: ...
+    def span(
+        self: TraceStore[Any],
+        *run_and_trace: Any,
+        id: IdLike | None = None,
+        parent: IdLike | None = INHERIT,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Span:
+        """A trace for the length of a `with` block: its beginning, and its end with duration, result or exception.
+
+            with db.traces.span(run, ToolCall("search", {"q": "x"}), tags=["net"]) as span:
+                span.set_result(search("x"))
+
+        What is recorded in the block goes under it, by context: each thread begins outside all spans, a task of asyncio
+        is in those of the code that made it. Another process names the parent: `parent=span.id`. A process that is
+        killed leaves the trace open. On a transaction, beginning and end are both part of the transaction.
+
+        Args:
+          id, tags, metadata: as for `record`.
+          parent: as `parent_id` for `record`.
+        """
+        expected = 1 if self.inside else 2
+        if len(run_and_trace) != expected:
+            raise InvalidArgumentError(
+                f"span takes {'a trace' if self.inside else 'a run and a trace'}, "
+                f"got {len(run_and_trace)} arguments",
+                hint=f"{'txn.traces.span(' if self.inside else 'db.traces.span(run, '}Thought('...'))",
+            )
+        *run, trace = run_and_trace
+        options = {"id": id, "parent_id": parent, "tags": tuple(checked_tags(tags)), "metadata": metadata}
+        return Span(self, tuple(run), trace, options)
+
+    @operation
+    def begin_span(
+        self,
+        trace: TraceType,
+        *,
+        id: IdLike | None = None,
+        parent_id: IdLike | None = INHERIT,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> TraceId:
+        """Record a trace that is open until `end_span`, for code that cannot use a `with` block; returns its id.
+
+            call = db.traces.begin_span(run, ToolCall("search"))
+            db.traces.end_span(run, call, result=[1, 2])
+
+        Args and errors as for `record`.
+        """
+        return self._record_at(trace, id, parent_id, tags, metadata, form=SPAN)
+
+    @operation
+    def end_span(
+        self,
+        trace_id: IdLike,
+        *,
+        result: Any = None,
+        error: str | None = None,
+        duration_ms: float | None = None,
+    ) -> None:
+        """Record the end of a span, from any process. Without `duration_ms` the clocks of both transactions give it.
+
+            db.traces.end_span(run, call, error="no answer")
+
+        Raises:
+          NotFoundError: the run has no such trace.
+          InvalidArgumentError: it is not a span.
+          AlreadyExistsError: it has ended already.
+        """
+        raw = id_bytes(trace_id)
+        record = decode_record(raw, self._existing(raw), self.space.codec)
+        details = {"id": id_text(raw)}
+        if not record[FORM] & SPAN:
+            raise InvalidArgumentError(
+                f"trace {id_text(raw)} is not a span", hint="begin_span or span makes one", details=details
+            )
+        if error is not None and type(error) is not str:
+            raise InvalidArgumentError(
+                f"an error is text, got {type(error).__name__}", hint="end_span(..., error=str(error))"
+            )
+        key = layout.span_end(record[ROOT], raw)
+        if (
+            self.space.get_checked(key) is not None
+        ):  # of two that end it, one conflicts and then gets this error
+            raise AlreadyExistsError(
+                f"span {id_text(raw)} has ended already", hint="end a span once", details=details
+            )
+        ended_us = max(self.now_us, record[TIME])
+        duration_us = ended_us - record[TIME] if duration_ms is None else round(duration_ms * 1000)
+        self.space.put(key, encode_end(ended_us, duration_us, error, result, self.space.codec))
+
+    def _record_at(
+        self,
+        trace: TraceType,
+        id: IdLike | None,
+        parent_id: IdLike | None,
+        tags: Iterable[str],
+        metadata: Mapping[str, Any] | None,
+        form: int = 0,
+    ) -> TraceId:
+        if parent_id == INHERIT:
+            parent = next(filter(self._sees, map(id_bytes, spans_around())), None)
+        else:
+            parent = None if parent_id is None else id_bytes(parent_id, "a parent id")
+        if id is None:
+            return self._record(trace, new_id(self.now_us), parent, tags, metadata, form)
+        raw = id_bytes(id)
+        if self._has(raw):
+            raise AlreadyExistsError(
+                f"trace {id_text(raw)} already exists",
+                hint="leave id out to get a new one",
+                details={"id": id_text(raw)},
+            )
+        return self._record(trace, raw, parent, tags, metadata, form)
+
+    def _sees(self, raw: bytes) -> bool:
+        """Whether the trace is there. Not in the read set: a span may well be younger than the snapshot."""
+        return self.space.get(layout.trace(raw), track=False) is not None
+
+    def _has(self, raw: bytes) -> bool:
+        return self.space.exists(layout.trace(raw))
+
     def _record(
         self,
         trace: TraceType,
@@ -126,6 +269,7 @@ class TraceStore(Primitive[H_co]):
         parent: bytes | None,
         tags: Iterable[str],
         metadata: Mapping[str, Any] | None,
+        form: int = 0,
     ) -> TraceId:
         kind, space, time_us = kind_of(trace), self.space, self.now_us
         root = raw_id if parent is None else self._root_of(parent)
@@ -133,7 +277,7 @@ class TraceStore(Primitive[H_co]):
         name = trace.name if kind == CUSTOM else None  # type: ignore[union-attr]
         entries = trace_entries(raw_id, kind, name, time_us, root, parent, labels)
         rest = [time_us, root, parent, labels or None, checked_metadata(metadata)]
-        space.put(layout.trace(raw_id), encode_record(kind, trace, rest, space.codec))
+        space.put(layout.trace(raw_id), encode_record(kind, trace, rest, space.codec, form))
         for entry in entries:
             space.put(entry, None)
         return id_text(raw_id)
@@ -282,7 +426,7 @@ class TraceStore(Primitive[H_co]):
         stored = self._existing(raw)
         names = Names(self.space.codec)
         record = decode_record(raw, stored, names.codec)
-        tree = TraceTree(raw, stored, names)
+        tree = TraceTree(raw, stored, names, self._end_of(raw, record))
         if record[PARENT] is None:
             self._grow_whole(raw, tree, names)
         else:
@@ -295,10 +439,11 @@ class TraceStore(Primitive[H_co]):
         family = layout.traces_of_family(root)
         start, end = len(family), len(family) + layout.ID_SIZE
         nodes, links = {root: tree}, []
+        ends = {key[-layout.ID_SIZE :]: row.value for key, row in self.space.scan(layout.span_end(root))}
         for key in self.space.keys(family):
             raw = key[-layout.ID_SIZE :]
             # As `_fetch` does, without a call for each of many traces.
-            node = nodes[raw] = TraceTree(raw, get(layout.TRACE + raw, track=False), names)
+            node = nodes[raw] = TraceTree(raw, get(layout.TRACE + raw, track=False), names, ends.get(raw))
             links.append((key[start:end], node))
         for parent, node in links:
             nodes[parent].adopt(node)
@@ -311,13 +456,17 @@ class TraceStore(Primitive[H_co]):
             parent, node = open_nodes.pop()
             for key in keys(layout.traces_of_family(root, parent)):
                 raw = layout.suffix_id(key)
-                child = TraceTree(raw, fetch(raw), names)
+                child = TraceTree(raw, fetch(raw), names, self.space.get(layout.span_end(root, raw)))
                 node.adopt(child)
                 open_nodes.append((raw, child))
 
-    @staticmethod
-    def _decoded(raw: bytes, stored: Any, names: Names) -> Trace:
-        return decode_trace(raw, decode_record(raw, stored, names.codec), names)
+    def _decoded(self, raw: bytes, stored: Any, names: Names) -> Trace:
+        record = decode_record(raw, stored, names.codec)
+        return decode_trace(raw, record, names, self._end_of(raw, record))
+
+    def _end_of(self, raw: bytes, record: list[Any]) -> Any:
+        """The stored end of a trace that is a span and has ended, else None."""
+        return self.space.get(layout.span_end(record[ROOT], raw)) if record[FORM] & SPAN else None
 
     def _fetch(self, raw: bytes) -> bytes:
         """The stored trace an index entry names. Traces never change, so the entry in the read set is enough."""
@@ -349,7 +498,7 @@ class TraceStore(Primitive[H_co]):
             raw = key[-layout.ID_SIZE :]
             record = decode_record(raw, self._fetch(raw), names.codec)
             if all(test(record) for test in tests):
-                found.append(decode_trace(raw, record, names))
+                found.append(decode_trace(raw, record, names, self._end_of(raw, record)))
                 if len(found) == limit:
                     break
         return found
