@@ -8,6 +8,7 @@ from .handles import Database, Snapshot, Transaction, open, open_in_memory
 from .kv import KVMapping, KVStore, KVTransaction
 from .run_index import RunIndex
 from .run_types import ALLOWED_TRANSITIONS, RunMetadata, RunStatus
+from .spans import Span
 from .state_cell import State, StateCell
 from .trace_store import TraceStore
 from .trace_types import (
@@ -44,6 +45,7 @@ __all__ = [
     "RunMetadata",
     "RunStatus",
     "Snapshot",
+    "Span",
     "State",
     "StateCell",
     "Thought",

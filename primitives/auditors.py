@@ -19,7 +19,20 @@ from .run_index import RunIndex, run_entries
 from .run_types import PARENT as RUN_PARENT
 from .run_types import decode_run
 from .trace_store import TraceStore, trace_entries
-from .trace_types import CUSTOM, FIELDS, KIND, PARENT, ROOT, TAGS, TIME, Names, decode_record, decode_trace
+from .trace_types import (
+    CUSTOM,
+    FIELDS,
+    FORM,
+    KIND,
+    PARENT,
+    ROOT,
+    SPAN,
+    TAGS,
+    TIME,
+    Names,
+    decode_record,
+    decode_trace,
+)
 
 __all__ = ["audit_events", "audit_runs", "audit_traces"]
 
@@ -133,7 +146,13 @@ def _audit_type_index(space: Space) -> Iterator[Fault]:
 @_audits(TraceStore)
 def audit_traces(space: Space) -> Iterator[Fault]:
     """Every trace has its index entries and no others, its parent, and the root of its parent's tree."""
-    yield from audit_entries(space, layout.TRACE, _record_of_trace, _entries_of_trace)
+    for fault in audit_entries(space, layout.TRACE, _record_of_trace, _entries_of_trace):
+        if not fault.key.startswith(layout.SPAN_END):
+            yield fault
+    for key in space.keys(layout.SPAN_END):
+        problem = _end_problem(space, key)
+        if problem is not None:
+            yield Fault(key, problem)
     for key in space.keys(layout.TRACE):
         try:
             record = decode_record(key[1:], read_record(space, key))
@@ -163,6 +182,24 @@ def _entries_of_trace(key: bytes, stored: Any) -> set[bytes]:
         raise CorruptionError(f"trace {raw.hex()} has no index keys: {error}") from error
 
 
+def _end_problem(space: Space, key: bytes) -> str | None:
+    """What is wrong with the end of a span. Users' results are in it, so it is never mended."""
+    raw = layout.suffix_id(key)
+    if len(key) != len(layout.SPAN_END) + 2 * layout.ID_SIZE:
+        return "a key that this version does not know"
+    try:
+        stored = read_record(space, layout.trace(raw))
+        if stored is None:
+            return f"the end of trace {raw.hex()}, which is not there"
+        record = decode_record(raw, stored)
+        if not record[FORM] & SPAN or layout.span_end(record[ROOT], raw) != key:
+            return f"the end of trace {raw.hex()}, which does not call for it"
+        decode_trace(raw, record, Names(_PLAIN), read_record(space, key))
+    except OccamError as error:
+        return f"unreadable: {error.message}"
+    return None
+
+
 def _family_problem(space: Space, raw: bytes, record: list[Any]) -> str | None:
     root, parent = record[ROOT], record[PARENT]
     if parent is None:
@@ -181,7 +218,9 @@ def _family_problem(space: Space, raw: bytes, record: list[Any]) -> str | None:
 @_audits(RunIndex)
 def audit_runs(space: Space) -> Iterator[Fault]:
     """Every run has its index entries and no others, its parent, and a status that agrees with its times."""
-    yield from audit_entries(space, layout.RUN, _record_of_run, _entries_of_run)
+    for fault in audit_entries(space, layout.RUN, _record_of_run, _entries_of_run):
+        if fault.key != layout.RUN_NAMES_WHOLE:
+            yield fault
     for key in space.keys(layout.RUN):
         try:
             record = read_record(space, key)
@@ -195,10 +234,14 @@ def audit_runs(space: Space) -> Iterator[Fault]:
             yield Fault(key, f"run {run.run_id} is {run.status} without a time")
         if run.error is not None and run.status not in ("failed", "archived"):
             yield Fault(key, f"run {run.run_id} is {run.status} with an error")
+    # Last: a repair puts the mark behind the entries that it vouches for.
+    mark = layout.RUN_NAMES_WHOLE
+    if not space.exists(mark) and any(True for _ in space.keys(layout.RUN, limit=1)):
+        yield Fault(mark, "the index by name is not complete: runs are found by name by a walk", Repair(mark))
 
 
 def _record_of_run(key: bytes) -> bytes | None:
-    known = layout.RUN_BY_STATUS <= key[:1] <= layout.RUN_BY_CREATION and len(key) > layout.SUFFIX_SIZE
+    known = layout.RUN_BY_STATUS <= key[:1] <= layout.RUN_BY_NAME and len(key) > layout.SUFFIX_SIZE
     return layout.run(layout.suffix_id(key)) if known else None
 
 

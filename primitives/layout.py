@@ -13,6 +13,7 @@ Sizes below are in bytes, after the tag; the engine adds namespace (3 for the de
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from struct import Struct
 
 from ..engine.model.errors import InvalidArgumentError
@@ -88,6 +89,7 @@ def events_of_type(event_type: str) -> bytes:
 #   04 size:2 tag suffix:24               by tag
 #   05 root:16 parent:16 suffix:24        by family: all of a tree, or the children of one trace, in one range
 #   06 suffix:24                          by time
+#   07 root:16 id:16                      the end of a span; a span without it is open
 # suffix = time:8 id:16, so every index is in time order and can be cut to a time range without reading traces.
 
 TRACE = b"\x01"
@@ -96,6 +98,7 @@ TRACE_BY_NAME = b"\x03"
 TRACE_BY_TAG = b"\x04"
 TRACE_BY_FAMILY = b"\x05"
 TRACE_BY_TIME = b"\x06"
+SPAN_END = b"\x07"
 SUFFIX_SIZE = 8 + ID_SIZE
 
 
@@ -124,6 +127,11 @@ def traces_of_family(root: bytes, parent: bytes = b"") -> bytes:
     return TRACE_BY_FAMILY + root + parent
 
 
+def span_end(root: bytes, trace_id: bytes = b"") -> bytes:
+    """Where the end of a span is, or the prefix of all ends in the tree of `root`."""
+    return SPAN_END + root + trace_id
+
+
 def trace_suffix(time_us: int, trace_id: bytes) -> bytes:
     """What completes every index key of a trace."""
     return _U64.pack(time_us + _TIME_BIAS) + trace_id
@@ -135,12 +143,16 @@ def trace_suffix(time_us: int, trace_id: bytes) -> bytes:
 #   03 size:2 tag created:8 run:16   by tag
 #   04 parent:16 created:8 run:16    by parent (zeros: no parent)
 #   05 created:8 run:16              by creation
+#   06 digest:16 created:8 run:16    by name, which may have any length: a digest of it
+#   00                               every run has its entry by name; earlier versions made none
 
+RUN_NAMES_WHOLE = b"\x00"
 RUN = b"\x01"
 RUN_BY_STATUS = b"\x02"
 RUN_BY_TAG = b"\x03"
 RUN_BY_PARENT = b"\x04"
 RUN_BY_CREATION = b"\x05"
+RUN_BY_NAME = b"\x06"
 
 
 def run(run_id: bytes) -> bytes:
@@ -161,6 +173,11 @@ def runs_tagged(tag: str) -> bytes:
 def runs_under(parent: bytes) -> bytes:
     """The prefix of the parent index; `ZERO_ID` for the runs without a parent."""
     return RUN_BY_PARENT + parent
+
+
+def runs_named(name: str) -> bytes:
+    """The prefix of the name index. Two names can share it in theory: who reads it compares the names."""
+    return RUN_BY_NAME + blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def run_suffix(created_us: int, run_id: bytes) -> bytes:

@@ -34,7 +34,7 @@ from typing import (
 )
 from uuid import UUID
 
-from ..engine.model.public_types import RunId
+from ..engine.model.public_types import HasRunId, RunId
 from ..engine.model.retry_policy import RetryPolicy
 from ..engine.transaction._transaction import DatabaseBase, TransactionBase
 
@@ -61,7 +61,7 @@ R = TypeVar("R")
 R_in = TypeVar("R_in", covariant=True)
 R_out = TypeVar("R_out", covariant=True)
 
-RunLike: TypeAlias = RunId | UUID | str
+RunLike: TypeAlias = RunId | UUID | str | HasRunId
 Outside: TypeAlias = Callable[..., Any]
 
 # In each round of the commit order one of N contenders wins, so with 64 of them 10,000 attempts end unlucky with a

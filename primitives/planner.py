@@ -17,7 +17,7 @@ from ..engine.transaction._transaction import Space
 from . import layout
 from .extension import to_microseconds
 
-__all__ = ["Choice", "IndexRange", "Record", "Test", "checked_limit", "choose", "window"]
+__all__ = ["Choice", "IndexRange", "Record", "Test", "beyond", "checked_limit", "choose", "window"]
 
 Record: TypeAlias = list[Any]
 Test: TypeAlias = Callable[[Record], bool]
@@ -64,6 +64,23 @@ def window(
     """The parts of an `IndexRange` from `start` up to but not including `end`."""
     since = b"" if start is None else layout.time_key(to_microseconds(start, names[0]))
     return since, None if end is None else layout.time_key(to_microseconds(end, names[1]))
+
+
+def beyond(bounds: tuple[bytes, bytes | None], suffix: bytes, *, reverse: bool) -> tuple[bytes, bytes | None]:
+    """The parts of an `IndexRange` that begin behind one entry, in the order in which they are read.
+
+    An entry's place is its time and its id together, so a page ends and the next begins between any two entries, also
+    between those of one time.
+
+    Args:
+      bounds: from `window`.
+      suffix: of the entry, as in its key.
+      reverse: the range is read from its end.
+    """
+    since, before = bounds
+    if reverse:
+        return since, suffix if before is None else min(before, suffix)
+    return max(since, suffix + b"\x00"), before
 
 
 def choose(space: Space, choices: Sequence[Choice]) -> tuple[IndexRange, list[Test]]:

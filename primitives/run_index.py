@@ -3,7 +3,9 @@
 The index is kept under a reserved run, the all-zero id, of the database's namespace; so it spans runs, and one
 transaction can change a run's status and its data together.
 
-1. A run's metadata and its entries in every index (status, tag, parent, creation) change in one transaction.
+1. A run's metadata and its entries in every index (status, tag, parent, creation, name) change in one transaction.
+   Runs that an earlier version wrote may have no entry by name: then names are found by a walk, until
+   `occamdb check --repair` has added the entries.
 2. The status changes only as `ALLOWED_TRANSITIONS` says.
 3. A parent exists in the index when its child is created, and as long as the child names it: deleting a parent
    deletes its descendants with it (`cascade=True`) or leaves its children without a parent. Creation reads the parent
@@ -17,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 from ..engine.model.errors import (
     AlreadyExistsError,
@@ -35,9 +37,10 @@ from .extension import (
     RunLike,
     Space,
     TransactionBase,
+    to_microseconds,
 )
 from .operations import Operation, reading, retried
-from .planner import Choice, IndexRange, Record, Test, checked_limit, choose, window
+from .planner import Choice, IndexRange, Record, Test, beyond, checked_limit, choose, window
 from .run_types import (
     COMPLETED,
     CREATED,
@@ -99,12 +102,7 @@ class RunIndex(Primitive[H_co]):
     # --- Creating ---
 
     @indexed
-    def create_run(self, name: str = "") -> RunMetadata:
-        """Enter a new run, active, with a new time-ordered id."""
-        return self._create(name, None, (), None, None)
-
-    @indexed
-    def create_run_with_options(
+    def create_run(
         self,
         name: str = "",
         *,
@@ -113,13 +111,54 @@ class RunIndex(Primitive[H_co]):
         metadata: Mapping[str, Any] | None = None,
         run_id: RunLike | None = None,
     ) -> RunMetadata:
-        """Enter a new run with any of: a parent run, tags, metadata, an id of your own (which may have data already).
+        """Enter a new run, active.
+
+            run = db.runs.create_run("agent 7", tags=["nightly"], metadata={"model": "m1"})
+            db.kv.put(run, "step", 1)
+
+        Args:
+          name: for people; several runs may have the same.
+          parent: a run that the index has.
+          tags, metadata: to find it by, and anything else to keep with it.
+          run_id: an id of your own, which may have data already; None: a new time-ordered one.
 
         Raises:
           AlreadyExistsError: the index has a run `run_id`.
           NotFoundError: the index has no run `parent`.
         """
         return self._create(name, parent, tags, metadata, run_id)
+
+    create_run_with_options = create_run
+
+    @indexed
+    def get_or_create(
+        self,
+        name: str,
+        *,
+        parent: RunLike | None = None,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> RunMetadata:
+        """The run that a name stands for; it is created when there is none.
+
+            run = db.runs.get_or_create("thread-42")
+
+        That is the run with the id `RunId.named(name)`, whatever it is called by now, else the oldest run of that name,
+        else a new one with that id. However many processes ask at once, they get the same run.
+
+        Args:
+          name: text with at least one character.
+          parent, tags, metadata: as for `create_run`; a run that is there already stays as it is.
+
+        Raises:
+          NotFoundError: a run is to be created and the index has no run `parent`.
+        """
+        raw = RunId.named(name).bytes
+        record = self.space.get_checked(layout.run(raw))
+        if record is not None:
+            return decode_run(raw, record)
+        found = self._query(_Wanted(name=name), 1, False)
+        return found[0] if found else self._create(name, parent, tags, metadata, RunId(bytes=raw))
 
     def _create(
         self,
@@ -129,10 +168,7 @@ class RunIndex(Primitive[H_co]):
         metadata: Mapping[str, Any] | None,
         run_id: RunLike | None,
     ) -> RunMetadata:
-        if type(name) is not str:
-            raise InvalidArgumentError(
-                f"a run's name is str, got {type(name).__name__}", hint="run_id= names its id"
-            )
+        _check_name(name)
         raw = RunId.new().bytes if run_id is None else _raw(run_id)
         if run_id is not None and self.space.exists(layout.run(raw)):
             raise AlreadyExistsError(
@@ -145,7 +181,15 @@ class RunIndex(Primitive[H_co]):
             self._require_parent(above)
         labels, now = checked_tags(tags), self.now_us
         record = [name, STATUS_NUMBER[RunStatus.ACTIVE], above, labels, checked_metadata(metadata) or {}]
+        self._begin_names()
         return self._save(raw, None, [*record, now, now, None, None])
+
+    def _begin_names(self) -> None:
+        """The first run of an index says that all its runs have entries by name: from here on all of them do."""
+        if not self.space.exists(layout.RUN_NAMES_WHOLE) and not any(
+            True for _ in self.space.keys(layout.RUN_BY_CREATION, limit=1)
+        ):
+            self.space.put(layout.RUN_NAMES_WHOLE, None)
 
     @contextmanager
     def start(
@@ -158,6 +202,9 @@ class RunIndex(Primitive[H_co]):
         run_id: RunLike | None = None,
     ) -> Iterator[RunMetadata]:
         """A run for the length of a `with` block: completed at its end, failed with the exception that leaves it.
+
+            with db.runs.start("agent 7") as run:
+                db.events.append(run, "began", {})
 
         A run that the block itself finished, paused (and then left cleanly), archived or deleted is left as it is.
         """
@@ -187,14 +234,30 @@ class RunIndex(Primitive[H_co]):
     # --- Status ---
 
     @indexed
-    def update_status(self, run_id: RunLike, status: RunStatus | str) -> RunMetadata:
+    def update_status(
+        self, run_id: RunLike, status: RunStatus | str, *, error: str | BaseException | None = None
+    ) -> RunMetadata:
         """Change the status of a run; returns its new metadata.
 
+            db.runs.update_status(run, "failed", error="no answer from the model")
+
+        Args:
+          run_id: the run.
+          status: the new one.
+          error: what it failed with, text or an exception; for "failed" alone.
+
         Raises:
+          InvalidArgumentError: an error with another status.
           InvalidTransition: `ALLOWED_TRANSITIONS` has no way from the present status to that one.
           NotFoundError: the index has no such run. So do the calls below.
         """
-        return self._set_status(_raw(run_id), RunStatus.of(status))
+        wanted = RunStatus.of(status)
+        if error is not None and wanted is not RunStatus.FAILED:
+            raise InvalidArgumentError(
+                f"a run that is {wanted} has no error",
+                hint='update_status(run_id, "failed", error=...), or leave error out',
+            )
+        return self._set_status(_raw(run_id), wanted, None if error is None else _checked_error(error))
 
     @indexed
     def complete_run(self, run_id: RunLike) -> RunMetadata:
@@ -204,13 +267,7 @@ class RunIndex(Primitive[H_co]):
     @indexed
     def fail_run(self, run_id: RunLike, error: str | BaseException) -> RunMetadata:
         """Active to failed, with the error: text or an exception."""
-        text = _error_text(error) if isinstance(error, BaseException) else error
-        if type(text) is not str:
-            raise InvalidArgumentError(
-                f"an error is text or an exception, got {type(error).__name__}",
-                hint="fail_run(run_id, str(error))",
-            )
-        return self._set_status(_raw(run_id), RunStatus.FAILED, text)
+        return self._set_status(_raw(run_id), RunStatus.FAILED, _checked_error(error))
 
     @indexed
     def pause_run(self, run_id: RunLike) -> RunMetadata:
@@ -241,7 +298,18 @@ class RunIndex(Primitive[H_co]):
             new[COMPLETED], new[ERROR] = self.now_us, error
         return self._save(raw, old, new)
 
-    # --- Tags and metadata ---
+    # --- Name, tags and metadata ---
+
+    @indexed
+    def rename_run(self, run_id: RunLike, name: str) -> RunMetadata:
+        """Give a run another name. Its id stays, also one that was made from the old name.
+
+        db.runs.rename_run(run, "agent 7, second try")
+        """
+        _check_name(name)
+        raw = _raw(run_id)
+        old = self._existing(raw)
+        return self._save(raw, old, _with(old, NAME, name))
 
     @indexed
     def add_tags(self, run_id: RunLike, tags: Iterable[str]) -> RunMetadata:
@@ -318,32 +386,72 @@ class RunIndex(Primitive[H_co]):
         *,
         status: RunStatus | str | None = None,
         tag: str | None = None,
+        tags: Iterable[str] = (),
+        name: str | None = None,
         parent: RunLike | None = None,
+        roots: bool = False,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        after: RunLike | None = None,
         limit: int | None = None,
         reverse: bool = False,
     ) -> list[RunMetadata]:
         """The runs that meet every filter given, in order of creation; read by the index that promises the fewest.
 
+            page = db.runs.query_runs(status="failed", tags=["nightly"], limit=50)
+            rest = db.runs.query_runs(status="failed", tags=["nightly"], limit=50, after=page[-1])
+
+        A run that is not in the index has no children: with such a `parent` the answer is empty.
+
         Args:
-          status, tag, parent: what the run has.
+          status, name, parent: what the run has.
+          tag, tags: tags that must all be there.
+          roots: only runs without a parent.
           created_after, created_before: created from the one up to but not including the other.
+          after: only what comes behind this run in the order of the answer. The `RunMetadata` of a run, rather than its
+            id, also works after the run was deleted.
           limit: at most so many.
           reverse: the latest first.
+
+        Raises:
+          NotFoundError: the index has no run `after`, given by its id.
         """
-        return self._query(status, tag, parent, (created_after, created_before), limit, reverse)
+        labels = (*((tag,) if tag is not None else ()), *checked_tags(tags))
+        created = created_after, created_before
+        return self._query(_Wanted(status, labels, name, parent, roots, created, after), limit, reverse)
 
     @lookup
-    def list_runs(self, *, limit: int | None = None, reverse: bool = False) -> list[RunMetadata]:
-        """All runs in order of creation."""
-        return self._query(None, None, None, (None, None), limit, reverse)
+    def find(self, name: str) -> RunMetadata | None:
+        """The oldest run of a name; None when there is none.
+
+            run = db.runs.find("agent 7")
+
+        `query_runs(name=...)` gives all of them.
+        """
+        _check_name(name)
+        found = self._query(_Wanted(name=name), 1, False)
+        return found[0] if found else None
 
     @lookup
-    def get_child_runs(self, run_id: RunLike, *, limit: int | None = None) -> list[RunMetadata]:
-        """The runs created under one, in order of creation."""
+    def list_runs(
+        self, *, after: RunLike | None = None, limit: int | None = None, reverse: bool = False
+    ) -> list[RunMetadata]:
+        """All runs in order of creation; `after` and the rest as for `query_runs`.
+
+        newest = db.runs.list_runs(limit=20, reverse=True)
+        """
+        return self._query(_Wanted(after=after), limit, reverse)
+
+    @lookup
+    def get_child_runs(
+        self, run_id: RunLike, *, after: RunLike | None = None, limit: int | None = None
+    ) -> list[RunMetadata]:
+        """The runs created under one, in order of creation; empty also when the index has no such run.
+
+        children = db.runs.get_child_runs(run)
+        """
         _raw(run_id)  # None is no run, though no filter
-        return self._query(None, None, run_id, (None, None), limit, False)
+        return self._query(_Wanted(parent=run_id, after=after), limit, False)
 
     @lookup
     def count(self, *, status: RunStatus | str | None = None) -> int:
@@ -352,21 +460,24 @@ class RunIndex(Primitive[H_co]):
             return self.space.count(layout.RUN)
         return self.space.count(layout.runs_with_status(STATUS_NUMBER[RunStatus.of(status)]))
 
-    def _query(
-        self,
-        status: RunStatus | str | None,
-        tag: str | None,
-        parent: RunLike | None,
-        created: tuple[datetime | None, datetime | None],
-        limit: int | None,
-        reverse: bool,
-    ) -> list[RunMetadata]:
+    def _query(self, wanted: _Wanted, limit: int | None, reverse: bool) -> list[RunMetadata]:
+        filters, name = _filters(wanted), wanted.name
+        if name is not None:
+            _check_name(name)
+            if self.space.exists(layout.RUN_NAMES_WHOLE):
+                filters.insert(0, (layout.runs_named(name), _any))
         if checked_limit(limit) == 0:
             return []
-        since, before = window(*created, ("created_after", "created_before"))
-        filters = _filters(status, tag, parent)
-        choices = [Choice(IndexRange(prefix, since, before), test) for prefix, test in filters]
+        bounds = window(*wanted.created, ("created_after", "created_before"))
+        if wanted.after is not None:
+            bounds = beyond(bounds, self._place_of(wanted.after), reverse=reverse)
+        choices = [
+            Choice(IndexRange(prefix, *bounds), test)
+            for prefix, test in filters or [(layout.RUN_BY_CREATION, _any)]
+        ]
         index, tests = choose(self.space, choices)
+        if name is not None:  # whichever index is read: its own name entries hold a digest alone
+            tests = [*tests, lambda record: record[NAME] == name]
         found: list[RunMetadata] = []
         for key in index.keys(self.space, limit=None if tests else limit, reverse=reverse):
             raw = layout.suffix_id(key)
@@ -376,6 +487,13 @@ class RunIndex(Primitive[H_co]):
                 if len(found) == limit:
                     break
         return found
+
+    def _place_of(self, run: RunLike) -> bytes:
+        """Where a run is in every index: the end of its keys there."""
+        raw = _raw(run)
+        if isinstance(run, RunMetadata):
+            return layout.run_suffix(to_microseconds(run.created_at, "created_at"), raw)
+        return layout.run_suffix(self._existing(raw)[CREATED], raw)
 
     # --- Records ---
 
@@ -421,24 +539,62 @@ def run_entries(raw: bytes, record: Record) -> set[bytes]:
         layout.RUN_BY_CREATION,
         layout.runs_with_status(record[STATUS]),
         layout.runs_under(record[PARENT] or layout.ZERO_ID),
+        layout.runs_named(record[NAME]),
         *(layout.runs_tagged(tag) for tag in record[TAGS]),
     ]
     return {prefix + suffix for prefix in prefixes}
 
 
-def _filters(
-    status: RunStatus | str | None, tag: str | None, parent: RunLike | None
-) -> list[tuple[bytes, Test]]:
+class _Wanted(NamedTuple):
+    status: RunStatus | str | None = None
+    tags: tuple[str, ...] = ()
+    name: str | None = None
+    parent: RunLike | None = None
+    roots: bool = False
+    created: tuple[datetime | None, datetime | None] = (None, None)
+    after: RunLike | None = None
+
+
+def _filters(wanted: _Wanted) -> list[tuple[bytes, Test]]:
+    """Where the runs of each filter are listed, and how to tell them by their record; the name's is not among them."""
     filters: list[tuple[bytes, Test]] = []
-    if parent is not None:
-        above = _raw(parent)
-        filters.append((layout.runs_under(above), lambda record: record[PARENT] == above))
-    if tag is not None:
-        filters.append((layout.runs_tagged(tag), lambda record: tag in record[TAGS]))
-    if status is not None:
-        number = STATUS_NUMBER[RunStatus.of(status)]
+    if wanted.parent is not None or wanted.roots:
+        if wanted.parent is not None and wanted.roots:
+            raise InvalidArgumentError(
+                "a run with a parent is not a root", hint="give parent= or roots=True, not both"
+            )
+        above = None if wanted.parent is None else _raw(wanted.parent)
+        filters.append((layout.runs_under(above or layout.ZERO_ID), lambda record: record[PARENT] == above))
+    filters += [(layout.runs_tagged(tag), _tagged(tag)) for tag in wanted.tags]
+    if wanted.status is not None:
+        number = STATUS_NUMBER[RunStatus.of(wanted.status)]
         filters.append((layout.runs_with_status(number), lambda record: record[STATUS] == number))
-    return filters or [(layout.RUN_BY_CREATION, lambda record: True)]
+    return filters
+
+
+def _tagged(tag: str) -> Test:
+    return lambda record: tag in record[TAGS]
+
+
+def _any(record: Record) -> bool:
+    return True
+
+
+def _check_name(name: object) -> None:
+    if type(name) is not str:
+        raise InvalidArgumentError(
+            f"a run's name is str, got {type(name).__name__}", hint="run_id= names its id"
+        )
+
+
+def _checked_error(error: object) -> str:
+    text = _error_text(error) if isinstance(error, BaseException) else error
+    if type(text) is not str:
+        raise InvalidArgumentError(
+            f"an error is text or an exception, got {type(error).__name__}",
+            hint="fail_run(run_id, str(error))",
+        )
+    return text
 
 
 def _with(record: Record, position: int, value: Any) -> Record:
@@ -459,7 +615,7 @@ def _raw(run_id: RunLike) -> bytes:
 def _not_in_index(raw: bytes) -> NotFoundError:
     return NotFoundError(
         f"run {_text(raw)} is not in the index",
-        hint="create it with create_run_with_options(run_id=...), or look in its own namespace",
+        hint="create it with create_run(run_id=...), or look in its own namespace",
         details={"run_id": _text(raw)},
     )
 

@@ -1,7 +1,8 @@
 """TraceStore: what an agent did, step by step, as trees.
 
 1. A trace and its entries in every index (type, Custom name, tag, family, time) are written in one transaction, and
-   traces are never changed or removed but with their run: an entry always has its trace.
+   traces are never changed or removed but with their run: an entry always has its trace. The end of a span is a
+   further key, written once.
 2. A parent exists when its child is recorded, which the commit checks whatever the isolation, and a trace belongs to
    the tree of its parent's root. So a whole tree is one range of the family index, and so are the children of one
    trace.
@@ -15,23 +16,27 @@ import random
 import threading
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 from uuid import UUID
 
 from ..engine.model.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 from ..engine.model.public_types import TypeTag
 from . import layout
-from .extension import H_co, Primitive, operation, reader, single
-from .planner import Choice, IndexRange, Test, checked_limit, choose, window
+from .extension import DatabaseBase, H_co, Primitive, RunLike, TransactionBase, operation, reader, single
+from .planner import Choice, IndexRange, Test, beyond, checked_limit, choose, window
+from .spans import INHERIT, Span, spans_around
 from .trace_types import (
     CUSTOM,
     FIELDS,
+    FORM,
     KIND,
     KIND_NAMED,
     KIND_OF,
     PARENT,
     ROOT,
+    SPAN,
     TAGS,
+    TIME,
     Names,
     Trace,
     TraceId,
@@ -41,6 +46,7 @@ from .trace_types import (
     checked_tags,
     decode_record,
     decode_trace,
+    encode_end,
     encode_record,
     id_bytes,
     id_text,
@@ -66,11 +72,30 @@ class TraceStore(Primitive[H_co]):
         self,
         trace: TraceType,
         *,
+        id: IdLike | None = None,
+        parent_id: IdLike | None = INHERIT,
         tags: Iterable[str] = (),
         metadata: Mapping[str, Any] | None = None,
     ) -> TraceId:
-        """Record a trace without a parent; returns its id, the text of a time-ordered UUID."""
-        return self._record(trace, new_id(self.now_us), None, tags, metadata)
+        """Record a trace; returns its id, the text of a time-ordered UUID.
+
+            step = db.traces.record(run, Thought("I need the weather"), tags=["plan"])
+            db.traces.record(run, ToolCall("weather", {"city": "Oslo"}), parent_id=step)
+
+        Args:
+          trace: what happened.
+          id: an id of your own; None: a new one.
+          parent_id: the trace of this run that it belongs under; None: it is a root; "inherit": the innermost span of
+            this run around the call, if the call sees it, else it is a root.
+          tags, metadata: to find it by, and anything else to keep with it.
+
+        Raises:
+          AlreadyExistsError: the run has a trace `id`.
+          NotFoundError: the run has no trace `parent_id`.
+        """
+        return self._record_at(trace, id, parent_id, tags, metadata)
+
+    record_with_options = record
 
     @operation
     def record_child(
@@ -81,40 +106,161 @@ class TraceStore(Primitive[H_co]):
         tags: Iterable[str] = (),
         metadata: Mapping[str, Any] | None = None,
     ) -> TraceId:
-        """Record a trace under another one; returns its id.
+        """Record a trace under another one: `record` with the parent in front; returns its id.
+
+            db.traces.record_child(run, step, ToolCall("weather", {"city": "Oslo"}))
 
         Raises:
           NotFoundError: the run has no trace `parent_id`.
         """
         return self._record(trace, new_id(self.now_us), id_bytes(parent_id, "a parent id"), tags, metadata)
 
+    # --- Spans ---
+
+    @overload
+    def span(
+        self: TraceStore[DatabaseBase],
+        run_id: RunLike,
+        trace: TraceType,
+        /,
+        *,
+        id: IdLike | None = None,
+        parent: IdLike | None = INHERIT,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Span: ...
+    @overload
+    def span(
+        self: TraceStore[TransactionBase],
+        trace: TraceType,
+        /,
+        *,
+        id: IdLike | None = None,
+        parent: IdLike | None = INHERIT,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Span: ...
+    def span(
+        self: TraceStore[Any],
+        *run_and_trace: Any,
+        id: IdLike | None = None,
+        parent: IdLike | None = INHERIT,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Span:
+        """A trace for the length of a `with` block: its beginning, and its end with duration, result or exception.
+
+            with db.traces.span(run, ToolCall("search", {"q": "x"}), tags=["net"]) as span:
+                span.set_result(search("x"))
+
+        What is recorded in the block goes under it, by context: each thread begins outside all spans, a task of asyncio
+        is in those of the code that made it. Another process names the parent: `parent=span.id`. A process that is
+        killed leaves the trace open. On a transaction, beginning and end are both part of the transaction.
+
+        Args:
+          id, tags, metadata: as for `record`.
+          parent: as `parent_id` for `record`.
+        """
+        expected = 1 if self.inside else 2
+        if len(run_and_trace) != expected:
+            raise InvalidArgumentError(
+                f"span takes {'a trace' if self.inside else 'a run and a trace'}, "
+                f"got {len(run_and_trace)} arguments",
+                hint=f"{'txn.traces.span(' if self.inside else 'db.traces.span(run, '}Thought('...'))",
+            )
+        *run, trace = run_and_trace
+        options = {"id": id, "parent_id": parent, "tags": tuple(checked_tags(tags)), "metadata": metadata}
+        return Span(self, tuple(run), trace, options)
+
     @operation
-    def record_with_options(
+    def begin_span(
         self,
         trace: TraceType,
         *,
         id: IdLike | None = None,
-        parent_id: IdLike | None = None,
+        parent_id: IdLike | None = INHERIT,
         tags: Iterable[str] = (),
         metadata: Mapping[str, Any] | None = None,
     ) -> TraceId:
-        """Record a trace with any of: an id of your own, a parent, tags, metadata.
+        """Record a trace that is open until `end_span`, for code that cannot use a `with` block; returns its id.
+
+            call = db.traces.begin_span(run, ToolCall("search"))
+            db.traces.end_span(run, call, result=[1, 2])
+
+        Args and errors as for `record`.
+        """
+        return self._record_at(trace, id, parent_id, tags, metadata, form=SPAN)
+
+    @operation
+    def end_span(
+        self,
+        trace_id: IdLike,
+        *,
+        result: Any = None,
+        error: str | None = None,
+        duration_ms: float | None = None,
+    ) -> None:
+        """Record the end of a span, from any process. Without `duration_ms` the clocks of both transactions give it.
+
+            db.traces.end_span(run, call, error="no answer")
 
         Raises:
-          AlreadyExistsError: the run has a trace `id`.
-          NotFoundError: the run has no trace `parent_id`.
+          NotFoundError: the run has no such trace.
+          InvalidArgumentError: it is not a span.
+          AlreadyExistsError: it has ended already.
         """
-        parent = None if parent_id is None else id_bytes(parent_id, "a parent id")
+        raw = id_bytes(trace_id)
+        record = decode_record(raw, self._existing(raw), self.space.codec)
+        details = {"id": id_text(raw)}
+        if not record[FORM] & SPAN:
+            raise InvalidArgumentError(
+                f"trace {id_text(raw)} is not a span", hint="begin_span or span makes one", details=details
+            )
+        if error is not None and type(error) is not str:
+            raise InvalidArgumentError(
+                f"an error is text, got {type(error).__name__}", hint="end_span(..., error=str(error))"
+            )
+        key = layout.span_end(record[ROOT], raw)
+        if (
+            self.space.get_checked(key) is not None
+        ):  # of two that end it, one conflicts and then gets this error
+            raise AlreadyExistsError(
+                f"span {id_text(raw)} has ended already", hint="end a span once", details=details
+            )
+        ended_us = max(self.now_us, record[TIME])
+        duration_us = ended_us - record[TIME] if duration_ms is None else round(duration_ms * 1000)
+        self.space.put(key, encode_end(ended_us, duration_us, error, result, self.space.codec))
+
+    def _record_at(
+        self,
+        trace: TraceType,
+        id: IdLike | None,
+        parent_id: IdLike | None,
+        tags: Iterable[str],
+        metadata: Mapping[str, Any] | None,
+        form: int = 0,
+    ) -> TraceId:
+        if parent_id == INHERIT:
+            parent = next(filter(self._sees, map(id_bytes, spans_around())), None)
+        else:
+            parent = None if parent_id is None else id_bytes(parent_id, "a parent id")
         if id is None:
-            return self._record(trace, new_id(self.now_us), parent, tags, metadata)
+            return self._record(trace, new_id(self.now_us), parent, tags, metadata, form)
         raw = id_bytes(id)
-        if self.space.exists(layout.trace(raw)):
+        if self._has(raw):
             raise AlreadyExistsError(
                 f"trace {id_text(raw)} already exists",
                 hint="leave id out to get a new one",
                 details={"id": id_text(raw)},
             )
-        return self._record(trace, raw, parent, tags, metadata)
+        return self._record(trace, raw, parent, tags, metadata, form)
+
+    def _sees(self, raw: bytes) -> bool:
+        """Whether the trace is there. Not in the read set: a span may well be younger than the snapshot."""
+        return self.space.get(layout.trace(raw), track=False) is not None
+
+    def _has(self, raw: bytes) -> bool:
+        return self.space.exists(layout.trace(raw))
 
     def _record(
         self,
@@ -123,6 +269,7 @@ class TraceStore(Primitive[H_co]):
         parent: bytes | None,
         tags: Iterable[str],
         metadata: Mapping[str, Any] | None,
+        form: int = 0,
     ) -> TraceId:
         kind, space, time_us = kind_of(trace), self.space, self.now_us
         root = raw_id if parent is None else self._root_of(parent)
@@ -130,7 +277,7 @@ class TraceStore(Primitive[H_co]):
         name = trace.name if kind == CUSTOM else None  # type: ignore[union-attr]
         entries = trace_entries(raw_id, kind, name, time_us, root, parent, labels)
         rest = [time_us, root, parent, labels or None, checked_metadata(metadata)]
-        space.put(layout.trace(raw_id), encode_record(kind, trace, rest, space.codec))
+        space.put(layout.trace(raw_id), encode_record(kind, trace, rest, space.codec, form))
         for entry in entries:
             space.put(entry, None)
         return id_text(raw_id)
@@ -162,20 +309,32 @@ class TraceStore(Primitive[H_co]):
 
     @reader
     def query_by_type(
-        self, trace_type: type[TraceType] | str, *, limit: int | None = None, reverse: bool = False
+        self,
+        trace_type: type[TraceType] | str,
+        *,
+        after: IdLike | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
     ) -> list[Trace]:
         """The traces of one type in time order: a class, its name, or the name of a Custom trace.
 
         A name finds every trace whose `type_name` it is: `"Thought"` the Thoughts and the Custom traces of that name.
-        A class finds its own traces alone.
+        A class finds its own traces alone. `after` and the rest are as for `query`.
+
+            calls = db.traces.query_by_type(run, ToolCall, limit=20, reverse=True)
         """
         _typed(trace_type)  # None is no type, though no filter
-        return self._query(_Filter(trace_type=trace_type), limit, reverse)
+        return self._query(_Filter(trace_type=trace_type, after=after), limit, reverse)
 
     @reader
-    def query_by_tag(self, tag: str, *, limit: int | None = None, reverse: bool = False) -> list[Trace]:
-        """The traces with a tag, in time order."""
-        return self._query(_Filter(tags=(tag,)), limit, reverse)
+    def query_by_tag(
+        self, tag: str, *, after: IdLike | None = None, limit: int | None = None, reverse: bool = False
+    ) -> list[Trace]:
+        """The traces with a tag, in time order; `after` and the rest as for `query`.
+
+        plans = db.traces.query_by_tag(run, "plan")
+        """
+        return self._query(_Filter(tags=(tag,), after=after), limit, reverse)
 
     @reader
     def query_by_time(
@@ -183,11 +342,15 @@ class TraceStore(Primitive[H_co]):
         start: datetime | None = None,
         end: datetime | None = None,
         *,
+        after: IdLike | None = None,
         limit: int | None = None,
         reverse: bool = False,
     ) -> list[Trace]:
-        """The traces recorded from `start` up to but not including `end`, in time order; None leaves a side open."""
-        return self._query(_Filter(start=start, end=end), limit, reverse)
+        """The traces recorded from `start` up to but not including `end`, in time order; None leaves a side open.
+
+        hour = db.traces.query_by_time(run, datetime.now(UTC) - timedelta(hours=1))
+        """
+        return self._query(_Filter(start=start, end=end, after=after), limit, reverse)
 
     @reader
     def query(
@@ -199,42 +362,56 @@ class TraceStore(Primitive[H_co]):
         parent_id: IdLike | None = None,
         start: datetime | None = None,
         end: datetime | None = None,
+        after: IdLike | None = None,
         limit: int | None = None,
         reverse: bool = False,
     ) -> list[Trace]:
-        """The traces that meet every filter given, in time order.
+        """The traces that meet every filter given, in time order; those of one time in the order of their ids.
 
-        Reads the index that promises the fewest traces and checks the other filters on what it yields.
+        Reads the index that promises the fewest traces and checks the other filters on what it yields. A trace that is
+        not there has no children: with such a `parent_id` the answer is empty.
+
+            page = db.traces.query(run, ToolCall, tags=["plan"], limit=50)
+            rest = db.traces.query(run, ToolCall, tags=["plan"], limit=50, after=page[-1].id)
 
         Args:
           trace_type: as for `query_by_type`.
           tag, tags: tags that must all be there.
           parent_id: the trace they are directly under.
           start, end: recorded from `start` up to but not including `end`.
+          after: only what comes behind this trace in the order of the answer: pages neither overlap nor leave gaps.
           limit: at most so many.
           reverse: latest first.
 
         Raises:
-          NotFoundError: the run has no trace `parent_id`.
+          NotFoundError: the run has no trace `after`.
         """
         labels = (*((tag,) if tag is not None else ()), *checked_tags(tags))
-        return self._query(_Filter(trace_type, labels, parent_id, start, end), limit, reverse)
+        return self._query(_Filter(trace_type, labels, parent_id, start, end, after), limit, reverse)
 
     @reader
-    def get_children(self, trace_id: IdLike, *, limit: int | None = None) -> list[Trace]:
-        """The traces directly under one, in time order.
+    def get_children(
+        self, trace_id: IdLike, *, after: IdLike | None = None, limit: int | None = None
+    ) -> list[Trace]:
+        """The traces directly under one, in time order; empty also when the run has no such trace.
 
-        Raises:
-          NotFoundError: the run has no such trace.
+        children = db.traces.get_children(run, step)
         """
         id_bytes(trace_id)  # None is no trace, though no filter
-        return self._query(_Filter(parent_id=trace_id), limit, False)
+        return self._query(_Filter(parent_id=trace_id, after=after), limit, False)
 
     @reader
-    def get_roots(self, *, limit: int | None = None, reverse: bool = False) -> list[Trace]:
-        """The traces without a parent, in time order."""
+    def get_roots(
+        self, *, after: IdLike | None = None, limit: int | None = None, reverse: bool = False
+    ) -> list[Trace]:
+        """The traces without a parent, in time order; `after` and the rest as for `query`.
+
+        newest = db.traces.get_roots(run, limit=1, reverse=True)
+        """
         prefix = layout.traces_of_family(layout.ZERO_ID, layout.ZERO_ID)
-        ids = map(layout.suffix_id, self.space.keys(prefix, limit=limit, reverse=reverse))
+        bounds = self._behind((b"", None), after, reverse)
+        keys = IndexRange(prefix, *bounds).keys(self.space, limit=limit, reverse=reverse)
+        ids = map(layout.suffix_id, keys)
         names = Names(self.space.codec)
         return [self._decoded(raw, self._fetch(raw), names) for raw in ids]
 
@@ -249,7 +426,7 @@ class TraceStore(Primitive[H_co]):
         stored = self._existing(raw)
         names = Names(self.space.codec)
         record = decode_record(raw, stored, names.codec)
-        tree = TraceTree(raw, stored, names)
+        tree = TraceTree(raw, stored, names, self._end_of(raw, record))
         if record[PARENT] is None:
             self._grow_whole(raw, tree, names)
         else:
@@ -262,10 +439,11 @@ class TraceStore(Primitive[H_co]):
         family = layout.traces_of_family(root)
         start, end = len(family), len(family) + layout.ID_SIZE
         nodes, links = {root: tree}, []
+        ends = {key[-layout.ID_SIZE :]: row.value for key, row in self.space.scan(layout.span_end(root))}
         for key in self.space.keys(family):
             raw = key[-layout.ID_SIZE :]
             # As `_fetch` does, without a call for each of many traces.
-            node = nodes[raw] = TraceTree(raw, get(layout.TRACE + raw, track=False), names)
+            node = nodes[raw] = TraceTree(raw, get(layout.TRACE + raw, track=False), names, ends.get(raw))
             links.append((key[start:end], node))
         for parent, node in links:
             nodes[parent].adopt(node)
@@ -278,13 +456,17 @@ class TraceStore(Primitive[H_co]):
             parent, node = open_nodes.pop()
             for key in keys(layout.traces_of_family(root, parent)):
                 raw = layout.suffix_id(key)
-                child = TraceTree(raw, fetch(raw), names)
+                child = TraceTree(raw, fetch(raw), names, self.space.get(layout.span_end(root, raw)))
                 node.adopt(child)
                 open_nodes.append((raw, child))
 
-    @staticmethod
-    def _decoded(raw: bytes, stored: Any, names: Names) -> Trace:
-        return decode_trace(raw, decode_record(raw, stored, names.codec), names)
+    def _decoded(self, raw: bytes, stored: Any, names: Names) -> Trace:
+        record = decode_record(raw, stored, names.codec)
+        return decode_trace(raw, record, names, self._end_of(raw, record))
+
+    def _end_of(self, raw: bytes, record: list[Any]) -> Any:
+        """The stored end of a trace that is a span and has ended, else None."""
+        return self.space.get(layout.span_end(record[ROOT], raw)) if record[FORM] & SPAN else None
 
     def _fetch(self, raw: bytes) -> bytes:
         """The stored trace an index entry names. Traces never change, so the entry in the read set is enough."""
@@ -301,34 +483,49 @@ class TraceStore(Primitive[H_co]):
             )
         return stored
 
-    def _root_of_existing(self, raw: bytes) -> bytes:
-        root: bytes = decode_record(raw, self._existing(raw), self.space.codec)[ROOT]
-        return root
-
     # --- Queries ---
 
     def _query(self, wanted: _Filter, limit: int | None, reverse: bool) -> list[Trace]:
         if checked_limit(limit) == 0:
             return []
-        index, tests = self._plan(wanted)
+        plan = self._plan(wanted, reverse)
+        if plan is None:
+            return []
+        index, tests = plan
         found: list[Trace] = []
         names = Names(self.space.codec)
         for key in index.keys(self.space, limit=None if tests else limit, reverse=reverse):
             raw = key[-layout.ID_SIZE :]
             record = decode_record(raw, self._fetch(raw), names.codec)
             if all(test(record) for test in tests):
-                found.append(decode_trace(raw, record, names))
+                found.append(decode_trace(raw, record, names, self._end_of(raw, record)))
                 if len(found) == limit:
                     break
         return found
 
-    def _plan(self, wanted: _Filter) -> tuple[IndexRange, list[Test]]:
-        """The index to read and the tests left to make on its traces."""
-        since, before = window(wanted.start, wanted.end, ("start", "end"))
+    def _behind(
+        self, bounds: tuple[bytes, bytes | None], after: IdLike | None, reverse: bool
+    ) -> tuple[bytes, bytes | None]:
+        """The bounds of an index range, cut to what comes behind a trace."""
+        if after is None:
+            return bounds
+        raw = id_bytes(after)
+        time_us = decode_record(raw, self._existing(raw), self.space.codec)[TIME]
+        return beyond(bounds, layout.trace_suffix(time_us, raw), reverse=reverse)
+
+    def _plan(self, wanted: _Filter, reverse: bool) -> tuple[IndexRange, list[Test]] | None:
+        """The index to read and the tests left to make on its traces; None: there can be none."""
+        since, before = self._behind(
+            window(wanted.start, wanted.end, ("start", "end")), wanted.after, reverse
+        )
         filters: list[tuple[bytes, bytes | None, Test]] = []
         if wanted.parent_id is not None:
             raw = id_bytes(wanted.parent_id, "a parent id")
-            family = layout.traces_of_family(self._root_of_existing(raw), raw)
+            stored = self.space.get(layout.trace(raw))
+            if stored is None:
+                return None  # a parent is there before its children
+            root = decode_record(raw, stored, self.space.codec)[ROOT]
+            family = layout.traces_of_family(root, raw)
             filters.append((family, None, _under(raw)))
         filters += [(layout.traces_tagged(tag), None, _tagged(tag)) for tag in wanted.tags]
         if wanted.trace_type is not None:
@@ -373,6 +570,7 @@ class _Filter(NamedTuple):
     parent_id: IdLike | None = None
     start: datetime | None = None
     end: datetime | None = None
+    after: IdLike | None = None
 
 
 def _under(parent: bytes) -> Test:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from operator import attrgetter
 from typing import Any, TypeAlias
@@ -114,6 +114,11 @@ class Trace:
       tags: for `query_by_tag`, in order and without repetition.
       metadata: a fresh dict.
       root_id: the root of its tree; its own id for a root.
+      is_span: it was recorded when it began, and its end is recorded apart.
+      ended_at: when a span ended; None for an open span, and for what is no span.
+      duration_ms: how long a span took, or what a ToolCall says.
+      error: what a span ended with, if it failed.
+      result: what a span ended with; a ToolCall, Query or Decision also has it as its result, results or choice.
     """
 
     id: TraceId
@@ -123,6 +128,30 @@ class Trace:
     tags: tuple[str, ...]
     metadata: dict[str, Any]
     root_id: TraceId
+    is_span: bool = False
+    ended_at: datetime | None = None
+    duration_ms: float | None = None
+    error: str | None = None
+    result: Any = None
+
+    @property
+    def started_at(self) -> datetime:
+        """When it began, or happened: its timestamp."""
+        return self.timestamp
+
+    @property
+    def is_open(self) -> bool:
+        """A span without an end: it goes on, or its process was killed."""
+        return self.is_span and self.ended_at is None
+
+    @property
+    def status(self) -> str:
+        """ "open", "completed" or "failed" for a span, else "recorded"."""
+        if not self.is_span:
+            return "recorded"
+        if self.ended_at is None:
+            return "open"
+        return "completed" if self.error is None else "failed"
 
     @property
     def type_name(self) -> str:
@@ -139,9 +168,10 @@ class TraceTree:
     """
 
     # A leaf is this object and its stored bytes, nothing that the garbage collector would have to look into.
-    __slots__ = ("_children", "_names", "_raw_id", "_stored", "_trace")
+    __slots__ = ("_children", "_end", "_names", "_raw_id", "_stored", "_trace")
 
-    def __init__(self, raw_id: bytes, stored: bytes, names: Names) -> None:
+    def __init__(self, raw_id: bytes, stored: bytes, names: Names, end: bytes | None = None) -> None:
+        self._end = end
         self._raw_id = raw_id
         self._stored = stored
         self._names = names
@@ -169,7 +199,10 @@ class TraceTree:
         """
         if self._trace is None:
             self._trace = decode_trace(
-                self._raw_id, decode_record(self._raw_id, self._stored, self._names.codec), self._names
+                self._raw_id,
+                decode_record(self._raw_id, self._stored, self._names.codec),
+                self._names,
+                self._end,
             )
         return self._trace
 
@@ -181,9 +214,17 @@ class TraceTree:
             yield depth, tree.trace
             stack.extend((depth + 1, child) for child in reversed(tree.children))
 
+    def __iter__(self) -> Iterator[Trace]:
+        """Every trace, in the order of `walk`."""
+        for _, trace in self.walk():
+            yield trace
+
+    def __len__(self) -> int:
+        return self.size
+
     @property
     def size(self) -> int:
-        """How many traces it holds: O(size)."""
+        """How many traces it holds, as `len` does: O(size)."""
         count, stack = 0, [self]
         while stack:
             tree = stack.pop()
@@ -227,10 +268,19 @@ def id_text(raw: bytes) -> TraceId:
 
 
 # --- Storing -------------------------------------------------------------------------------------
-# [kind, fields, time in us, root id, parent id or None, tags or None, metadata or None]
+# [kind, fields, time in us, root id, parent id or None, tags or None, metadata or None, form]
+#
+# Fields that are tuples are stored as lists. `form` is an int: bit n says that field n is a tuple. It is left out, as
+# in the records of earlier versions, when it is the usual one: a Decision's options are a tuple, nothing else is.
+# `SPAN` in it marks a span.
 
-KIND, FIELDS, TIME, ROOT, PARENT, TAGS, METADATA = range(7)
+KIND, FIELDS, TIME, ROOT, PARENT, TAGS, METADATA, FORM = range(8)
 RECORD_LENGTH = 7
+_OPTIONS_FIELD = 1
+SPAN = 1 << 16  # in `form`: the trace is a span
+
+# The end of a span: [time in us, duration in us, error or None, result, whether the result is a tuple]
+_RESULT_FIELD = {ToolCall: "result", Query: "results", Decision: "chosen"}
 _PLAIN = Codec()
 
 
@@ -249,7 +299,9 @@ def kind_of(trace: object) -> int:
     return kind
 
 
-def encode_record(kind: int, trace: TraceType, rest: list[Any], codec: Codec = _PLAIN) -> bytes:
+def encode_record(
+    kind: int, trace: TraceType, rest: list[Any], codec: Codec = _PLAIN, form: int = 0
+) -> bytes:
     """The stored bytes of a trace: its kind and fields, then time, root, parent, tags, metadata.
 
     Raises:
@@ -261,13 +313,24 @@ def encode_record(kind: int, trace: TraceType, rest: list[Any], codec: Codec = _
             f"a Decision's options are a list or a tuple, got {type(trace.options).__name__}",
             hint='Decision("which tool?", options=["search", "ask"], chosen="search")',
         )
-    # Tuples at the top level, such as a Decision's options, are stored as lists.
-    fields = [list(value) if type(value) is tuple else value for value in _FIELDS_OF[kind](trace)]
+    fields = []
+    for at, value in enumerate(_FIELDS_OF[kind](trace)):
+        if type(value) is tuple:
+            form |= 1 << at
+            value = list(value)
+        fields.append(value)
+    record = [kind, fields, *rest]
+    if form != _usual_form(kind):
+        record.append(form)
     try:
-        return codec.encode([kind, fields, *rest])
+        return codec.encode(record)
     except ValueEncodingError:
         explain(dict(zip(_FIELD_NAMES[kind], fields, strict=True)) | {"metadata": rest[-1]}, codec)
         raise
+
+
+def _usual_form(kind: int) -> int:
+    return 1 << _OPTIONS_FIELD if kind == DECISION else 0
 
 
 def explain(parts: Mapping[str, Any], codec: Codec = _PLAIN) -> None:
@@ -290,6 +353,8 @@ def decode_record(raw_id: bytes, stored: Any, codec: Codec = _PLAIN) -> list[Any
     try:
         record = codec.decode(stored)
         if type(record) is list and len(record) == RECORD_LENGTH:
+            return [*record, _usual_form(record[KIND])]
+        if type(record) is list and len(record) == RECORD_LENGTH + 1 and type(record[FORM]) is int:
             return record
         problem = "not a record"
     except ValueEncodingError:
@@ -317,32 +382,77 @@ class Names(dict[bytes, TraceId]):
         return text
 
 
-def decode_trace(raw_id: bytes, record: list[Any], names: Names) -> Trace:
+def decode_trace(raw_id: bytes, record: list[Any], names: Names, end: Any = None) -> Trace:
     """The trace of a stored record.
 
     Args:
       raw_id: its id.
       record: from `decode_record`.
       names: those of the traces of one answer.
+      end: what is stored as the end of a span, None when there is nothing.
 
     Raises:
       CorruptionError: the record holds no trace.
     """
     try:
-        kind, fields, time_us, root, parent, tags, metadata = record
-        if kind == DECISION and type(fields[1]) is list:  # the first builds stored whatever was given
-            fields[1] = tuple(fields[1])
+        kind, fields, time_us, root, parent, tags, metadata, form = record
+        if form:
+            # Not in place: the record may be asked for more than once.
+            fields = [
+                tuple(value) if form >> at & 1 and type(value) is list else value
+                for at, value in enumerate(fields)
+            ]
+        what = _TYPES[kind](*fields)
+        span = (False, None, what.duration_ms if type(what) is ToolCall else None)
+        if form & SPAN:
+            what, span = _ended(what, end, names.codec)
         return Trace(
             names[raw_id],
             names[parent] if parent else None,
-            _TYPES[kind](*fields),
+            what,
             from_microseconds(time_us),
             tuple(tags) if tags else (),
             metadata or {},
             names[root],
+            *span,
         )
+    except ValueEncodingError:
+        raise  # of a `restore` that does not know a class
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise CorruptionError(f"trace {raw_id.hex()} is unreadable: {error}") from error
+
+
+def _ended(what: Any, end: Any, codec: Codec) -> tuple[Any, tuple[Any, ...]]:
+    """What a span records with what its end adds, and the fields of its `Trace` from `is_span` on."""
+    if end is None:
+        return what, (True,)
+    ended_us, duration_us, error, result, is_tuple = codec.decode(end)
+    duration_ms = duration_us / 1000
+    if is_tuple:
+        result = tuple(result)
+    name = _RESULT_FIELD.get(type(what))
+    if result is not None and name is not None and getattr(what, name) is None:
+        what = replace(what, **{name: result})
+    if type(what) is ToolCall and what.duration_ms is None:
+        what = replace(what, duration_ms=duration_ms)
+    return what, (True, from_microseconds(ended_us), duration_ms, error, result)
+
+
+def encode_end(
+    ended_us: int, duration_us: int, error: str | None, result: Any, codec: Codec = _PLAIN
+) -> bytes:
+    """The stored bytes of a span's end.
+
+    Raises:
+      ValueEncodingError: names what cannot be stored.
+    """
+    is_tuple = type(result) is tuple
+    result = list(result) if is_tuple else result
+    try:
+        return codec.encode([ended_us, duration_us, error, result, is_tuple])
+    except ValueEncodingError:
+        explain({"result": result, "error": error}, codec)
+        raise
 
 
 def checked_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from .errors import CorruptionError, InvalidArgumentError, InvalidKeyError, KeyTooLarge
 from .limits import Limits
-from .public_types import RunId, TypeTag, tag_of
+from .public_types import HasRunId, RunId, TypeTag, tag_of
 
 __all__ = [
     "DecodedKey",
@@ -66,7 +66,7 @@ class Namespace:
         parts = (self.tenant, self.app, self.agent)
         return b"".join((b"" if p == DEFAULT_PART else p.encode()) + b"\x00" for p in parts)
 
-    def for_run(self, run_id: RunId | UUID | str) -> Namespace:
+    def for_run(self, run_id: RunId | UUID | str | HasRunId) -> Namespace:
         """The same namespace with a run chosen."""
         return Namespace(self.tenant, self.app, self.agent, RunId.of(run_id))
 

@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from enum import IntEnum, StrEnum
+from typing import Protocol
 
 from ._records import CommitReceipt, VersionedValue
 from .errors import InvalidArgumentError
@@ -22,6 +23,7 @@ __all__ = [
     "RESERVED_RUN",
     "CommitReceipt",
     "Durability",
+    "HasRunId",
     "Isolation",
     "RunId",
     "TransactionStatus",
@@ -78,8 +80,20 @@ _HEX_TEXT = r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{1
 _UUID_TEXT = re.compile(rf"(?:{_HEX_TEXT})|\{{(?:{_HEX_TEXT})\}}|urn:uuid:(?:{_HEX_TEXT})")
 
 
+# `RunId.named` hashes this with the name. It never changes: ids that are in use were made with it.
+_NAMED = uuid.UUID("6f1c9a52-3c0e-5d8b-9b64-0c5a4f0d7a11")
+
+
+class HasRunId(Protocol):
+    """What knows the run it is about, such as the `RunMetadata` that the run index gives."""
+
+    @property
+    def run_id(self) -> RunId:
+        """The run."""
+
+
 class RunId(uuid.UUID):
-    """The id of a run: a UUID, time-ordered (version 7) when made here.
+    """The id of a run: a UUID, time-ordered (version 7) when made by `new`, of version 5 when made by `named`.
 
     Equal to, and hashing like, the `uuid.UUID` of the same bits. Immutable, pickles.
     """
@@ -100,8 +114,37 @@ class RunId(uuid.UUID):
         return cls(int=number)
 
     @classmethod
-    def of(cls, run: RunId | uuid.UUID | str) -> RunId:
-        """Take a run id in any form: a RunId (returned as it is), a `uuid.UUID`, or its text.
+    def named(cls, name: str) -> RunId:
+        """The id that belongs to a name: the same in every process, today and later.
+
+        Each namespace of a database has runs of its own, so one name means a different run in each of them although
+        the id is the same.
+
+            run = RunId.named("thread-42")
+            db.kv.put(run, "step", 1)
+
+        Raises:
+          InvalidArgumentError: the name is not text, is empty, or holds lone surrogates.
+        """
+        if not isinstance(name, str) or not name:
+            raise InvalidArgumentError(
+                f"the name of a run is text with at least one character, got {name!r}",
+                hint='RunId.named("thread-42"); RunId.new() makes an id without a name',
+            )
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidArgumentError(
+                f"the name of a run is not valid Unicode: {error.reason} in {name!a}",
+                hint="use text without lone surrogates",
+            ) from None
+        return cls(int=uuid.uuid5(_NAMED, name).int)
+
+    @classmethod
+    def of(cls, run: RunId | uuid.UUID | str | HasRunId) -> RunId:
+        """Take a run id in any form: a RunId (returned as it is), a `uuid.UUID`, its text, or a `RunMetadata`.
+
+            assert RunId.of(str(run)) == run
 
         Raises:
           InvalidArgumentError: another type, or text that is no UUID.
@@ -114,12 +157,15 @@ class RunId(uuid.UUID):
             # `uuid.UUID` also takes spaces, signs and underscores, and hyphens anywhere.
             if _UUID_TEXT.fullmatch(run):
                 return cls(run)
-            hint = "pass a RunId, a uuid.UUID or the text of one; RunId.new() makes one"
+            hint = f"RunId.named({run!r}) is the run of that name; RunId.new() makes a new id"
             raise InvalidArgumentError(
                 f"{run!r} is not the text of a UUID", hint=hint, details={"run_id": run}
             )
+        about = getattr(run, "run_id", None)
+        if isinstance(about, uuid.UUID):
+            return cls.of(about)
         raise InvalidArgumentError(
-            f"a run is named by RunId, uuid.UUID or str, got {type(run).__name__}",
+            f"a run is named by RunId, uuid.UUID, str or RunMetadata, got {type(run).__name__}",
             hint="RunId.new() makes a run id",
             details={"type": type(run).__name__},
         )

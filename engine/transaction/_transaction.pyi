@@ -7,14 +7,14 @@ from uuid import UUID
 from ..model._values import Codec
 from ..model.errors import Conflict
 from ..model.keys import Namespace, RunId, TypeTag
-from ..model.public_types import CommitReceipt, TransactionStatus, VersionedValue
+from ..model.public_types import CommitReceipt, HasRunId, TransactionStatus, VersionedValue
 from ._scan import ScanIterator
 from ._space import Space as Space
 from ._view import StoreAttachment
 from .engine_handle import EngineHandle
 
 _Key = str | bytes
-_Run = RunId | UUID | str
+_Run = RunId | UUID | str | HasRunId
 _Ttl = float | timedelta | None
 
 class TransactionBase(Space):

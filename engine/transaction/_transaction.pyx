@@ -5,6 +5,8 @@ own) and `DatabaseBase`, which begins them. `Space` itself is in `_space.pyx`.
 2. A run id is parsed once: its prefix is kept by the object that named it.
 """
 
+from uuid import UUID
+
 cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.object cimport PyObject
@@ -344,6 +346,8 @@ cdef class DatabaseBase:
             prefix = entry[1]
         else:
             named = RunId.of(run)
+            if not isinstance(run, (UUID, str)):
+                return self.kv_prefix(named)  # what knows a run may come to know another: it is not a cache key
             # Known by identity: an id that a caller made of the same bits gets an error.
             if named.int == 0 and named is not RESERVED_RUN:
                 raise reserved_run()

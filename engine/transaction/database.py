@@ -26,7 +26,7 @@ from typing import (
 from uuid import UUID
 
 from ..model.keys import Namespace
-from ..model.public_types import RunId, TypeTag, VersionedValue
+from ..model.public_types import HasRunId, RunId, TypeTag, VersionedValue
 from ..model.retry_policy import RetryPolicy
 from ..model.values import Codec
 from ._transaction import DatabaseBase, TransactionBase
@@ -41,7 +41,7 @@ __all__ = ["Database"]
 P = ParamSpec("P")
 T = TypeVar("T")
 X = TypeVar("X", bound=Transaction)
-Run = RunId | UUID | str
+Run = RunId | UUID | str | HasRunId
 UserKey = str | bytes
 
 KV = int(TypeTag.KV)

@@ -317,7 +317,7 @@ def test_delete_run_with_a_tree_of_runs(do: Any, db: Any) -> None:
     assert do.runs.delete_run(root, cascade=True) == 6
     assert ids(do.runs.list_runs()) == [other]
     assert [data_keys(db, run_id) for run_id in tree] == [0] * len(tree)
-    assert len(index_keys(db)) == 4
+    assert len(index_keys(db)) == 6
 
 
 def test_delete_run_alone_leaves_its_children_without_a_parent(do: Any, db: Any) -> None:
@@ -449,13 +449,15 @@ def test_runs_are_per_namespace(db: Any) -> None:
 
 
 def test_layout_of_the_index(db: Any) -> None:
-    """A run has its record and one entry in each index: status, parent, creation, and one a tag."""
+    """A run has its record and one entry in each index: status, parent, creation, name, and one a tag."""
     db.runs.create_run_with_options(tags=["a", "b"])
     assert sorted(key[:1] for key in index_keys(db)) == [
+        layout.RUN_NAMES_WHOLE,
         layout.RUN,
         layout.RUN_BY_STATUS,
         layout.RUN_BY_TAG,
         layout.RUN_BY_TAG,
         layout.RUN_BY_PARENT,
         layout.RUN_BY_CREATION,
+        layout.RUN_BY_NAME,
     ]

@@ -48,7 +48,7 @@ def audit_traces(txn: Any) -> None:
     records = {key[1:]: decode_value(record) for key, record in stored.items() if key[:1] == layout.TRACE}
     expected = set()
     for raw, record in records.items():
-        kind, fields, time_us, root, parent, tags, _ = record
+        kind, fields, time_us, root, parent, tags, _, *form = record
         assert root in records, f"trace {raw.hex()} is in the tree of a missing root"
         if parent is None:
             assert root == raw
@@ -59,6 +59,8 @@ def audit_traces(txn: Any) -> None:
         family = layout.traces_of_family(layout.ZERO_ID if parent is None else root, parent or layout.ZERO_ID)
         expected |= {layout.trace(raw), layout.traces_of_kind(kind) + suffix, family + suffix}
         expected |= {layout.TRACE_BY_TIME + suffix}
+        if form and form[0] >> 16:  # a span, which may have ended
+            expected |= {layout.span_end(root, raw)} & set(stored)
         expected |= {layout.traces_tagged(tag) + suffix for tag in tags or ()}
         expected |= {layout.traces_named(fields[0]) + suffix} if kind == CUSTOM else set()
     assert set(stored) == expected, "the trace indices are not those the traces call for"
@@ -69,7 +71,7 @@ def audit_runs(txn: Any) -> None:
     records = {key[1:]: record for key, record in stored.items() if key[:1] == layout.RUN}
     expected = set()
     for raw, record in records.items():
-        _, status, parent, tags, _, created, _, completed, error = record
+        called, status, parent, tags, _, created, _, completed, error = record
         name = STATUS_NUMBERED[status]
         assert parent is None or parent in records, f"run {raw.hex()} has a missing parent"
         assert completed is not None or not name.is_finished, f"run {raw.hex()} is {name} without a time"
@@ -82,4 +84,7 @@ def audit_runs(txn: Any) -> None:
         }
         expected |= {layout.runs_under(parent or layout.ZERO_ID) + suffix}
         expected |= {layout.runs_tagged(tag) + suffix for tag in tags}
+        expected |= {layout.runs_named(called) + suffix}
+    if stored:  # it stays when the last run goes
+        expected |= {layout.RUN_NAMES_WHOLE}
     assert set(stored) == expected, "the run indices are not those the runs call for"

@@ -191,7 +191,7 @@ def test_every_derived_key_that_is_gone_is_found_and_rebuilt(memory: Any) -> Non
 def test_every_superfluous_entry_is_found_and_removed(memory: Any) -> None:
     whole = snapshot(memory)
     for run, tag, key in derived_keys(memory):
-        if (tag, key) == (TypeTag.EVENT, layout.EVENT_HEAD):
+        if (tag, key) in ((TypeTag.EVENT, layout.EVENT_HEAD), (TypeTag.RUN, layout.RUN_NAMES_WHOLE)):
             continue
         # Of a record that is not there, and of one that does not call for it.
         other = bytearray(key)
@@ -484,3 +484,18 @@ def test_a_recovered_database_is_private(path: Path) -> None:
     assert files(path) == before
     with recovered_database(occamdb.Database, path) as db:
         assert db.kv.get(run, "new") is None
+
+
+def test_an_index_of_an_earlier_version_gets_its_names(memory: Any) -> None:
+    whole = snapshot(memory)
+    space = memory.space(RESERVED_RUN, TypeTag.RUN, raw=True)
+    for key in [*space.keys(layout.RUN_BY_NAME), *space.keys(layout.RUN_NAMES_WHOLE)]:
+        space.delete(key)
+    child = memory.runs.find("child")
+    memory.runs.create_run("child")
+    assert memory.runs.find("child") == child
+    assert not space.exists(layout.RUN_NAMES_WHOLE)
+    report = repaired(memory)
+    assert report.repaired == 3  # two entries and the mark
+    assert found_in(memory).sound and whole.keys() <= snapshot(memory).keys()
+    assert memory.runs.find("child") == child
