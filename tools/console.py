@@ -24,7 +24,7 @@ from occamdb.tools.printable import escape_json, markup, printable, without_cont
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from occamdb import Database, OccamError, RunId
+    from occamdb import Database, OccamError
 
 
 def path_given(text: str) -> Path:
@@ -41,7 +41,13 @@ def path_given(text: str) -> Path:
 PathArgument = Annotated[
     Path, typer.Argument(metavar="PATH", help="The database directory.", parser=path_given)
 ]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its name in the run index.")]
+RunArgument = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="A run's id, its name in the run index, or the beginning of either."),
+]
+FullOption = Annotated[
+    bool, typer.Option("--full", help="On a terminal: whole ids and texts, as they are in a pipe.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="At most so many.")]
 NamespaceOption = Annotated[
@@ -174,6 +180,46 @@ def echo(text: str, *, err: bool = False) -> None:
     typer.echo(without_controls(text), err=err)
 
 
+def is_terminal() -> bool:
+    """Whether results go to a person. If not, commands print plain rows: whole, one a line, fields between tabs."""
+    return out().is_terminal
+
+
+def echo_row(*fields: str) -> None:
+    """Print one row for programs: fields between tabs, on one line whatever they hold."""
+    echo("\t".join(printable(field) for field in fields))
+
+
+def refuse(why: str, **options: object) -> None:
+    """Refuse options that would have no effect beside another one.
+
+    Args:
+      why: the other one, as in "with --tree".
+      options: their values by name; those that were not given are None, False or empty.
+
+    Raises:
+      BadParameter: one of them was given.
+    """
+    given = ", ".join(f"--{name}" for name, value in options.items() if value not in (None, False, [], ()))
+    if given:
+        raise typer.BadParameter(f"{given} has no effect {why}: leave it out")
+
+
+def duration(seconds: float | None) -> str:
+    """A time span for people: "1.2 ms", "3.4 s", "5 min 6 s"; empty for none."""
+    if seconds is None:
+        return ""
+    if seconds < 1:
+        return f"{seconds * 1000:,.1f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min"
+
+
 def print_json(value: Any) -> None:
     """Print a value as indented JSON, uncoloured so that programs can read it."""
     echo(to_json(value, indent=2))
@@ -245,40 +291,6 @@ def rehearsal(path: Path, namespace: str | None = None) -> Iterator[Database]:
 
 def _in_namespace(db: Database, namespace: str | None) -> Database:
     return db.namespace(*namespace.split("/", 2)) if namespace else db
-
-
-def run_of(db: Database, text: str, *, create: bool = False) -> RunId:
-    """The run a user names: its id, or the name of exactly one run in the run index.
-
-    Args:
-      db: an open database.
-      text: what was typed.
-      create: make a run of that name if there is none.
-
-    Raises:
-      NotFoundError: no run has that name, and `create` is false.
-      InvalidArgumentError: several runs have that name.
-    """
-    from occamdb import RunId
-    from occamdb.engine.model.errors import InvalidArgumentError, NotFoundError
-
-    try:
-        return RunId.of(text)
-    except InvalidArgumentError:
-        found = [run.run_id for run in db.runs.list_runs() if run.name == text]
-    if len(found) == 1:
-        return found[0]
-    if len(found) > 1:
-        shown = ", ".join(str(run) for run in found[:5])
-        raise InvalidArgumentError(
-            f"{len(found)} runs are named {text!r}: {shown}", hint="give the id of one"
-        )
-    if create:
-        return db.runs.create_run(text).run_id
-    raise NotFoundError(
-        f"no run is named {text!r}",
-        hint="`occamdb runs PATH` lists them, `occamdb put --create-run` makes one; an id (UUID) works too",
-    )
 
 
 def key_given(text: str, in_hex: bool) -> str | bytes:
