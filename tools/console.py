@@ -9,7 +9,7 @@ import base64
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from enum import Enum
@@ -271,6 +271,56 @@ def database(path: Path, namespace: str | None = None, *, create: bool = False) 
         yield _in_namespace(db, namespace)
     finally:
         db.close()
+
+
+@contextmanager
+def reading(path: Path, namespace: str | None = None) -> Iterator[Database]:
+    """Open a database for a command that only reads, without starting a coordinator or changing a byte.
+
+    A directory that is served is read through its coordinator. Any other one, such as a backup, is recovered into
+    the memory of this process.
+
+    Raises:
+      NotFoundError: there is none.
+    """
+    require_database(path)
+    with ExitStack() as opened:
+        db = None if _is_served(path) else _recovered(path, opened)
+        if db is None:
+            db = opened.enter_context(database(path))
+        yield _in_namespace(db, namespace)
+
+
+def _recovered(path: Path, opened: ExitStack) -> Database | None:
+    """The content of a directory in private memory; None if a coordinator may have changed files meanwhile."""
+    import occamdb
+    from occamdb.engine.client.offline import recovered_database
+    from occamdb.engine.disk.directory import read_meta
+
+    before = read_meta(path)
+    with ExitStack() as attempt:
+        try:
+            db: Database = attempt.enter_context(recovered_database(occamdb.Database, path))
+        except (occamdb.OccamError, OSError):
+            if _is_served(path) or read_meta(path) != before:
+                return None
+            raise
+        # A coordinator writes the next incarnation into `meta` before it touches the log.
+        if _is_served(path) or read_meta(path) != before:
+            return None
+        opened.push(attempt.pop_all())
+    return db
+
+
+def _is_served(path: Path) -> bool:
+    """Whether a coordinator holds the directory, or may be starting there."""
+    from occamdb.ipc.errors import LockHeldError
+    from occamdb.tools.coordinator import coordinator_of
+
+    try:
+        return coordinator_of(path) is not None
+    except LockHeldError:
+        return True
 
 
 @contextmanager

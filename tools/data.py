@@ -47,7 +47,7 @@ def get(
     With --json: the value with its version, time of writing and expiry.
     """
     wanted = console.key_given(key, in_hex)
-    with console.database(path, namespace) as db:
+    with console.reading(path, namespace) as db:
         found = db.kv.get_versioned(run_of(db, run), wanted)
     if found is None:
         raise _absent(wanted)
@@ -142,7 +142,7 @@ def list_keys(
 ) -> None:
     """Print the keys of a run, one a line, in byte order; those that are no text as hexadecimal."""
     among = _range_given(prefix, start, end, in_hex)
-    with console.database(path, namespace) as db:
+    with console.reading(path, namespace) as db:
         run_id = run_of(db, run)
         for key in db.kv.keys(run_id, **among, limit=limit, reverse=reverse):
             console.echo(console.show_key(key))
@@ -162,7 +162,7 @@ def scan(
 ) -> None:
     """Print keys with versions and values, from one snapshot. With --json: one object a line."""
     among = _range_given(prefix, start, end, in_hex)
-    with console.database(path, namespace) as db:
+    with console.reading(path, namespace) as db:
         run_id = run_of(db, run)
         rows = db.kv.scan(run_id, **among, limit=limit, reverse=reverse)
         for key, found in rows:

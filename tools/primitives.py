@@ -47,7 +47,8 @@ def events(
     """
     if verify:
         console.refuse("with --verify", type=event_type, start=start or None, limit=limit, follow=follow)
-    with console.database(path, namespace) as db:
+    opened = console.database if follow else console.reading  # new events come through a coordinator
+    with opened(path, namespace) as db:
         run_id = run_of(db, run)
         if verify:
             _verify(db, run_id, as_json)
@@ -155,7 +156,7 @@ def cells(
     namespace: NamespaceOption = None,
 ) -> None:
     """Print the state cells of a run with their versions."""
-    with console.database(path, namespace) as db:
+    with console.reading(path, namespace) as db:
         run_id = run_of(db, run)
         with db.begin(run_id, read_only=True) as txn:
             for name in txn.cells.list(prefix, limit=limit):

@@ -72,7 +72,7 @@ def runs(
         console.refuse(why, status=status, tag=tag, parent=parent, limit=limit, full=full and not tree)
     if as_json:
         console.refuse("with --json, which is always whole", full=full)
-    with console.database(path, namespace) as db:
+    with console.reading(path, namespace) as db:
         if run is not None and not tree:
             _show_one(db.runs.get_run(run_of(db, run)), run)
             return

@@ -70,7 +70,7 @@ def traces(
         )
     if as_json:
         console.refuse("with --json, which is always whole", full=full)
-    with console.database(path, namespace) as db:
+    with console.reading(path, namespace) as db:
         run_id = run_of(db, run)
         top = None if trace_id is None else trace_of(db, run_id, trace_id)
         if tree:

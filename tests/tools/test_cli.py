@@ -224,6 +224,9 @@ def test_a_killed_coordinator_is_recovered_from(shell: Shell) -> None:
     shell("stop", "DB", "--kill")
     assert "the next open recovers" in shell("status", "DB", code=3)
     assert shell("get", "DB", RUN, "k") == "1\n"
+    shell("put", "DB", RUN, "other", "2")
+    assert shell.json("status", "DB", "--json")["coordinator"] is not None
+    assert shell("get", "DB", RUN, "k") == "1\n"
 
 
 def test_stats_are_shown(shell: Shell, db: occamdb.Database) -> None:
