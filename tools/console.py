@@ -93,7 +93,7 @@ def parse_value(text: str) -> Any:
     """A value of the command line: JSON.
 
     Raises:
-      InvalidArgumentError: the text is no JSON, nests too deep, or holds NaN, an infinity or a number beyond any float.
+      InvalidArgumentError: the text is not JSON, nests too deep, or holds NaN, an infinity or too large a number.
     """
     from occamdb.engine.model.errors import InvalidArgumentError
 
@@ -351,7 +351,7 @@ def key_given(text: str, in_hex: bool) -> str | bytes:
       in_hex: which of both.
 
     Returns:
-      As the database gives keys back: `bytes` only when they are no UTF-8.
+      As the database gives keys back: `bytes` only when they are not UTF-8.
 
     Raises:
       InvalidArgumentError: the text is not hexadecimal.

@@ -140,7 +140,7 @@ def list_keys(
     in_hex: HexRangeOption = False,
     namespace: NamespaceOption = None,
 ) -> None:
-    """Print the keys of a run, one a line, in byte order; those that are no text as hexadecimal."""
+    """Print the keys of a run, one a line, in byte order; those that are not text as hexadecimal."""
     among = _range_given(prefix, start, end, in_hex)
     with console.reading(path, namespace) as db:
         run_id = run_of(db, run)

@@ -145,7 +145,7 @@ def _nearby_databases(path: Path | None) -> dict[str, Path]:
 
 
 def segments(path: Path | None = None) -> Iterator[Finding]:
-    """What lies in shared memory, of every database. What others left is no problem of the one at `path`."""
+    """What lies in shared memory, of every database. What others left is not a problem of the one at `path`."""
     from occamdb.ipc.stale import list_incarnations
 
     own = _database_of(path)
@@ -267,14 +267,14 @@ def _clean_up(path: Path | None) -> Iterator[Finding]:
     from occamdb.ipc.stale import remove_dead
 
     def retire(name: str) -> None:
-        # Workers may still have it mapped. The next coordinator could not find it any more to tell them
+        # Workers may still have it mapped. The next coordinator could no longer find it to tell them
         # that there is a newer store, and they would go on beginning snapshots of this one.
         if name.endswith("-store"):
             mark_superseded(name)
 
     database_id = None if path is None else _id_of(path)
     if path is not None and database_id is None:
-        return  # to `remove_dead` no id means every database, and whoever names a path means one
+        return  # to `remove_dead` no id means every database, and a user who names a path means one
     for name in remove_dead(database_id, retire=retire):
         yield Finding(OK, f"removed {name}")
 

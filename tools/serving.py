@@ -75,7 +75,7 @@ def stop(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for it.")] = 30.0,
     kill: Annotated[bool, typer.Option("--kill", help="By SIGKILL; the next open recovers.")] = False,
 ) -> None:
-    """End the coordinator, which finishes what it has in hand and makes a checkpoint."""
+    """End the coordinator, which finishes the work it has begun and makes a checkpoint."""
     from occamdb.tools.coordinator import stop_coordinator
 
     pid = stop_coordinator(console.require_database(path), timeout=timeout, kill=kill)
