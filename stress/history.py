@@ -40,7 +40,7 @@ Op = list[Any]
 
 
 class HistoryFormatError(ValueError):
-    """A file is no history of this format; the message names file and byte."""
+    """A file is not a history of this format; the message names file and byte."""
 
 
 def unique_value(worker: int, count: int) -> int:

@@ -49,7 +49,7 @@ def check(
 ) -> None:
     """Read every byte of log and checkpoints and report damage (exit code 1). A coordinator may be running.
 
-    Then hold what the primitives store against itself: index entries, event chains, heads, parents. Files that are
+    Then check what the primitives store for consistency: index entries, event chains, heads, parents. Files that are
     damaged leave that out.
 
     --repair needs it stopped. It deletes no data: what is damaged, or behind damage, stays as NAME.damaged, and of

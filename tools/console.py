@@ -9,7 +9,7 @@ import base64
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from enum import Enum
@@ -24,7 +24,7 @@ from occamdb.tools.printable import escape_json, markup, printable, without_cont
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from occamdb import Database, OccamError, RunId
+    from occamdb import Database, OccamError
 
 
 def path_given(text: str) -> Path:
@@ -41,7 +41,13 @@ def path_given(text: str) -> Path:
 PathArgument = Annotated[
     Path, typer.Argument(metavar="PATH", help="The database directory.", parser=path_given)
 ]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its name in the run index.")]
+RunArgument = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="A run's id, its name in the run index, or the beginning of either."),
+]
+FullOption = Annotated[
+    bool, typer.Option("--full", help="On a terminal: whole ids and texts, as they are in a pipe.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="At most so many.")]
 NamespaceOption = Annotated[
@@ -87,7 +93,7 @@ def parse_value(text: str) -> Any:
     """A value of the command line: JSON.
 
     Raises:
-      InvalidArgumentError: the text is no JSON, nests too deep, or holds NaN, an infinity or a number beyond any float.
+      InvalidArgumentError: the text is not JSON, nests too deep, or holds NaN, an infinity or too large a number.
     """
     from occamdb.engine.model.errors import InvalidArgumentError
 
@@ -174,6 +180,46 @@ def echo(text: str, *, err: bool = False) -> None:
     typer.echo(without_controls(text), err=err)
 
 
+def is_terminal() -> bool:
+    """Whether results go to a person. If not, commands print plain rows: whole, one a line, fields between tabs."""
+    return out().is_terminal
+
+
+def echo_row(*fields: str) -> None:
+    """Print one row for programs: fields between tabs, on one line whatever they hold."""
+    echo("\t".join(printable(field) for field in fields))
+
+
+def refuse(why: str, **options: object) -> None:
+    """Refuse options that would have no effect beside another one.
+
+    Args:
+      why: the other one, as in "with --tree".
+      options: their values by name; those that were not given are None, False or empty.
+
+    Raises:
+      BadParameter: one of them was given.
+    """
+    given = ", ".join(f"--{name}" for name, value in options.items() if value not in (None, False, [], ()))
+    if given:
+        raise typer.BadParameter(f"{given} has no effect {why}: leave it out")
+
+
+def duration(seconds: float | None) -> str:
+    """A time span for people: "1.2 ms", "3.4 s", "5 min 6 s"; empty for none."""
+    if seconds is None:
+        return ""
+    if seconds < 1:
+        return f"{seconds * 1000:,.1f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min"
+
+
 def print_json(value: Any) -> None:
     """Print a value as indented JSON, uncoloured so that programs can read it."""
     echo(to_json(value, indent=2))
@@ -228,6 +274,56 @@ def database(path: Path, namespace: str | None = None, *, create: bool = False) 
 
 
 @contextmanager
+def reading(path: Path, namespace: str | None = None) -> Iterator[Database]:
+    """Open a database for a command that only reads, without starting a coordinator or changing a byte.
+
+    A directory that is served is read through its coordinator. Any other one, such as a backup, is recovered into
+    the memory of this process.
+
+    Raises:
+      NotFoundError: there is none.
+    """
+    require_database(path)
+    with ExitStack() as opened:
+        db = None if _is_served(path) else _recovered(path, opened)
+        if db is None:
+            db = opened.enter_context(database(path))
+        yield _in_namespace(db, namespace)
+
+
+def _recovered(path: Path, opened: ExitStack) -> Database | None:
+    """The content of a directory in private memory; None if a coordinator may have changed files meanwhile."""
+    import occamdb
+    from occamdb.engine.client.offline import recovered_database
+    from occamdb.engine.disk.directory import read_meta
+
+    before = read_meta(path)
+    with ExitStack() as attempt:
+        try:
+            db: Database = attempt.enter_context(recovered_database(occamdb.Database, path))
+        except (occamdb.OccamError, OSError):
+            if _is_served(path) or read_meta(path) != before:
+                return None
+            raise
+        # A coordinator writes the next incarnation into `meta` before it touches the log.
+        if _is_served(path) or read_meta(path) != before:
+            return None
+        opened.push(attempt.pop_all())
+    return db
+
+
+def _is_served(path: Path) -> bool:
+    """Whether a coordinator holds the directory, or may be starting there."""
+    from occamdb.ipc.errors import LockHeldError
+    from occamdb.tools.coordinator import coordinator_of
+
+    try:
+        return coordinator_of(path) is not None
+    except LockHeldError:
+        return True
+
+
+@contextmanager
 def rehearsal(path: Path, namespace: str | None = None) -> Iterator[Database]:
     """An empty database in this process alone, with the limits that one made at `path` would have.
 
@@ -245,40 +341,6 @@ def rehearsal(path: Path, namespace: str | None = None) -> Iterator[Database]:
 
 def _in_namespace(db: Database, namespace: str | None) -> Database:
     return db.namespace(*namespace.split("/", 2)) if namespace else db
-
-
-def run_of(db: Database, text: str, *, create: bool = False) -> RunId:
-    """The run a user names: its id, or the name of exactly one run in the run index.
-
-    Args:
-      db: an open database.
-      text: what was typed.
-      create: make a run of that name if there is none.
-
-    Raises:
-      NotFoundError: no run has that name, and `create` is false.
-      InvalidArgumentError: several runs have that name.
-    """
-    from occamdb import RunId
-    from occamdb.engine.model.errors import InvalidArgumentError, NotFoundError
-
-    try:
-        return RunId.of(text)
-    except InvalidArgumentError:
-        found = [run.run_id for run in db.runs.list_runs() if run.name == text]
-    if len(found) == 1:
-        return found[0]
-    if len(found) > 1:
-        shown = ", ".join(str(run) for run in found[:5])
-        raise InvalidArgumentError(
-            f"{len(found)} runs are named {text!r}: {shown}", hint="give the id of one"
-        )
-    if create:
-        return db.runs.create_run(text).run_id
-    raise NotFoundError(
-        f"no run is named {text!r}",
-        hint="`occamdb runs PATH` lists them, `occamdb put --create-run` makes one; an id (UUID) works too",
-    )
 
 
 def key_given(text: str, in_hex: bool) -> str:

@@ -1,6 +1,6 @@
 """Finding and ending the coordinator of a directory, from outside it. Used by the commands and the demo.
 
-1. Whoever holds the directory's lock is its coordinator; `coordinator.json` is information only.
+1. The process that holds the directory's lock is its coordinator; `coordinator.json` is information only.
 2. A signal goes through a pidfd that was checked against the holder's start time: never to a process that merely
    got the same pid.
 """
@@ -37,7 +37,7 @@ def coordinator_of(path: Path) -> ProcessIdentity | None:
 def stop_coordinator(path: Path, *, timeout: float = STOP_TIMEOUT_S, kill: bool = False) -> int | None:
     """End the coordinator of a directory and wait until it is gone.
 
-    By SIGTERM it finishes what it has in hand, makes a checkpoint and leaves nothing behind.
+    By SIGTERM it finishes the work that it has begun, makes a checkpoint and leaves nothing behind.
 
     Args:
       path: the database directory.

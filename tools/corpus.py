@@ -50,7 +50,7 @@ def text_files(directory: Path) -> list[str]:
 def count_words(path: Path) -> Counter[str]:
     """How often each word (letters, then letters and digits; case folded) occurs in a file.
 
-    Bytes that are no UTF-8 separate words. A file that vanished since it was listed has no words.
+    Bytes that are not UTF-8 separate words. A file that vanished since it was listed has no words.
     """
     try:
         text = path.read_bytes().decode("utf-8", errors="replace")

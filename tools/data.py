@@ -8,6 +8,7 @@ import typer
 
 from occamdb.tools import console
 from occamdb.tools.console import JsonOption, LimitOption, NamespaceOption, PathArgument, RunArgument
+from occamdb.tools.naming import run_of
 
 if TYPE_CHECKING:
     from occamdb import Database
@@ -46,8 +47,8 @@ def get(
     With --json: the value with its version, time of writing and expiry.
     """
     wanted = console.key_given(key, in_hex)
-    with console.database(path, namespace) as db:
-        found = db.kv.get_versioned(console.run_of(db, run), wanted)
+    with console.reading(path, namespace) as db:
+        found = db.kv.get_versioned(run_of(db, run), wanted)
     if found is None:
         raise _absent(wanted)
     if as_json:
@@ -93,7 +94,7 @@ def put(
     parsed = console.parse_value(console.read_stdin() if value == "-" else value)
 
     def write(db: Database) -> int:
-        run_id = console.run_of(db, run, create=create_run)
+        run_id = run_of(db, run, create=create_run)
         if expect is None:
             return db.kv.put(run_id, wanted, parsed, ttl=ttl)
         return db.kv.cas(run_id, wanted, expect, parsed, ttl=ttl)
@@ -117,7 +118,7 @@ def delete(
     """Remove a key; exit code 1 if it was absent."""
     wanted = console.key_given(key, in_hex)
     with console.database(path, namespace) as db:
-        was_there = db.kv.delete(console.run_of(db, run), wanted)
+        was_there = db.kv.delete(run_of(db, run), wanted)
     if not was_there:
         raise _absent(wanted)
 
@@ -141,10 +142,10 @@ def list_keys(
     in_hex: HexRangeOption = False,
     namespace: NamespaceOption = None,
 ) -> None:
-    """Print the keys of a run, one a line, in byte order; those that are no text as hexadecimal."""
+    """Print the keys of a run, one a line, in byte order; those that are not text as hexadecimal."""
     among = _range_given(prefix, start, end, in_hex)
-    with console.database(path, namespace) as db:
-        run_id = console.run_of(db, run)
+    with console.reading(path, namespace) as db:
+        run_id = run_of(db, run)
         for key in db.kv.keys(run_id, **among, limit=limit, reverse=reverse):
             console.echo(console.show_key(key))
 
@@ -163,8 +164,8 @@ def scan(
 ) -> None:
     """Print keys with versions and values, from one snapshot. With --json: one object a line."""
     among = _range_given(prefix, start, end, in_hex)
-    with console.database(path, namespace) as db:
-        run_id = console.run_of(db, run)
+    with console.reading(path, namespace) as db:
+        run_id = run_of(db, run)
         rows = db.kv.scan(run_id, **among, limit=limit, reverse=reverse)
         for key, found in rows:
             if as_json:

@@ -116,7 +116,7 @@ def _database(keep: Path | None, durability: str) -> Iterator[Database]:
 
 @contextmanager
 def _agents(db: Database, plan: Plan, count: int) -> Iterator[list[SpawnProcess]]:
-    """Running agent processes; whoever is left at the end (Ctrl-C) is ended."""
+    """Running agent processes; those left at the end (Ctrl-C) are ended."""
     context = multiprocessing.get_context("spawn")
     processes = [
         context.Process(target=_agent_main, args=(db, plan, number), name=f"indexer-{number}")

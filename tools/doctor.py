@@ -9,6 +9,7 @@ import os
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from occamdb.tools.printable import markup
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 DESCRIPTOR_COUNT_MIN = 1024
+NEARBY_COUNT_MAX = 1000
 FREE_BYTES_MIN = 256 << 20
 _NETWORK_FILE_SYSTEMS = {
     "nfs",
@@ -123,25 +125,53 @@ def _database_of(path: Path | None) -> str | None:
     return database_id.hex()[:16] if database_id else None
 
 
+def _nearby_databases(path: Path | None) -> dict[str, Path]:
+    """Paths of databases, by how their segments are named: `path`, and what is in and directly below here.
+
+    Segments hold no path, since a directory can be moved while nobody serves it.
+    """
+    try:
+        here = Path.cwd()
+        below = islice((each for each in here.iterdir() if each.is_dir()), NEARBY_COUNT_MAX)
+        candidates = [here, *below]
+    except OSError:
+        candidates = []
+    found: dict[str, Path] = {}
+    for each in [*([path] if path is not None else []), *candidates]:
+        name = _database_of(each) if console.has_database(each) else None
+        if name is not None:
+            found.setdefault(name, each)
+    return found
+
+
 def segments(path: Path | None = None) -> Iterator[Finding]:
-    """What lies in shared memory, of every database. What others left is no problem of the one at `path`."""
+    """What lies in shared memory, of every database. What others left is not a problem of the one at `path`."""
     from occamdb.ipc.stale import list_incarnations
 
     own = _database_of(path)
-
     found = list_incarnations()
+    paths = _nearby_databases(path) if found else {}
     for item in found:
-        text = f"database {item.database}, incarnation {item.number}: {console.size(item.allocated_size)}"
+        place = f" ({paths[item.database]})" if item.database in paths else ""
+        text = (
+            f"database {item.database}{place}, incarnation {item.number}: {console.size(item.allocated_size)}"
+        )
         if item.foreign:
             yield Finding(NOTE, f"{text}, of another user")
         elif item.dead:
             level = PROBLEM if own in (None, item.database) else NOTE
-            yield Finding(level, f"{text}, left by a dead coordinator", "occamdb doctor --clean removes it")
+            yield Finding(
+                level, f"{text}, left by a dead coordinator", _how_to_clean(paths.get(item.database))
+            )
         else:
             owner = f"pid {item.owner.pid}" if item.owner else "a coordinator that is starting"
             yield Finding(OK, f"{text}, of {owner}")
     if not found:
         yield Finding(OK, "no segments in shared memory")
+
+
+def _how_to_clean(path: Path | None) -> str:
+    return f"occamdb doctor --clean {path} removes it" if path else "occamdb doctor --clean removes it"
 
 
 def directory(path: Path) -> Iterator[Finding]:
@@ -237,14 +267,14 @@ def _clean_up(path: Path | None) -> Iterator[Finding]:
     from occamdb.ipc.stale import remove_dead
 
     def retire(name: str) -> None:
-        # Workers may still have it mapped. The next coordinator could not find it any more to tell them
+        # Workers may still have it mapped. The next coordinator could no longer find it to tell them
         # that there is a newer store, and they would go on beginning snapshots of this one.
         if name.endswith("-store"):
             mark_superseded(name)
 
     database_id = None if path is None else _id_of(path)
     if path is not None and database_id is None:
-        return  # to `remove_dead` no id means every database, and whoever names a path means one
+        return  # to `remove_dead` no id means every database, and a user who names a path means one
     for name in remove_dead(database_id, retire=retire):
         yield Finding(OK, f"removed {name}")
 

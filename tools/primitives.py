@@ -11,6 +11,7 @@ import typer
 
 from occamdb.tools import console
 from occamdb.tools.console import JsonOption, LimitOption, NamespaceOption, PathArgument, RunArgument
+from occamdb.tools.naming import run_of
 from occamdb.tools.printable import markup, printable
 
 if TYPE_CHECKING:
@@ -42,10 +43,13 @@ def events(
 ) -> None:
     """Print the events of a run, or verify their chain (exit code 1 if it is broken).
 
-    With --follow also when the run is deleted and begins another log, from the first event of that one.
+    With --follow, a run that is deleted and begins another log is followed from the first event of the new one.
     """
-    with console.database(path, namespace) as db:
-        run_id = console.run_of(db, run)
+    if verify:
+        console.refuse("with --verify", type=event_type, start=start or None, limit=limit, follow=follow)
+    opened = console.database if follow else console.reading  # new events come through a coordinator
+    with opened(path, namespace) as db:
+        run_id = run_of(db, run)
         if verify:
             _verify(db, run_id, as_json)
             return
@@ -152,8 +156,8 @@ def cells(
     namespace: NamespaceOption = None,
 ) -> None:
     """Print the state cells of a run with their versions."""
-    with console.database(path, namespace) as db:
-        run_id = console.run_of(db, run)
+    with console.reading(path, namespace) as db:
+        run_id = run_of(db, run)
         with db.begin(run_id, read_only=True) as txn:
             for name in txn.cells.list(prefix, limit=limit):
                 state = txn.cells.read(name)

@@ -75,7 +75,7 @@ def stop(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for it.")] = 30.0,
     kill: Annotated[bool, typer.Option("--kill", help="By SIGKILL; the next open recovers.")] = False,
 ) -> None:
-    """End the coordinator, which finishes what it has in hand and makes a checkpoint."""
+    """End the coordinator, which finishes the work it has begun and makes a checkpoint."""
     from occamdb.tools.coordinator import stop_coordinator
 
     pid = stop_coordinator(console.require_database(path), timeout=timeout, kill=kill)
@@ -98,11 +98,13 @@ def describe(path: Path) -> dict[str, Any]:
     from occamdb.engine.disk.directory import read_meta
     from occamdb.ipc.stale import list_incarnations
     from occamdb.tools.coordinator import coordinator_of
+    from occamdb.tools.log_size import log_size
 
     meta = read_meta(path)
     assert meta is not None, "require_database found it"
     holder = coordinator_of(path)
     segments = list_incarnations(meta.database_id)
+    log = log_size(path)
     return {
         "path": str(path.resolve()),
         "database_id": meta.database_id.hex(),
@@ -111,7 +113,9 @@ def describe(path: Path) -> dict[str, Any]:
         "incarnation": meta.incarnation,
         "durability": meta.durability,
         "stopped_cleanly": meta.clean if holder is None else None,
-        "log_bytes": _bytes_below(path / "wal"),
+        "log_bytes": log.used + log.set_aside,
+        "log_used_bytes": log.used,
+        "log_set_aside_bytes": log.set_aside,
         "checkpoint_bytes": _bytes_below(path / "checkpoints"),
         "shared_memory_bytes": sum(item.allocated_size for item in segments),
         "segments": [name for item in segments for name in item.names],
@@ -144,7 +148,8 @@ def _show(found: dict[str, Any]) -> None:
         "coordinator": f"{state} (incarnation {found['incarnation']})",
         "durability": found["durability"] or "not decided yet",
         "created": f"{found['created_at']:%Y-%m-%d %H:%M:%S} UTC",
-        "log": console.size(found["log_bytes"]),
+        "log": f"used {console.size(found['log_used_bytes'])}, "
+        f"set aside {console.size(found['log_set_aside_bytes'])}",
         "checkpoints": console.size(found["checkpoint_bytes"]),
         "shared memory": f"{console.size(found['shared_memory_bytes'])} in {len(found['segments'])} segments",
     }

@@ -1,4 +1,4 @@
-"""`occamdb traces`: what an agent did, as a list or as trees."""
+"""`occamdb traces`: what an agent did, as a list or as trees, and one trace in full."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from occamdb.tools import console
-from occamdb.tools.console import JsonOption, LimitOption, NamespaceOption, PathArgument, RunArgument
+from occamdb.tools.console import (
+    FullOption,
+    JsonOption,
+    LimitOption,
+    NamespaceOption,
+    PathArgument,
+    RunArgument,
+)
+from occamdb.tools.naming import run_of, short_ids, trace_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from occamdb import Database, RunId
     from occamdb.primitives import Trace, TraceTree
 
@@ -24,7 +34,10 @@ def traces(
     path: PathArgument,
     run: RunArgument,
     trace_id: Annotated[
-        str | None, typer.Argument(metavar="[TRACE]", help="One trace, or the tree below it.")
+        str | None,
+        typer.Argument(
+            metavar="[TRACE]", help="One trace, or the tree below it; the beginning of its id will do."
+        ),
     ] = None,
     tree: Annotated[bool, typer.Option("--tree", help="As trees: of TRACE, or of every root.")] = False,
     trace_type: Annotated[
@@ -38,66 +51,96 @@ def traces(
         int | None, typer.Option(min=1, help="With --tree: how many children of each.")
     ] = None,
     limit: LimitOption = None,
+    full: FullOption = False,
     as_json: JsonOption = False,
     namespace: NamespaceOption = None,
 ) -> None:
-    """Print the traces of a run in time order, or as trees."""
-    with console.database(path, namespace) as db:
-        run_id = console.run_of(db, run)
+    """Print the traces of a run in time order, or as trees; with TRACE everything about that one.
+
+    In a pipe: one line a trace, with id, start, milliseconds it took, state (ok, error, open), type, text and tags
+    between tabs. With --tree the drawn tree comes first, then start, milliseconds, state and id.
+    """
+    if tree:
+        console.refuse("with --tree", type=trace_type, tag=tag)
+    else:
+        console.refuse("without --tree", depth=depth, children=children)
+    if trace_id is not None:
+        console.refuse(
+            "when one TRACE is named", type=trace_type, tag=tag, limit=limit, full=full and not tree
+        )
+    if as_json:
+        console.refuse("with --json, which is always whole", full=full)
+    with console.reading(path, namespace) as db:
+        run_id = run_of(db, run)
+        top = None if trace_id is None else trace_of(db, run_id, trace_id)
         if tree:
-            roots = [trace_id] if trace_id else [t.id for t in db.traces.get_roots(run_id, limit=limit)]
+            roots = [top] if top else [each.id for each in db.traces.get_roots(run_id, limit=limit)]
             for root in roots:
-                _show_tree(db.traces.get_tree(run_id, root), depth, children, as_json)
-            return
-        for trace in _found(db, run_id, trace_id, trace_type, tag or [], limit):
-            _show(trace, as_json)
+                _show_tree(db.traces.get_tree(run_id, root), depth, children, full, as_json)
+        elif top is not None:
+            _show_one(db, run_id, top, as_json)
+        else:
+            _show_list(db.traces.query(run_id, trace_type, tags=tag or [], limit=limit), full, as_json)
 
 
-def _found(
-    db: Database,
-    run_id: RunId,
-    trace_id: str | None,
-    trace_type: str | None,
-    tags: list[str],
-    limit: int | None,
-) -> list[Trace]:
-    from occamdb import NotFoundError
-
-    if trace_id is None:
-        return db.traces.query(run_id, trace_type, tags=tags, limit=limit)
-    trace = db.traces.get(run_id, trace_id)
-    if trace is None:
-        raise NotFoundError(f"there is no trace {trace_id} in this run", hint="leave it out to list them all")
-    return [trace]
-
-
-def _show_tree(tree: TraceTree, depth: int | None, children: int | None, as_json: bool) -> None:
-    from occamdb.tools.trace_view import show
+def _show_tree(tree: TraceTree, depth: int | None, children: int | None, full: bool, as_json: bool) -> None:
+    from occamdb.tools import trace_view
 
     if as_json:
         for level, trace in tree.walk():
             console.echo(console.to_json({"depth": level} | _as_dict(trace)))
+        return
+    limits: Any = {"children_max": children, "depth_max": depth}
+    if console.is_terminal():
+        ids = None if full else short_ids(trace.id for _, trace in tree.walk())
+        trace_view.show(tree, console.out(), **limits, detail=trace_view.Detail(ids, full))
     else:
-        show(tree, console.out(), children_max=children, depth_max=depth)
+        for line in trace_view.plain_lines(tree, **limits):
+            console.echo(line)
 
 
-def _show(trace: Trace, as_json: bool) -> None:
-    from occamdb.tools.trace_view import label
+def _show_list(found: Sequence[Trace], full: bool, as_json: bool) -> None:
+    from occamdb.tools import trace_view
 
     if as_json:
-        console.echo(console.to_json(_as_dict(trace)))
+        for trace in found:
+            console.echo(console.to_json(_as_dict(trace)))
+    elif console.is_terminal():
+        ids: Mapping[str, str] | None = None if full else short_ids(trace.id for trace in found)
+        for trace in found:
+            shown = trace_view.Detail(ids, full)
+            console.out().print(f"{trace_view.label(trace, full)}  {shown.of(trace)}")
     else:
-        moment = trace.timestamp.isoformat(timespec="milliseconds")
-        console.out().print(f"[dim]{trace.id}  {moment}[/]  {label(trace)}")
+        for trace in found:
+            console.echo_row(*trace_view.fields(trace))
+
+
+def _show_one(db: Database, run_id: RunId, trace_id: str, as_json: bool) -> None:
+    """Everything about one trace."""
+    trace = db.traces.get(run_id, trace_id)
+    assert trace is not None, "its id was found in the run"
+    row = _as_dict(trace)
+    if as_json:
+        console.echo(console.to_json(row))
+        return
+    row |= {"root_id": trace.root_id, "children": len(db.traces.get_children(run_id, trace_id))}
+    content = {f"content.{name}": value for name, value in row.pop("content").items()}
+    for name, value in (row | content).items():
+        text = value if isinstance(value, str) else console.to_json(value)
+        console.echo_row(name, text)
 
 
 def _as_dict(trace: Trace) -> dict[str, Any]:
+    from occamdb.tools.trace_view import duration_ms, state
+
     return {
         "id": trace.id,
         "parent_id": trace.parent_id,
         "type": trace.type_name,
         "content": asdict(trace.trace_type),
         "timestamp": trace.timestamp,
+        "duration_ms": duration_ms(trace),
+        "state": state(trace),
         "tags": trace.tags,
         "metadata": trace.metadata,
     }

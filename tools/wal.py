@@ -157,7 +157,7 @@ def show_range(start: bytes, end: bytes) -> dict[str, Any]:
 
 
 def show_value(value: bytes) -> Any:
-    """A stored value decoded; its bytes when they are no value."""
+    """A stored value decoded; its bytes when they are not a value."""
     from occamdb.engine.model.errors import OccamError
     from occamdb.engine.model.values import decode_value
 

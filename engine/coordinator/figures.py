@@ -1,7 +1,8 @@
 """Figures for people: percentiles from the commit core's histograms, and the shape of `db.stats()`.
 
-A histogram's bucket b counts values in [2**(b-1), 2**b); bucket 0 counts zeros. A percentile is read off as the
-upper end of its bucket, so it is right within a factor of two.
+A histogram's bucket b counts values in [2**(b-1), 2**b); bucket 0 counts zeros. A percentile is given as the largest
+value of its bucket: the true one is not above it, and above half of it. Zero and one have buckets of their own, so they
+are exact. The last bucket has no upper end.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class _Core(Protocol):
 
 
 def percentile(buckets: Sequence[int], share: float) -> int:
-    """The value below which `share` (0..1) of the counted values lie, rounded up to a power of two; 0 when empty."""
+    """A bound that `share` (0..1) of the counted values do not exceed: the largest value of a bucket; 0 when empty."""
     total = sum(buckets)
     if total == 0:
         return 0
@@ -30,8 +31,8 @@ def percentile(buckets: Sequence[int], share: float) -> int:
     for bucket, count in enumerate(buckets):
         seen += count
         if seen >= wanted:
-            return 0 if bucket == 0 else 1 << bucket
-    return 1 << (len(buckets) - 1)
+            return (1 << bucket) - 1
+    return (1 << (len(buckets) - 1)) - 1
 
 
 def _shown_key(key: bytes) -> str:

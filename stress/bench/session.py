@@ -33,7 +33,7 @@ def run_rows(
 
     Args:
       rows: what to measure.
-      peers: the peers that may take part; sides that are no peers (occamdb in another setting) always do.
+      peers: the peers that may take part; sides that are not peers (occamdb in another setting) always do.
       scale: how long and how often.
       directory: where databases are made, in a directory of their own that is removed; the system's
         temporary directory unless given. It should be on the disk whose speed matters.

@@ -47,7 +47,7 @@ def stop_worker(scene: Scene) -> None:
 
 
 def kill_coordinator(scene: Scene) -> None:
-    """SIGKILL for the coordinator; whoever needs it starts another."""
+    """SIGKILL for the coordinator; the next worker that needs one starts another."""
     identity = signal_coordinator(scene.path, signal.SIGKILL)
     if identity is not None:
         wait_until(lambda: not is_alive(identity), 5.0)

@@ -38,7 +38,7 @@ def check_history(path: str | os.PathLike[str], level: str = "strict-serializabl
       A report; `report.valid` is the verdict and `report.text()` the account of it.
 
     Raises:
-      HistoryFormatError: the files are no history, or not all of one kind.
+      HistoryFormatError: the files are not a history, or not all of one kind.
       ValueError: an unknown level.
     """
     if level not in LEVELS:

@@ -197,7 +197,9 @@ def test_a_tree_of_any_depth_is_printed_whole(shell: Shell, db: occamdb.Database
 
     db.transaction(RUN, record)
     lines = shell("traces", "DB", RUN, "--tree").splitlines()
-    assert [line.rpartition("Thought ")[2] for line in lines] == [str(level) for level in range(3000)]
+    assert [line.partition("\t")[0].rpartition("Thought ")[2] for line in lines] == [
+        str(level) for level in range(3000)
+    ]
     assert len(shell.lines("traces", "DB", RUN, "--tree", "--json")) == 3000
 
 
@@ -221,6 +223,9 @@ def test_a_killed_coordinator_is_recovered_from(shell: Shell) -> None:
     shell("put", "DB", RUN, "k", "1")
     shell("stop", "DB", "--kill")
     assert "the next open recovers" in shell("status", "DB", code=3)
+    assert shell("get", "DB", RUN, "k") == "1\n"
+    shell("put", "DB", RUN, "other", "2")
+    assert shell.json("status", "DB", "--json")["coordinator"] is not None
     assert shell("get", "DB", RUN, "k") == "1\n"
 
 

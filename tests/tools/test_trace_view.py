@@ -4,6 +4,7 @@ import io
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,16 @@ from rich.tree import Tree
 
 import occamdb
 from occamdb.primitives import Custom, Decision, Error, Query, Thought, ToolCall, Trace, TraceTree
-from occamdb.tools.trace_view import TEXT_LENGTH_MAX, headline, label, render, shorten, show
+from occamdb.tools.trace_view import (
+    TEXT_LENGTH_MAX,
+    duration_ms,
+    headline,
+    label,
+    render,
+    shorten,
+    show,
+    state,
+)
 
 RUN = "00000000-0000-7000-8000-000000000001"
 
@@ -48,6 +58,18 @@ def printed(tree: TraceTree, **options: Any) -> list[str]:
 )
 def test_a_headline_says_what_happened(content: Any, expected: str) -> None:
     assert headline(trace(content)) == expected
+
+
+def test_the_state_and_duration_of_a_trace() -> None:
+    assert [state(trace(each)) for each in (Thought("x"), Error("E"))] == ["ok", "error"]
+    assert [duration_ms(trace(each)) for each in (Thought("x"), ToolCall("t", duration_ms=2))] == [None, 2.0]
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_trace_that_records_its_own_duration_and_whether_it_is_open(is_open: bool) -> None:
+    span: Any = SimpleNamespace(trace_type=ToolCall("t", duration_ms=1), duration_ms=5.0, is_open=is_open)
+    assert state(span) == ("open" if is_open else "ok")
+    assert duration_ms(span) == 5.0
 
 
 def test_long_texts_are_cut() -> None:

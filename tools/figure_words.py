@@ -1,0 +1,84 @@
+"""What each word of `occamdb stats` and `top` means: printed by `stats --explain`, and the table of docs/figures.md.
+
+A name with a dot is a field of an object: `store.used` is `used` in `store`, of `stats --json` and `db.stats()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+__all__ = ["WORDS", "markdown"]
+
+WORDS = {
+    "ok": "always true: the coordinator answered",
+    "path": "the directory of the database",
+    "pid": "the process id of the coordinator",
+    "uptime": "seconds since the coordinator started; all counters begin there",
+    "auto": "true if the first program that opened the database started the coordinator, false for `occamdb serve`",
+    "durability": "when a commit counts as saved: none, standard or always",
+    "incarnation": "how many times a coordinator has been started on this directory",
+    "version": "the version of the latest commit; each commit that writes gets the next one",
+    "read_at": "when the figures were read, in seconds since 1970",
+    "commits": "transactions committed",
+    "batches": "turns of the commit thread; a turn decides on all commit requests that wait when it begins, "
+    "so commits / batches is the mean size of a group",
+    "group_commit": "commit requests in one batch, as p50, p90, p99 and max, each an upper bound: "
+    "counts are kept in buckets 1, 2-3, 4-7, 8-15 and so on, and the largest value of the bucket is shown. "
+    "Refused ones count too",
+    "latency_us": "microseconds that one batch took, from taking its requests to answering them, as p50, p90, p99 and "
+    "max. Each is the upper end of a bucket; buckets double in width, so the true value is above half of it",
+    "conflicts.read": "commits refused because a key that they had read changed after their snapshot",
+    "conflicts.range": "commits refused because something changed in a range of keys that they had scanned",
+    "conflicts.write": "commits refused because another transaction had written the same key first",
+    "conflicts.cas": "commits refused because a key did not have the version that was expected",
+    "conflicts_found_early": "conflicts that workers saw before they sent the commit; they are in the counts above",
+    "retries": "transactions begun again after a conflict, counted by the workers",
+    "refused": "commits refused for another reason: a limit, a full store, a failed log",
+    "snapshots_revoked": "snapshots taken away from their workers because the store needed the room that they held",
+    "hot_keys": "the keys with the most conflicts, as run/kind of data/key",
+    "keys": "keys that exist, of all primitives and all runs. Index entries count too, so one event, trace or run is "
+    "several keys",
+    "records": "versions of keys in the store, the superseded ones and tombstones included",
+    "range_tombstones": "deletions of whole ranges whose keys are still being removed",
+    "expired": "keys removed because their time to live was over",
+    "pending_expiries": "keys with a time to live that is not over; `to expire` in the text",
+    "store.size": "the most bytes that data may take: max_store_size",
+    "store.backed": "bytes of shared memory that the store has taken from the machine",
+    "store.used": "bytes of the store that are not free; nodes, records, index and quarantine are parts of it",
+    "store.nodes": "bytes of the tree that keeps keys in order",
+    "store.records": "bytes of keys and values, all versions",
+    "store.superseded": "the part of records that is older versions, kept because a snapshot may still read them",
+    "store.index": "bytes of the hash table that finds a single key",
+    "store.quarantine": "bytes freed a moment ago, not given out again while a reader may still be looking at them",
+    "store.free": "bytes freed for good and not yet used again",
+    "log.bytes": "bytes that this coordinator wrote to the log since it started; `written` in the text",
+    "log.used": "bytes of entries in the log's files, the same as in `occamdb status`",
+    "log.set_aside": "bytes of the log's files allocated in advance and not yet written, as in `occamdb status`",
+    "log.flushes": "writes to the log's file; one holds the commits of a batch",
+    "log.syncs": "times that the log was forced to the disk (fdatasync)",
+    "log.rotations": "times that a log file was full and another begun",
+    "log.poisoned": "true after the disk failed: no commit is taken until a restart",
+    "log_errors": "batches that the log could not take; none of their commits happened",
+    "database_id": "the database's own id, which never changes",
+    "durable.recovery": "what the coordinator read when it started: version, keys, transactions, seconds, warnings",
+    "durable.checkpoint": "the latest checkpoint: its version, failed attempts since, their error, and whether "
+    "everything acknowledged is saved. `behind` in the text is the number of commits since",
+    "workers": "open connections, one row each, at present",
+    "workers.pid": "the process of the connection",
+    "workers.attached_at": "when it connected, in seconds since 1970",
+    "workers.session": "the number of the connection, never used again",
+    "workers.commits": "transactions that it committed",
+    "workers.conflicts": "commits of it that the coordinator refused for a conflict",
+    "workers.snapshot_version": "the version its oldest open snapshot reads; null: it has none",
+    "workers.snapshot_age": "seconds since it began that snapshot; `oldest snapshot` in the text",
+    "workers.held_bytes": "bytes of older versions kept for that snapshot alone or with others; `holds back` in the "
+    "text",
+}
+
+
+def markdown() -> Iterator[str]:
+    """The lines of the table in docs/figures.md."""
+    yield "| figure | meaning |"
+    yield "|---|---|"
+    for word, meaning in WORDS.items():
+        yield f"| `{word}` | {meaning} |"
