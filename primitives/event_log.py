@@ -60,6 +60,12 @@ class Event:
     prev_hash: bytes
     hash: bytes
 
+    def __repr__(self) -> str:
+        return (
+            f"Event({self.sequence}, {self.event_type!r}, {self.payload!r}, "
+            f"timestamp={self.timestamp.isoformat()}, hash={self.hash[:4].hex()}...)"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ChainVerification:

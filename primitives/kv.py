@@ -343,7 +343,8 @@ class KVMapping(MutableMapping[UserKey, Any]):
         self._atomically(lambda kv: kv.space.delete_range())
 
     def __repr__(self) -> str:
-        return f"KVMapping(run={self._run[0] if self._run else 'the transaction'})"
+        run = f"run={self._run[0]} " if self._run else ""
+        return f"<KVMapping {run}of {self._store!r}>"
 
 
 class _Items(ItemsView[UserKey, Any]):

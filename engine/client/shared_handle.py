@@ -250,6 +250,11 @@ class SharedHandle:
             finally:
                 self._give_back(link)
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
     def close(self) -> None:
         """Detach every link. Open transactions and snapshots end: their calls raise DatabaseClosedError."""
         if self._pid != os.getpid():

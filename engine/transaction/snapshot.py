@@ -50,11 +50,12 @@ class SharedSnapshotView:
       transaction: read-only, and not used by anybody else.
     """
 
-    __slots__ = ("_transaction", "_version")
+    __slots__ = ("_run_id", "_transaction", "_version")
 
     def __init__(self, transaction: Transaction) -> None:
         self._transaction: Transaction | None = transaction
         self._version = transaction.start_version
+        self._run_id = transaction.run_id
 
     @property
     def _open(self) -> Transaction:
@@ -147,7 +148,8 @@ class SharedSnapshotView:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<SharedSnapshotView {'closed ' if self.closed else ''}version={self._version}>"
+        state = "closed" if self.closed else "expired" if self.expired else "open"
+        return f"<SharedSnapshotView {state} run={self._run_id} version={self._version}>"
 
 
 class ClonedSnapshotView:
