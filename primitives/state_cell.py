@@ -9,22 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ..engine.model.errors import AlreadyExistsError, CASConflict, InvalidArgumentError, NotFoundError
 from ..engine.model.public_types import TypeTag, VersionedValue
 from ..engine.model.retry_policy import RetryPolicy
 from ..engine.transaction.attempts import refuse_lazy_function
 from .extension import (
-    CONTENDED,
     DatabaseBase,
     H_co,
+    Operation,
     Primitive,
     RunLike,
     TransactionBase,
     blind,
     single,
 )
+from .operations import WITH_POLICY
 
 __all__ = ["State", "StateCell"]
 
@@ -106,39 +107,53 @@ class StateCell(Primitive[H_co]):
         """The names of the cells, in byte order."""
         return [*self.space.keys(prefix, limit=limit)]
 
-    @overload
-    def transition(
-        self: StateCell[DatabaseBase],
-        run_id: RunLike,
-        name: str,
-        fn: Callable[[State], tuple[Any, T]],
-        *,
-        retry: RetryPolicy | None = None,
-    ) -> T: ...
-    @overload
-    def transition(
-        self: StateCell[TransactionBase], name: str, fn: Callable[[State], tuple[Any, T]]
-    ) -> T: ...
-    def transition(self: StateCell[Any], *args: Any, retry: RetryPolicy | None = None, **named: Any) -> Any:
-        """Change a cell by a function of its state: `fn(state) -> (new value, result)`; returns the result.
+    if TYPE_CHECKING:
 
-        Outside it is retried until it commits, within `retry`; `fn` may be called several times and must have no
-        effect but what it returns.
+        @overload
+        def transition(
+            self: StateCell[DatabaseBase],
+            run_id: RunLike,
+            name: str,
+            fn: Callable[[State], tuple[Any, T]],
+            *,
+            retry: RetryPolicy | None = None,
+        ) -> T: ...
+        @overload
+        def transition(
+            self: StateCell[TransactionBase], name: str, fn: Callable[[State], tuple[Any, T]]
+        ) -> T: ...
+        def transition(self, *args: Any, **kwargs: Any) -> Any: ...
 
-        Raises:
-          NotFoundError: there is no such cell.
-          RetriesExhausted: it met other writers on every attempt.
-          InvalidArgumentError: `fn` returned something else than a tuple of two, or is no function.
-        """
-        if self.inside:
-            return self._transition(*_arguments(("name", "fn"), args, named))
-        run_id, name, fn = _arguments(("run_id", "name", "fn"), args, named)
-        handle = self._handle
-        return handle.transaction(
-            run_id, lambda txn: StateCell(txn)._transition(name, fn), retry=retry or CONTENDED
-        )
+    else:
+
+        def transition(self, name: str, fn: Callable[[State], tuple[Any, T]]) -> T:
+            """Change a cell by a function of its state: `fn(state) -> (new value, result)`; returns the result.
+
+            Outside it is retried until it commits, within `retry`; `fn` may be called several times and must have no
+            effect but what it returns.
+
+                taken = db.cells.transition(run_id, "queue", lambda state: (state.value[1:], state.value[0]))
+
+            Args:
+              name: of the cell.
+              fn: gets the State.
+              retry: outside only; how often to try, after which pauses. None: thousands of attempts.
+
+            Raises:
+              NotFoundError: there is no such cell.
+              RetriesExhausted: it met other writers on every attempt.
+              InvalidArgumentError: `fn` returned something else than a tuple of two, or is no function.
+            """
+            return self._transition(name, fn)
+
+        transition = Operation(transition, WITH_POLICY)
 
     def _transition(self, name: str, fn: Callable[[State], tuple[Any, T]]) -> T:
+        if not callable(fn):
+            raise InvalidArgumentError(
+                f"fn is not a function but {type(fn).__name__}",
+                hint="transition(name, fn), where fn(state) returns (new value, result)",
+            )
         refuse_lazy_function(fn)
         state = _state(self.space.get_versioned(name))
         if state is None:
@@ -156,29 +171,6 @@ class StateCell(Primitive[H_co]):
         value, result = answer
         self.space.put(name, value)
         return result
-
-
-def _arguments(wanted: tuple[str, ...], args: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
-    """The arguments of `transition` in order, given by position or by name.
-
-    Raises:
-      InvalidArgumentError: one is missing, is given twice or is none of them, or `fn` cannot be called.
-    """
-    given = dict(zip(wanted, args, strict=False))
-    if len(args) > len(wanted):
-        problem = f"too many: {len(args)} for {len(wanted)}"
-    elif twice := given.keys() & named.keys():
-        problem = f"given twice: {', '.join(sorted(twice))}"
-    elif unknown := named.keys() - set(wanted):
-        problem = f"unknown: {', '.join(sorted(unknown))}"
-    elif missing := [name for name in wanted if name not in given and name not in named]:
-        problem = f"missing: {', '.join(missing)}"
-    elif not callable((given | named)["fn"]):
-        problem = f"fn is not a function but {type((given | named)['fn']).__name__}"
-    else:
-        return [(given | named)[name] for name in wanted]
-    hint = "outside a transaction transition(run_id, name, fn), inside one transition(name, fn)"
-    raise InvalidArgumentError(f"the arguments of transition are wrong: {problem}", hint=hint)
 
 
 def _shape(answer: object) -> str:
