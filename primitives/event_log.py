@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
+from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 from ..engine.model.errors import CorruptionError, InvalidArgumentError, OccamError, ValueEncodingError
@@ -31,6 +33,7 @@ from .extension import (
     pairs,
     reader,
     stream,
+    to_microseconds,
 )
 
 __all__ = ["ChainVerification", "Event", "EventLog"]
@@ -38,6 +41,7 @@ __all__ = ["ChainVerification", "Event", "EventLog"]
 HASH_SIZE = 32
 FIRST_PREV_HASH = bytes(HASH_SIZE)
 _PLAIN = Codec()
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +96,14 @@ class EventLog(Primitive[H_co]):
     tag = TypeTag.EVENT
 
     @contended
-    def append(self, event_type: str, payload: Mapping[str, Any]) -> Event:
+    def append(self, event_type: str, payload: Mapping[str, Any] = _EMPTY) -> Event:
         """Append one event and return it.
 
         Outside a transaction it is retried until it has its place, so any number of processes may append to one log.
 
         Args:
           event_type: text of 1 to 1024 bytes in UTF-8.
-          payload: a dict of storable values; NaN and infinities are refused.
+          payload: a dict of storable values; NaN and infinities are refused. Empty when left out.
 
         Raises:
           ValueEncodingError: the payload holds something that cannot be stored or hashed.
@@ -139,9 +143,45 @@ class EventLog(Primitive[H_co]):
         return None if stored is None else self._event(sequence, stored)
 
     @reader
-    def read_range(self, start: int = 0, end: int | None = None) -> list[Event]:
-        """The events from `start` up to but not including `end` (None: to the last one)."""
-        return list(self._rows(start, end))
+    def read_range(
+        self, start: int = 0, end: int | None = None, *, limit: int | None = None, reverse: bool = False
+    ) -> list[Event]:
+        """The events from `start` up to but not including `end` (None: to the last one).
+
+        Args:
+          start: the first sequence that may come.
+          end: the first sequence that may not.
+          limit: at most so many.
+          reverse: the newest first; with `limit` the newest ones.
+        """
+        return list(self._rows(start, end, limit, reverse))
+
+    @reader
+    def last(self, n: int = 1) -> list[Event]:
+        """The newest `n` events, in order: O(n)."""
+        return list(self._rows(0, None, n, True))[::-1]
+
+    @reader
+    def read_between(self, start: datetime, end: datetime, *, limit: int | None = None) -> list[Event]:
+        """The events whose timestamps are from `start` up to but not including `end`, in order of sequence.
+
+        It looks at every event, in constant memory: timestamps come from the machine's clock, which may be set back,
+        so that they do not always grow along a log.
+
+        Args:
+          start: an aware datetime.
+          end: an aware datetime.
+          limit: at most so many.
+        """
+        first, past = to_microseconds(start, "start"), to_microseconds(end, "end")
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise InvalidArgumentError(f"limit must be an int from 0, got {limit!r}", hint="None for all")
+        found = (
+            event
+            for event in self._rows(0, None)
+            if first <= to_microseconds(event.timestamp, "timestamp") < past
+        )
+        return list(islice(found, limit))
 
     @stream
     def iterate(self, start: int = 0, end: int | None = None) -> Iterator[Event]:
@@ -149,18 +189,29 @@ class EventLog(Primitive[H_co]):
         return self._rows(start, end)
 
     @reader
-    def read_by_type(self, event_type: str, *, start: int = 0, limit: int | None = None) -> list[Event]:
+    def read_by_type(
+        self,
+        event_type: str,
+        *,
+        start: int = 0,
+        end: int | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> list[Event]:
         """The events of one type in order, by index: O(result).
 
         Args:
           event_type: the type.
           start: the first sequence that may come.
+          end: the first sequence that may not.
           limit: at most so many.
+          reverse: the newest first; with `limit` the newest ones.
         """
         prefix = layout.events_of_type(_checked_type(event_type))
         first = prefix + layout.u64(_checked_sequence(start, "start"))
+        last = None if end is None else prefix + layout.u64(_checked_sequence(end, "end"))
         found = []
-        for key in self.space.keys(prefix, start=first, limit=limit):
+        for key in self.space.keys(prefix, start=first, end=last, limit=limit, reverse=reverse):
             sequence = layout.event_sequence(key)
             # Events never change: the index entry in the read set is enough.
             found.append(self._event(sequence, self.space.get(layout.event(sequence), track=False)))
@@ -212,10 +263,12 @@ class EventLog(Primitive[H_co]):
         length: int = (self.space.get(layout.EVENT_HEAD) or (0,))[0]
         return length
 
-    def _rows(self, start: int, end: int | None) -> Iterator[Event]:
+    def _rows(
+        self, start: int, end: int | None, limit: int | None = None, reverse: bool = False
+    ) -> Iterator[Event]:
         first = layout.event(_checked_sequence(start, "start"))
         last = None if end is None else layout.event(_checked_sequence(end, "end"))
-        rows = self.space.scan(layout.EVENT, start=first, end=last)
+        rows = self.space.scan(layout.EVENT, start=first, end=last, limit=limit, reverse=reverse)
         return (self._event(layout.event_sequence(key), found.value) for key, found in rows)
 
     def _event(self, sequence: int, stored: Any) -> Event:

@@ -148,9 +148,9 @@ class KVStore(Primitive[H_co]):
         return [(key, found.value) for key, found in rows]
 
     @single
-    def count(self, prefix: UserKey = "") -> int:
-        """How many keys have a prefix. Walks them: O(count)."""
-        return self.space.count(prefix)
+    def count(self, prefix: UserKey = "", *, start: UserKey | None = None, end: UserKey | None = None) -> int:
+        """How many keys have a prefix, from `start` up to but not including `end`. Walks them: O(count)."""
+        return self.space.count(prefix, start=start, end=end)
 
     @reader
     def get_many(self, keys: Iterable[UserKey]) -> dict[UserKey, Any]:
@@ -172,6 +172,11 @@ class KVStore(Primitive[H_co]):
         """Set several keys: all of them or none."""
         for key, value in items.items() if isinstance(items, Mapping) else pairs(items, "put_many"):
             self.space.put(key, value, ttl=ttl)
+
+    @operation
+    def delete_many(self, keys: Iterable[UserKey]) -> int:
+        """Remove several keys: all of them or none; returns how many were there."""
+        return sum([self.space.delete(key) for key in _keys(keys, "delete_many")])
 
     @blind
     def cas(

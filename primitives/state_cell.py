@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ..engine.model.errors import AlreadyExistsError, CASConflict, InvalidArgumentError, NotFoundError
@@ -62,8 +62,10 @@ class StateCell(Primitive[H_co]):
         return _state(self.space.get_versioned(name))
 
     @blind
-    def init(self, name: str, value: Any) -> None:
-        """Create a cell. Outside: returns its version. Inside: None; the commit decides whether it was first.
+    def init(self, name: str, value: Any, *, ttl: float | timedelta | None = None) -> None:
+        """Create a cell, with a time to live if given.
+
+        Outside: returns its version. Inside: None; the commit decides whether it was first.
 
         Raises:
           AlreadyExistsError: the cell is there.
@@ -72,7 +74,7 @@ class StateCell(Primitive[H_co]):
         if self.inside and self.space.exists(name, track=False):
             raise _already_exists(name)
         try:
-            return self.space.cas(name, 0, value)
+            return self.space.cas(name, 0, value, ttl=ttl)
         except CASConflict:
             raise _already_exists(name) from None
 
@@ -88,9 +90,15 @@ class StateCell(Primitive[H_co]):
         return self.space.cas(name, expected_version, value)
 
     @blind
-    def set(self, name: str, value: Any) -> None:
-        """Set a cell whatever it holds, creating it if need be. Outside: returns the new version."""
-        return self.space.put(name, value)
+    def set(self, name: str, value: Any, *, ttl: float | timedelta | None = None) -> None:
+        """Set a cell whatever it holds, creating it if need be. Outside: returns the new version.
+
+        Args:
+          name: of the cell.
+          value: anything that can be stored.
+          ttl: seconds, or a timedelta, until the cell is absent. A later write without one takes the expiry away.
+        """
+        return self.space.put(name, value, ttl=ttl)
 
     @single
     def delete(self, name: str) -> bool:
@@ -103,9 +111,23 @@ class StateCell(Primitive[H_co]):
         return self.space.exists(name)
 
     @single
-    def list(self, prefix: str = "", *, limit: int | None = None) -> Sequence[str]:
-        """The names of the cells, in byte order."""
-        return [*self.space.keys(prefix, limit=limit)]
+    def list(self, prefix: str = "", *, start: str | None = None, limit: int | None = None) -> Sequence[str]:
+        """The names of the cells, in byte order.
+
+        Args:
+          prefix: what the names begin with; everything when empty.
+          start: the first name that may come.
+          limit: at most so many.
+        """
+        return [*self.space.keys(prefix, start=start, limit=limit)]
+
+    @single
+    def list_with_values(
+        self, prefix: str = "", *, start: str | None = None, limit: int | None = None
+    ) -> Sequence[tuple[str, State]]:
+        """Like `list`, each name with the cell's state, from one snapshot."""
+        rows = self.space.scan(prefix, start=start, limit=limit)
+        return [(name, State(found.value, found.version, found.timestamp)) for name, found in rows]
 
     if TYPE_CHECKING:
 
