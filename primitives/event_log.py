@@ -101,6 +101,9 @@ class EventLog(Primitive[H_co]):
 
         Outside a transaction it is retried until it has its place, so any number of processes may append to one log.
 
+        Example:
+          event = db.events.append(run_id, "started", {"model": "m1"})
+
         Args:
           event_type: text of 1 to 1024 bytes in UTF-8.
           payload: a dict of storable values; NaN and infinities are refused. Empty when left out.
@@ -112,7 +115,11 @@ class EventLog(Primitive[H_co]):
 
     @contended
     def append_many(self, events: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Event]:
-        """Append several (event type, payload) with consecutive sequences: all of them or none."""
+        """Append several (event type, payload) with consecutive sequences: all of them or none.
+
+        Example:
+          db.events.append_many(run_id, [("asked", {"q": 1}), ("answered", {"a": 2})])
+        """
         return self._append(pairs(events, "append_many"))
 
     def _append(self, events: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Event]:
@@ -138,7 +145,11 @@ class EventLog(Primitive[H_co]):
 
     @reader
     def read(self, sequence: int) -> Event | None:
-        """The event at a sequence; None when the log is not that long."""
+        """The event at a sequence; None when the log is not that long.
+
+        Example:
+          event = db.events.read(run_id, 0)
+        """
         stored = self.space.get(layout.event(_checked_sequence(sequence, "sequence")))
         return None if stored is None else self._event(sequence, stored)
 
@@ -147,6 +158,9 @@ class EventLog(Primitive[H_co]):
         self, start: int = 0, end: int | None = None, *, limit: int | None = None, reverse: bool = False
     ) -> list[Event]:
         """The events from `start` up to but not including `end` (None: to the last one).
+
+        Example:
+          newest = db.events.read_range(run_id, limit=20, reverse=True)
 
         Args:
           start: the first sequence that may come.
@@ -158,7 +172,11 @@ class EventLog(Primitive[H_co]):
 
     @reader
     def last(self, n: int = 1) -> list[Event]:
-        """The newest `n` events, in order: O(n)."""
+        """The newest `n` events, in order: O(n).
+
+        Example:
+          newest = db.events.last(run_id, 20)
+        """
         return list(self._rows(0, None, n, True))[::-1]
 
     @reader
@@ -167,6 +185,9 @@ class EventLog(Primitive[H_co]):
 
         It looks at every event, in constant memory: timestamps come from the machine's clock, which may be set back,
         so that they do not always grow along a log.
+
+        Example:
+          db.events.read_between(run_id, now - timedelta(hours=1), now)
 
         Args:
           start: an aware datetime.
@@ -185,7 +206,11 @@ class EventLog(Primitive[H_co]):
 
     @stream
     def iterate(self, start: int = 0, end: int | None = None) -> Iterator[Event]:
-        """Like `read_range`, but decoding events as they are asked for, in constant memory."""
+        """Like `read_range`, but decoding events as they are asked for, in constant memory.
+
+        Example:
+          for event in db.events.iterate(run_id): print(event.event_type)
+        """
         return self._rows(start, end)
 
     @reader
@@ -199,6 +224,9 @@ class EventLog(Primitive[H_co]):
         reverse: bool = False,
     ) -> list[Event]:
         """The events of one type in order, by index: O(result).
+
+        Example:
+          errors = db.events.read_by_type(run_id, "error", limit=10, reverse=True)
 
         Args:
           event_type: the type.
@@ -219,18 +247,30 @@ class EventLog(Primitive[H_co]):
 
     @reader
     def head(self) -> Event | None:
-        """The last event; None when there is none."""
+        """The last event; None when there is none.
+
+        Example:
+          newest = db.events.head(run_id)
+        """
         length = self._length()
         return self._event(length - 1, self.space.get(layout.event(length - 1))) if length else None
 
     @reader
     def len(self) -> int:
-        """How many events there are: O(1)."""
+        """How many events there are: O(1).
+
+        Example:
+          length = db.events.len(run_id)
+        """
         return self._length()
 
     @reader
     def verify_chain(self) -> ChainVerification:
-        """Check every event, the chain and the head against each other: O(length), in constant memory."""
+        """Check every event, the chain and the head against each other: O(length), in constant memory.
+
+        Example:
+          assert db.events.verify_chain(run_id).is_valid
+        """
         length, last_hash = self.space.get(layout.EVENT_HEAD) or (0, FIRST_PREV_HASH)
         expected, prev_hash = 0, FIRST_PREV_HASH
         for key, found in self.space.scan(layout.EVENT):

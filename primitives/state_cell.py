@@ -58,7 +58,11 @@ class StateCell(Primitive[H_co]):
 
     @single
     def read(self, name: str) -> State | None:
-        """The state of a cell; None when there is none."""
+        """The state of a cell; None when there is none.
+
+        Example:
+          state = db.cells.read(run_id, "task")
+        """
         return _state(self.space.get_versioned(name))
 
     @blind
@@ -66,6 +70,9 @@ class StateCell(Primitive[H_co]):
         """Create a cell, with a time to live if given.
 
         Outside: returns its version. Inside: None; the commit decides whether it was first.
+
+        Example:
+          db.cells.init(run_id, "task", "idle")
 
         Raises:
           AlreadyExistsError: the cell is there.
@@ -84,6 +91,9 @@ class StateCell(Primitive[H_co]):
 
         Outside: returns the new version. Inside: None, as the version is the commit's; the commit decides.
 
+        Example:
+          db.cells.cas(run_id, "task", state.version, "busy")
+
         Raises:
           CASConflict: the cell has another version.
         """
@@ -92,6 +102,9 @@ class StateCell(Primitive[H_co]):
     @blind
     def set(self, name: str, value: Any, *, ttl: float | timedelta | None = None) -> None:
         """Set a cell whatever it holds, creating it if need be. Outside: returns the new version.
+
+        Example:
+          db.cells.set(run_id, "task", "idle", ttl=60)
 
         Args:
           name: of the cell.
@@ -102,17 +115,28 @@ class StateCell(Primitive[H_co]):
 
     @single
     def delete(self, name: str) -> bool:
-        """Remove a cell; returns whether it was there. A later one of that name has a higher version."""
+        """Remove a cell; returns whether it was there. A later one of that name has a higher version.
+
+        Example:
+          was_there = db.cells.delete(run_id, "task")
+        """
         return self.space.delete(name)
 
     @single
     def exists(self, name: str) -> bool:
-        """Whether there is such a cell."""
+        """Whether there is such a cell.
+
+        Example:
+          if db.cells.exists(run_id, "task"): ...
+        """
         return self.space.exists(name)
 
     @single
     def list(self, prefix: str = "", *, start: str | None = None, limit: int | None = None) -> Sequence[str]:
         """The names of the cells, in byte order.
+
+        Example:
+          names = db.cells.list(run_id, "task/")
 
         Args:
           prefix: what the names begin with; everything when empty.
@@ -125,7 +149,11 @@ class StateCell(Primitive[H_co]):
     def list_with_values(
         self, prefix: str = "", *, start: str | None = None, limit: int | None = None
     ) -> Sequence[tuple[str, State]]:
-        """Like `list`, each name with the cell's state, from one snapshot."""
+        """Like `list`, each name with the cell's state, from one snapshot.
+
+        Example:
+          states = dict(db.cells.list_with_values(run_id, "task/"))
+        """
         rows = self.space.scan(prefix, start=start, limit=limit)
         return [(name, State(found.value, found.version, found.timestamp)) for name, found in rows]
 
