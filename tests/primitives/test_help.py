@@ -58,7 +58,7 @@ def test_help_prints_what_the_user_writes(db: Any, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("name", FACADES)
 def test_the_prompt_completes_and_members_can_be_listed(db: Any, name: str) -> None:
     completer = rlcompleter.Completer({"db": db})
-    matches = []
+    matches: list[str] = []
     while (match := completer.complete(f"db.{name}.", len(matches))) is not None:
         matches.append(match.partition("(")[0])
     assert {f"db.{name}.{key}" for key in operations(name)} <= set(matches)
