@@ -227,7 +227,7 @@ def _with_policy(body: Callable[..., Any]) -> Outside:
     """A transaction whose retries the caller may choose."""
 
     def outside(
-        instance: Any, run_id: RunLike, /, *args: Any, retry: RetryPolicy | None = None, **kwargs: Any
+        instance: Any, /, run_id: RunLike, *args: Any, retry: RetryPolicy | None = None, **kwargs: Any
     ) -> Any:
         cls = type(instance)
         return instance._handle.transaction(
