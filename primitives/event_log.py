@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
+from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 from ..engine.model.errors import CorruptionError, InvalidArgumentError, OccamError, ValueEncodingError
@@ -31,6 +33,7 @@ from .extension import (
     pairs,
     reader,
     stream,
+    to_microseconds,
 )
 
 __all__ = ["ChainVerification", "Event", "EventLog"]
@@ -38,6 +41,7 @@ __all__ = ["ChainVerification", "Event", "EventLog"]
 HASH_SIZE = 32
 FIRST_PREV_HASH = bytes(HASH_SIZE)
 _PLAIN = Codec()
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,12 @@ class Event:
     timestamp: datetime
     prev_hash: bytes
     hash: bytes
+
+    def __repr__(self) -> str:
+        return (
+            f"Event({self.sequence}, {self.event_type!r}, {self.payload!r}, "
+            f"timestamp={self.timestamp.isoformat()}, hash={self.hash[:4].hex()}...)"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +96,17 @@ class EventLog(Primitive[H_co]):
     tag = TypeTag.EVENT
 
     @contended
-    def append(self, event_type: str, payload: Mapping[str, Any]) -> Event:
+    def append(self, event_type: str, payload: Mapping[str, Any] = _EMPTY) -> Event:
         """Append one event and return it.
 
         Outside a transaction it is retried until it has its place, so any number of processes may append to one log.
 
+        Example:
+          event = db.events.append(run_id, "started", {"model": "m1"})
+
         Args:
           event_type: text of 1 to 1024 bytes in UTF-8.
-          payload: a dict of storable values; NaN and infinities are refused.
+          payload: a dict of storable values; NaN and infinities are refused. Empty when left out.
 
         Raises:
           ValueEncodingError: the payload holds something that cannot be stored or hashed.
@@ -102,7 +115,11 @@ class EventLog(Primitive[H_co]):
 
     @contended
     def append_many(self, events: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Event]:
-        """Append several (event type, payload) with consecutive sequences: all of them or none."""
+        """Append several (event type, payload) with consecutive sequences: all of them or none.
+
+        Example:
+          db.events.append_many(run_id, [("asked", {"q": 1}), ("answered", {"a": 2})])
+        """
         return self._append(pairs(events, "append_many"))
 
     def _append(self, events: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Event]:
@@ -128,33 +145,101 @@ class EventLog(Primitive[H_co]):
 
     @reader
     def read(self, sequence: int) -> Event | None:
-        """The event at a sequence; None when the log is not that long."""
+        """The event at a sequence; None when the log is not that long.
+
+        Example:
+          event = db.events.read(run_id, 0)
+        """
         stored = self.space.get(layout.event(_checked_sequence(sequence, "sequence")))
         return None if stored is None else self._event(sequence, stored)
 
     @reader
-    def read_range(self, start: int = 0, end: int | None = None) -> list[Event]:
-        """The events from `start` up to but not including `end` (None: to the last one)."""
-        return list(self._rows(start, end))
+    def read_range(
+        self, start: int = 0, end: int | None = None, *, limit: int | None = None, reverse: bool = False
+    ) -> list[Event]:
+        """The events from `start` up to but not including `end` (None: to the last one).
+
+        Example:
+          newest = db.events.read_range(run_id, limit=20, reverse=True)
+
+        Args:
+          start: the first sequence that may come.
+          end: the first sequence that may not.
+          limit: at most so many.
+          reverse: the newest first; with `limit` the newest ones.
+        """
+        return list(self._rows(start, end, limit, reverse))
+
+    @reader
+    def last(self, n: int = 1) -> list[Event]:
+        """The newest `n` events, in order: O(n).
+
+        Example:
+          newest = db.events.last(run_id, 20)
+        """
+        return list(self._rows(0, None, n, True))[::-1]
+
+    @reader
+    def read_between(self, start: datetime, end: datetime, *, limit: int | None = None) -> list[Event]:
+        """The events whose timestamps are from `start` up to but not including `end`, in order of sequence.
+
+        It looks at every event, in constant memory: timestamps come from the machine's clock, which may be set back,
+        so that they do not always grow along a log.
+
+        Example:
+          db.events.read_between(run_id, now - timedelta(hours=1), now)
+
+        Args:
+          start: an aware datetime.
+          end: an aware datetime.
+          limit: at most so many.
+        """
+        first, past = to_microseconds(start, "start"), to_microseconds(end, "end")
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise InvalidArgumentError(f"limit must be an int from 0, got {limit!r}", hint="None for all")
+        found = (
+            event
+            for event in self._rows(0, None)
+            if first <= to_microseconds(event.timestamp, "timestamp") < past
+        )
+        return list(islice(found, limit))
 
     @stream
     def iterate(self, start: int = 0, end: int | None = None) -> Iterator[Event]:
-        """Like `read_range`, but decoding events as they are asked for, in constant memory."""
+        """Like `read_range`, but decoding events as they are asked for, in constant memory.
+
+        Example:
+          for event in db.events.iterate(run_id): print(event.event_type)
+        """
         return self._rows(start, end)
 
     @reader
-    def read_by_type(self, event_type: str, *, start: int = 0, limit: int | None = None) -> list[Event]:
+    def read_by_type(
+        self,
+        event_type: str,
+        *,
+        start: int = 0,
+        end: int | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> list[Event]:
         """The events of one type in order, by index: O(result).
+
+        Example:
+          errors = db.events.read_by_type(run_id, "error", limit=10, reverse=True)
 
         Args:
           event_type: the type.
           start: the first sequence that may come.
+          end: the first sequence that may not.
           limit: at most so many.
+          reverse: the newest first; with `limit` the newest ones.
         """
         prefix = layout.events_of_type(_checked_type(event_type))
         first = prefix + layout.u64(_checked_sequence(start, "start"))
+        last = None if end is None else prefix + layout.u64(_checked_sequence(end, "end"))
         found = []
-        for key in self.space.keys(prefix, start=first, limit=limit):
+        for key in self.space.keys(prefix, start=first, end=last, limit=limit, reverse=reverse):
             sequence = layout.event_sequence(key)
             # Events never change: the index entry in the read set is enough.
             found.append(self._event(sequence, self.space.get(layout.event(sequence), track=False)))
@@ -162,18 +247,30 @@ class EventLog(Primitive[H_co]):
 
     @reader
     def head(self) -> Event | None:
-        """The last event; None when there is none."""
+        """The last event; None when there is none.
+
+        Example:
+          newest = db.events.head(run_id)
+        """
         length = self._length()
         return self._event(length - 1, self.space.get(layout.event(length - 1))) if length else None
 
     @reader
     def len(self) -> int:
-        """How many events there are: O(1)."""
+        """How many events there are: O(1).
+
+        Example:
+          length = db.events.len(run_id)
+        """
         return self._length()
 
     @reader
     def verify_chain(self) -> ChainVerification:
-        """Check every event, the chain and the head against each other: O(length), in constant memory."""
+        """Check every event, the chain and the head against each other: O(length), in constant memory.
+
+        Example:
+          assert db.events.verify_chain(run_id).is_valid
+        """
         length, last_hash = self.space.get(layout.EVENT_HEAD) or (0, FIRST_PREV_HASH)
         expected, prev_hash = 0, FIRST_PREV_HASH
         for key, found in self.space.scan(layout.EVENT):
@@ -206,10 +303,12 @@ class EventLog(Primitive[H_co]):
         length: int = (self.space.get(layout.EVENT_HEAD) or (0,))[0]
         return length
 
-    def _rows(self, start: int, end: int | None) -> Iterator[Event]:
+    def _rows(
+        self, start: int, end: int | None, limit: int | None = None, reverse: bool = False
+    ) -> Iterator[Event]:
         first = layout.event(_checked_sequence(start, "start"))
         last = None if end is None else layout.event(_checked_sequence(end, "end"))
-        rows = self.space.scan(layout.EVENT, start=first, end=last)
+        rows = self.space.scan(layout.EVENT, start=first, end=last, limit=limit, reverse=reverse)
         return (self._event(layout.event_sequence(key), found.value) for key, found in rows)
 
     def _event(self, sequence: int, stored: Any) -> Event:

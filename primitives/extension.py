@@ -115,6 +115,9 @@ class Primitive(Generic[H_co]):
         plumbing = {"inside", "now_us", "raw", "space", "tag"}
         return [name for name in object.__dir__(self) if name not in plumbing]
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} of {self._handle!r}>"
+
     @property
     def now_us(self) -> int:
         """The transaction's one clock reading, in microseconds since 1970."""

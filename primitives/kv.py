@@ -59,29 +59,49 @@ class KVStore(Primitive[H_co]):
 
     @single
     def get(self, key: UserKey, default: Any = None) -> Any:
-        """The value of a key, or `default` when it is absent."""
+        """The value of a key, or `default` when it is absent.
+
+        Example:
+          db.kv.get(run_id, "plan", [])
+        """
         return self.space.get(key, default)
 
     @single
     def get_versioned(self, key: UserKey) -> VersionedValue | None:
-        """The value with its version, its time of writing and its expiry; None when absent."""
+        """The value with its version, its time of writing and its expiry; None when absent.
+
+        Example:
+          version = db.kv.get_versioned(run_id, "plan").version
+        """
         return self.space.get_versioned(key)
 
     @blind
     def put(self, key: UserKey, value: Any, *, ttl: float | timedelta | None = None) -> None:
-        """Set a key, with a time to live (seconds) if given. Outside: returns the new version."""
+        """Set a key, with a time to live (seconds) if given. Outside: returns the new version.
+
+        Example:
+          db.kv.put(run_id, "plan", ["think"], ttl=3600)
+        """
         return self.space.put(key, value, ttl=ttl)
 
     @blind
     def put_with_ttl(self, key: UserKey, value: Any, ttl: float | timedelta) -> None:
-        """Set a key that is absent again `ttl` (seconds, or a timedelta) from now. Outside: returns the new version."""
+        """Set a key that is absent again `ttl` (seconds, or a timedelta) from now. Outside: returns the new version.
+
+        Example:
+          db.kv.put_with_ttl(run_id, "lease", "worker 3", 30)
+        """
         if ttl is None:
             raise InvalidArgumentError("put_with_ttl needs a ttl", hint="use put for a key without expiry")
         return self.space.put(key, value, ttl=ttl)
 
     @reader
     def ttl(self, key: UserKey) -> float | None:
-        """Seconds until the key expires; None when it does not expire or is absent."""
+        """Seconds until the key expires; None when it does not expire or is absent.
+
+        Example:
+          seconds = db.kv.ttl(run_id, "lease")
+        """
         found = self.space.get_versioned(key)
         if found is None or not found.expires_at_ns:
             return None
@@ -89,12 +109,20 @@ class KVStore(Primitive[H_co]):
 
     @single
     def delete(self, key: UserKey) -> bool:
-        """Remove a key; returns whether it was there."""
+        """Remove a key; returns whether it was there.
+
+        Example:
+          was_there = db.kv.delete(run_id, "plan")
+        """
         return self.space.delete(key)
 
     @single
     def exists(self, key: UserKey) -> bool:
-        """Whether the key is there."""
+        """Whether the key is there.
+
+        Example:
+          if db.kv.exists(run_id, "plan"): ...
+        """
         return self.space.exists(key)
 
     @RangeOperation[Iterator[str], Iterator[bytes]].of
@@ -108,7 +136,11 @@ class KVStore(Primitive[H_co]):
         reverse: bool = False,
         raw: bool = False,
     ) -> Iterator[str] | Iterator[bytes]:
-        """The keys with a prefix, in byte order, fetched page by page while iterated. Arguments as for `list`."""
+        """The keys with a prefix, in byte order, fetched page by page while iterated. Arguments as for `list`.
+
+        Example:
+          for key in db.kv.keys(run_id, "task/"): ...
+        """
         return self.space.keys(prefix, start=start, end=end, limit=limit, reverse=reverse, raw=raw)
 
     @RangeOperation[_TextRows, _RawRows].of
@@ -122,7 +154,11 @@ class KVStore(Primitive[H_co]):
         reverse: bool = False,
         raw: bool = False,
     ) -> _TextRows | _RawRows:
-        """Like `keys`, each with its value, version, time of writing and expiry."""
+        """Like `keys`, each with its value, version, time of writing and expiry.
+
+        Example:
+          for key, found in db.kv.scan(run_id, "task/"): print(key, found.value, found.version)
+        """
         return self.space.scan(prefix, start=start, end=end, limit=limit, reverse=reverse, raw=raw)
 
     @RangeOperation[_Texts, _Raws].of
@@ -137,6 +173,9 @@ class KVStore(Primitive[H_co]):
         raw: bool = False,
     ) -> _Texts | _Raws:
         """The keys with a prefix, in byte order, as a list; `keys` gives them one by one.
+
+        Example:
+          names = db.kv.list(run_id, "task/", limit=100)
 
         Args:
           prefix: what the keys begin with; everything when empty.
@@ -159,18 +198,30 @@ class KVStore(Primitive[H_co]):
         reverse: bool = False,
         raw: bool = False,
     ) -> _TextPairs | _RawPairs:
-        """Like `list`, each key with its value; `scan` gives them one by one, with their versions."""
+        """Like `list`, each key with its value; `scan` gives them one by one, with their versions.
+
+        Example:
+          rows = db.kv.list_with_values(run_id, "task/")
+        """
         rows = self.space.scan(prefix, start=start, end=end, limit=limit, reverse=reverse, raw=raw)
         return [(key, found.value) for key, found in rows]
 
     @single
-    def count(self, prefix: UserKey = "") -> int:
-        """How many keys have a prefix. Walks them: O(count)."""
-        return self.space.count(prefix)
+    def count(self, prefix: UserKey = "", *, start: UserKey | None = None, end: UserKey | None = None) -> int:
+        """How many keys have a prefix, from `start` up to but not including `end`. Walks them: O(count).
+
+        Example:
+          open_tasks = db.kv.count(run_id, "task/")
+        """
+        return self.space.count(prefix, start=start, end=end)
 
     @reader
     def get_many(self, keys: Iterable[UserKey]) -> dict[str, Any]:
-        """The values of several keys, by key as text, from one snapshot; absent ones are left out."""
+        """The values of several keys, by key as text, from one snapshot; absent ones are left out.
+
+        Example:
+          values = db.kv.get_many(run_id, ["a", "b"])
+        """
         found = {}
         for key in _keys(keys, "get_many"):
             value = self.space.get(key, _MISSING)
@@ -185,9 +236,22 @@ class KVStore(Primitive[H_co]):
         *,
         ttl: float | timedelta | None = None,
     ) -> None:
-        """Set several keys: all of them or none."""
+        """Set several keys: all of them or none.
+
+        Example:
+          db.kv.put_many(run_id, {"a": 1, "b": 2})
+        """
         for key, value in items.items() if isinstance(items, Mapping) else pairs(items, "put_many"):
             self.space.put(key, value, ttl=ttl)
+
+    @operation
+    def delete_many(self, keys: Iterable[UserKey]) -> int:
+        """Remove several keys: all of them or none; returns how many were there.
+
+        Example:
+          removed = db.kv.delete_many(run_id, ["a", "b"])
+        """
+        return sum([self.space.delete(key) for key in _keys(keys, "delete_many")])
 
     @blind
     def cas(
@@ -197,6 +261,9 @@ class KVStore(Primitive[H_co]):
 
         Outside: returns the new version, and raises at once. Inside: the commit decides.
 
+        Example:
+          db.kv.cas(run_id, "plan", found.version, ["act"])
+
         Raises:
           CASConflict: it has another version.
         """
@@ -204,7 +271,11 @@ class KVStore(Primitive[H_co]):
 
     @operation
     def put_if_absent(self, key: UserKey, value: Any, *, ttl: float | timedelta | None = None) -> bool:
-        """Set a key that is absent; returns whether this call set it."""
+        """Set a key that is absent; returns whether this call set it.
+
+        Example:
+          mine = db.kv.put_if_absent(run_id, "lease", "worker 3", ttl=30)
+        """
         if self.space.exists(key):
             return False
         self.space.put(key, value, ttl=ttl)
@@ -216,6 +287,9 @@ class KVStore(Primitive[H_co]):
 
         Reads nothing, so increments never conflict with one another. Outside: returns the new value. Inside: None; a
         later read in the transaction sees the sum, and is then in the read set.
+
+        Example:
+          tokens = db.kv.increment(run_id, "tokens", 512)
 
         Raises:
           NotAnIntegerError: the key holds something else; nothing was changed.
@@ -232,7 +306,11 @@ class KVStore(Primitive[H_co]):
         timeout: float | None = None,
         isolation: str | None = None,
     ) -> R:
-        """Call `fn(kv)` in one transaction, retried on conflict; returns what it returned."""
+        """Call `fn(kv)` in one transaction, retried on conflict; returns what it returned.
+
+        Example:
+          db.kv.transaction(run_id, lambda kv: kv.put("b", kv.get("a")))
+        """
         refuse_lazy_function(fn)
         handle: Any = self._handle
         result: R = handle.transaction(
@@ -249,7 +327,11 @@ class KVStore(Primitive[H_co]):
     @overload
     def mapping(self: KVStore[TransactionBase]) -> KVMapping: ...
     def mapping(self: KVStore[Any], *run_id: Any) -> KVMapping:
-        """The run's keys as a `MutableMapping`; inside a transaction, of its run."""
+        """The run's keys as a `MutableMapping`; inside a transaction, of its run.
+
+        Example:
+          plans = db.kv.mapping(run_id); plans["a"] = 1
+        """
         return KVMapping(self, *run_id)
 
 
@@ -359,7 +441,8 @@ class KVMapping(MutableMapping[str, Any]):
         self._atomically(lambda kv: kv.space.delete_range())
 
     def __repr__(self) -> str:
-        return f"KVMapping(run={self._run[0] if self._run else 'the transaction'})"
+        run = f"run={self._run[0]} " if self._run else ""
+        return f"<KVMapping {run}of {self._store!r}>"
 
 
 class _Items(ItemsView[str, Any]):

@@ -10,7 +10,7 @@ how the call is carried out:
     operation    as written                 a transaction, retried on conflict
     contended    as written                 the same with more attempts and shorter pauses
     reader       as written                 reads on one snapshot; needs no coordinator
-    stream       as written (a generator)   reads on one snapshot while it is iterated; needs no coordinator
+    stream       as written (an iterator)   reads on one snapshot, held while it is iterated; needs no coordinator
 
 1. An operation may run several times before it commits, so it has no effect but on its space.
 2. What an operation looks like from outside (signature, docstring) is derived from the method as written.
@@ -37,12 +37,14 @@ from uuid import UUID
 from ..engine.model.public_types import HasRunId, RunId
 from ..engine.model.retry_policy import RetryPolicy
 from ..engine.transaction._transaction import DatabaseBase, TransactionBase
+from .wrong_calls import explaining
 
 if TYPE_CHECKING:
     from .extension import Primitive
 
 __all__ = [
     "CONTENDED",
+    "WITH_POLICY",
     "Form",
     "Operation",
     "RunLike",
@@ -78,11 +80,13 @@ class Form(NamedTuple):
       carry_out: makes of the method as written the function `(facade, run_id, *args, **kwargs)`.
       returns: the annotation of what that returns; None: as the method says.
       run: the run of every call, for a primitive that keeps all its data in one; None: the caller names it.
+      keywords: parameters that it has outside a transaction only, for a `carry_out` that takes them.
     """
 
     carry_out: Callable[[Callable[..., Any]], Outside]
     returns: str | None = None
     run: RunId | None = None
+    keywords: tuple[inspect.Parameter, ...] = ()
 
 
 class Operation(Generic[P, R_in, R_out]):
@@ -90,12 +94,14 @@ class Operation(Generic[P, R_in, R_out]):
 
     Attributes:
       body: the function as written.
+      inside: the function that a facade over a transaction calls: the body, with errors for a wrong form of the call.
       outside: the function that a facade over a database calls instead.
     """
 
     def __init__(self, body: Callable[Concatenate[Any, P], R_in], form: Form) -> None:
         self.body: Callable[..., Any] = body
         self.__doc__ = body.__doc__
+        self.inside = explaining(body, described=inspect.signature(body))
         self.outside = _described(form.carry_out(body), body, form)
 
     @overload
@@ -110,7 +116,7 @@ class Operation(Generic[P, R_in, R_out]):
         if instance is None:
             return self.body
         # Both are plain functions, bound without a Python call: reads cost little more than binding does.
-        return MethodType(self.body if instance.inside else self.outside, instance)
+        return MethodType(self.inside if instance.inside else self.outside, instance)
 
 
 def _described(outside: Outside, body: Callable[..., Any], form: Form) -> Outside:
@@ -124,10 +130,10 @@ def _described(outside: Outside, body: Callable[..., Any], form: Form) -> Outsid
         facade = facade.replace(kind=positional)
         given.insert(0, inspect.Parameter("run_id", positional, annotation="RunLike"))
     returns = signature.return_annotation if form.returns is None else form.returns
-    outside.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[facade, *given], return_annotation=returns
+    return explaining(
+        outside,
+        described=signature.replace(parameters=[facade, *given, *form.keywords], return_annotation=returns),
     )
-    return outside
 
 
 # --- Forms ---------------------------------------------------------------------------------------
@@ -173,13 +179,26 @@ def _snapshot(body: Callable[..., Any]) -> Outside:
 
 
 def _iterated_snapshot(body: Callable[..., Any]) -> Outside:
-    """One snapshot, held while the result is iterated."""
+    """One snapshot, taken at the call, which also checks the arguments, and held while the result is iterated.
+
+    A result that is never iterated holds its snapshot until it is dropped.
+    """
 
     def outside(instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        with instance._handle.begin(run_id, read_only=True) as txn:
-            yield from body(type(instance)(txn), *args, **kwargs)
+        txn = instance._handle.begin(run_id, read_only=True)
+        try:
+            rows = body(type(instance)(txn), *args, **kwargs)
+        except BaseException:
+            txn.abort()
+            raise
+        return _held(txn, rows)
 
     return outside
+
+
+def _held(txn: TransactionBase, rows: Iterator[Any]) -> Iterator[Any]:
+    with txn:
+        yield from rows
 
 
 def _in_run(form: Form) -> Form:
@@ -202,6 +221,26 @@ _OPERATION = Form(_transaction(RetryPolicy()))
 _CONTENDED = Form(_transaction(CONTENDED))
 _READER = Form(_snapshot)
 _STREAM = Form(_iterated_snapshot)
+
+
+def _with_policy(body: Callable[..., Any]) -> Outside:
+    """A transaction whose retries the caller may choose."""
+
+    def outside(
+        instance: Any, /, run_id: RunLike, *args: Any, retry: RetryPolicy | None = None, **kwargs: Any
+    ) -> Any:
+        cls = type(instance)
+        return instance._handle.transaction(
+            run_id, lambda txn: body(cls(txn), *args, **kwargs), retry=retry or CONTENDED
+        )
+
+    return outside
+
+
+_RETRY = inspect.Parameter(
+    "retry", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="RetryPolicy | None"
+)
+WITH_POLICY = Form(_with_policy, keywords=(_RETRY,))
 
 
 def retried(run: RunId) -> Form:

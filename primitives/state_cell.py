@@ -8,23 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, TypeVar, overload
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ..engine.model.errors import AlreadyExistsError, CASConflict, InvalidArgumentError, NotFoundError
 from ..engine.model.public_types import TypeTag, VersionedValue
 from ..engine.model.retry_policy import RetryPolicy
 from ..engine.transaction.attempts import refuse_lazy_function
 from .extension import (
-    CONTENDED,
     DatabaseBase,
     H_co,
+    Operation,
     Primitive,
     RunLike,
     TransactionBase,
     blind,
     single,
 )
+from .operations import WITH_POLICY
 
 __all__ = ["State", "StateCell"]
 
@@ -57,12 +58,21 @@ class StateCell(Primitive[H_co]):
 
     @single
     def read(self, name: str) -> State | None:
-        """The state of a cell; None when there is none."""
+        """The state of a cell; None when there is none.
+
+        Example:
+          state = db.cells.read(run_id, "task")
+        """
         return _state(self.space.get_versioned(name))
 
     @blind
-    def init(self, name: str, value: Any) -> None:
-        """Create a cell. Outside: returns its version. Inside: None; the commit decides whether it was first.
+    def init(self, name: str, value: Any, *, ttl: float | timedelta | None = None) -> None:
+        """Create a cell, with a time to live if given.
+
+        Outside: returns its version. Inside: None; the commit decides whether it was first.
+
+        Example:
+          db.cells.init(run_id, "task", "idle")
 
         Raises:
           AlreadyExistsError: the cell is there.
@@ -71,7 +81,7 @@ class StateCell(Primitive[H_co]):
         if self.inside and self.space.exists(name, track=False):
             raise _already_exists(name)
         try:
-            return self.space.cas(name, 0, value)
+            return self.space.cas(name, 0, value, ttl=ttl)
         except CASConflict:
             raise _already_exists(name) from None
 
@@ -81,64 +91,119 @@ class StateCell(Primitive[H_co]):
 
         Outside: returns the new version. Inside: None, as the version is the commit's; the commit decides.
 
+        Example:
+          db.cells.cas(run_id, "task", state.version, "busy")
+
         Raises:
           CASConflict: the cell has another version.
         """
         return self.space.cas(name, expected_version, value)
 
     @blind
-    def set(self, name: str, value: Any) -> None:
-        """Set a cell whatever it holds, creating it if need be. Outside: returns the new version."""
-        return self.space.put(name, value)
+    def set(self, name: str, value: Any, *, ttl: float | timedelta | None = None) -> None:
+        """Set a cell whatever it holds, creating it if need be. Outside: returns the new version.
+
+        Example:
+          db.cells.set(run_id, "task", "idle", ttl=60)
+
+        Args:
+          name: of the cell.
+          value: anything that can be stored.
+          ttl: seconds, or a timedelta, until the cell is absent. A later write without one takes the expiry away.
+        """
+        return self.space.put(name, value, ttl=ttl)
 
     @single
     def delete(self, name: str) -> bool:
-        """Remove a cell; returns whether it was there. A later one of that name has a higher version."""
+        """Remove a cell; returns whether it was there. A later one of that name has a higher version.
+
+        Example:
+          was_there = db.cells.delete(run_id, "task")
+        """
         return self.space.delete(name)
 
     @single
     def exists(self, name: str) -> bool:
-        """Whether there is such a cell."""
+        """Whether there is such a cell.
+
+        Example:
+          if db.cells.exists(run_id, "task"): ...
+        """
         return self.space.exists(name)
 
     @single
-    def list(self, prefix: str = "", *, limit: int | None = None) -> Sequence[str]:
-        """The names of the cells, in byte order."""
-        return [*self.space.keys(prefix, limit=limit)]
+    def list(self, prefix: str = "", *, start: str | None = None, limit: int | None = None) -> Sequence[str]:
+        """The names of the cells, in byte order.
 
-    @overload
-    def transition(
-        self: StateCell[DatabaseBase],
-        run_id: RunLike,
-        name: str,
-        fn: Callable[[State], tuple[Any, T]],
-        *,
-        retry: RetryPolicy | None = None,
-    ) -> T: ...
-    @overload
-    def transition(
-        self: StateCell[TransactionBase], name: str, fn: Callable[[State], tuple[Any, T]]
-    ) -> T: ...
-    def transition(self: StateCell[Any], *args: Any, retry: RetryPolicy | None = None, **named: Any) -> Any:
-        """Change a cell by a function of its state: `fn(state) -> (new value, result)`; returns the result.
+        Example:
+          names = db.cells.list(run_id, "task/")
 
-        Outside it is retried until it commits, within `retry`; `fn` may be called several times and must have no
-        effect but what it returns.
-
-        Raises:
-          NotFoundError: there is no such cell.
-          RetriesExhausted: it met other writers on every attempt.
-          InvalidArgumentError: `fn` returned something else than a tuple of two, or is no function.
+        Args:
+          prefix: what the names begin with; everything when empty.
+          start: the first name that may come.
+          limit: at most so many.
         """
-        if self.inside:
-            return self._transition(*_arguments(("name", "fn"), args, named))
-        run_id, name, fn = _arguments(("run_id", "name", "fn"), args, named)
-        handle = self._handle
-        return handle.transaction(
-            run_id, lambda txn: StateCell(txn)._transition(name, fn), retry=retry or CONTENDED
-        )
+        return [*self.space.keys(prefix, start=start, limit=limit)]
+
+    @single
+    def list_with_values(
+        self, prefix: str = "", *, start: str | None = None, limit: int | None = None
+    ) -> Sequence[tuple[str, State]]:
+        """Like `list`, each name with the cell's state, from one snapshot.
+
+        Example:
+          states = dict(db.cells.list_with_values(run_id, "task/"))
+        """
+        rows = self.space.scan(prefix, start=start, limit=limit)
+        return [(name, State(found.value, found.version, found.timestamp)) for name, found in rows]
+
+    if TYPE_CHECKING:
+
+        @overload
+        def transition(
+            self: StateCell[DatabaseBase],
+            run_id: RunLike,
+            name: str,
+            fn: Callable[[State], tuple[Any, T]],
+            *,
+            retry: RetryPolicy | None = None,
+        ) -> T: ...
+        @overload
+        def transition(
+            self: StateCell[TransactionBase], name: str, fn: Callable[[State], tuple[Any, T]]
+        ) -> T: ...
+        def transition(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    else:
+
+        def transition(self, name: str, fn: Callable[[State], tuple[Any, T]]) -> T:
+            """Change a cell by a function of its state: `fn(state) -> (new value, result)`; returns the result.
+
+            Outside it is retried until it commits, within `retry`; `fn` may be called several times and must have no
+            effect but what it returns.
+
+                taken = db.cells.transition(run_id, "queue", lambda state: (state.value[1:], state.value[0]))
+
+            Args:
+              name: of the cell.
+              fn: gets the State.
+              retry: outside only; how often to try, after which pauses. None: thousands of attempts.
+
+            Raises:
+              NotFoundError: there is no such cell.
+              RetriesExhausted: it met other writers on every attempt.
+              InvalidArgumentError: `fn` returned something else than a tuple of two, or is no function.
+            """
+            return self._transition(name, fn)
+
+        transition = Operation(transition, WITH_POLICY)
 
     def _transition(self, name: str, fn: Callable[[State], tuple[Any, T]]) -> T:
+        if not callable(fn):
+            raise InvalidArgumentError(
+                f"fn is not a function but {type(fn).__name__}",
+                hint="transition(name, fn), where fn(state) returns (new value, result)",
+            )
         refuse_lazy_function(fn)
         state = _state(self.space.get_versioned(name))
         if state is None:
@@ -156,29 +221,6 @@ class StateCell(Primitive[H_co]):
         value, result = answer
         self.space.put(name, value)
         return result
-
-
-def _arguments(wanted: tuple[str, ...], args: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
-    """The arguments of `transition` in order, given by position or by name.
-
-    Raises:
-      InvalidArgumentError: one is missing, is given twice or is none of them, or `fn` cannot be called.
-    """
-    given = dict(zip(wanted, args, strict=False))
-    if len(args) > len(wanted):
-        problem = f"too many: {len(args)} for {len(wanted)}"
-    elif twice := given.keys() & named.keys():
-        problem = f"given twice: {', '.join(sorted(twice))}"
-    elif unknown := named.keys() - set(wanted):
-        problem = f"unknown: {', '.join(sorted(unknown))}"
-    elif missing := [name for name in wanted if name not in given and name not in named]:
-        problem = f"missing: {', '.join(missing)}"
-    elif not callable((given | named)["fn"]):
-        problem = f"fn is not a function but {type((given | named)['fn']).__name__}"
-    else:
-        return [(given | named)[name] for name in wanted]
-    hint = "outside a transaction transition(run_id, name, fn), inside one transition(name, fn)"
-    raise InvalidArgumentError(f"the arguments of transition are wrong: {problem}", hint=hint)
 
 
 def _shape(answer: object) -> str:

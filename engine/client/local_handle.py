@@ -121,6 +121,11 @@ class LocalHandle:
             hint="open a directory with occamdb.open(path) for files, logs and checkpoints",
         )
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._attachment is None
+
     def close(self) -> None:
         if self._pid != os.getpid():
             return

@@ -186,6 +186,11 @@ class SharedHandle:
             finally:
                 self.pool.give_back(link)
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.pool.closed
+
     def close(self) -> None:
         """Detach from the coordinator. Open transactions and snapshots end: their calls raise DatabaseClosedError."""
         if self.pool.pid == os.getpid():

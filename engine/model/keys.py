@@ -115,7 +115,9 @@ def encode_user_key(key: str | bytes, key_size_max: int = _KEY_SIZE_MAX) -> byte
     else:
         raise InvalidKeyError(
             f"a key is str or bytes, got {type(key).__name__}",
-            hint="str(key) or bytes(key) makes it one",
+            hint="inside a transaction the run is given already: leave it out"
+            if isinstance(key, UUID)
+            else "str(key) or bytes(key) makes it one",
             details={"type": type(key).__name__},
         )
     if not raw:

@@ -203,6 +203,39 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         """
         return self.space(run_id, KV).cas(key, expected_version, value, ttl=ttl)
 
+    def exists(self, run_id: Run, key: UserKey) -> bool:
+        """Whether the key is there."""
+        return self.space(run_id, KV).exists(key)
+
+    def increment(self, run_id: Run, key: UserKey, by: int = 1) -> int:
+        """Add to an integer, where an absent key counts as 0; the new value. Increments cannot conflict.
+
+        Raises:
+          NotAnIntegerError: the key holds something else; nothing was changed.
+          IntegerOverflowError: the sum does not fit 64 bits; nothing was changed.
+        """
+        return self.space(run_id, KV).add(key, by)
+
+    def scan(
+        self,
+        run_id: Run,
+        prefix: UserKey = "",
+        *,
+        start: UserKey | None = None,
+        end: UserKey | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> Iterator[tuple[str, VersionedValue]]:
+        """(key, VersionedValue) of the keys with a prefix, in key order, on one snapshot, read while iterated.
+
+        Args:
+          start: the first key that may come.
+          end: the first key that may not.
+          limit: at most so many.
+          reverse: from the last to the first.
+        """
+        return self.space(run_id, KV).scan(prefix, start=start, end=end, limit=limit, reverse=reverse)
+
     @overload
     def list(
         self, run_id: Run, prefix: UserKey = "", *, limit: int | None = None, raw: Literal[False] = False
@@ -240,6 +273,12 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         return type(self)(self.handle, self._isolation, chosen, self.codec)
 
     # --- Administration ------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str | None:
+        """The directory of the database; None for one in memory."""
+        path: str | None = getattr(self.handle, "path", None)
+        return path
 
     @property
     def isolation(self) -> str:
@@ -280,4 +319,9 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         return type(self), (self.handle, self._isolation, self.current_namespace, self.codec)
 
     def __repr__(self) -> str:
-        return f"<Database {self.handle!r}>"
+        where = "in memory" if self.path is None else repr(self.path)
+        here = self.current_namespace
+        named = f" namespace={here.tenant}/{here.app}/{here.agent}" if here != Namespace() else ""
+        if getattr(self.handle, "closed", False):
+            return f"<Database {where} closed{named}>"
+        return f"<Database {where} durability={str(self.durability)!r} isolation={self._isolation!r}{named}>"

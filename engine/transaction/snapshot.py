@@ -52,12 +52,13 @@ class SharedSnapshotView(Extensible):
       transaction: read-only, and not used by anybody else.
     """
 
-    __slots__ = ("_transaction", "_version")
+    __slots__ = ("_run_id", "_transaction", "_version")
     inner_names = Extensible.inner_names | {"space", "transaction"}
 
     def __init__(self, transaction: Transaction) -> None:
         self._transaction: Transaction | None = transaction
         self._version = transaction.start_version
+        self._run_id = transaction.run_id
 
     @property
     def _open(self) -> Transaction:
@@ -212,7 +213,8 @@ class SharedSnapshotView(Extensible):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {'closed ' if self.closed else ''}version={self._version}>"
+        state = "closed" if self.closed else "expired" if self.expired else "open"
+        return f"<{type(self).__name__} {state} run={self._run_id} version={self._version}>"
 
 
 class ClonedSnapshotView:

@@ -47,6 +47,17 @@ def test_put_get_delete_list(db: Database, run: RunId) -> None:
     assert db.list(run) == ["j", "k2"]
 
 
+def test_scan_exists_and_increment(db: Database, run: RunId) -> None:
+    assert [db.increment(run, "n"), db.increment(run, "n", 10), db.increment(run, "n", by=-20)] == [1, 11, -9]
+    assert db.exists(run, "n") and not db.exists(run, "m")
+    for key in ("a1", "a2", "a3"):
+        db.put(run, key, key.upper())
+    assert [(key, row.value) for key, row in db.scan(run, "a")] == [("a1", "A1"), ("a2", "A2"), ("a3", "A3")]
+    assert [key for key, _ in db.scan(run, start="a2", end="n", limit=1, reverse=True)] == ["a3"]
+    with pytest.raises(NotAnIntegerError):
+        db.increment(run, "a1")
+
+
 def test_cas_returns_the_new_version_or_raises(db: Database, run: RunId) -> None:
     first = db.cas(run, "k", 0, 1)
     second = db.cas(run, "k", first, 2)

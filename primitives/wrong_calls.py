@@ -1,0 +1,90 @@
+"""Errors for calls of an operation that do not fit it: which form of the call was wanted, and what it takes.
+
+A call that fits pays one more Python call for this, and nothing else: signatures are looked at after a failure only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import update_wrapper
+from typing import Any
+from uuid import UUID
+
+from ..engine.model.errors import InvalidArgumentError
+from ..engine.model.public_types import RunId
+
+__all__ = ["WrongCallError", "explaining"]
+
+
+class WrongCallError(InvalidArgumentError, TypeError):
+    """The arguments of a call do not fit the operation: one is unknown, missing or too many, or the run is not one."""
+
+
+def explaining(function: Callable[..., Any], *, described: inspect.Signature) -> Callable[..., Any]:
+    """`function(instance, ...)`, whose misfitting calls raise WrongCallError instead of what Python says.
+
+    Args:
+      described: what the user sees of it, with the instance first; `run_id` is the second where the run comes first.
+    """
+
+    def call(instance: Any, /, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(instance, *args, **kwargs)
+        except (TypeError, InvalidArgumentError) as error:
+            wrong = _misfit(instance, function.__name__, described, args, kwargs)
+            if wrong is None or isinstance(error, WrongCallError):
+                raise
+        raise wrong
+
+    update_wrapper(call, function)
+    call.__signature__ = described  # type: ignore[attr-defined]
+    return call
+
+
+def _misfit(
+    instance: Any, name: str, described: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> WrongCallError | None:
+    """What is wrong with the arguments; None when they fit."""
+    parameters = [*described.parameters.values()][1:]
+    run_first = bool(parameters) and parameters[0].kind is inspect.Parameter.POSITIONAL_ONLY
+    try:
+        described.bind(instance, *args, **kwargs)
+    except TypeError as misfit:
+        problem = str(misfit)
+    else:
+        if not run_first:
+            return None
+        problem = ""
+    owner = "txn" if instance.inside else "db"
+    call = f"{owner}.{instance.name}.{name}"
+    form = f"{call}({', '.join(_written(parameters))})"
+    if run_first and (not args or not _is_run(args[0])):
+        found = repr(args[0])[:80] if args else "nothing"
+        problem = f"outside a transaction the run comes first, got {found}"
+    elif not problem:
+        return None
+    elif instance.inside and args and isinstance(args[0], UUID):
+        problem = "inside a transaction the run is given already"
+    return WrongCallError(
+        f"{call}: {problem}", hint=form, details={"arguments": [parameter.name for parameter in parameters]}
+    )
+
+
+def _is_run(given: object) -> bool:
+    try:
+        RunId.of(given)  # type: ignore[arg-type]
+    except InvalidArgumentError:
+        return False
+    return True
+
+
+def _written(parameters: list[inspect.Parameter]) -> list[str]:
+    """The parameters as one writes them: without annotations."""
+    written, keywords = [], False
+    for parameter in parameters:
+        if parameter.kind is parameter.KEYWORD_ONLY and not keywords:
+            written.append("*")
+            keywords = True
+        written.append(str(parameter.replace(annotation=parameter.empty)))
+    return written
