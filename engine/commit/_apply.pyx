@@ -5,7 +5,7 @@
 2. All records of a request carry its commit version, which is above `committed_version` until the batch is
    published: no reader sees any of this before.
 3. Log entries are appended in the order of the installs; a failing request takes its entries back out.
-4. `recent` gets a request's writes only once the request cannot fail any more.
+4. `recent` gets a request's writes only when the request can no longer fail.
 5. Whether a key has expired is judged by `core.now` (see _expiry_time.pxd), whatever clock the worker had.
 """
 
@@ -409,7 +409,7 @@ cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log) noexcep
 cdef void compact_expiry(Core *core) noexcept nogil:
     """Drop stale entries, so that the heap follows the number of live expiring keys.
 
-    Between batches only: what an unpublished record makes stale is not stale any more once that is undone.
+    Between batches only: an entry that an unpublished record makes stale is good again if that record is undone.
     """
     cdef u64 index, kept = 0
     for index in range(core.expiry.count):

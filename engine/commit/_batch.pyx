@@ -3,20 +3,22 @@
 A batch is everything that lies complete in the request rings, at most one request from each channel:
 
     take      copy each complete request to private memory                      (_thread)
-    validate  check its format, then its reads against the store as the batch so far has left it    (_validate)
+    validate  check the format, and the reads against the store as the batch has left it   (_validate)
     apply     install records above committed_version, where readers do not see them                (_apply)
     log       one write, and one fdatasync if any request asks for it           (WalAppender.flush)
     publish   committed_version, with release order
     answer    put every reply into its ring, then wake the workers that sleep   (_wakes)
 
-A crash between any two of these steps is harmless. Before `log`, nothing survives the process. During `log`, the torn
-transaction has no CommitTxn entry, so recovery drops it. After `log`, the commit is whole in the log, and a worker
-without an answer asks the next coordinator what became of its request. No request is answered and no version is
-published before the log write has returned, so no reader sees what a recovery would not bring back.
+A crash between any two of these steps is harmless. Before `log`, nothing survives the process. During `log`,
+the torn transaction has no CommitTxn entry, so recovery drops it. After `log`, the commit is whole in the
+log, and a worker without an answer asks the next coordinator what became of its request. No request is
+answered and no version is published before the log write has returned, so no reader sees what a recovery
+would not bring back.
 
-If `log` fails, the batch is undone newest first. Its versions are used again, because no reader saw them, and every
-request in it is told LOG_WRITE_ERROR. If the log cannot be cut back either, nobody knows what a recovery will find:
-no request is answered, `fatal_errno` ends the process, and the next coordinator reads what is there.
+If `log` fails, the batch is undone newest first. Its versions are used again, because no reader saw them, and
+every request in it is told LOG_WRITE_ERROR. If the log cannot be cut back either, nobody knows what a
+recovery will find: no request is answered, `fatal_errno` ends the process, and the next coordinator reads
+what is there.
 """
 
 from libc.string cimport memset
@@ -49,7 +51,7 @@ from ._wire cimport (
 )
 
 
-# ---- one request --------------------------------------------------------------------------------------------------
+# ---- one request -------------------------------------------------------------------------------------------
 
 cdef void _refuse(Core *core, Channel *channel, u32 status, u32 detail) noexcept nogil:
     """Write a refusal into the reply header and count it."""
@@ -64,17 +66,18 @@ cdef void _refuse(Core *core, Channel *channel, u32 status, u32 detail) noexcept
 
 
 cdef inline u32 _refusal(const Core *core) noexcept nogil:
-    """The kind of a refusal that looked at the store: it depends on this batch's commits as soon as there are any."""
+    """The kind of a refusal that looked at the store: it depends on this batch's commits if there are any."""
     return ANSWER_REFUSED if core.next_version == core.store.header.committed_version else ANSWER_DEPENDENT
 
 
 cdef inline u32 _log_error(WalAppender log) noexcept nogil:
-    """The errno that keeps the log from taking commits, or 0. Acquire: a sync in another thread may set it."""
+    """The errno that keeps the log from taking commits, or 0."""
+    # Acquire: a sync in another thread may set it.
     return 0 if log is None else load_acquire_u32(&log.poison_errno)
 
 
 cdef bint _accept(Core *core, Channel *channel, const u8 *request, u64 size, WalAppender log) noexcept nogil:
-    """Begin with a request: prepare the reply and check the format. False: refused, and the reply says why."""
+    """Prepare the reply and check the request's format. False: refused, and the reply says why."""
     cdef const RequestHeader *header = <const RequestHeader *>request
     cdef u32 status, detail = 0
     channel.answer = ANSWER_REFUSED
@@ -115,11 +118,11 @@ cdef bint _walk(Core *core, Channel *channel, const u8 *request) noexcept nogil:
 
 
 cdef u32 _apply(Core *core, Channel *channel, const u8 *request, u64 version, u32 *detail, WalAppender log) noexcept nogil:
-    """Apply a validated request. Returns a STATUS_*; on failure the store and the log buffer are as before."""
+    """Apply a validated request. Unless it returns STATUS_COMMITTED, store and log buffer are as before."""
     cdef u32 status = apply_request(core, channel, request, version, detail, log)
     if status == STATUS_STORE_FULL and _refusal(core) == ANSWER_REFUSED:
-        # The batch has no commit yet, so the nodes of deleted keys may be freed. Later in a batch they may not,
-        # because the undo list may refer to them.
+        # The batch has no commit yet, so the nodes of deleted keys may be freed. Later in a batch they may
+        # not, because the undo list may refer to them.
         collect(core, COLLECT_BUDGET_IDLE)
         channel.out_size = REPLY_HEADER_SIZE
         (<ReplyHeader *>channel.out).result_count = 0
@@ -138,7 +141,7 @@ cdef void batch_serve(Core *core, Channel *channel, const u8 *request, u64 size,
         return
     channel.answer = ANSWER_REFUSED
     if channel.walk.count > channel.walk.capacity:
-        _refuse(core, channel, STATUS_STORE_FULL, 0)    # no private memory for the results of the range checks
+        _refuse(core, channel, STATUS_STORE_FULL, 0)    # no private memory for the range checks
         return
     # A second look: the log may have failed while the request was parked.
     detail = _log_error(log)
@@ -168,7 +171,7 @@ cdef void batch_serve(Core *core, Channel *channel, const u8 *request, u64 size,
     channel.commits += 1
 
 
-# ---- the batch ----------------------------------------------------------------------------------------------------
+# ---- the batch ---------------------------------------------------------------------------------------------
 
 cdef bint batch_commit(Core *core, bint any_sync, WalAppender log) noexcept nogil:
     """Log and publish what the batch applied; see _batch.pxd."""
@@ -179,8 +182,8 @@ cdef bint batch_commit(Core *core, bint any_sync, WalAppender log) noexcept nogi
         failpoint_hit(FP_COMMIT_AFTER_APPLY)
     if log is not None:
         if any_sync:
-            # We are about to block in fdatasync, so wake every answered worker now: their next requests form the next
-            # group commit.
+            # We are about to block in fdatasync, so wake every answered worker now: their next requests form
+            # the next group commit.
             flush_wakes(core)
         error = log.flush(any_sync)
         if error:
@@ -216,7 +219,8 @@ cdef void _note_outcomes(Core *core) noexcept nogil:
 cdef void _fail_batch(Core *core, u32 error, WalAppender log) noexcept nogil:
     """Undo a batch that the log refused, and turn its commits into refusals.
 
-    A request that was refused because of a commit in this batch gets the same error, since that commit is undone.
+    A request that was refused because of a commit in this batch gets the same error, since that commit is
+    undone.
     """
     cdef u32 index
     cdef Channel *channel
@@ -228,7 +232,8 @@ cdef void _fail_batch(Core *core, u32 error, WalAppender log) noexcept nogil:
     core.next_version = core.store.header.committed_version
     history_undo(&core.range_history, core.next_version + 1)
     core.recent_epoch += 1
-    # The list of recent writes has nodes of this batch, which may be freed from now on: forget the whole list.
+    # The list of recent writes has nodes of this batch, which may be freed from now on: forget the whole
+    # list.
     core.recent_next = 0
     core.recent_floor = core.next_version
     for index in range(core.channels_high):
@@ -278,13 +283,13 @@ cdef void batch_answer(Core *core) noexcept nogil:
         failpoint_hit(FP_COMMIT_AFTER_REPLY)
 
 
-# ---- broken channels ----------------------------------------------------------------------------------------------
+# ---- broken channels ---------------------------------------------------------------------------------------
 
 cdef void break_channel(Core *core, Channel *channel) noexcept nogil:
     """Stop serving a channel after bad input; see _batch.pxd."""
     inbox_drop(&channel.inbox)
-    # Compare-and-swap from ACTIVE: the control plane may have set CLOSING meanwhile. If BROKEN replaced that, the channel
-    # would never be closed.
+    # Compare-and-swap from ACTIVE: the control plane may have set CLOSING meanwhile. If BROKEN replaced that,
+    # the channel would never be closed.
     cas_u32(&channel.state, CHANNEL_ACTIVE, CHANNEL_BROKEN)
     notify_control(core)
 

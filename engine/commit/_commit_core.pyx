@@ -352,7 +352,7 @@ cdef class CommitCore:
 
     @property
     def commits_over(self):
-        """Whether the log failed and nothing is under way any more: `committed_version` read after this is the last."""
+        """Whether the log failed and no commit is under way: `committed_version` read after this is final."""
         return load_acquire_u32(&self.core.commits_over) != 0
 
     @property

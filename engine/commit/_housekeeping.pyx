@@ -16,8 +16,8 @@ from ._pins cimport collect, make_room, revoke_older
 cdef enum:
     SWEEP_NS = 250000000            # between two checks of the age of snapshots
     COLLECT_EVERY = 64              # versions between two collects under load
-    COLLECT_BUDGET = 512            # superseded records one such collect looks at: pauses stay in the microseconds
-    COLLECT_BUDGET_STEP = 2048      # the same when the commit thread is idle and looks for requests after each step
+    COLLECT_BUDGET = 512            # records that such a collect looks at: a pause of microseconds
+    COLLECT_BUDGET_STEP = 2048      # the same when idle: requests are looked for after each step
     COLLECT_QUEUED = 2048           # a collect is also due when its queues have grown by this many entries
     RANGE_RETRY_NS = 10000000       # pause after a conversion for which the store had no room
     EXPIRE_COUNT_MAX = 256          # expired keys removed by one commit
@@ -27,14 +27,15 @@ cdef enum:
 cdef bint housekeeping(Core *core, bint idle, WalAppender log) noexcept nogil:
     """Do a bounded piece of what is due between batches. True: there is more that can be done at once.
 
-    This function decides when memory comes back. Superseded records and the nodes of deleted keys are collected
+    This function decides when memory comes back. Superseded records and the nodes of deleted keys are
+    collected
 
-    - under load, every COLLECT_EVERY versions or COLLECT_QUEUED new entries, at most COLLECT_BUDGET records at a time;
+    - under load, every COLLECT_EVERY versions or COLLECT_QUEUED new entries, COLLECT_BUDGET records at a time;
     - when idle, or after an allocation failed, until nothing that could be freed is left.
 
-    Records that a snapshot can see stay. At most once in SWEEP_NS, and only when a collect is due or the thread is
-    idle, snapshots older than `snapshot_age_max` that hold memory back are revoked. A full store revokes sooner
-    (`make_room`).
+    Records that a snapshot can see stay. At most once in SWEEP_NS, and only when a collect is due or the
+    thread is idle, snapshots older than `snapshot_age_max` that hold memory back are revoked. A full store
+    revokes sooner (`make_room`).
     """
     cdef u64 committed = core.store.header.committed_version
     cdef bint more = core.store.range_active != 0 and _convert_ranges(core)
@@ -60,8 +61,8 @@ cdef bint housekeeping(Core *core, bint idle, WalAppender log) noexcept nogil:
 cdef bint _collect_idle(Core *core) noexcept nogil:
     """Collect while no request waits. True: it freed something, and there is more to look at.
 
-    With workers attached it goes step by step, because a request may arrive meanwhile: the delete of a large range can
-    leave a million nodes to remove.
+    With workers attached it goes step by step, because a request may arrive meanwhile: the delete of a large
+    range can leave a million nodes to remove.
     """
     cdef bint step = core.bell != NULL and not core.full
     cdef u64 waiting = _collectable(core)
@@ -78,8 +79,8 @@ cdef inline u64 _collectable(const Core *core) noexcept nogil:
 cdef bint _convert_ranges(Core *core) noexcept nogil:
     """Turn a piece of the oldest range tombstone into ordinary tombstones. True: another piece can follow.
 
-    If the store has no room for a tombstone, make room as for any write and try again after RANGE_RETRY_NS. Until
-    then the range tombstone stays active, which is correct but slower to read.
+    If the store has no room for a tombstone, make room as for any write and try again after RANGE_RETRY_NS.
+    Until then the range tombstone stays active, which is correct but slower to read.
     """
     cdef i64 now
     if core.range_retry_at:
@@ -117,7 +118,8 @@ cdef void expire_keys(Core *core, WalAppender log) noexcept nogil:
             core.counters.expired += removed
             publish_expiry_time(core)       # the next due key is another one now
             return
-        # The log refused the commit. The keys are back in the store, but their entries are gone from the heap.
+        # The log refused the commit. The keys are back in the store, but their entries are gone from the
+        # heap.
         core.expiry_stale = True
     if is_due(core):
         core.expire_after = now + EXPIRE_RETRY_NS       # there was no room in the store or on the disk

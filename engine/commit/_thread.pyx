@@ -1,8 +1,8 @@
 """The commit thread: its loop, its sleep, and the closing of channels.
 
-The thread never holds the GIL. The control plane, which does, works beside it: it fills in channel slots, changes
-their state by the transitions in _core.pxd, reads counters (each is one word, so a sum may be off by one batch) and
-sets `stop_flag`. Nothing in a turn waits for a worker.
+The thread never holds the GIL. The control plane, which does, works beside it: it fills in channel slots,
+changes their state by the transitions in _core.pxd, reads counters (each is one word, so a sum may be off by
+one batch) and sets `stop_flag`. Nothing in a turn waits for a worker.
 """
 
 from libc.string cimport memset
@@ -37,7 +37,7 @@ cdef enum:
     RECEIVE_STEP = 4194304          # ... or at least grow by this many bytes
 
 
-# ---- the loop -----------------------------------------------------------------------------------------------------
+# ---- the loop ----------------------------------------------------------------------------------------------
 
 cdef void commit_loop(Core *core, WalAppender log) noexcept nogil:
     """Serve until the stop flag or a fatal error of the log; see _thread.pxd."""
@@ -66,7 +66,8 @@ cdef int _turn(Core *core, WalAppender log) noexcept nogil:
     _close_channels(core, log)
     started = read_clock(core)
     if is_due(core):
-        expire_keys(core, log)      # before the batch, so that its range checks need not look for keys that are due
+        # Before the batch, so that its range checks need not look for keys that are due.
+        expire_keys(core, log)
     if started >= core.window_end:
         _roll_window(core, started)
     count = _take_requests(core, &any_sync, log)
@@ -114,8 +115,8 @@ cdef bint _take_from(Core *core, Channel *channel, WalAppender log) noexcept nog
     cdef int polled = inbox_poll(&channel.inbox, &channel.request, core.request_size_max)
     if polled == 0:
         if channel.inbox.progressed:
-            # The producer of a message larger than its ring waits for the room we just made. A whole message does not
-            # need this: its producer waits for the answer, and would be woken twice for one commit.
+            # The producer of a message larger than its ring waits for the room we just made. A whole message
+            # does not need this: its producer waits for the answer, and would be woken twice for one commit.
             doorbell_ring(channel.word, channel.sleeping)
         return False
     if polled < 0 or channel.inbox.size < REQUEST_HEADER_SIZE:
@@ -129,8 +130,9 @@ cdef bint _take_from(Core *core, Channel *channel, WalAppender log) noexcept nog
 cdef void _share_inboxes(Core *core, i64 now) noexcept nogil:
     """Choose the large request that receives memory next, and take memory from workers that stopped sending.
 
-    A worker that is stopped in the middle of a large request would keep all other large requests waiting, so it is
-    disconnected. Its request had not arrived completely and had no effect; the worker sends it again when it goes on.
+    A worker that is stopped in the middle of a large request would keep all other large requests waiting, so
+    it is disconnected. Its request had not arrived completely and had no effect; the worker sends it again
+    when it goes on.
     """
     cdef u32 index
     cdef u64 first = 0
@@ -170,8 +172,9 @@ cdef void _note_batch(Core *core, u32 size, i64 started) noexcept nogil:
 cdef void _roll_window(Core *core, i64 now) noexcept nogil:
     """Decide from the number of recently active channels who may spin.
 
-    Workers may spin while each has a core of its own beside the commit thread's. The commit thread spins for longer
-    (`alone`) when it has a core of its own and at most one worker, since no other process then needs its core.
+    Workers may spin while each has a core of its own beside the commit thread's. The commit thread spins for
+    longer (`alone`) when it has a core of its own and at most one worker, since no other process then needs
+    its core.
     """
     store_relaxed_u32(&core.store.header.spin_hint, core.window_channels < core.core_count)
     core.alone = core.window_channels < 2 and core.core_count > 1
@@ -183,15 +186,15 @@ cdef void _roll_window(Core *core, i64 now) noexcept nogil:
 cdef void _note_failed_log(Core *core) noexcept nogil:
     """Tell the control plane that the log has failed and that no commit follows.
 
-    Called between two batches, so no commit is under way. From here on every flush finds the log poisoned and refuses,
-    and `committed_version` does not change.
+    Called between two batches, so no commit is under way. From here on every flush finds the log poisoned and
+    refuses, and `committed_version` does not change.
     """
     # Release: a thread that sees the word also sees the last version that was published.
     store_release_u32(&core.commits_over, 1)
     notify_control(core)
 
 
-# ---- sleeping -----------------------------------------------------------------------------------------------------
+# ---- sleeping ----------------------------------------------------------------------------------------------
 
 cdef bint _work_ready(void *context) noexcept nogil:
     """Whether the commit thread has something to do. Called while the doorbell's sleeping flag is set."""
@@ -217,8 +220,8 @@ cdef void _sleep(Core *core) noexcept nogil:
     cdef i64 idle = expiry_wait(core, IDLE_NS_MAX)
     if idle <= 0:
         return
-    # Relaxed: only a hint. Clear the ringer's core number, so that what we read after waking was stored by this
-    # wake-up.
+    # Relaxed: only a hint. Clear the ringer's core number, so that what we read after waking was stored by
+    # this wake-up.
     store_relaxed_u32(core.bell + BELL_RINGER_OFFSET, 0)
     doorbell_wait(&core.waiter, core.bell + BELL_WORD_OFFSET, core.bell + BELL_SLEEPING_OFFSET, _work_ready,
                   core, idle, SPIN_LONG if core.alone else SPIN_ADAPTIVE)
@@ -228,10 +231,10 @@ cdef void _sleep(Core *core) noexcept nogil:
             waiter_init(&core.waiter)
 
 
-# ---- closing channels ---------------------------------------------------------------------------------------------
+# ---- closing channels --------------------------------------------------------------------------------------
 
 cdef void _close_channels(Core *core, WalAppender log) noexcept nogil:
-    """Close the channels in state CLOSING. A complete request is still served, an incomplete one is dropped."""
+    """Close the channels in state CLOSING. A complete request is served, an incomplete one is dropped."""
     cdef u32 index, high = load_acquire_u32(&core.channels_high)
     cdef Channel *channel
     cdef bint any_sync
@@ -250,7 +253,8 @@ cdef void _close_channels(Core *core, WalAppender log) noexcept nogil:
         # Only this thread may change the budget that an incomplete request's memory counts against.
         inbox_drop(&channel.inbox)
         flush_wakes(core)
-        # The worker may still be alive (it detached, or was disconnected). Its pins no longer protect anything.
+        # The worker may still be alive (it detached, or was disconnected). Its pins no longer protect
+        # anything.
         revoke_all(channel)
         store_release_u32(&channel.state, CHANNEL_CLOSED)
         notify_control(core)
@@ -260,8 +264,8 @@ cdef void _refuse_rest(Core *core, WalAppender log) noexcept nogil:
     """End a clean stop: refuse the requests that wait, and mark every channel as drained.
 
     A request that is published after we looked at its ring gets no answer; its worker sees `drained` when the
-    connection has ended. Neither kind of request was served, so the workers send both to the next coordinator.
-    REQUIRES: the control plane waits for this thread.
+    connection has ended. Neither kind of request was served, so the workers send both to the next
+    coordinator. REQUIRES: the control plane waits for this thread.
     """
     cdef u32 index
     cdef Channel *channel
