@@ -2,7 +2,7 @@
 
 A batch is everything that lies complete in the request rings, at most one request from each channel:
 
-    take      copy each complete request to private memory                      (_thread)
+    take      copy each complete request to private memory                      (_loop)
     validate  check the format, and the reads against the store as the batch has left it   (_validate)
     apply     install records above committed_version, where readers do not see them                (_apply)
     log       one write, and one fdatasync if any request asks for it           (WalAppender.flush)

@@ -1,6 +1,6 @@
 """`CommitCore`: the commit core as Python sees it.
 
-The work is done over the struct `Core` by the compiled modules beside this one: `_thread` runs the loop of the commit
+The work is done over the struct `Core` by the compiled modules beside this one: `_loop` runs the loop of the commit
 thread, `_batch` serves, logs, publishes and answers one batch, `_housekeeping` does what is due between batches.
 This class owns the memory of the struct and offers set-up, channels, figures, and the path of an in-memory database.
 
@@ -43,7 +43,7 @@ from ._housekeeping cimport housekeeping
 from ._pins cimport pin_own, unpin_own
 from ._placement cimport placement_init
 from ._range_history cimport history_free
-from ._thread cimport commit_loop
+from ._loop cimport commit_loop
 from ._validate cimport reserve_reply
 from ._wire cimport REQUEST_HEADER_SIZE, RequestHeader
 

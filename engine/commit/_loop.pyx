@@ -40,7 +40,7 @@ cdef enum:
 # ---- the loop ----------------------------------------------------------------------------------------------
 
 cdef void commit_loop(Core *core, WalAppender log) noexcept nogil:
-    """Serve until the stop flag or a fatal error of the log; see _thread.pxd."""
+    """Serve until the stop flag or a fatal error of the log; see _loop.pxd."""
     while not load_acquire_u32(&core.stop_flag) and not core.fatal_errno:
         if log is not None and not core.commits_over and load_acquire_u32(&log.poison_errno):
             _note_failed_log(core)

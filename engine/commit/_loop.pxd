@@ -1,4 +1,4 @@
-"""The loop of the commit thread; see _thread.pyx."""
+"""The loop of the commit thread; see _loop.pyx."""
 
 from ..log._wal_appender cimport WalAppender
 from ._core cimport Core
