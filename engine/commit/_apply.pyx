@@ -5,7 +5,7 @@
 2. All records of a request carry its commit version, which is above `committed_version` until the batch is
    published: no reader sees any of this before.
 3. Log entries are appended in the order of the installs; a failing request takes its entries back out.
-4. `recent` gets a request's writes only once the request cannot fail any more.
+4. `recent` gets a request's writes only when the request can no longer fail.
 5. Whether a key has expired is judged by `core.now` (see _expiry_time.pxd), whatever clock the worker had.
 """
 
@@ -44,7 +44,6 @@ cdef struct Effect:
     Core *core
     Channel *channel
     u64 version
-    bint logged
     u32 errno_                      # of a failed log append (private memory ran out)
     bint wrote                      # a value was put before: its version is that of a range tombstone, which would miss it
     u32 walk_left                   # nodes that range deletes of this request may yet look at
@@ -165,7 +164,7 @@ cdef u32 _put(Effect *effect, const OpHeader *op, const u8 *key, WalAppender log
     cdef const u8 *value = key + op.key_size
     cdef u32 status = _write(core, key, op.key_size, key_hash(key, op.key_size, core.store.hash_seed), effect.version,
                              op.expires_at, value, op.value_size)
-    if status == STATUS_COMMITTED and effect.logged:
+    if status == STATUS_COMMITTED and log is not None:
         effect.errno_ = log.add_write(key, op.key_size, value, op.value_size, effect.version, op.expires_at)
     return status
 
@@ -178,7 +177,7 @@ cdef u32 _delete(Effect *effect, const OpHeader *op, const u8 *key, u32 index, W
     cdef u32 status = STATUS_COMMITTED
     if existed:
         status = _install(core, node, effect.version, 0, RECORD_TOMBSTONE, NULL, 0)
-        if status == STATUS_COMMITTED and effect.logged:
+        if status == STATUS_COMMITTED and log is not None:
             effect.errno_ = log.add_delete(key, op.key_size, effect.version)
     if status == STATUS_COMMITTED and op.flags & OP_WANT_RESULT:
         _add_result(effect.channel, index, RESULT_EXISTED, existed)
@@ -208,7 +207,7 @@ cdef u32 _add(Effect *effect, const OpHeader *op, const u8 *key, u32 index, WalA
     status = _write(core, key, op.key_size, hash, effect.version, expires_at, value, size)
     if status != STATUS_COMMITTED:
         return status
-    if effect.logged:
+    if log is not None:
         effect.errno_ = log.add_write(key, op.key_size, value, size, effect.version, expires_at)
     if op.flags & OP_WANT_RESULT:
         _add_result(effect.channel, index, RESULT_SIGNED if total.negative else RESULT_UNSIGNED, total.bits)
@@ -273,7 +272,7 @@ cdef u32 _delete_range(Effect *effect, const OpHeader *op, const u8 *start, WalA
         if status != STATUS_COMMITTED:
             return status
     history_push(&core.range_history, start, op.key_size, end, op.value_size, effect.version, slot >= 0)
-    if effect.logged:
+    if log is not None:
         effect.errno_ = log.add_delete_range(start, op.key_size, end, op.value_size, effect.version)
     return STATUS_COMMITTED
 
@@ -299,8 +298,8 @@ cdef u32 _apply_op(Effect *effect, const OpHeader *op, u32 index, WalAppender lo
     return _delete_range(effect, op, key, log)
 
 
-cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 version, WalAppender log, bint logged,
-                       u32 *detail) noexcept nogil:
+cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 version, u32 *detail,
+                       WalAppender log) noexcept nogil:
     """Apply every effect of a validated request at `version`, and append its log entries.
 
     Returns STATUS_COMMITTED, or why not, with store and log buffer as before. `detail`: op index, errno, or what a full
@@ -314,12 +313,11 @@ cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 vers
     effect.core = core
     effect.channel = channel
     effect.version = version
-    effect.logged = logged
     effect.errno_ = 0
     core.store.arena.short_of = SHORT_OF_NOTHING
     effect.wrote = False
     effect.walk_left = 4 * core.range_inline_max + 4
-    if logged:
+    if log is not None:
         log_mark = log.mark()
         effect.errno_ = log.begin_transaction(channel.session, header.sequence, header.run_id, core.now)
     for index in range(header.op_count):
@@ -333,7 +331,7 @@ cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 vers
         status = _apply_op(&effect, op, index, log)
         if status != STATUS_COMMITTED:
             break
-    if status == STATUS_COMMITTED and logged and not effect.errno_:
+    if status == STATUS_COMMITTED and log is not None and not effect.errno_:
         effect.errno_ = log.end_transaction(version)
     if effect.errno_:
         detail[0] = effect.errno_
@@ -343,7 +341,7 @@ cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 vers
     if status != STATUS_COMMITTED:
         undo_to(core, mark)
         history_undo(&core.range_history, version)
-        if logged:
+        if log is not None:
             log.discard_to(log_mark)
         return status
     for entry in range(mark, core.undo_count):
@@ -366,7 +364,7 @@ cdef u32 _live_expiring_node(Core *core, const ExpiryEntry *entry) noexcept nogi
     return node
 
 
-cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log, bint logged) noexcept nogil:
+cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log) noexcept nogil:
     """Delete keys whose time has passed, as one commit of the coordinator's own (session 0) at version next_version + 1.
 
     Returns how many were deleted; the caller gives out the version if that is not 0. When something fails nothing is
@@ -381,7 +379,7 @@ cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log, bint lo
         return 0
     for index in range(16):
         run_id[index] = 0
-    if logged:
+    if log is not None:
         log_mark = log.mark()
         error = log.begin_transaction(0, 0, run_id, core.now)
     while not error and removed < count_max and core.expiry.count and core.expiry.entries[0].expires_at <= now:
@@ -392,15 +390,15 @@ cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log, bint lo
             if _install(core, node, version, <i64>entry.version, RECORD_TOMBSTONE | RECORD_EXPIRY, NULL, 0):
                 break
             removed += 1
-            if logged:
+            if log is not None:
                 error = log.add_expiry(entry.key, entry.key_size, version, entry.version)
         expiry_pop(&core.expiry)
-    if not error and removed and logged:
+    if not error and removed and log is not None:
         error = log.end_transaction(version)
     if error or removed == 0:
         core.expiry_stale = core.expiry_stale or core.undo_count > mark
         undo_to(core, mark)
-        if logged:
+        if log is not None:
             log.discard_to(log_mark)
         return 0
     for entry_index in range(mark, core.undo_count):
@@ -411,7 +409,7 @@ cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log, bint lo
 cdef void compact_expiry(Core *core) noexcept nogil:
     """Drop stale entries, so that the heap follows the number of live expiring keys.
 
-    Between batches only: what an unpublished record makes stale is not stale any more once that is undone.
+    Between batches only: an entry that an unpublished record makes stale is good again if that record is undone.
     """
     cdef u64 index, kept = 0
     for index in range(core.expiry.count):

@@ -1,26 +1,12 @@
-"""The commit core: one total order of commits, a batch at a time.
+"""`CommitCore`: the commit core as Python sees it.
 
-One batch is everything that lies complete in all request rings, at most one request a channel:
+The work is done over the struct `Core` by the compiled modules beside this one: `_loop` runs the loop of the commit
+thread, `_batch` serves, logs, publishes and answers one batch, `_housekeeping` does what is due between batches.
+This class owns the memory of the struct and offers set-up, channels, figures, and the path of an in-memory database.
 
-    take      copy each complete request to private memory, check its format
-    validate  against the store as the batch so far has left it            (_validate)
-    apply     install records above committed_version: unseen by readers   (_apply)
-    log       one write, one fdatasync if any request asks for it          (_wal)
-    publish   committed_version, release
-    answer    every channel, ring the doorbells of those that sleep
-
-Why a crash between any two lines is harmless: before `log` nothing survives the process; inside it the torn
-transaction has no CommitTxn and recovery drops it; after it the commit is whole in the log, and its worker, not yet
-answered, asks the next coordinator what became of its txn_id. Nothing is answered before its log write returned, and
-nothing is published before it either, so no reader can see what a recovery would not bring back.
-
-If `log` fails, the batch is undone newest first, its versions are given out again (nobody saw them), and every
-worker in it is told LOG_WRITE_ERROR. If the log cannot even be cut back, what a recovery would find is unknown,
-so nobody is answered: `fatal_errno` ends the process and the next coordinator finds out.
-
-Threads: the commit thread runs `_run` without the GIL. The control plane (GIL) fills channel slots, changes their
-state by the transitions in _core.pxd, reads counters (each is one word; a sum may be off by one batch) and sets
-`stop_flag`. In memory there is no commit thread: `process` serves one request in the caller's, under a lock.
+Threads: `run` is the commit thread and releases the GIL. Every other method belongs to the control plane, and may be
+called while `run` works except where it says otherwise. An in-memory database has no commit thread: `process` serves
+one request in the thread of its caller, under a lock.
 """
 
 import os
@@ -34,107 +20,51 @@ from cpython.pythread cimport (
 )
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
-from posix.unistd cimport write as posix_write
 
 from ...ipc._atomics cimport (
-    cas_u32, clock_monotonic_ns, cpu_relax, fence_release, load_acquire_u32, load_acquire_u64,
-    load_relaxed_u32, store_relaxed_u32, store_relaxed_u64, store_release_u32,
+    clock_monotonic_ns, i64, load_acquire_u32, load_acquire_u64, store_release_u32, u8, u32, u64,
 )
-from ...ipc._doorbell cimport SPIN_ADAPTIVE, SPIN_LONG, doorbell_ring, doorbell_wait, waiter_init
-from ...ipc._layout cimport BELL_RINGER_OFFSET, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, RINGS_OFFSET
-from ...ipc._ring cimport (
-    INBOX_BAD, INBOX_PARTIAL, inbox_drop, inbox_poll, inbox_ready, inbox_take_done, outbox_send,
-)
-from ..disk._failpoints cimport (
-    FP_COMMIT_AFTER_APPLY, FP_COMMIT_AFTER_PUBLISH, FP_COMMIT_AFTER_REPLY, FP_COMMIT_AFTER_VALIDATE,
-    FP_COMMIT_BEFORE_PUBLISH, FP_COMMIT_BEFORE_REPLY, FP_COMMIT_BEFORE_VALIDATE, FP_COMMIT_RANGE_SLICE,
-    FP_COMMIT_WALK_SLICE, failpoint_armed, failpoint_hit,
-)
+from ...ipc._doorbell cimport doorbell_ring, waiter_init
+from ...ipc._layout cimport BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, RINGS_OFFSET
 from ..log._replay cimport Loader
 from ..store._layout cimport StoreHeader
-from ..store._range_tombstones cimport ranges_convert
-from ..store._store cimport (
-    store_check, store_create, store_destroy, store_limit, store_pending_bytes, store_publish,
-)
-from ._apply cimport apply_request, compact_expiry, expire_due, load_expiry, undo_to
+from ..store._store cimport store_check, store_create, store_destroy, store_limit, store_publish
+from ._apply cimport load_expiry
+from ._batch cimport batch_commit, batch_seal, batch_serve
 from ._channels cimport channel_free, channel_open, channel_outcome, channel_outcomes
 from ._core cimport (
-    ANSWER_COMMITTED, ANSWER_DEPENDENT, ANSWER_NONE, ANSWER_REFUSED, CHANNEL_ACTIVE, CHANNEL_BROKEN, CHANNEL_CLOSED,
-    CHANNEL_CLOSING, CHANNEL_FREE, HISTOGRAM_COUNT, RECENT_COUNT, Recent, Undo,
+    CHANNEL_ACTIVE, CHANNEL_BROKEN, CHANNEL_CLOSED, CHANNEL_CLOSING, CHANNEL_FREE, RECENT_COUNT, REPLY_SIZE_MIN,
+    Channel, Recent, Undo,
 )
 from ._expiry cimport expiry_free, expiry_init
-from ._expiry_time cimport is_due, publish_expiry_time, read_clock
+from ._expiry_time cimport publish_expiry_time, read_clock
 from ._figures cimport channel_figures, core_stats
-from ._pins cimport collect, make_room, pin_own, revoke_all, revoke_older, unpin_own
-from ._placement cimport placement_init, woken_by
-from ._range_check cimport ranges_to_check, walk_ranges
-from ._range_history cimport history_free, history_undo
-from ._validate cimport check_format, reserve_reply, validate_request
-from ._wakes cimport answered, flush_wakes, release_wakes
-from ._wire cimport (
-    REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_HEADER_SIZE, REQUEST_SYNC, STATUS_BAD_REQUEST, STATUS_COMMITTED,
-    STATUS_CONFLICT, STATUS_LOG_FAILED, STATUS_LOG_WRITE_ERROR, STATUS_STOPPING, STATUS_STORE_FULL, ReplyHeader,
-    RequestHeader,
-)
+from ._housekeeping cimport housekeeping
+from ._pins cimport pin_own, unpin_own
+from ._placement cimport placement_init
+from ._range_history cimport history_free
+from ._loop cimport commit_loop
+from ._validate cimport reserve_reply
+from ._wire cimport REQUEST_HEADER_SIZE, RequestHeader
 
 cdef extern from "pythread.h" nogil:
     PyLockStatus PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int intr_flag)
 
 # For the control plane, which is plain Python: offsets in the store header, channel states.
-SUPERSEDED_OFFSET = 256
-SPIN_HINT_OFFSET = 512
-CLOCK_OFFSET_OFFSET = 80
+SUPERSEDED_OFFSET = <size_t>&(<StoreHeader *>NULL).superseded
+SPIN_HINT_OFFSET = <size_t>&(<StoreHeader *>NULL).spin_hint
+CLOCK_OFFSET_OFFSET = <size_t>&(<StoreHeader *>NULL).clock_offset
 CHANNEL_STATE_CLOSED = CHANNEL_CLOSED
 CHANNEL_STATE_BROKEN = CHANNEL_BROKEN
 
 cdef enum:
-    SWEEP_NS = 250000000            # between two looks at how old the snapshots are
-    COLLECT_EVERY = 64              # versions between two collects under load
-    COLLECT_BUDGET = 512            # superseded records a collect looks at: keeps pauses in the microseconds
-    COLLECT_BUDGET_IDLE = 65536
-    COLLECT_BUDGET_STEP = 2048      # of the commit thread when it is idle: it looks for requests between two
-    COLLECT_QUEUED = 2048           # a collect is due when this many entries have joined its queues
-    RANGE_INLINE_MAX = 512          # live keys
+    RANGE_INLINE_MAX = 512          # defaults of set_range_limits
     RANGE_SLICE = 256
-    RANGE_SLICES_TICK = 4096        # in memory, where nobody else does it
-    RANGE_RETRY_NS = 10000000       # after a conversion that found the store full
     WALK_SLICE = 2048
-    EXPIRE_COUNT_MAX = 256          # expired keys removed by one commit
-    IDLE_NS_MAX = 50000000          # an idle coordinator looks around this often, whatever its doorbell says
-    WINDOW_NS = 2000000             # over which active channels are counted for spin_hint
-    REPLY_SIZE_MIN = 1024
-    EXPIRE_RETRY_NS = 200000000     # after a removal of expired keys that failed
-    CLAIM_SLICE_NS = 1000000000
-    RECEIVE_NS = 2000000000         # while others wait: in this time a request above 1 MiB has to be complete ...
-    RECEIVE_STEP = 4194304          # ... or to have grown by this much
+    RANGE_SLICES_TICK = 4096        # in memory, where only `tick` converts range tombstones
+    CLAIM_SLICE_NS = 1000000000     # longest wait for the lock between two looks at signals
 
 cdef i64 I64_MAX = 0x7FFFFFFFFFFFFFFF
-
-
-cdef bint _work_ready(void *context) noexcept nogil:
-    """Is there anything for the commit thread to do? Called with the doorbell's sleeping flag up."""
-    cdef Core *core = <Core *>context
-    cdef u32 index, state
-    cdef Channel *channel
-    if load_acquire_u32(&core.stop_flag):
-        return True
-    for index in range(load_acquire_u32(&core.channels_high)):
-        channel = &core.channels[index]
-        # Acquire: pairs with the control plane's release after it filled the slot in.
-        state = load_acquire_u32(&channel.state)
-        if state == CHANNEL_CLOSING:
-            return True
-        if state == CHANNEL_ACTIVE and inbox_ready(&channel.inbox, &channel.request):
-            return True
-    return False
-
-
-cdef inline u32 _bucket_of(u64 value) noexcept nogil:
-    cdef u32 bucket = 0
-    while value and bucket < HISTOGRAM_COUNT - 1:
-        value >>= 1
-        bucket += 1
-    return bucket
 
 
 @cython.final
@@ -173,17 +103,17 @@ cdef class CommitCore:
             raise MemoryError("no lock for the commit core")
         self.store_buffer = memoryview(store_buffer)
         self.channel_buffers = [None] * channel_count_max
-        self.wake_fd = wake_fd
+        self.core.wake_fd = wake_fd
         self.core.channel_capacity = channel_count_max
         self.core.key_size_max = key_size_max
         self.core.value_size_max = value_size_max
         self.core.request_size_max = request_size_max
         self.core.inboxes.size = request_memory_max
-        self.snapshot_age_max = <i64>(snapshot_age_max * 1e9)
-        self.core_count = len(os.sched_getaffinity(0))
-        waiter_init(&self.waiter)
-        placement_init(&self.placement)
-        self.window = 1
+        self.core.snapshot_age_max = <i64>(snapshot_age_max * 1e9)
+        self.core.core_count = len(os.sched_getaffinity(0))
+        waiter_init(&self.core.waiter)
+        placement_init(&self.core.placement)
+        self.core.window = 1
         expiry_init(&self.core.expiry)
         self.core.range_inline_max = RANGE_INLINE_MAX
         self.core.range_slice = RANGE_SLICE
@@ -194,7 +124,7 @@ cdef class CommitCore:
         self.core.channels = <Channel *>calloc(channel_count_max, sizeof(Channel))
         self.core.wakes = <u32 *>calloc(channel_count_max, sizeof(u32))
         # One core is the commit thread's own.
-        self.core.hot_max = max(1, self.core_count - 1)
+        self.core.hot_max = max(1, self.core.core_count - 1)
         if (self.core.undo == NULL or self.core.recent == NULL or self.core.channels == NULL
                 or self.core.wakes == NULL):
             raise MemoryError("no private memory for the commit core")
@@ -205,7 +135,7 @@ cdef class CommitCore:
         if bell_buffer is not None:
             bell_view = bell_buffer
             self.bell_buffer = memoryview(bell_buffer)
-            self.bell = &bell_view[0]
+            self.core.bell = &bell_view[0]
         error = store_create(&self.core.store, &store_view[0], store_view.shape[0], fd, <const u8 *>identity, incarnation)
         if error:
             raise OSError(error, os.strerror(error))
@@ -233,8 +163,7 @@ cdef class CommitCore:
     def attach_log(self, WalAppender log not None, bint sync_all):
         """Write every commit to `log` before it is published; with `sync_all` wait for the disk too."""
         self.log = log
-        self.logged = True
-        self.sync_all = sync_all
+        self.core.sync_all = sync_all
 
     def start_at(self, u64 version, u64 lost_version=0):
         """Go on after `version`: publishes the recovered store and rebuilds what is derived from it.
@@ -318,8 +247,8 @@ cdef class CommitCore:
     def run(self):
         """Serve until `stop`. Returns 0, or the errno after which the process has to end (see the module docstring)."""
         with nogil:
-            self._run()
-        return self.fatal_errno
+            commit_loop(&self.core, self.log)
+        return self.core.fatal_errno
 
     def stop(self):
         """Let `run` return after the batch in hand. Any thread."""
@@ -328,514 +257,8 @@ cdef class CommitCore:
 
     def wake(self):
         """Make the commit thread look around."""
-        if self.bell != NULL:
-            doorbell_ring(self.bell + BELL_WORD_OFFSET, self.bell + BELL_SLEEPING_OFFSET)
-
-    cdef void _run(self) noexcept nogil:
-        while not load_acquire_u32(&self.core.stop_flag) and not self.fatal_errno:
-            if self.logged and not self.commits_over and load_acquire_u32(&self.log.file.poison_errno):
-                self._note_failed_log()
-            if self._turn() == 0:
-                if self.core.wakes_count:
-                    # Due within microseconds: look for requests until then rather than sleep.
-                    cpu_relax()
-                    release_wakes(&self.core, clock_monotonic_ns())
-                    continue
-                if not self._housekeeping(True) and self.core.parked == 0:
-                    self._sleep()
-        flush_wakes(&self.core)
-        if not self.fatal_errno:
-            self._refuse_rest()
-        self._notify_control()
-
-    cdef void _note_failed_log(self) noexcept nogil:
-        """The log takes no commit any more: say so once nothing is under way that it may have taken before.
-
-        Called between two batches. From here on every flush sees the log poisoned and refuses, so `committed_version`
-        stays as it is.
-        """
-        # Release: whoever sees the word sees the last version that was published.
-        store_release_u32(&self.commits_over, 1)
-        self._notify_control()
-
-    cdef void _sleep(self) noexcept nogil:
-        """Wait for something to do."""
-        cdef u64 wakes = self.waiter.wakes
-        cdef i64 idle = self._idle_ns()
-        if idle <= 0:
-            return
-        # Relaxed, both: a hint. Only one left from here on tells who wakes us.
-        store_relaxed_u32(self.bell + BELL_RINGER_OFFSET, 0)
-        doorbell_wait(&self.waiter, self.bell + BELL_WORD_OFFSET, self.bell + BELL_SLEEPING_OFFSET, _work_ready,
-                      &self.core, idle, SPIN_LONG if self.alone else SPIN_ADAPTIVE)
-        if self.waiter.wakes != wakes:
-            if woken_by(&self.placement, load_relaxed_u32(self.bell + BELL_RINGER_OFFSET), clock_monotonic_ns()):
-                # Two cores now: what was learnt about spinning on one does not hold.
-                waiter_init(&self.waiter)
-
-    cdef i64 _idle_ns(self) noexcept nogil:
-        """How long nothing will be due."""
-        cdef i64 now, due
-        if self.core.expiry.count == 0:
-            return IDLE_NS_MAX
-        now = clock_monotonic_ns()
-        due = self.core.expiry.entries[0].expires_at - self.core.store.header.clock_offset
-        if due < self.expire_after:
-            due = self.expire_after
-        return min(due - now, IDLE_NS_MAX)
-
-    cdef int _turn(self) noexcept nogil:
-        """One batch; returns how many requests it had."""
-        cdef bint any_sync = self.sync_all
-        cdef i64 started
-        cdef u32 count
-        self._close_channels()
-        started = read_clock(&self.core)
-        if is_due(&self.core):
-            self._expire()          # before the batch: then its ranges need not be searched for keys that are due
-        if started >= self.window_end:
-            self._roll_window(started)
-        count = self._take_requests(&any_sync)
-        if self.core.inboxes.first:
-            self._share_inboxes(started)
-        if count == 0:
-            return 0
-        if self._commit_batch(any_sync):
-            self._answer()
-        self._note_batch(count, started)
-        self._housekeeping(False)
-        return count
-
-    cdef u32 _take_requests(self, bint *any_sync) noexcept nogil:
-        """Validate and apply one complete request of each channel, in slot order from a rotating start."""
-        cdef u32 high = load_acquire_u32(&self.core.channels_high)
-        cdef u32 first = <u32>(self.core.counters.batches % high) if high else 0
-        cdef u32 step, index, count = 0
-        cdef Channel *channel
-        self.core.parked = 0
-        for step in range(high):
-            index = first + step
-            if index >= high:
-                index -= high
-            channel = &self.core.channels[index]
-            if load_acquire_u32(&channel.state) != CHANNEL_ACTIVE or not self._take_from(channel):
-                self.core.parked += channel.walk.active
-                continue
-            channel.hot_until = 0
-            if channel.window != self.window:
-                channel.window = self.window
-                self.window_channels += 1
-            if (<const RequestHeader *>channel.inbox.data).flags & REQUEST_SYNC:
-                any_sync[0] = True
-            count += 1
-        return count
-
-    cdef void _share_inboxes(self, i64 now) noexcept nogil:
-        """Large requests wait for memory: find the one whose turn it is, and let nobody hold memory without sending.
-
-        A worker that is stopped in the middle of a large request would keep all others' waiting. It is disconnected;
-        its request was not taken whole, so nothing of it happened, and it sends it again when it goes on.
-        """
-        cdef u32 index
-        cdef u64 first = 0
-        cdef Channel *channel
-        for index in range(self.core.channels_high):
-            channel = &self.core.channels[index]
-            if load_acquire_u32(&channel.state) != CHANNEL_ACTIVE:
-                continue
-            if channel.inbox.ticket and (first == 0 or channel.inbox.ticket < first):
-                first = channel.inbox.ticket
-            if channel.inbox.reserved == 0 or channel.inbox.state != INBOX_PARTIAL:
-                continue
-            if channel.receive_until == 0 or channel.inbox.filled - channel.receive_mark >= RECEIVE_STEP:
-                channel.receive_mark = channel.inbox.filled
-                channel.receive_until = now + RECEIVE_NS
-            elif now > channel.receive_until:
-                self._break_channel(channel)
-        self.core.inboxes.first = first
-
-    cdef bint _take_from(self, Channel *channel) noexcept nogil:
-        """Serve the channel's request if one is complete. False: nothing to answer yet."""
-        cdef int polled = inbox_poll(&channel.inbox, &channel.request, self.core.request_size_max)
-        if polled == 0:
-            if channel.inbox.progressed:
-                # A producer streaming a message larger than its ring waits for this room. (Once the message is whole
-                # it waits for the answer: ringing then would wake it twice a commit.)
-                doorbell_ring(channel.word, channel.sleeping)
-            return False
-        if polled < 0 or channel.inbox.size < REQUEST_HEADER_SIZE:
-            self._break_channel(channel)
-            return False
-        self._serve(channel, channel.inbox.data, channel.inbox.size)
-        # Parked: it stays in the inbox, complete, and comes round again.
-        return not channel.walk.active
-
-    cdef bint _accept(self, Channel *channel, const u8 *request, u64 size) noexcept nogil:
-        """Is the request one to validate? If not, the reply says why."""
-        cdef const RequestHeader *header = <const RequestHeader *>request
-        cdef u32 status, detail = 0
-        channel.answer = ANSWER_REFUSED
-        channel.sequence = header.sequence
-        if not reserve_reply(channel, REPLY_SIZE_MIN):
-            channel.answer = ANSWER_NONE
-            return False
-        memset(channel.out, 0, REPLY_HEADER_SIZE)
-        channel.out_size = REPLY_HEADER_SIZE
-        if failpoint_armed():
-            failpoint_hit(FP_COMMIT_BEFORE_VALIDATE)
-        status = check_format(&self.core, request, size, channel.reply_max)
-        if status == STATUS_COMMITTED and header.sequence <= channel.last_sequence:
-            status = STATUS_BAD_REQUEST         # a replayed txn_id: what it did the first time stands
-        if status == STATUS_COMMITTED and self.logged:
-            # Acquire, here and below: a sync in another thread may poison the log.
-            detail = load_acquire_u32(&self.log.file.poison_errno)
-            if detail:
-                status = STATUS_LOG_FAILED
-        if status != STATUS_COMMITTED:
-            self._refuse(channel, status, detail)
-            return False
-        channel.walk.count = ranges_to_check(request)
-        return True
-
-    cdef bint _walk(self, Channel *channel, const u8 *request) noexcept nogil:
-        """Have the request's ranges checked. False: not yet, it is parked until the next turn."""
-        cdef u32 budget = self.core.walk_slice
-        if channel.walk.count and not channel.walk.active and self.bell == NULL:
-            budget = <u32>-1                # in memory nobody else is served meanwhile
-        if channel.walk.active and failpoint_armed() and failpoint_hit(FP_COMMIT_WALK_SLICE):
-            return False
-        if channel.walk.count and not walk_ranges(&self.core, channel, request, budget):
-            channel.answer = ANSWER_NONE
-            return False
-        channel.walk.active = False
-        return True
-
-    cdef void _serve(self, Channel *channel, const u8 *request, u64 size) noexcept nogil:
-        """Validate and apply one request; leaves the reply in channel.out and `answer` saying what it is.
-
-        With `channel.walk.active` it is parked instead: nothing is answered, and the next turn goes on with it.
-        """
-        cdef ReplyHeader *reply
-        cdef u32 status, detail = 0
-        cdef u64 version = self.core.next_version + 1, conflicts
-        if not channel.walk.active and not self._accept(channel, request, size):
-            return
-        if not self._walk(channel, request):
-            return
-        channel.answer = ANSWER_REFUSED
-        if channel.walk.count > channel.walk.capacity:
-            self._refuse(channel, STATUS_STORE_FULL, 0)     # no private memory for the answers
-            return
-        if self.logged:
-            # Once more: a parked request may have waited while a sync failed.
-            detail = load_acquire_u32(&self.log.file.poison_errno)
-            if detail:
-                self._refuse(channel, STATUS_LOG_FAILED, detail)
-                return
-        conflicts = validate_request(&self.core, channel, request)
-        if conflicts:
-            # Validation may have moved the buffer.
-            (<ReplyHeader *>channel.out).conflicts_found = conflicts
-            self._refuse(channel, STATUS_CONFLICT, 0)
-            channel.answer = self._refusal()
-            return
-        if failpoint_armed():
-            failpoint_hit(FP_COMMIT_AFTER_VALIDATE)
-        status = apply_request(&self.core, channel, request, version, self.log, self.logged, &detail)
-        if status == STATUS_STORE_FULL and self._refusal() == ANSWER_REFUSED:
-            # First of its batch: the nodes of deleted keys may go now, which inside a batch they must not.
-            collect(&self.core, COLLECT_BUDGET_IDLE)
-            channel.out_size = REPLY_HEADER_SIZE
-            (<ReplyHeader *>channel.out).result_count = 0
-            status = apply_request(&self.core, channel, request, version, self.log, self.logged, &detail)
-        if status != STATUS_COMMITTED:
-            channel.out_size = REPLY_HEADER_SIZE
-            self._refuse(channel, status, detail)
-            channel.answer = self._refusal()
-            return
-        self.core.next_version = version
-        reply = <ReplyHeader *>channel.out
-        reply.commit_version = version
-        reply.committed_at = self.core.now
-        channel.answer = ANSWER_COMMITTED
-        channel.commits += 1
-
-    cdef inline u32 _refusal(self) noexcept nogil:
-        """What a refusal is that looked at the store: does it stand on its own, or on this batch's commits?"""
-        return ANSWER_REFUSED if self.core.next_version == self.core.store.header.committed_version else ANSWER_DEPENDENT
-
-    cdef void _refuse(self, Channel *channel, u32 status, u32 detail) noexcept nogil:
-        cdef ReplyHeader *reply = <ReplyHeader *>channel.out
-        reply.status = <unsigned short>status
-        reply.detail = detail
-        if status == STATUS_CONFLICT:
-            channel.conflicts += 1
-        else:
-            reply.result_count = 0
-            self.core.counters.refused += 1
-
-    cdef bint _commit_batch(self, bint any_sync) noexcept nogil:
-        """Log and publish what the batch applied. False: nobody may be answered (fatal_errno says why)."""
-        cdef int error
-        if self.core.undo_count == 0 and self.core.next_version == self.core.store.header.committed_version:
-            return True
-        if failpoint_armed():
-            failpoint_hit(FP_COMMIT_AFTER_APPLY)
-        if self.logged:
-            if any_sync:
-                # The disk has the next moment, so the cores are free: whoever was answered makes the next group commit.
-                flush_wakes(&self.core)
-            error = self.log.flush(any_sync)
-            if error:
-                self._fail_batch(error)
-                return not self.fatal_errno
-        if failpoint_armed():
-            failpoint_hit(FP_COMMIT_BEFORE_PUBLISH)
-        self._note_outcomes()
-        publish_expiry_time(&self.core)
-        # Release: whoever sees the version sees every record of the batch, and the outcomes noted before it.
-        store_publish(&self.core.store, self.core.next_version)
-        self.core.undo_count = 0
-        if failpoint_armed():
-            failpoint_hit(FP_COMMIT_AFTER_PUBLISH)
-        return True
-
-    cdef void _note_outcomes(self) noexcept nogil:
-        """Remember each session's commit, before it is published: a checkpoint of that version must know of it."""
-        cdef u32 index
-        cdef Channel *channel
-        for index in range(self.core.channels_high):
-            channel = &self.core.channels[index]
-            if channel.answer == ANSWER_COMMITTED:
-                # A reader that sees an even, unchanged lock around its two reads has a true pair.
-                store_release_u32(&channel.outcome_lock, channel.outcome_lock + 1)
-                fence_release()
-                store_relaxed_u64(&channel.last_sequence, channel.sequence)
-                store_relaxed_u64(&channel.last_version, (<ReplyHeader *>channel.out).commit_version)
-                store_release_u32(&channel.outcome_lock, channel.outcome_lock + 1)
-
-    cdef void _fail_batch(self, u32 error) noexcept nogil:
-        """The log refused the batch: leave no trace of it, and turn its acknowledgements into refusals.
-
-        What was refused because of a commit of the same batch is told the same: that commit never was.
-        """
-        cdef u32 index
-        cdef Channel *channel
-        self.core.counters.log_errors += 1
-        if self.log.file.uncertain:
-            self.fatal_errno = error
-            return
-        undo_to(&self.core, 0)
-        self.core.next_version = self.core.store.header.committed_version
-        history_undo(&self.core.range_history, self.core.next_version + 1)
-        self.core.recent_epoch += 1
-        # The batch's writes are on the recent list, whose nodes may be freed now: forget the list.
-        self.core.recent_next = 0
-        self.core.recent_floor = self.core.next_version
-        for index in range(self.core.channels_high):
-            channel = &self.core.channels[index]
-            if channel.answer == ANSWER_COMMITTED:
-                channel.commits -= 1
-            elif channel.answer != ANSWER_DEPENDENT:
-                continue
-            channel.answer = ANSWER_REFUSED
-            memset(channel.out, 0, REPLY_HEADER_SIZE)
-            channel.out_size = REPLY_HEADER_SIZE
-            self._refuse(channel, STATUS_LOG_WRITE_ERROR, error)
-
-    cdef void _answer(self) noexcept nogil:
-        """Send each reply of the batch and take its request off the channel."""
-        cdef u32 index
-        cdef Channel *channel
-        cdef ReplyHeader *reply
-        cdef i64 now = clock_monotonic_ns()
-        if failpoint_armed():
-            failpoint_hit(FP_COMMIT_BEFORE_REPLY)
-        for index in range(self.core.channels_high):
-            channel = &self.core.channels[index]
-            if channel.answer == ANSWER_NONE:
-                continue
-            reply = <ReplyHeader *>channel.out
-            reply.magic = REPLY_MAGIC
-            reply.sequence = channel.sequence
-            reply.body_size = <u32>(channel.out_size - REPLY_HEADER_SIZE)
-            if channel.answer == ANSWER_COMMITTED:
-                self.core.counters.commits += 1
-            channel.answer = ANSWER_NONE
-            inbox_take_done(&channel.inbox)
-            channel.receive_until = 0
-            if reply.status == STATUS_BAD_REQUEST or outbox_send(&channel.reply, channel.out, <u32>channel.out_size) != 0:
-                self._break_channel(channel)
-                continue
-            answered(&self.core, index, now)
-        release_wakes(&self.core, now)
-        if failpoint_armed():
-            failpoint_hit(FP_COMMIT_AFTER_REPLY)
-
-    cdef void _break_channel(self, Channel *channel) noexcept nogil:
-        """Bad input: serve this channel no more; the control plane disconnects its worker."""
-        inbox_drop(&channel.inbox)
-        # Only from ACTIVE: the control plane may have set CLOSING meanwhile, and then nobody would close it again.
-        cas_u32(&channel.state, CHANNEL_ACTIVE, CHANNEL_BROKEN)
-        self._notify_control()
-
-    cdef void _close_channels(self) noexcept nogil:
-        """Drain channels whose worker is gone: a complete request is served, a half-written one is ignored."""
-        cdef u32 index, high = load_acquire_u32(&self.core.channels_high)
-        cdef Channel *channel
-        cdef bint any_sync
-        for index in range(high):
-            channel = &self.core.channels[index]
-            if load_acquire_u32(&channel.state) != CHANNEL_CLOSING:
-                continue
-            any_sync = self.sync_all
-            read_clock(&self.core)
-            if channel.inbox.state != INBOX_BAD and self._take_from(channel):
-                any_sync = any_sync or (<const RequestHeader *>channel.inbox.data).flags & REQUEST_SYNC
-                if self._commit_batch(any_sync):
-                    self._answer()
-            if channel.walk.active:
-                continue                    # parked: once more in the next turn, until it is answered
-            # What is left of a request is given up here, while its memory is still this thread's to count.
-            inbox_drop(&channel.inbox)
-            flush_wakes(&self.core)
-            # The worker may live on (it detached, or was thrown out): from here on its pins protect nothing.
-            revoke_all(channel)
-            store_release_u32(&channel.state, CHANNEL_CLOSED)
-            self._notify_control()
-
-    cdef void _refuse_rest(self) noexcept nogil:
-        """A clean stop: tell those whose requests were not taken so, and on each channel that none will be.
-
-        A request published after this look at its ring finds no answer; its worker sees `drained` once the connection has
-        ended. Neither was served, so both go to the next coordinator. REQUIRES: the control plane waits for this thread.
-        """
-        cdef u32 index
-        cdef Channel *channel
-        cdef ReplyHeader *reply
-        self._close_channels()
-        for index in range(load_acquire_u32(&self.core.channels_high)):
-            channel = &self.core.channels[index]
-            # A broken channel may lack the answer to a commit, so it never counts as drained.
-            if load_acquire_u32(&channel.state) != CHANNEL_ACTIVE:
-                continue
-            if (inbox_poll(&channel.inbox, &channel.request, self.core.request_size_max) > 0
-                    and channel.inbox.size >= REQUEST_HEADER_SIZE and reserve_reply(channel, REPLY_SIZE_MIN)):
-                memset(channel.out, 0, REPLY_HEADER_SIZE)
-                reply = <ReplyHeader *>channel.out
-                reply.magic = REPLY_MAGIC
-                reply.status = STATUS_STOPPING
-                reply.sequence = (<const RequestHeader *>channel.inbox.data).sequence
-                inbox_take_done(&channel.inbox)
-                outbox_send(&channel.reply, channel.out, REPLY_HEADER_SIZE)
-            # Release: every reply is in its ring before the word that says there will be no other.
-            store_release_u32(channel.drained, 1)
-            doorbell_ring(channel.word, channel.sleeping)
-
-    # ---- between batches ----------------------------------------------------------------------------------------
-
-    cdef bint _housekeeping(self, bint idle) noexcept nogil:
-        """What is due between batches, a bounded piece of it. True: there is more that can be done at once."""
-        cdef u64 committed = self.core.store.header.committed_version
-        cdef bint more = self.core.store.range_active != 0 and self._convert_ranges()
-        cdef i64 now
-        if self.core.expiry.count >= self.core.expiry.compact_at:
-            compact_expiry(&self.core)
-        if is_due(&self.core):
-            self._expire()
-        if idle or self.core.full:
-            if store_pending_bytes(&self.core.store) or self.core.collected_version != committed:
-                more = self._collect_idle() or more
-        elif committed - self.core.collected_version >= COLLECT_EVERY or self.core.store.queued >= COLLECT_QUEUED:
-            collect(&self.core, COLLECT_BUDGET)
-        else:
-            return more
-        now = clock_monotonic_ns()
-        if now >= self.next_sweep:
-            self.next_sweep = now + SWEEP_NS
-            revoke_older(&self.core, now, self.snapshot_age_max)
-        return more
-
-    cdef bint _collect_idle(self) noexcept nogil:
-        """A collect with nobody waiting. True: it freed something, and there is more to look at.
-
-        Step by step, because a request may come at any moment: after a large range was deleted there are a million
-        nodes to remove.
-        """
-        cdef bint step = self.bell != NULL and not self.core.full
-        cdef u64 waiting = self._collectable()
-        self.core.full = False
-        collect(&self.core, COLLECT_BUDGET_STEP if step else COLLECT_BUDGET_IDLE)
-        return step and 0 < self._collectable() < waiting
-
-    cdef inline u64 _collectable(self) noexcept nogil:
-        return self.core.store.superseded_count + self.core.store.tombstone_count + self.core.store.fresh_count
-
-    cdef bint _convert_ranges(self) noexcept nogil:
-        """Turn a piece of the oldest range tombstone into ordinary ones. True: another piece can follow.
-
-        A store without room for a tombstone is asked again later. Garbage goes first, then the snapshots that hold it,
-        as for any write; without this an entry could stay for as long as a snapshot does, and nothing would be wrong.
-        """
-        cdef i64 now = 0
-        if self.core.range_retry_at:
-            now = clock_monotonic_ns()
-            if now < self.core.range_retry_at:
-                return False
-            self.core.range_retry_at = 0
-        if (failpoint_armed() and failpoint_hit(FP_COMMIT_RANGE_SLICE)
-                or not ranges_convert(&self.core.store, self.core.range_slice)):
-            make_room(&self.core)
-            self.core.range_retry_at = clock_monotonic_ns() + RANGE_RETRY_NS
-            return False
-        return self.core.store.range_active != 0
-
-    cdef void _expire(self) noexcept nogil:
-        """Remove expired keys through the log, as a commit of the coordinator's own."""
-        cdef u64 committed = self.core.store.header.committed_version
-        cdef i64 now = clock_monotonic_ns()
-        cdef u32 removed
-        # Also when nothing can be removed now: an expired key is absent at once.
-        publish_expiry_time(&self.core)
-        if now < self.expire_after:
-            return
-        if self.logged and load_acquire_u32(&self.log.file.poison_errno):
-            self.expire_after = now + EXPIRE_RETRY_NS
-            return
-        if self.core.expiry_stale:
-            load_expiry(&self.core)
-        removed = expire_due(&self.core, self.core.now, EXPIRE_COUNT_MAX, self.log, self.logged)
-        if removed:
-            self.core.next_version += 1
-            self._commit_batch(False)
-            if self.core.store.header.committed_version != committed:
-                self.core.counters.expired += removed
-                publish_expiry_time(&self.core)     # the next key that is due is another one now
-                return
-            # The log refused: the keys are back in the store, their entries went from the heap.
-            self.core.expiry_stale = True
-        if is_due(&self.core):
-            self.expire_after = now + EXPIRE_RETRY_NS       # no room in the store or on the disk
-
-    cdef void _roll_window(self, i64 now) noexcept nogil:
-        """Decide who may spin, by the channels that were active lately: workers if a core is free, we for longer if one
-        worker is all there is (its commits then wait for nothing, and no other waits for this core)."""
-        # One core is the commit thread's; workers may spin while they all have one each.
-        store_relaxed_u32(&self.core.store.header.spin_hint, self.window_channels < self.core_count)
-        self.alone = self.window_channels < 2 and self.core_count > 1
-        self.window += 1
-        self.window_end = now + WINDOW_NS
-        self.window_channels = 0
-
-    cdef void _note_batch(self, u32 size, i64 started) noexcept nogil:
-        self.core.counters.batches += 1
-        self.core.counters.batch_sizes[_bucket_of(size)] += 1
-        self.core.counters.batch_ns[_bucket_of(<u64>(clock_monotonic_ns() - started))] += 1
-
-    cdef void _notify_control(self) noexcept nogil:
-        cdef u64 one = 1
-        if self.wake_fd >= 0:
-            posix_write(self.wake_fd, &one, 8)
+        if self.core.bell != NULL:
+            doorbell_ring(self.core.bell + BELL_WORD_OFFSET, self.core.bell + BELL_SLEEPING_OFFSET)
 
     # ---- in memory ------------------------------------------------------------------------------------------------
 
@@ -867,11 +290,11 @@ cdef class CommitCore:
             (<RequestHeader *>data).sequence = self.sequence
             with nogil:
                 read_clock(&self.core)
-                self._housekeeping(False)
-                self._serve(channel, data, size)
-                self._commit_batch(False)
-                self._settle(channel)
-                self._housekeeping(False)
+                housekeeping(&self.core, False, self.log)
+                batch_serve(&self.core, channel, data, size, self.log)
+                batch_commit(&self.core, False, self.log)
+                batch_seal(&self.core, channel)
+                housekeeping(&self.core, False, self.log)
             return (<char *>channel.out)[:channel.out_size]
         finally:
             PyThread_release_lock(self.mutex)
@@ -883,7 +306,7 @@ cdef class CommitCore:
         try:
             with nogil:
                 read_clock(&self.core)
-                self._housekeeping(False)
+                housekeeping(&self.core, False, self.log)
         finally:
             PyThread_release_lock(self.mutex)
 
@@ -894,7 +317,7 @@ cdef class CommitCore:
         try:
             with nogil:
                 read_clock(&self.core)
-                while self._housekeeping(True) and slices < RANGE_SLICES_TICK:
+                while housekeeping(&self.core, True, self.log) and slices < RANGE_SLICES_TICK:
                     slices += 1
         finally:
             PyThread_release_lock(self.mutex)
@@ -916,15 +339,6 @@ cdef class CommitCore:
                 return True
             PyErr_CheckSignals()
 
-    cdef void _settle(self, Channel *channel) noexcept nogil:
-        cdef ReplyHeader *reply = <ReplyHeader *>channel.out
-        reply.magic = REPLY_MAGIC
-        reply.sequence = channel.sequence
-        reply.body_size = <u32>(channel.out_size - REPLY_HEADER_SIZE)
-        if channel.answer == ANSWER_COMMITTED:
-            self.core.counters.commits += 1
-        channel.answer = ANSWER_NONE
-
     # ---- figures ----------------------------------------------------------------------------------------------------
 
     @property
@@ -934,17 +348,17 @@ cdef class CommitCore:
     @property
     def log_poisoned(self):
         """Whether an earlier failure keeps the log from taking commits until a restart."""
-        return bool(self.logged and load_acquire_u32(&self.log.file.poison_errno))
+        return bool(self.log is not None and load_acquire_u32(&self.log.file.poison_errno))
 
     @property
     def commits_over(self):
-        """Whether the log failed and nothing is under way any more: `committed_version` read after this is the last."""
-        return load_acquire_u32(&self.commits_over) != 0
+        """Whether the log failed and no commit is under way: `committed_version` read after this is final."""
+        return load_acquire_u32(&self.core.commits_over) != 0
 
     @property
     def log_bytes(self):
         """Bytes handed to the log since it was opened; 0 without one."""
-        return self.log.total_bytes if self.logged else 0
+        return self.log.total_bytes if self.log is not None else 0
 
     @property
     def log_errors(self):

@@ -1,7 +1,7 @@
-"""The commit core's private state, shared by the modules that serve a request: validate, apply, expiry, pins, commit.
+"""The commit core's private state, shared by the modules that serve a request.
 
 1. One `Core` belongs to one commit thread (or, in memory, to the thread that holds the core's mutex). The
-   control plane touches this much of it beside that thread, and no more: `stop_flag`; a channel's `state`,
+   control plane touches only this much of it beside that thread: `stop_flag`; `commits_over` (reads); a channel's `state`,
    and the whole slot while it is FREE or CLOSED; `channels_high`, which it raises; the pair of a channel's
    last commit, which it reads under `outcome_lock`; `own_slot`, the pin it holds for a checkpoint; and, to
    read only, `held_bytes` and the counters, each of which is one word and may be a batch old.
@@ -12,10 +12,12 @@
 """
 
 from ...ipc._atomics cimport i64, u8, u16, u32, u64
+from ...ipc._doorbell cimport Waiter
 from ...ipc._ring cimport Inbox, InboxBudget, Ring
 from ..store._store cimport Store
 from ._expiry cimport ExpiryHeap
 from ._hot_keys cimport HotKey
+from ._placement cimport Placement
 from ._range_history cimport RangeHistory
 from ._range_walk cimport RangeWalk
 
@@ -23,6 +25,8 @@ cdef enum:
     RECENT_COUNT = 65536            # a power of two
     HOT_KEYS = 32
     HISTOGRAM_COUNT = 40            # bucket b: values in [2**(b-1), 2**b)
+    REPLY_SIZE_MIN = 1024           # bytes reserved for a reply before its size is known
+    COLLECT_BUDGET_IDLE = 65536     # superseded records that a thorough collect looks at
 
     # Channel states. FREE -> ACTIVE by the control plane (it fills the slot in first, release); ACTIVE or
     # BROKEN -> CLOSING by the control plane, which looks at the state and then stores; CLOSING -> CLOSED by
@@ -140,3 +144,22 @@ cdef struct Core:
     InboxBudget inboxes             # private memory for requests that are being received
     HotKey hot[HOT_KEYS]
     Counters counters
+    # Settings, set before the commit thread starts.
+    u8 *bell                        # the coordinator's doorbell segment; NULL in memory
+    int wake_fd                     # eventfd that wakes the control plane; -1 for none
+    bint sync_all                   # durability "always": every batch waits for the disk
+    u32 core_count                  # cores this process may use
+    i64 snapshot_age_max            # ns
+    # The end of commits.
+    u32 fatal_errno                 # not 0: nobody knows what the log holds, so the process must end and recover
+    u32 commits_over                # atomic: the log failed, the batch under way then is done, and no commit follows
+    # When work between batches is due; monotonic ns.
+    i64 next_sweep                  # the next check of the age of snapshots
+    i64 expire_after                # no removal of expired keys before this
+    # Spinning and sleeping.
+    Waiter waiter
+    Placement placement
+    u64 window                      # number of the current activity window
+    i64 window_end                  # monotonic ns
+    u32 window_channels             # distinct channels served in it
+    bint alone                      # the last window had at most one, and there is a core for it beside ours

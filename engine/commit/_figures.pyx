@@ -27,6 +27,7 @@ cdef dict channel_figures(Core *core, u32 index):
 
 
 cdef list histogram(const u64 *buckets):
+    """A histogram as a list; bucket b counts values in [2**(b-1), 2**b)."""
     cdef u32 index
     cdef list copied = []
     for index in range(HISTOGRAM_COUNT):

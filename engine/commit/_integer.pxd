@@ -20,7 +20,7 @@ cdef inline u64 _big_endian(const u8 *p, u32 size) noexcept nogil:
 
 
 cdef inline bint integer_decode(const u8 *value, u32 size, Integer *out) noexcept nogil:
-    """False when the bytes are no msgpack integer."""
+    """False when the bytes are not a msgpack integer."""
     cdef u8 lead
     cdef u32 width
     cdef i64 number

@@ -1,15 +1,26 @@
-"""Pins as the commit thread sees them: scan, collect, revoke; see _pins.pyx."""
+"""Pins as the commit thread sees them: scan, collect, revoke; see _pins.pyx.
+
+Unless it says otherwise a function belongs to the commit thread (in memory: to the holder of the core's
+mutex).
+"""
 
 from ...ipc._atomics cimport i64, u32, u64
 from ._core cimport Channel, Core
 
 cdef i64 gather_pins(Core *core) noexcept nogil
+# Frees up to `budget` superseded records, and nodes of deleted keys, that no pin can see.
 cdef void collect(Core *core, u32 budget) noexcept nogil
 cdef bint make_room(Core *core) noexcept nogil
 cdef bint checkpoint_pinned(Core *core) noexcept nogil
 cdef bint revoke_checkpoint(Core *core) noexcept nogil
+# Revokes pins that have held memory back for longer than `age_max` ns; `now` is monotonic. Returns how many.
 cdef u32 revoke_older(Core *core, i64 now, i64 age_max) noexcept nogil
+# Ends every pin of a channel that is being closed.
 cdef void revoke_all(Channel *channel) noexcept nogil
+# The channel's oldest pin and when it was first seen (0: not yet). False: it has none. Any thread; racy, for
+# display.
 cdef bint oldest_pin(Core *core, Channel *channel, u64 *version, i64 *since) noexcept nogil
+# The coordinator's own pin, for a checkpoint: take it (returns the pinned version) and let go of it. One
+# control thread.
 cdef u64 pin_own(Core *core) noexcept nogil
 cdef void unpin_own(Core *core) noexcept nogil

@@ -29,12 +29,14 @@ from ._core cimport CHANNEL_ACTIVE, CHANNEL_CLOSED, CHANNEL_CLOSING, CHANNEL_FRE
 
 
 cdef int _ascending(const void *a, const void *b) noexcept nogil:
+    """The order of two u64 for qsort."""
     cdef u64 left = (<const u64 *>a)[0]
     cdef u64 right = (<const u64 *>b)[0]
     return (left > right) - (left < right)
 
 
 cdef inline void _raise_horizon(Core *core) noexcept nogil:
+    """Announce that records replaced up to the committed version may be freed, before the pins are read."""
     # seq_cst: before every slot is read (invariant 1).
     store_seq_cst_u64(&core.store.header.gc_horizon, core.store.header.committed_version)
 
@@ -61,11 +63,12 @@ cdef inline u64 _pinned_value(const Channel *channel, u32 slot) noexcept nogil:
 
 
 cdef inline Channel *_pinning(Core *core, u32 index) noexcept nogil:
-    """The coordinator's own pin, then the channels. Own first: the control plane may add a channel in mid scan."""
+    """The coordinator's own pin, then the channels, because the control plane may add a channel during the scan."""
     return &core.own if index == 0 else &core.channels[index - 1]
 
 
 cdef bint _reserve_pins(Core *core, u64 count) noexcept nogil:
+    """Make `core.pins` hold `count` versions. False: no private memory."""
     cdef u64 *grown
     if count <= core.pins_capacity:
         return True
@@ -194,6 +197,7 @@ cdef bint revoke_checkpoint(Core *core) noexcept nogil:
 
 
 cdef u32 _sweep_channel(Core *core, Channel *channel, u64 committed, i64 now, i64 age_max) noexcept nogil:
+    """Revoke the channel's snapshots that are too old, and note what its oldest holds back. Returns how many."""
     cdef u32 slot, revoked = 0
     cdef u64 value, oldest = 0
     if channel.seen == NULL:
@@ -240,7 +244,7 @@ cdef void revoke_all(Channel *channel) noexcept nogil:
     for slot in range(_slots_in_use(channel)):
         value = _pinned_value(channel, slot)
         if value != 0:
-            # seq_cst: before the next scan, which will not see this channel any more.
+            # seq_cst: before the next scan, which no longer sees this channel.
             store_seq_cst_u64(channel.slots + slot * SLOT_SIZE + 8, value)
 
 

@@ -1,3 +1,5 @@
+"""Keeping the commit thread off the core of its only worker; see _placement.pyx. The commit thread only."""
+
 from ...ipc._atomics cimport i64, u32
 
 cdef struct Placement:

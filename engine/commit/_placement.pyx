@@ -44,6 +44,7 @@ cdef void placement_init(Placement *p) noexcept nogil:
 
 
 cdef bint woken_by(Placement *p, u32 ringer, i64 now) noexcept nogil:
+    """Note who woke us, and leave the core if it is always the worker on it; see _placement.pxd."""
     cdef int cpu = current_cpu()
     # The number comes from shared memory: a forged one makes us move in vain, now and then.
     if ringer != <u32>(cpu + 1):

@@ -13,7 +13,7 @@ expiry time its snapshot was judged by; now is `core.now`, which is not earlier 
 The request bytes come from another process, but lie in private memory by now: `check_format` has verified every
 size, so the later passes follow them freely. A false `read_time` makes only the ranges of its own request pass or fail.
 
-The background removal of an expired key is no write: an EXPIRY tombstone counts with the version of the record that it
+The background removal of an expired key is not a write: an EXPIRY tombstone counts with the version of the record that it
 removed, and for a range with that record's expiry time.
 
 A node may be missing because its delete was forgotten (no pin below it was left). `tombstone_horizon` is the highest

@@ -1,8 +1,12 @@
-"""Whom to wake, and when; see _wakes.pyx."""
+"""Which answered worker is woken when; see _wakes.pyx. The commit thread only."""
 
 from ...ipc._atomics cimport i64, u32
 from ._core cimport Core
 
+# The answer of channel `index` is in its ring: queues the wake-up if the worker sleeps. Call release_wakes
+# afterwards.
 cdef void answered(Core *core, u32 index, i64 now) noexcept nogil
+# Wakes the workers whose wake-up is due; `now` is monotonic ns.
 cdef void release_wakes(Core *core, i64 now) noexcept nogil
+# Wakes every worker in the queue. Call it before a channel is closed and before anything that blocks.
 cdef void flush_wakes(Core *core) noexcept nogil

@@ -23,6 +23,7 @@ cdef enum:
 
 
 cdef u32 _hot_count(const Core *core, i64 now) noexcept nogil:
+    """How many workers were answered or woken a moment ago and are not back yet."""
     cdef u32 index, count = 0
     for index in range(core.channels_high):
         if core.channels[index].hot_until > now:
@@ -45,6 +46,7 @@ cdef void answered(Core *core, u32 index, i64 now) noexcept nogil:
 
 
 cdef void _wake_first(Core *core, i64 now) noexcept nogil:
+    """Take the first channel off the queue and ring its doorbell."""
     cdef Channel *channel = &core.channels[core.wakes[core.wakes_first]]
     core.wakes_first = (core.wakes_first + 1) % core.channel_capacity
     core.wakes_count -= 1
@@ -54,7 +56,7 @@ cdef void _wake_first(Core *core, i64 now) noexcept nogil:
 
 
 cdef void release_wakes(Core *core, i64 now) noexcept nogil:
-    """Wake whoever is due."""
+    """Wake the workers whose wake-up is due."""
     cdef u32 hot
     if core.wakes_count == 0:
         return
@@ -67,6 +69,6 @@ cdef void release_wakes(Core *core, i64 now) noexcept nogil:
 
 
 cdef void flush_wakes(Core *core) noexcept nogil:
-    """Wake everybody in the queue at once."""
+    """Wake every worker in the queue at once."""
     while core.wakes_count:
         _wake_first(core, 0)
