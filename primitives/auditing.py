@@ -41,11 +41,13 @@ class Fault(NamedTuple):
       key: in the primitive's space.
       message: what is wrong, for people.
       repair: how to mend it; None: it cannot be derived from anything.
+      advisory: nothing is wrong; the repair adds what an earlier version did not write yet.
     """
 
     key: bytes
     message: str
     repair: Repair | None = None
+    advisory: bool = False
 
 
 Auditor: TypeAlias = Callable[[Space], Iterator[Fault]]

@@ -218,9 +218,15 @@ def _family_problem(space: Space, raw: bytes, record: list[Any]) -> str | None:
 @_audits(RunIndex)
 def audit_runs(space: Space) -> Iterator[Fault]:
     """Every run has its index entries and no others, its parent, and a status that agrees with its times."""
+    whole = space.exists(layout.RUN_NAMES_WHOLE)
     for fault in audit_entries(space, layout.RUN, _record_of_run, _entries_of_run):
-        if fault.key != layout.RUN_NAMES_WHOLE:
-            yield fault
+        if fault.key == layout.RUN_NAMES_WHOLE:
+            continue
+        # Runs that earlier versions wrote have no entry by name, and are found by a walk.
+        of_a_name = (
+            fault.key[:1] == layout.RUN_BY_NAME and fault.repair is not None and not fault.repair.delete
+        )
+        yield fault._replace(advisory=of_a_name and not whole)
     for key in space.keys(layout.RUN):
         try:
             record = read_record(space, key)
@@ -236,8 +242,9 @@ def audit_runs(space: Space) -> Iterator[Fault]:
             yield Fault(key, f"run {run.run_id} is {run.status} with an error")
     # Last: a repair puts the mark behind the entries that it vouches for.
     mark = layout.RUN_NAMES_WHOLE
-    if not space.exists(mark) and any(True for _ in space.keys(layout.RUN, limit=1)):
-        yield Fault(mark, "the index by name is not complete: runs are found by name by a walk", Repair(mark))
+    if not whole and any(True for _ in space.keys(layout.RUN, limit=1)):
+        message = "the index by name is not complete: runs are found by name by a walk"
+        yield Fault(mark, message, Repair(mark), advisory=True)
 
 
 def _record_of_run(key: bytes) -> bytes | None:

@@ -138,6 +138,9 @@ def _show_audit(found: AuditReport) -> None:
         out.print(f"[red]fault[/] and {found.faults - len(found.findings):,} more")
     mark = "[green]sound[/]  " if found.sound else "[red]faulty[/] "
     out.print(f"{mark} primitives: {found.parts:,} parts of runs, {found.faults:,} faults")
+    if found.advised:
+        what = f"adds {found.advised:,} index keys that an earlier version did not write"
+        out.print(f"[yellow]note[/] `occamdb check --repair` {what}")
 
 
 def _show_files(report: CheckReport) -> None:

@@ -36,6 +36,7 @@ class Finding:
     key: str
     message: str
     repairable: bool
+    advisory: bool = False
 
 
 @dataclass(slots=True)
@@ -46,6 +47,7 @@ class AuditReport:
       parts: how many parts of runs were audited.
       faults: how many faults there are.
       repairable: how many of them `--repair` can mend.
+      advised: how many keys `--repair` would add that earlier versions did not write. Nothing is wrong without them.
       findings: the first `FINDINGS_MAX` of them.
       repaired: how many were mended.
       repairs: the first `FINDINGS_MAX` of these.
@@ -54,6 +56,7 @@ class AuditReport:
     parts: int = 0
     faults: int = 0
     repairable: int = 0
+    advised: int = 0
     findings: list[Finding] = field(default_factory=list)
     repaired: int = 0
     repairs: list[Finding] = field(default_factory=list)
@@ -65,6 +68,9 @@ class AuditReport:
 
     def note(self, finding: Finding) -> None:
         """Count a fault, and keep it if there are not too many."""
+        if finding.advisory:
+            self.advised += 1
+            return
         self.faults += 1
         self.repairable += finding.repairable
         if len(self.findings) < FINDINGS_MAX:
@@ -92,7 +98,9 @@ class Part(NamedTuple):
 
     def finding(self, fault: Fault) -> Finding:
         """A fault in here."""
-        return Finding(*self._place(), fault.key.hex(), fault.message, fault.repair is not None)
+        return Finding(
+            *self._place(), fault.key.hex(), fault.message, fault.repair is not None, fault.advisory
+        )
 
     def _place(self) -> tuple[str, str, str]:
         where = self.db.current_namespace
@@ -131,7 +139,7 @@ def audit(
     report = AuditReport()
     with _opened(path, progress) as db:
         _audit_all(db, report)
-    if repair and report.repairable:
+    if repair and (report.repairable or report.advised):
         mended = AuditReport()
         with _served(path) as db:
             for part in parts(db, mended):

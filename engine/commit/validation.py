@@ -270,7 +270,7 @@ def _validate_deleted_ranges(
 ) -> Iterator[ReadConflict]:
     for start, end in ranges:
         found = list(validate_ranges(source, [(start, end)], start_version))
-        met = [v for s, e, v in range_deletes if v > start_version and s < end and start < e and start < end]
+        met = [v for s, e, v in range_deletes if v > start_version and max(s, start) < min(e, end)]
         if not found and met:
             found = [range_conflict(start, end, start_version, max(met))]
         yield from found

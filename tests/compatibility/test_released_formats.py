@@ -15,6 +15,7 @@ import pytest
 import occamdb
 from occamdb import Database, RunId
 from occamdb.engine.log.check import check
+from occamdb.tools import primitive_audit
 from tests.conftest import stop_coordinator
 
 FORMATS = Path(__file__).parent / "formats"
@@ -68,6 +69,7 @@ def read_all(db: Database, expected: dict[str, Any]) -> dict[str, Any]:
 def test_it_opens_with_every_value_version_and_hash(released: tuple[Path, dict[str, Any]]) -> None:
     path, expected = released
     assert check(path, rebuild=True).sound
+    assert primitive_audit.audit(path).sound
     with occamdb.open(path) as db:
         assert read_all(db, expected) == expected
         assert db.events.verify_chain(RunId(expected["run"])).is_valid
