@@ -1,11 +1,13 @@
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from ._entries import EntryBuffer
+
 WriteOperation = tuple[Literal["write"], bytes, bytes, int]
 DeleteOperation = tuple[Literal["delete"], bytes, int]
 RangeOperation = tuple[Literal["delete_range"], bytes, bytes]
 
-class WalAppender:
+class WalAppender(EntryBuffer):
     def __init__(
         self,
         directory_fd: int,

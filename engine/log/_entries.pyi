@@ -1,0 +1,3 @@
+"""Encoding transactions for the log; compiled code calls the methods of `_entries.pxd`."""
+
+class EntryBuffer: ...
