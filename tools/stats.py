@@ -48,7 +48,7 @@ def stats(
         return
     if path is None:
         raise typer.BadParameter("it is missing; only --explain needs none", param_hint="PATH")
-    figures = _figures(path)
+    figures = figures_of(path)
     if as_json:
         console.print_json(figures)
     elif console.is_terminal():
@@ -82,7 +82,7 @@ def top(
     count: Annotated[int | None, typer.Option(min=1, help="End after so many updates.")] = None,
 ) -> None:
     """Show the figures live, with rates, until Ctrl-C. In a pipe: one line an update."""
-    before = _figures(path)
+    before = figures_of(path)
     if not console.is_terminal():
         for figures in _updates(path, interval, count):
             _print_update(figures, before)
@@ -104,7 +104,7 @@ def _updates(path: Path, interval: float, count: int | None) -> Iterator[dict[st
     shown = 0
     while count is None or shown < count:
         time.sleep(interval)
-        yield _figures(path)
+        yield figures_of(path)
         shown += 1
 
 
@@ -128,7 +128,7 @@ def _print_update(figures: dict[str, Any], before: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _figures(path: Path) -> dict[str, Any]:
+def figures_of(path: Path) -> dict[str, Any]:
     """What the coordinator answers, with the log's size on the disk, which `status` reads in the same way."""
     from occamdb.tools.coordinator import ask
     from occamdb.tools.log_size import log_size

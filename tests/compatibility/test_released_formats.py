@@ -48,8 +48,8 @@ def read_all(db: Database, expected: dict[str, Any]) -> dict[str, Any]:
         "gone": expected["gone"],
         "root": expected["root"],
         "kv": [
-            [key if isinstance(key, str) else {"$hex": key.hex()}, row.version]
-            for key, row in db.kv.scan(run)
+            [key.decode() if key < b"\x80" else {"$hex": key.hex()}, row.version]
+            for key, row in db.kv.scan(run, raw=True)
         ],
         "counter": db.kv.get(run, "counter"),
         "key/011": value,

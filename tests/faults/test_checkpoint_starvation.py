@@ -103,6 +103,6 @@ def test_a_checkpoint_gives_way_at_last(
     assert "revoked" in str(checkpoint_of(db)["error"])
     assert checkpoint_of(db)["failures"] == 1
     assert any("checkpoints in a row failed" in found.text for found in doctor.directory(database_path))
-    console.out().print(stats.render(ask_coordinator(database_path, "stats"), None))
+    console.out().print(stats.render(stats.figures_of(database_path), None))
     assert "1 failed in a row" in capsys.readouterr().out
     db.close()

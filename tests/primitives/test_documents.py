@@ -23,7 +23,8 @@ def test_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             exec(compile(block, "guide.md", "exec"), namespace)
     finally:
         namespace["db"].close()  # type: ignore[attr-defined]
-        stop_coordinator(tmp_path / "guide.db")
+        for path in tmp_path.glob("*.db"):
+            stop_coordinator(path)
 
 
 def test_the_worked_example_is_the_encoding() -> None:

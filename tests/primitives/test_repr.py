@@ -41,9 +41,9 @@ def test_facades_and_transactions_show_what_they_are_of(db: Database, run: RunId
 
 def test_a_snapshot_shows_its_run_and_state(db: Database, run: RunId) -> None:
     view = db.snapshot(run)
-    assert repr(view) == f"<SharedSnapshotView open run={run} version={view.version}>"
+    assert repr(view) == f"<Snapshot open run={run} version={view.version}>"
     view.close()
-    assert repr(view) == f"<SharedSnapshotView closed run={run} version={view.version}>"
+    assert repr(view) == f"<Snapshot closed run={run} version={view.version}>"
 
 
 def test_an_event_shows_the_begin_of_its_hash(db: Database, run: RunId) -> None:

@@ -1,6 +1,7 @@
 """`db.snapshot(run)` offers what a read-only transaction does: every read of every primitive, and no write."""
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any, assert_type
 
 import pytest
@@ -37,6 +38,7 @@ class Facts:
         db.cells.init(self.run, "cell", 1)
         self.trace = db.traces.record(self.run, Thought("first"), tags=["t"])
         db.traces.record_child(self.run, self.trace, Thought("second"))
+        self.span = db.traces.begin_span(self.run, Thought("open"))
 
     def spoil(self, db: Database) -> None:
         """Change everything after the snapshot."""
@@ -48,6 +50,8 @@ class Facts:
         db.runs.create_run_with_options("late", parent=self.run)
         db.runs.complete_run(self.child)
 
+
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 Call = Callable[[Any, Facts], Any]
 READS: dict[str, Call] = {
@@ -67,10 +71,13 @@ READS: dict[str, Call] = {
     "events.read_by_type": lambda v, f: v.events.read_by_type("started"),
     "events.head": lambda v, f: v.events.head(),
     "events.len": lambda v, f: v.events.len(),
+    "events.last": lambda v, f: v.events.last(2),
+    "events.read_between": lambda v, f: v.events.read_between(LONG_AGO, datetime.now(UTC)),
     "events.verify_chain": lambda v, f: v.events.verify_chain(),
     "cells.read": lambda v, f: v.cells.read("cell"),
     "cells.exists": lambda v, f: v.cells.exists("cell"),
     "cells.list": lambda v, f: v.cells.list(),
+    "cells.list_with_values": lambda v, f: v.cells.list_with_values(),
     "traces.get": lambda v, f: v.traces.get(f.trace),
     "traces.count": lambda v, f: v.traces.count(),
     "traces.query_by_type": lambda v, f: v.traces.query_by_type("Thought"),
@@ -84,12 +91,14 @@ READS: dict[str, Call] = {
     "runs.query_runs": lambda v, f: v.runs.query_runs(status="active"),
     "runs.list_runs": lambda v, f: v.runs.list_runs(),
     "runs.get_child_runs": lambda v, f: v.runs.get_child_runs(f.run),
+    "runs.find": lambda v, f: v.runs.find("child"),
     "runs.count": lambda v, f: v.runs.count(),
 }
 WRITES: dict[str, Call] = {
     "kv.put": lambda v, f: v.kv.put("a", 1),
     "kv.put_with_ttl": lambda v, f: v.kv.put_with_ttl("a", 1, 5),
     "kv.delete": lambda v, f: v.kv.delete("a"),
+    "kv.delete_many": lambda v, f: v.kv.delete_many(["a"]),
     "kv.put_many": lambda v, f: v.kv.put_many({"a": 1}),
     "kv.cas": lambda v, f: v.kv.cas("a", 1, 1),
     "kv.put_if_absent": lambda v, f: v.kv.put_if_absent("new", 1),
@@ -104,6 +113,10 @@ WRITES: dict[str, Call] = {
     "traces.record": lambda v, f: v.traces.record(Thought("x")),
     "traces.record_child": lambda v, f: v.traces.record_child(f.trace, Thought("x")),
     "traces.record_with_options": lambda v, f: v.traces.record_with_options(Thought("x")),
+    "traces.begin_span": lambda v, f: v.traces.begin_span(Thought("x")),
+    "traces.end_span": lambda v, f: v.traces.end_span(f.span),
+    "runs.get_or_create": lambda v, f: v.runs.get_or_create("new"),
+    "runs.rename_run": lambda v, f: v.runs.rename_run(f.child, "new"),
     "runs.create_run": lambda v, f: v.runs.create_run("x"),
     "runs.create_run_with_options": lambda v, f: v.runs.create_run_with_options("x"),
     "runs._end": lambda v, f: v.runs._end(f.child, None),
