@@ -45,7 +45,9 @@ __all__ = [
 ]
 
 SOCKET_NAME = "coordinator.sock"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# 1: values without extensions 1 to 16, and runs without entries by name. It is read, and becomes 2 at the first start.
+FORMATS_READ = (1, 2)
 META_SIZE = 128
 _MAGIC = b"OCCAMDB\0"
 _LAYOUT = struct.Struct("<8sII16sQIIQQQ16sq28xI")
@@ -133,9 +135,9 @@ def decode_meta(data: bytes, path: str) -> Meta:
             f"{path} is damaged: checksum {found:#010x}, stored {fields[-1]:#010x}",
             file=path, offset=META_SIZE - 4, expected=f"checksum {found:#010x}",
         )  # fmt: skip
-    if fields[1] != FORMAT_VERSION:
+    if fields[1] not in FORMATS_READ:
         raise IncompatibleFormatError(
-            f"{path} has format version {fields[1]}; this build reads {FORMAT_VERSION}",
+            f"{path} has format version {fields[1]}; this build reads {' and '.join(map(str, FORMATS_READ))}",
             found=fields[1],
             supported=FORMAT_VERSION,
         )

@@ -178,17 +178,17 @@ def reseal(data: bytes, crc_at: int) -> bytes:
 
 @pytest.mark.parametrize("which", ["meta", "segment", "checkpoint"])
 def test_later_formats(path: Path, which: str) -> None:
-    file, crc_at = {
-        "meta": (path / "meta", 124),
-        "segment": (segments(path)[1], 76),
-        "checkpoint": (checkpoints(path)[1], 76),
+    file, crc_at, newest = {
+        "meta": (path / "meta", 124, 2),
+        "segment": (segments(path)[1], 76, 1),
+        "checkpoint": (checkpoints(path)[1], 76, 1),
     }[which]
     data = file.read_bytes()
-    file.write_bytes(reseal(data[:8] + struct.pack("<I", 2) + data[12:], crc_at))
+    file.write_bytes(reseal(data[:8] + struct.pack("<I", newest + 1) + data[12:], crc_at))
     before = fingerprint(path)
     with pytest.raises(IncompatibleFormatError) as caught:
         content(path)
-    assert (caught.value.found, caught.value.supported) == (2, 1)
+    assert (caught.value.found, caught.value.supported) == (newest + 1, newest)
     assert fingerprint(path) == before
 
 
