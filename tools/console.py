@@ -285,7 +285,7 @@ def reading(path: Path, namespace: str | None = None) -> Iterator[Database]:
     """
     require_database(path)
     with ExitStack() as opened:
-        db = None if _is_served(path) else _recovered(path, opened)
+        db = None if is_served(path) else _recovered(path, opened)
         if db is None:
             db = opened.enter_context(database(path))
         yield _in_namespace(db, namespace)
@@ -302,17 +302,17 @@ def _recovered(path: Path, opened: ExitStack) -> Database | None:
         try:
             db: Database = attempt.enter_context(recovered_database(occamdb.Database, path))
         except (occamdb.OccamError, OSError):
-            if _is_served(path) or read_meta(path) != before:
+            if is_served(path) or read_meta(path) != before:
                 return None
             raise
         # A coordinator writes the next incarnation into `meta` before it touches the log.
-        if _is_served(path) or read_meta(path) != before:
+        if is_served(path) or read_meta(path) != before:
             return None
         opened.push(attempt.pop_all())
     return db
 
 
-def _is_served(path: Path) -> bool:
+def is_served(path: Path) -> bool:
     """Whether a coordinator holds the directory, or may be starting there."""
     from occamdb.ipc.errors import LockHeldError
     from occamdb.tools.coordinator import coordinator_of

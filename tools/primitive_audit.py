@@ -155,14 +155,8 @@ def _opened(path: Path, progress: Callable[[str, int, int], None] | None) -> Abs
     import occamdb
     from occamdb.engine.client.offline import recovered_database
     from occamdb.engine.disk.directory import read_meta
-    from occamdb.ipc.errors import LockHeldError
-    from occamdb.tools.coordinator import coordinator_of
 
-    try:
-        is_served = coordinator_of(path) is not None
-    except LockHeldError:
-        is_served = True  # one that is starting: `open` waits for it
-    if not is_served:
+    if not console.is_served(path):
         return cast(
             "AbstractContextManager[Database]", recovered_database(occamdb.Database, path, progress=progress)
         )
