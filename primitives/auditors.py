@@ -18,7 +18,8 @@ from .extension import Primitive
 from .run_index import RunIndex, run_entries
 from .run_types import PARENT as RUN_PARENT
 from .run_types import decode_run
-from .trace_store import TraceStore, trace_entries
+from .trace_queries import trace_entries
+from .trace_store import TraceStore
 from .trace_types import (
     CUSTOM,
     FIELDS,
