@@ -22,12 +22,12 @@ import inspect
 from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import (
-    TYPE_CHECKING,
     Any,
     Concatenate,
     Generic,
     NamedTuple,
     ParamSpec,
+    Protocol,
     TypeAlias,
     TypeVar,
     overload,
@@ -38,9 +38,6 @@ from ..engine.model.public_types import HasRunId, RunId
 from ..engine.model.retry_policy import RetryPolicy
 from ..engine.transaction._transaction import DatabaseBase, TransactionBase
 from .wrong_calls import explaining
-
-if TYPE_CHECKING:
-    from .extension import Primitive
 
 __all__ = [
     "CONTENDED",
@@ -62,6 +59,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 R_in = TypeVar("R_in", covariant=True)
 R_out = TypeVar("R_out", covariant=True)
+H_co = TypeVar("H_co", covariant=True)
 
 RunLike: TypeAlias = RunId | UUID | str | HasRunId
 Outside: TypeAlias = Callable[..., Any]
@@ -71,6 +69,13 @@ Outside: TypeAlias = Callable[..., Any]
 CONTENDED = RetryPolicy(max_attempts=10_000, max_backoff=0.002)
 
 _new = object.__new__
+
+
+class _FacadeOver(Protocol[H_co]):
+    """A `Primitive` over a database or a transaction, as far as the types of an operation depend on it."""
+
+    @property
+    def _handle(self) -> H_co: ...
 
 
 class Form(NamedTuple):
@@ -108,10 +113,10 @@ class Operation(Generic[P, R_in, R_out]):
     def __get__(self, instance: None, owner: object = None) -> Callable[Concatenate[Any, P], R_in]: ...
     @overload
     def __get__(
-        self, instance: Primitive[DatabaseBase], owner: object = None
+        self, instance: _FacadeOver[DatabaseBase], owner: object = None
     ) -> Callable[Concatenate[RunLike, P], R_out]: ...
     @overload
-    def __get__(self, instance: Primitive[TransactionBase], owner: object = None) -> Callable[P, R_in]: ...
+    def __get__(self, instance: _FacadeOver[TransactionBase], owner: object = None) -> Callable[P, R_in]: ...
     def __get__(self, instance: Any, owner: object = None) -> Any:
         if instance is None:
             return self.body

@@ -177,6 +177,65 @@ def test_imports_inside_the_engine_only_go_down() -> None:
     assert offences([path for path in ALL_PYTHON + ALL_CYTHON if own_layer(path) == "engine"], goes_up) == []
 
 
+def module_name(path: Path) -> str:
+    """The module that a file is a part of; a .pyx and its .pyi are one."""
+    return ".".join(module_of(path))
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Every set of modules that import one another, directly or through others (Tarjan's components, sorted)."""
+    index: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    open_now: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        index[module] = lowest[module] = len(index)
+        open_now.append(module)
+        for target in sorted(edges[module]):
+            if target not in index:
+                visit(target)
+                lowest[module] = min(lowest[module], lowest[target])
+            elif target in open_now:
+                lowest[module] = min(lowest[module], index[target])
+        if lowest[module] == index[module]:
+            position = open_now.index(module)
+            component, open_now[position:] = open_now[position:], []
+            if len(component) > 1:
+                found.append(sorted(component))
+
+    for module in sorted(edges):
+        if module not in index:
+            visit(module)
+    return sorted(found)
+
+
+def edges_inside(folder: Path) -> dict[str, set[str]]:
+    """Which module of a folder imports which other one of it.
+
+    A .pxd is a header: what it cimports tells the C compiler the shape of a struct, and no module is imported for it.
+    """
+    lying = [
+        path
+        for path in ALL_PYTHON + ALL_CYTHON
+        if path.parent == folder and path.stem != "__init__" and path.suffix != ".pxd"
+    ]
+    edges: dict[str, set[str]] = {module_name(path): set() for path in lying}
+    for path in lying:
+        own = module_name(path)
+        edges[own] |= {name for name, _, _ in imports(path) if name in edges and name != own}
+    return edges
+
+
+FOLDERS = sorted({path.parent for path in ALL_PYTHON + ALL_CYTHON})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=[name_of(folder) for folder in FOLDERS])
+def test_modules_of_a_package_do_not_import_one_another_in_a_circle(folder: Path) -> None:
+    """Cimports, imports inside functions and those for the type checker count too."""
+    assert circles(edges_inside(folder)) == []
+
+
 def test_nothing_imports_a_bare_layer() -> None:
     """Write `occamdb.…` or a relative import."""
     everything = ALL_PYTHON + ALL_CYTHON
@@ -279,6 +338,8 @@ def test_the_rules_catch_what_they_forbid() -> None:
     assert absolute(ROOT / "engine/__init__.py", 1, None) == "occamdb.engine"
     assert absolute(ROOT / "engine/log/check.py", 2, "disk.files") == "occamdb.engine.disk.files"
     assert engine_rank("occamdb.engine.disk.files") == 1 and engine_rank("occamdb.ipc.errors") is None
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
     assert words("commitVersion") == words("COMMIT_VERSION") == {"commit", "version"}
     assert not SOUNDS_ALIKE["ipc"].fullmatch("commit_version")
     assert SOUNDS_ALIKE["ipc"].fullmatch("LAYOUT_VERSION")

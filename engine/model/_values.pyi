@@ -1,15 +1,9 @@
-from collections.abc import Callable
+"""Types of `Codec`; see _values.pyx."""
+
 from typing import Any
 
-class Codec:
-    def __init__(
-        self,
-        default: Callable[[Any], tuple[str, Any] | None] | None = None,
-        restore: Callable[[str, Any], Any] | None = None,
-    ) -> None: ...
-    @property
-    def default(self) -> Callable[[Any], tuple[str, Any] | None] | None: ...
-    @property
-    def restore(self) -> Callable[[str, Any], Any] | None: ...
+from ._codec_hooks import CodecHooks
+
+class Codec(CodecHooks):
     def encode(self, value: object, size_max: int = ...) -> bytes: ...
     def decode(self, data: bytes | bytearray | memoryview) -> Any: ...

@@ -10,16 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
+from uuid import UUID
 
 from ...ipc.errors import OccamError
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from .public_types import TypeTag
-
-UserKey: TypeAlias = str | bytes
+from .key_types import TypeTag
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ from .conflicts import (
     ConflictError,
     ReadConflict,
     RetriesExhausted,
-    UserKey,
     WriteConflict,
 )
+from .key_types import UserKey
 
 __all__ = [
     "AlreadyExistsError",

@@ -13,11 +13,12 @@ import re
 import threading
 import time
 import uuid
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 from typing import Protocol
 
 from ._records import CommitReceipt, VersionedValue
 from .errors import InvalidArgumentError
+from .key_types import TypeTag, tag_of
 
 __all__ = [
     "RESERVED_RUN",
@@ -55,24 +56,6 @@ class Durability(StrEnum):
     NONE = "none"
     STANDARD = "standard"
     ALWAYS = "always"
-
-
-class TypeTag(IntEnum):
-    """Which part of a run a key belongs to. 0x10 and up are free for later primitives."""
-
-    KV = 0x01
-    EVENT = 0x02
-    STATE = 0x03
-    TRACE = 0x04
-    RUN = 0x05
-
-
-def tag_of(number: int) -> TypeTag | int:
-    """The named tag of a number, or the number itself for a later primitive's tag."""
-    try:
-        return TypeTag(number)
-    except ValueError:
-        return number
 
 
 _HEX_TEXT = r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"

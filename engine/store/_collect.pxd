@@ -1,7 +1,7 @@
 """The store's garbage collector; called by `_store` only."""
 
 from ...ipc._atomics cimport u8, u32, u64
-from ._store cimport Store
+from ._store cimport PinBucket, Store
 
 # The commit thread only. `pins`, `count` and `budget` are those of `store_collect`.
 

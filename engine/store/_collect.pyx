@@ -28,7 +28,6 @@ from ._arena cimport arena_block_size, arena_reserve, arena_retire
 from ._hash_index cimport hash_remove
 from ._layout cimport NODE_FRESH, Node, Record, Tombstone, node_at, record_at, tombstone_at
 from ._ordered_index cimport ordered_remove
-from ._store cimport PinBucket
 
 
 # ---- pins and their buckets ----

@@ -26,7 +26,7 @@ from ..commit._wire cimport (
     REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_BLIND, REQUEST_HEADER_SIZE, REQUEST_MAGIC, REQUEST_SYNC, RESULT_SIZE,
     STATUS_COMMITTED, ReplyHeader, RequestHeader, ResultEntry, put_op,
 )
-from ..model._values cimport make_receipt
+from ..model._records cimport make_receipt
 from ..store._reader cimport Found, Reader, key_hash, reader_get, reader_scan
 from ._answer cimport Answer
 from ._core cimport (

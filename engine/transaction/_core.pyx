@@ -26,7 +26,9 @@ from libc.string cimport memcpy
 
 from ...ipc._atomics cimport clock_monotonic_ns
 from ..commit._wire cimport OP_ADD, OP_DELETE, OP_HEADER_SIZE, OP_PUT, REQUEST_HEADER_SIZE
-from ..model._values cimport decode_value, encode_value, make_versioned
+from ..model._records cimport make_versioned
+from ..model._value_reader cimport decode_value
+from ..model._value_writer cimport encode_value
 from ._view cimport fork_generation
 
 from ..commit.validation import cas_conflict

@@ -16,7 +16,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from ..commit._wire cimport OP_DELETE
-from ..model._values cimport make_versioned
+from ..model._records cimport make_versioned
 from ..store._layout cimport key_compare
 from ..store._reader cimport reader_scan
 

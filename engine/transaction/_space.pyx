@@ -14,7 +14,8 @@ from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_Check
 from libc.string cimport memcpy
 
-from ..model._values cimport Codec, make_versioned
+from ..model._records cimport make_versioned
+from ..model._values cimport Codec
 from ..store._reader cimport Found
 from ._core cimport (
     SEEN_ABSENT, SEEN_DELTA, SEEN_OWN, SEEN_STORED, STATE_ABORTED, Effect, expiry_of, join_key,

@@ -32,7 +32,7 @@ from ...ipc._layout cimport (
 )
 from ..commit._hot_keys cimport note_hot_key
 from ..disk._failpoints cimport FP_WORKER_AFTER_PIN, failpoint_armed, failpoint_hit
-from ..model._values cimport decode_value
+from ..model._value_reader cimport decode_value
 from ..store._layout cimport STORE_HEADER_SIZE
 from ..store._reader cimport key_hash, reader_get, reader_open
 

@@ -25,6 +25,7 @@ from typing import (
 )
 from uuid import UUID
 
+from ..model.key_types import UserKey
 from ..model.keys import Namespace
 from ..model.public_types import HasRunId, RunId, TypeTag, VersionedValue
 from ..model.retry_policy import RetryPolicy
@@ -42,7 +43,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 X = TypeVar("X", bound=Transaction)
 Run = RunId | UUID | str | HasRunId
-UserKey = str | bytes
 
 KV = int(TypeTag.KV)
 _DEFAULT_RETRY = RetryPolicy()

@@ -1,0 +1,28 @@
+"""The small types that keys, errors and conflict records all name. This module imports nothing of occamdb."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TypeAlias
+
+__all__ = ["TypeTag", "UserKey", "tag_of"]
+
+UserKey: TypeAlias = str | bytes
+
+
+class TypeTag(IntEnum):
+    """Which part of a run a key belongs to. 0x10 and up are free for later primitives."""
+
+    KV = 0x01
+    EVENT = 0x02
+    STATE = 0x03
+    TRACE = 0x04
+    RUN = 0x05
+
+
+def tag_of(number: int) -> TypeTag | int:
+    """The named tag of a number, or the number itself for a later primitive's tag."""
+    try:
+        return TypeTag(number)
+    except ValueError:
+        return number
