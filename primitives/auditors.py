@@ -15,10 +15,12 @@ from . import layout
 from .auditing import Auditor, Fault, Repair, audit_entries, read_record
 from .event_log import FIRST_PREV_HASH, HASH_SIZE, EventLog, decode_event, event_fault
 from .extension import Primitive
-from .run_index import RunIndex, run_entries
+from .run_index import RunIndex
+from .run_records import run_entries
 from .run_types import PARENT as RUN_PARENT
 from .run_types import decode_run
-from .trace_store import TraceStore, trace_entries
+from .trace_queries import trace_entries
+from .trace_store import TraceStore
 from .trace_types import (
     CUSTOM,
     FIELDS,

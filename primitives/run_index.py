@@ -19,31 +19,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast, overload
+from typing import Any, cast
 
-from ..engine.model.errors import (
-    AlreadyExistsError,
-    InvalidArgumentError,
-    NotFoundError,
-    OccamError,
-    ValueEncodingError,
-)
+from ..engine.model.errors import AlreadyExistsError, InvalidArgumentError, OccamError
 from ..engine.model.public_types import RESERVED_RUN, RunId, TypeTag
 from . import layout
-from .extension import (
-    DatabaseBase,
-    H_co,
-    Primitive,
-    RunLike,
-    Space,
-    TransactionBase,
-    to_microseconds,
+from .extension import DatabaseBase, H_co, Primitive, RunLike, Space, TransactionBase
+from .planner import Record
+from .run_operations import indexed, lookup
+from .run_queries import RunFilter, child_ids, descendants, find_runs
+from .run_records import (
+    check_run_name,
+    checked_run_error,
+    existing_run,
+    not_in_index,
+    raw_run_id,
+    save_run,
+    with_field,
 )
-from .operations import Operation, reading, retried
-from .planner import Choice, IndexRange, Record, Test, beyond, checked_limit, choose, window
 from .run_types import (
     COMPLETED,
-    CREATED,
     ERROR,
     METADATA,
     NAME,
@@ -52,40 +47,15 @@ from .run_types import (
     STATUS_NUMBER,
     STATUS_NUMBERED,
     TAGS,
-    UPDATED,
     RunMetadata,
     RunStatus,
     check_transition,
     decode_run,
 )
-from .trace_types import checked_metadata, checked_tags, explain
+from .spans import error_text
+from .trace_types import checked_metadata, checked_tags
 
 __all__ = ["RunIndex"]
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-class IndexOperation(Operation[P, R, R]):
-    """An operation on the index, which needs no run in front."""
-
-    if TYPE_CHECKING:
-
-        @overload  # type: ignore[override]
-        def __get__(self, instance: None, owner: object = None) -> Callable[Concatenate[Any, P], R]: ...
-        @overload
-        def __get__(self, instance: Primitive[Any], owner: object = None) -> Callable[P, R]: ...
-        def __get__(self, instance: Any, owner: object = None) -> Any: ...
-
-
-def indexed(body: Callable[Concatenate[Any, P], R]) -> IndexOperation[P, R]:
-    """Reads and writes the index: outside it is a transaction on the reserved run."""
-    return IndexOperation(body, retried(RESERVED_RUN))
-
-
-def lookup(body: Callable[Concatenate[Any, P], R]) -> IndexOperation[P, R]:
-    """Reads the index: outside on a snapshot of its own."""
-    return IndexOperation(body, reading(RESERVED_RUN))
 
 
 class RunIndex(Primitive[H_co]):
@@ -157,7 +127,7 @@ class RunIndex(Primitive[H_co]):
         record = self.space.get_checked(layout.run(raw))
         if record is not None:
             return decode_run(raw, record)
-        found = self._query(_Wanted(name=name), 1, False)
+        found = find_runs(self.space, RunFilter(name=name), 1)
         return found[0] if found else self._create(name, parent, tags, metadata, RunId(bytes=raw))
 
     def _create(
@@ -168,17 +138,18 @@ class RunIndex(Primitive[H_co]):
         metadata: Mapping[str, Any] | None,
         run_id: RunLike | None,
     ) -> RunMetadata:
-        _check_name(name)
-        raw = RunId.new().bytes if run_id is None else _raw(run_id)
+        check_run_name(name)
+        raw = RunId.new().bytes if run_id is None else raw_run_id(run_id)
         if run_id is not None and self.space.exists(layout.run(raw)):
             raise AlreadyExistsError(
-                f"run {_text(raw)} is already in the index",
+                f"run {RunId(bytes=raw)} is already in the index",
                 hint="get_run reads it; leave run_id out to get a new one",
-                details={"run_id": _text(raw)},
+                details={"run_id": str(RunId(bytes=raw))},
             )
-        above = None if parent is None else _raw(parent)
-        if above is not None:
-            self._require_parent(above)
+        above = None if parent is None else raw_run_id(parent)
+        # Invariant 3 rests on this read, so the commit checks it whatever the isolation.
+        if above is not None and self.space.get_checked(layout.run(above)) is None:
+            raise not_in_index(above)
         labels, now = checked_tags(tags), self.now_us
         record = [name, STATUS_NUMBER[RunStatus.ACTIVE], above, labels, checked_metadata(metadata) or {}]
         self._begin_names()
@@ -213,7 +184,7 @@ class RunIndex(Primitive[H_co]):
             yield run
         except BaseException as error:
             try:
-                self._end(run.run_id, _error_text(error))
+                self._end(run.run_id, error_text(error))
             except OccamError as problem:
                 error.add_note(f"and run {run.run_id} could not be marked as failed: {problem}")
             raise
@@ -222,7 +193,7 @@ class RunIndex(Primitive[H_co]):
     @indexed
     def _end(self, run_id: RunLike, error: str | None) -> None:
         """What the end of `start` does to a run that is still open."""
-        raw = _raw(run_id)
+        raw = raw_run_id(run_id)
         record = self.space.get(layout.run(raw))
         status = None if record is None else STATUS_NUMBERED[record[STATUS]]
         if status is RunStatus.PAUSED and error is not None:
@@ -257,40 +228,42 @@ class RunIndex(Primitive[H_co]):
                 f"a run that is {wanted} has no error",
                 hint='update_status(run_id, "failed", error=...), or leave error out',
             )
-        return self._set_status(_raw(run_id), wanted, None if error is None else _checked_error(error))
+        return self._set_status(
+            raw_run_id(run_id), wanted, None if error is None else checked_run_error(error)
+        )
 
     @indexed
     def complete_run(self, run_id: RunLike) -> RunMetadata:
         """Active to completed."""
-        return self._set_status(_raw(run_id), RunStatus.COMPLETED)
+        return self._set_status(raw_run_id(run_id), RunStatus.COMPLETED)
 
     @indexed
     def fail_run(self, run_id: RunLike, error: str | BaseException) -> RunMetadata:
         """Active to failed, with the error: text or an exception."""
-        return self._set_status(_raw(run_id), RunStatus.FAILED, _checked_error(error))
+        return self._set_status(raw_run_id(run_id), RunStatus.FAILED, checked_run_error(error))
 
     @indexed
     def pause_run(self, run_id: RunLike) -> RunMetadata:
         """Active to paused."""
-        return self._set_status(_raw(run_id), RunStatus.PAUSED)
+        return self._set_status(raw_run_id(run_id), RunStatus.PAUSED)
 
     @indexed
     def resume_run(self, run_id: RunLike) -> RunMetadata:
         """Paused to active."""
-        return self._set_status(_raw(run_id), RunStatus.ACTIVE)
+        return self._set_status(raw_run_id(run_id), RunStatus.ACTIVE)
 
     @indexed
     def cancel_run(self, run_id: RunLike) -> RunMetadata:
         """Active or paused to cancelled."""
-        return self._set_status(_raw(run_id), RunStatus.CANCELLED)
+        return self._set_status(raw_run_id(run_id), RunStatus.CANCELLED)
 
     @indexed
     def archive_run(self, run_id: RunLike) -> RunMetadata:
         """Anything to archived, for good. The run's data stays: `delete_run` is what removes it."""
-        return self._set_status(_raw(run_id), RunStatus.ARCHIVED)
+        return self._set_status(raw_run_id(run_id), RunStatus.ARCHIVED)
 
     def _set_status(self, raw: bytes, status: RunStatus, error: str | None = None) -> RunMetadata:
-        old = self._existing(raw)
+        old = existing_run(self.space, raw)
         check_transition(STATUS_NUMBERED[old[STATUS]], status, RunId(bytes=raw))
         new = [*old]
         new[STATUS] = STATUS_NUMBER[status]
@@ -306,33 +279,36 @@ class RunIndex(Primitive[H_co]):
 
         db.runs.rename_run(run, "agent 7, second try")
         """
-        _check_name(name)
-        raw = _raw(run_id)
-        old = self._existing(raw)
-        return self._save(raw, old, _with(old, NAME, name))
+        check_run_name(name)
+        return self._edit(run_id, NAME, lambda old: name)
 
     @indexed
     def add_tags(self, run_id: RunLike, tags: Iterable[str]) -> RunMetadata:
         """Add tags; those it has stay where they are."""
-        raw = _raw(run_id)
-        old, new_tags = self._existing(raw), checked_tags(tags)
-        return self._save(raw, old, _with(old, TAGS, list(dict.fromkeys(old[TAGS] + new_tags))))
+        added = checked_tags(tags)
+        return self._edit(run_id, TAGS, lambda old: list(dict.fromkeys(old + added)))
 
     @indexed
     def remove_tags(self, run_id: RunLike, tags: Iterable[str]) -> RunMetadata:
         """Remove tags; those it does not have are no error."""
-        raw = _raw(run_id)
-        old, gone = self._existing(raw), checked_tags(tags)
-        return self._save(raw, old, _with(old, TAGS, [tag for tag in old[TAGS] if tag not in gone]))
+        gone = checked_tags(tags)
+        return self._edit(run_id, TAGS, lambda old: [tag for tag in old if tag not in gone])
 
     @indexed
     def update_metadata(
         self, run_id: RunLike, metadata: Mapping[str, Any], *, replace: bool = False
     ) -> RunMetadata:
         """Set the given keys of the metadata and keep the others, or `replace` it whole."""
-        raw = _raw(run_id)
-        old, given = self._existing(raw), checked_metadata(metadata) or {}
-        return self._save(raw, old, _with(old, METADATA, given if replace else {**old[METADATA], **given}))
+        given = checked_metadata(metadata) or {}
+        return self._edit(run_id, METADATA, lambda old: given if replace else {**old, **given})
+
+    def _edit(self, run_id: RunLike, field: int, change: Callable[[Any], Any]) -> RunMetadata:
+        raw = raw_run_id(run_id)
+        old = existing_run(self.space, raw)
+        return self._save(raw, old, with_field(old, field, change(old[field])))
+
+    def _save(self, raw: bytes, old: Record | None, new: Record | None) -> RunMetadata:
+        return save_run(self.space, raw, old, new, self.now_us)
 
     # --- Deleting ---
 
@@ -346,12 +322,12 @@ class RunIndex(Primitive[H_co]):
         Returns:
           How many runs were removed from the index: 0 for a run that was never in it. Its data is removed all the same.
         """
-        raw = _raw(run_id)
-        doomed = [raw, *(self._descendants(raw) if cascade else ())]
+        raw = raw_run_id(run_id)
+        doomed = [raw, *(descendants(self.space, raw) if cascade else ())]
         if not cascade:
-            for child in self._child_ids(raw):
-                old = self._existing(child)
-                self._save(child, old, _with(old, PARENT, None))
+            for child in child_ids(self.space, raw):
+                old = existing_run(self.space, child)
+                self._save(child, old, with_field(old, PARENT, None))
         removed = 0
         for each in doomed:
             old_record = self.space.get(layout.run(each))
@@ -361,22 +337,12 @@ class RunIndex(Primitive[H_co]):
             cast(TransactionBase, self._handle).delete_run_range(RunId(bytes=each))
         return removed
 
-    def _child_ids(self, raw: bytes) -> list[bytes]:
-        """The children of a run that is about to go. Checked: a child that comes meanwhile must conflict."""
-        return [layout.suffix_id(key) for key in self.space.keys_checked(layout.runs_under(raw))]
-
-    def _descendants(self, raw: bytes) -> list[bytes]:
-        found = self._child_ids(raw)
-        for each in found:  # grows while it is walked: breadth first
-            found.extend(self._child_ids(each))
-        return found
-
     # --- Reading ---
 
     @lookup
     def get_run(self, run_id: RunLike) -> RunMetadata | None:
         """The metadata of a run; None when the index has none of that id."""
-        raw = _raw(run_id)
+        raw = raw_run_id(run_id)
         record = self.space.get(layout.run(raw))
         return None if record is None else decode_run(raw, record)
 
@@ -418,7 +384,9 @@ class RunIndex(Primitive[H_co]):
         """
         labels = (*((tag,) if tag is not None else ()), *checked_tags(tags))
         created = created_after, created_before
-        return self._query(_Wanted(status, labels, name, parent, roots, created, after), limit, reverse)
+        return find_runs(
+            self.space, RunFilter(status, labels, name, parent, roots, created, after), limit, reverse
+        )
 
     @lookup
     def find(self, name: str) -> RunMetadata | None:
@@ -428,8 +396,8 @@ class RunIndex(Primitive[H_co]):
 
         `query_runs(name=...)` gives all of them.
         """
-        _check_name(name)
-        found = self._query(_Wanted(name=name), 1, False)
+        check_run_name(name)
+        found = find_runs(self.space, RunFilter(name=name), 1)
         return found[0] if found else None
 
     @lookup
@@ -440,7 +408,7 @@ class RunIndex(Primitive[H_co]):
 
         newest = db.runs.list_runs(limit=20, reverse=True)
         """
-        return self._query(_Wanted(after=after), limit, reverse)
+        return find_runs(self.space, RunFilter(after=after), limit, reverse)
 
     @lookup
     def get_child_runs(
@@ -450,8 +418,8 @@ class RunIndex(Primitive[H_co]):
 
         children = db.runs.get_child_runs(run)
         """
-        _raw(run_id)  # None is no run, though no filter
-        return self._query(_Wanted(parent=run_id, after=after), limit, False)
+        raw_run_id(run_id)  # None is no run, though no filter
+        return find_runs(self.space, RunFilter(parent=run_id, after=after), limit)
 
     @lookup
     def count(self, *, status: RunStatus | str | None = None) -> int:
@@ -459,171 +427,3 @@ class RunIndex(Primitive[H_co]):
         if status is None:
             return self.space.count(layout.RUN)
         return self.space.count(layout.runs_with_status(STATUS_NUMBER[RunStatus.of(status)]))
-
-    def _query(self, wanted: _Wanted, limit: int | None, reverse: bool) -> list[RunMetadata]:
-        filters, name = _filters(wanted), wanted.name
-        if name is not None:
-            _check_name(name)
-            if self.space.exists(layout.RUN_NAMES_WHOLE):
-                filters.insert(0, (layout.runs_named(name), _any))
-        if checked_limit(limit) == 0:
-            return []
-        bounds = window(*wanted.created, ("created_after", "created_before"))
-        if wanted.after is not None:
-            bounds = beyond(bounds, self._place_of(wanted.after), reverse=reverse)
-        choices = [
-            Choice(IndexRange(prefix, *bounds), test)
-            for prefix, test in filters or [(layout.RUN_BY_CREATION, _any)]
-        ]
-        index, tests = choose(self.space, choices)
-        if name is not None:  # whichever index is read: its own name entries hold a digest alone
-            tests = [*tests, lambda record: record[NAME] == name]
-        found: list[RunMetadata] = []
-        for key in index.keys(self.space, limit=None if tests else limit, reverse=reverse):
-            raw = layout.suffix_id(key)
-            record = self._existing(raw)
-            if all(test(record) for test in tests):
-                found.append(decode_run(raw, record))
-                if len(found) == limit:
-                    break
-        return found
-
-    def _place_of(self, run: RunLike) -> bytes:
-        """Where a run is in every index: the end of its keys there."""
-        raw = _raw(run)
-        if isinstance(run, RunMetadata):
-            return layout.run_suffix(to_microseconds(run.created_at, "created_at"), raw)
-        return layout.run_suffix(self._existing(raw)[CREATED], raw)
-
-    # --- Records ---
-
-    def _existing(self, raw: bytes) -> Record:
-        record: Record | None = self.space.get(layout.run(raw))
-        if record is None:
-            raise _not_in_index(raw)
-        return record
-
-    def _require_parent(self, raw: bytes) -> None:
-        """Invariant 3 rests on this read, so the commit checks it whatever the isolation."""
-        if self.space.get_checked(layout.run(raw)) is None:
-            raise _not_in_index(raw)
-
-    def _save(self, raw: bytes, old: Record | None, new: Record | None) -> RunMetadata:
-        """Replace a record and the index entries that differ; None for none."""
-        before = run_entries(raw, old) if old is not None else set()
-        if new is None:
-            for key in sorted(before):
-                self.space.delete(key)
-            self.space.delete(layout.run(raw))
-            return decode_run(raw, cast(Record, old))
-        if old is not None:
-            new = _with(new, UPDATED, self.now_us)
-        after = run_entries(raw, new)
-        try:
-            # First: who catches the error and commits all the same has written nothing of it.
-            self.space.put(layout.run(raw), new)
-        except ValueEncodingError:
-            explain({"name": new[NAME], "metadata": new[METADATA], "error": new[ERROR]}, self.space.codec)
-            raise
-        for key in sorted(before - after):
-            self.space.delete(key)
-        for key in sorted(after - before):
-            self.space.put(key, None)
-        return decode_run(raw, new)
-
-
-def run_entries(raw: bytes, record: Record) -> set[bytes]:
-    """The keys of all index entries of a record."""
-    suffix = layout.run_suffix(record[CREATED], raw)
-    prefixes = [
-        layout.RUN_BY_CREATION,
-        layout.runs_with_status(record[STATUS]),
-        layout.runs_under(record[PARENT] or layout.ZERO_ID),
-        layout.runs_named(record[NAME]),
-        *(layout.runs_tagged(tag) for tag in record[TAGS]),
-    ]
-    return {prefix + suffix for prefix in prefixes}
-
-
-class _Wanted(NamedTuple):
-    status: RunStatus | str | None = None
-    tags: tuple[str, ...] = ()
-    name: str | None = None
-    parent: RunLike | None = None
-    roots: bool = False
-    created: tuple[datetime | None, datetime | None] = (None, None)
-    after: RunLike | None = None
-
-
-def _filters(wanted: _Wanted) -> list[tuple[bytes, Test]]:
-    """Where the runs of each filter are listed, and how to tell them by their record; the name's is not among them."""
-    filters: list[tuple[bytes, Test]] = []
-    if wanted.parent is not None or wanted.roots:
-        if wanted.parent is not None and wanted.roots:
-            raise InvalidArgumentError(
-                "a run with a parent is not a root", hint="give parent= or roots=True, not both"
-            )
-        above = None if wanted.parent is None else _raw(wanted.parent)
-        filters.append((layout.runs_under(above or layout.ZERO_ID), lambda record: record[PARENT] == above))
-    filters += [(layout.runs_tagged(tag), _tagged(tag)) for tag in wanted.tags]
-    if wanted.status is not None:
-        number = STATUS_NUMBER[RunStatus.of(wanted.status)]
-        filters.append((layout.runs_with_status(number), lambda record: record[STATUS] == number))
-    return filters
-
-
-def _tagged(tag: str) -> Test:
-    return lambda record: tag in record[TAGS]
-
-
-def _any(record: Record) -> bool:
-    return True
-
-
-def _check_name(name: object) -> None:
-    if type(name) is not str:
-        raise InvalidArgumentError(
-            f"a run's name is str, got {type(name).__name__}", hint="run_id= names its id"
-        )
-
-
-def _checked_error(error: object) -> str:
-    text = _error_text(error) if isinstance(error, BaseException) else error
-    if type(text) is not str:
-        raise InvalidArgumentError(
-            f"an error is text or an exception, got {type(error).__name__}",
-            hint="fail_run(run_id, str(error))",
-        )
-    return text
-
-
-def _with(record: Record, position: int, value: Any) -> Record:
-    changed = [*record]
-    changed[position] = value
-    return changed
-
-
-def _raw(run_id: RunLike) -> bytes:
-    raw = RunId.of(run_id).bytes
-    if raw == layout.ZERO_ID:
-        raise InvalidArgumentError(
-            "the all-zero run id is reserved for the run index", hint="RunId.new() makes a run id"
-        )
-    return raw
-
-
-def _not_in_index(raw: bytes) -> NotFoundError:
-    return NotFoundError(
-        f"run {_text(raw)} is not in the index",
-        hint="create it with create_run(run_id=...), or look in its own namespace",
-        details={"run_id": _text(raw)},
-    )
-
-
-def _text(raw: bytes) -> str:
-    return str(RunId(bytes=raw))
-
-
-def _error_text(error: BaseException) -> str:
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -11,31 +11,23 @@
 
 from __future__ import annotations
 
-import os
-import random
-import threading
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple, overload
-from uuid import UUID
+from typing import Any, overload
 
 from ..engine.model.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 from ..engine.model.public_types import TypeTag
 from . import layout
 from .extension import DatabaseBase, H_co, Primitive, RunLike, TransactionBase, operation, reader, single
-from .planner import Choice, IndexRange, Test, beyond, checked_limit, choose, window
 from .spans import INHERIT, Span, spans_around
+from .trace_ids import new_id
+from .trace_queries import IdLike, TraceFilter, find_traces, listed_under_type, trace_entries
+from .trace_records import decoded_trace, existing_trace, read_tree
 from .trace_types import (
     CUSTOM,
-    FIELDS,
     FORM,
-    KIND,
-    KIND_NAMED,
-    KIND_OF,
-    PARENT,
     ROOT,
     SPAN,
-    TAGS,
     TIME,
     Names,
     Trace,
@@ -45,7 +37,6 @@ from .trace_types import (
     checked_metadata,
     checked_tags,
     decode_record,
-    decode_trace,
     encode_end,
     encode_record,
     id_bytes,
@@ -54,8 +45,6 @@ from .trace_types import (
 )
 
 __all__ = ["TraceStore"]
-
-IdLike = str | UUID
 
 
 class TraceStore(Primitive[H_co]):
@@ -210,7 +199,7 @@ class TraceStore(Primitive[H_co]):
           AlreadyExistsError: it has ended already.
         """
         raw = id_bytes(trace_id)
-        record = decode_record(raw, self._existing(raw), self.space.codec)
+        record = decode_record(raw, existing_trace(self.space, raw), self.space.codec)
         details = {"id": id_text(raw)}
         if not record[FORM] & SPAN:
             raise InvalidArgumentError(
@@ -300,7 +289,10 @@ class TraceStore(Primitive[H_co]):
         """The trace with an id; None when the run has none."""
         raw = id_bytes(trace_id)
         stored = self.space.get(layout.trace(raw))
-        return None if stored is None else self._decoded(raw, stored, Names(self.space.codec))
+        if stored is None:
+            return None
+        names = Names(self.space.codec)
+        return decoded_trace(self.space, raw, decode_record(raw, stored, names.codec), names)
 
     @single
     def count(self) -> int:
@@ -323,8 +315,8 @@ class TraceStore(Primitive[H_co]):
 
             calls = db.traces.query_by_type(run, ToolCall, limit=20, reverse=True)
         """
-        _typed(trace_type)  # None is no type, though no filter
-        return self._query(_Filter(trace_type=trace_type, after=after), limit, reverse)
+        listed_under_type(trace_type)  # None is no type, though no filter
+        return find_traces(self.space, TraceFilter(trace_type=trace_type, after=after), limit, reverse)
 
     @reader
     def query_by_tag(
@@ -334,7 +326,7 @@ class TraceStore(Primitive[H_co]):
 
         plans = db.traces.query_by_tag(run, "plan")
         """
-        return self._query(_Filter(tags=(tag,), after=after), limit, reverse)
+        return find_traces(self.space, TraceFilter(tags=(tag,), after=after), limit, reverse)
 
     @reader
     def query_by_time(
@@ -350,7 +342,7 @@ class TraceStore(Primitive[H_co]):
 
         hour = db.traces.query_by_time(run, datetime.now(UTC) - timedelta(hours=1))
         """
-        return self._query(_Filter(start=start, end=end, after=after), limit, reverse)
+        return find_traces(self.space, TraceFilter(start=start, end=end, after=after), limit, reverse)
 
     @reader
     def query(
@@ -387,7 +379,9 @@ class TraceStore(Primitive[H_co]):
           NotFoundError: the run has no trace `after`.
         """
         labels = (*((tag,) if tag is not None else ()), *checked_tags(tags))
-        return self._query(_Filter(trace_type, labels, parent_id, start, end, after), limit, reverse)
+        return find_traces(
+            self.space, TraceFilter(trace_type, labels, parent_id, start, end, after), limit, reverse
+        )
 
     @reader
     def get_children(
@@ -398,7 +392,7 @@ class TraceStore(Primitive[H_co]):
         children = db.traces.get_children(run, step)
         """
         id_bytes(trace_id)  # None is no trace, though no filter
-        return self._query(_Filter(parent_id=trace_id, after=after), limit, False)
+        return find_traces(self.space, TraceFilter(parent_id=trace_id, after=after), limit)
 
     @reader
     def get_roots(
@@ -408,12 +402,7 @@ class TraceStore(Primitive[H_co]):
 
         newest = db.traces.get_roots(run, limit=1, reverse=True)
         """
-        prefix = layout.traces_of_family(layout.ZERO_ID, layout.ZERO_ID)
-        bounds = self._behind((b"", None), after, reverse)
-        keys = IndexRange(prefix, *bounds).keys(self.space, limit=limit, reverse=reverse)
-        ids = map(layout.suffix_id, keys)
-        names = Names(self.space.codec)
-        return [self._decoded(raw, self._fetch(raw), names) for raw in ids]
+        return find_traces(self.space, TraceFilter(roots=True, after=after), limit, reverse)
 
     @reader
     def get_tree(self, trace_id: IdLike) -> TraceTree:
@@ -422,218 +411,4 @@ class TraceStore(Primitive[H_co]):
         Raises:
           NotFoundError: the run has no such trace.
         """
-        raw = id_bytes(trace_id)
-        stored = self._existing(raw)
-        names = Names(self.space.codec)
-        record = decode_record(raw, stored, names.codec)
-        tree = TraceTree(raw, stored, names, self._end_of(raw, record))
-        if record[PARENT] is None:
-            self._grow_whole(raw, tree, names)
-        else:
-            self._grow_branch(record[ROOT], raw, tree, names)
-        return tree
-
-    def _grow_whole(self, root: bytes, tree: TraceTree, names: Names) -> None:
-        """All descendants of a root: one range of the family index, ordered by parent, then time."""
-        get = self.space.get
-        family = layout.traces_of_family(root)
-        start, end = len(family), len(family) + layout.ID_SIZE
-        nodes, links = {root: tree}, []
-        ends = {key[-layout.ID_SIZE :]: row.value for key, row in self.space.scan(layout.span_end(root))}
-        for key in self.space.keys(family):
-            raw = key[-layout.ID_SIZE :]
-            # As `_fetch` does, without a call for each of many traces.
-            node = nodes[raw] = TraceTree(raw, get(layout.TRACE + raw, track=False), names, ends.get(raw))
-            links.append((key[start:end], node))
-        for parent, node in links:
-            nodes[parent].adopt(node)
-
-    def _grow_branch(self, root: bytes, top: bytes, tree: TraceTree, names: Names) -> None:
-        """The descendants of a trace inside a larger tree, one range of children after another."""
-        fetch, keys = self._fetch, self.space.keys
-        open_nodes = [(top, tree)]
-        while open_nodes:
-            parent, node = open_nodes.pop()
-            for key in keys(layout.traces_of_family(root, parent)):
-                raw = layout.suffix_id(key)
-                child = TraceTree(raw, fetch(raw), names, self.space.get(layout.span_end(root, raw)))
-                node.adopt(child)
-                open_nodes.append((raw, child))
-
-    def _decoded(self, raw: bytes, stored: Any, names: Names) -> Trace:
-        record = decode_record(raw, stored, names.codec)
-        return decode_trace(raw, record, names, self._end_of(raw, record))
-
-    def _end_of(self, raw: bytes, record: list[Any]) -> Any:
-        """The stored end of a trace that is a span and has ended, else None."""
-        return self.space.get(layout.span_end(record[ROOT], raw)) if record[FORM] & SPAN else None
-
-    def _fetch(self, raw: bytes) -> bytes:
-        """The stored trace an index entry names. Traces never change, so the entry in the read set is enough."""
-        stored: bytes = self.space.get(layout.trace(raw), track=False)
-        return stored
-
-    def _existing(self, raw: bytes) -> bytes:
-        stored: bytes | None = self.space.get(layout.trace(raw))
-        if stored is None:
-            raise NotFoundError(
-                f"there is no trace {id_text(raw)} in this run",
-                hint="traces are found only in the run they were recorded in",
-                details={"id": id_text(raw)},
-            )
-        return stored
-
-    # --- Queries ---
-
-    def _query(self, wanted: _Filter, limit: int | None, reverse: bool) -> list[Trace]:
-        if checked_limit(limit) == 0:
-            return []
-        plan = self._plan(wanted, reverse)
-        if plan is None:
-            return []
-        index, tests = plan
-        found: list[Trace] = []
-        names = Names(self.space.codec)
-        for key in index.keys(self.space, limit=None if tests else limit, reverse=reverse):
-            raw = key[-layout.ID_SIZE :]
-            record = decode_record(raw, self._fetch(raw), names.codec)
-            if all(test(record) for test in tests):
-                found.append(decode_trace(raw, record, names, self._end_of(raw, record)))
-                if len(found) == limit:
-                    break
-        return found
-
-    def _behind(
-        self, bounds: tuple[bytes, bytes | None], after: IdLike | None, reverse: bool
-    ) -> tuple[bytes, bytes | None]:
-        """The bounds of an index range, cut to what comes behind a trace."""
-        if after is None:
-            return bounds
-        raw = id_bytes(after)
-        time_us = decode_record(raw, self._existing(raw), self.space.codec)[TIME]
-        return beyond(bounds, layout.trace_suffix(time_us, raw), reverse=reverse)
-
-    def _plan(self, wanted: _Filter, reverse: bool) -> tuple[IndexRange, list[Test]] | None:
-        """The index to read and the tests left to make on its traces; None: there can be none."""
-        since, before = self._behind(
-            window(wanted.start, wanted.end, ("start", "end")), wanted.after, reverse
-        )
-        filters: list[tuple[bytes, bytes | None, Test]] = []
-        if wanted.parent_id is not None:
-            raw = id_bytes(wanted.parent_id, "a parent id")
-            stored = self.space.get(layout.trace(raw))
-            if stored is None:
-                return None  # a parent is there before its children
-            root = decode_record(raw, stored, self.space.codec)[ROOT]
-            family = layout.traces_of_family(root, raw)
-            filters.append((family, None, _under(raw)))
-        filters += [(layout.traces_tagged(tag), None, _tagged(tag)) for tag in wanted.tags]
-        if wanted.trace_type is not None:
-            filters.append(_typed(wanted.trace_type))
-        if not filters:
-            return IndexRange(layout.TRACE_BY_TIME, since, before), []
-        choices = [Choice(IndexRange(prefix, since, before, also), test) for prefix, also, test in filters]
-        return choose(self.space, choices)
-
-
-def trace_entries(
-    raw_id: bytes,
-    kind: int,
-    name: Any,
-    time_us: int,
-    root: bytes,
-    parent: bytes | None,
-    labels: Iterable[str],
-) -> list[bytes]:
-    """The keys of all index entries of a trace.
-
-    Args:
-      name: of a Custom trace, for anything else ignored.
-
-    Raises:
-      InvalidArgumentError: the name or a tag is not text, or is too long.
-    """
-    suffix = layout.trace_suffix(time_us, raw_id)
-    entries = [layout.traces_tagged(tag) + suffix for tag in labels]
-    if kind == CUSTOM:
-        entries.append(layout.traces_named(name) + suffix)
-    family = (layout.ZERO_ID, layout.ZERO_ID) if parent is None else (root, parent)
-    entries.append(layout.traces_of_kind(kind) + suffix)
-    entries.append(layout.traces_of_family(*family) + suffix)
-    entries.append(layout.TRACE_BY_TIME + suffix)
-    return entries
-
-
-class _Filter(NamedTuple):
-    trace_type: type[TraceType] | str | None = None
-    tags: tuple[str, ...] = ()
-    parent_id: IdLike | None = None
-    start: datetime | None = None
-    end: datetime | None = None
-    after: IdLike | None = None
-
-
-def _under(parent: bytes) -> Test:
-    return lambda record: record[PARENT] == parent
-
-
-def _tagged(tag: str) -> Test:
-    return lambda record: tag in (record[TAGS] or ())
-
-
-def _typed(trace_type: type[TraceType] | str) -> tuple[bytes, bytes | None, Test]:
-    """Where traces of a type are listed, a second group or None, and how to tell them by their record."""
-    if isinstance(trace_type, str):
-        named, kind = layout.traces_named(trace_type), KIND_NAMED.get(trace_type)
-        if kind is None:
-            return named, None, _custom(trace_type)
-        of_kind, custom = _of_kind(kind), _custom(trace_type)
-        # Those of the name "Custom" are among the Custom traces already.
-        also = None if kind == CUSTOM else named
-        return layout.traces_of_kind(kind), also, lambda record: of_kind(record) or custom(record)
-    number = KIND_OF.get(trace_type) if isinstance(trace_type, type) else None
-    if number is None:
-        raise InvalidArgumentError(
-            f"a trace type is one of {', '.join(KIND_NAMED)} or the name of a Custom one, got {trace_type!r}",
-            hint="query_by_type(ToolCall), query_by_type('ToolCall') or query_by_type('my custom name')",
-        )
-    return layout.traces_of_kind(number), None, _of_kind(number)
-
-
-def _of_kind(kind: int) -> Test:
-    return lambda record: record[KIND] == kind
-
-
-def _custom(name: str) -> Test:
-    return lambda record: record[KIND] == CUSTOM and record[FIELDS][0] == name
-
-
-# --- New ids -------------------------------------------------------------------------------------
-
-
-class _Counter(threading.local):
-    """Per thread, so that it needs no lock, which a fork could leave held."""
-
-    last_us = 0
-    repeats = 0
-
-
-_counter = _Counter()
-# Of its own: users who seed the module's generator alike in every worker must not get alike ids.
-_random = random.Random()
-os.register_at_fork(after_in_child=_random.seed)
-
-
-def new_id(time_us: int) -> bytes:
-    """A UUID of version 7: 48 bits of ms, 10 of us, a 22-bit counter within the microsecond, 42 random bits.
-
-    Ids that one thread makes at one clock reading sort in the order they were made. Ids of different threads can only
-    be equal when made in the same microsecond with the same count, and then with a chance of 2**-42.
-    """
-    repeats = _counter.repeats + 1 if time_us == _counter.last_us else 0
-    _counter.last_us, _counter.repeats = time_us, repeats
-    ms, us = divmod(max(time_us, 0), 1000)
-    # After the version digit 12 bits: microseconds and the top of the counter; after the variant the rest of it.
-    high = ms << 16 | 0x7 << 12 | us << 2 | (repeats >> 20) & 0x3
-    low = 0b10 << 62 | (repeats & 0xFFFFF) << 42 | _random.getrandbits(42)
-    return (high << 64 | low).to_bytes(16, "big")
+        return read_tree(self.space, id_bytes(trace_id))

@@ -15,7 +15,7 @@ from datetime import datetime
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from occamdb import Database, OccamError
+    from occamdb.engine.log.recovery import Progress
 
 
 def path_given(text: str) -> Path:
@@ -245,53 +246,77 @@ def require_database(path: Path) -> Path:
 
 
 @contextmanager
-def database(path: Path, namespace: str | None = None, *, create: bool = False) -> Iterator[Database]:
-    """Open a database for one command, starting its coordinator if none runs.
+def database(
+    path: Path,
+    namespace: str | None = None,
+    *,
+    create: bool = False,
+    start: Literal["auto", "never"] = "auto",
+) -> Iterator[Database]:
+    """Open a database for one command, through its coordinator.
 
     Args:
       path: its directory.
       namespace: "tenant/app/agent", trailing parts optional.
       create: make it if there is none.
+      start: "auto" starts a coordinator if none runs.
 
     Raises:
       NotFoundError: there is none, and `create` is false.
+      CoordinatorUnavailable: none runs, and `start` is "never".
     """
     import occamdb
     from occamdb.engine.disk.directory import read_meta
-    from occamdb.engine.model.public_types import Durability
 
     if not create:
         require_database(path)
     meta = read_meta(path)
     # With the durability it has: a command must not be refused for wanting another.
-    db = occamdb.open(
-        path, durability=Durability(meta.durability) if meta and meta.durability else "standard"
-    )
-    try:
+    durability = occamdb.Durability((meta and meta.durability) or "standard")
+    with occamdb.open(path, durability=durability, start=start) as db:
         yield _in_namespace(db, namespace)
-    finally:
-        db.close()
 
 
 @contextmanager
-def reading(path: Path, namespace: str | None = None) -> Iterator[Database]:
+def reading(
+    path: Path, namespace: str | None = None, *, progress: Progress | None = None
+) -> Iterator[Database]:
     """Open a database for a command that only reads, without starting a coordinator or changing a byte.
 
     A directory that is served is read through its coordinator. Any other one, such as a backup, is recovered into
-    the memory of this process.
+    the memory of this process. A coordinator that starts or ends meanwhile makes it begin again.
+
+    Args:
+      path: its directory.
+      namespace: as for `database`.
+      progress: of the recovery, as `recovery.recover` calls it.
 
     Raises:
       NotFoundError: there is none.
+      CoordinatorUnavailable: one holds the directory and does not answer.
     """
     require_database(path)
     with ExitStack() as opened:
-        db = None if is_served(path) else _recovered(path, opened)
-        if db is None:
-            db = opened.enter_context(database(path))
+        while True:
+            db = _attached(path, opened) if is_served(path) else _recovered(path, opened, progress)
+            if db is not None:
+                break
         yield _in_namespace(db, namespace)
 
 
-def _recovered(path: Path, opened: ExitStack) -> Database | None:
+def _attached(path: Path, opened: ExitStack) -> Database | None:
+    """The database through the coordinator that serves it; None if that one has ended."""
+    from occamdb.engine.model.errors import CoordinatorUnavailable
+
+    try:
+        return opened.enter_context(database(path, start="never"))
+    except CoordinatorUnavailable:
+        if is_served(path):
+            raise
+        return None
+
+
+def _recovered(path: Path, opened: ExitStack, progress: Progress | None) -> Database | None:
     """The content of a directory in private memory; None if a coordinator may have changed files meanwhile."""
     import occamdb
     from occamdb.engine.client.offline import recovered_database
@@ -300,7 +325,7 @@ def _recovered(path: Path, opened: ExitStack) -> Database | None:
     before = read_meta(path)
     with ExitStack() as attempt:
         try:
-            db: Database = attempt.enter_context(recovered_database(occamdb.Database, path))
+            db = attempt.enter_context(recovered_database(occamdb.Database, path, progress=progress))
         except (occamdb.OccamError, OSError):
             if is_served(path) or read_meta(path) != before:
                 return None

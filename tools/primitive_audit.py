@@ -10,11 +10,11 @@ its coordinator's shared memory. Repairs are transactions, through a coordinator
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from occamdb.tools import console
 
@@ -137,7 +137,7 @@ def audit(
       OccamError: the database could not be recovered or reached.
     """
     report = AuditReport()
-    with _opened(path, progress) as db:
+    with console.reading(path, progress=progress) as db:
         _audit_all(db, report)
     if repair and (report.repairable or report.advised):
         mended = AuditReport()
@@ -145,25 +145,9 @@ def audit(
             for part in parts(db, mended):
                 _repair_part(part, mended)
         report = AuditReport(repaired=mended.repaired, repairs=mended.repairs)
-        with _opened(path, progress) as db:
+        with console.reading(path, progress=progress) as db:
             _audit_all(db, report)
     return report
-
-
-def _opened(path: Path, progress: Callable[[str, int, int], None] | None) -> AbstractContextManager[Database]:
-    """The database for reading: through its coordinator, or without one. Starts none."""
-    import occamdb
-    from occamdb.engine.client.offline import recovered_database
-    from occamdb.engine.disk.directory import read_meta
-
-    if not console.is_served(path):
-        return cast(
-            "AbstractContextManager[Database]", recovered_database(occamdb.Database, path, progress=progress)
-        )
-    meta = read_meta(path)
-    return occamdb.open(
-        path, start="never", durability=occamdb.Durability((meta and meta.durability) or "standard")
-    )
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from occamdb.engine.model.errors import (
 )
 from occamdb.engine.model.public_types import RunId, TypeTag
 from occamdb.engine.model.values import encode_value
-from occamdb.primitives import Custom, Decision, Error, Query, Thought, ToolCall, Trace, layout
-from occamdb.primitives.trace_store import new_id
+from occamdb.primitives import Custom, Decision, Error, Query, Thought, ToolCall, Trace, layout, trace_queries
+from occamdb.primitives.trace_ids import new_id
+from occamdb.primitives.trace_records import fetch_trace
 from occamdb.primitives.trace_types import id_bytes, id_text
 
 EXAMPLES = [
@@ -186,7 +187,9 @@ def test_queries_combine_all_filters(do: Any) -> None:
 
 
 @pytest.mark.parametrize("common", ["type", "tag"])
-def test_the_planner_reads_the_short_index(db: Any, run: RunId, common: str) -> None:
+def test_the_planner_reads_the_short_index(
+    db: Any, run: RunId, common: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whichever filter is rare, the answer is the same, and only as many records are read as the rare one has."""
 
     def fill(txn: Any) -> None:
@@ -199,20 +202,14 @@ def test_the_planner_reads_the_short_index(db: Any, run: RunId, common: str) -> 
     db.transaction(run, fill)
     trace_type = ToolCall if common == "tag" else Thought
     reads = []
+
+    def counted(space: Any, raw: bytes) -> bytes:
+        reads.append(raw)
+        return fetch_trace(space, raw)
+
+    monkeypatch.setattr(trace_queries, "fetch_trace", counted)
     with db.begin(run) as txn:
-        facade = txn.traces
-        fetch = type(facade)._fetch
-        original = fetch
-
-        def counted(self: Any, raw: bytes) -> Any:
-            reads.append(raw)
-            return original(self, raw)
-
-        try:
-            type(facade)._fetch = counted
-            found = facade.query(trace_type, tag="x")
-        finally:
-            type(facade)._fetch = original
+        found = txn.traces.query(trace_type, tag="x")
     assert len(found) == (4 if common == "tag" else 3)
     assert len(reads) == 4
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,10 +83,10 @@ def test_a_coordinator_that_starts_meanwhile_is_read_through(
 
     recovered = offline.recovered_database
 
-    def overtaken(database: type[occamdb.Database], path: Path) -> object:
+    def overtaken(database: type[occamdb.Database], path: Path, **options: Any) -> object:
         with occamdb.open(path) as other:
             other.kv.put(RUN, "k", "newer")
-        return recovered(database, path)
+        return recovered(database, path, **options)
 
     monkeypatch.setattr(offline, "recovered_database", overtaken)
     with console.reading(at_rest) as db:
@@ -93,6 +94,20 @@ def test_a_coordinator_that_starts_meanwhile_is_read_through(
         db.kv.put(RUN, "seen", True)
     with occamdb.open(at_rest) as db:
         assert db.kv.get(RUN, "seen"), "it went through the coordinator"
+
+
+def test_a_coordinator_that_ends_meanwhile_is_not_started_again(
+    at_rest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([True])
+    really_served, really_open = console.is_served, occamdb.open
+    monkeypatch.setattr(console, "is_served", lambda path: next(answers, None) or really_served(path))
+    monkeypatch.setattr(occamdb, "open", lambda path, **options: really_open(path, timeout=0.1, **options))
+    before = content(at_rest)
+    with console.reading(at_rest) as db:
+        assert db.kv.get(RUN, "k") == [1]
+        assert coordinator_of(at_rest) is None
+    assert content(at_rest) == before
 
 
 def test_doctor_names_a_dead_coordinators_directory(

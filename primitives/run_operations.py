@@ -1,0 +1,39 @@
+"""Decorators for operations on the run index, which name no run: all of it is in the reserved run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
+
+from ..engine.model.public_types import RESERVED_RUN
+from .operations import Operation, reading, retried
+
+if TYPE_CHECKING:
+    from .extension import Primitive
+
+__all__ = ["IndexOperation", "indexed", "lookup"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class IndexOperation(Operation[P, R, R]):
+    """An operation on the index, which needs no run in front."""
+
+    if TYPE_CHECKING:
+
+        @overload  # type: ignore[override]
+        def __get__(self, instance: None, owner: object = None) -> Callable[Concatenate[Any, P], R]: ...
+        @overload
+        def __get__(self, instance: Primitive[Any], owner: object = None) -> Callable[P, R]: ...
+        def __get__(self, instance: Any, owner: object = None) -> Any: ...
+
+
+def indexed(body: Callable[Concatenate[Any, P], R]) -> IndexOperation[P, R]:
+    """Reads and writes the index: outside it is a transaction on the reserved run."""
+    return IndexOperation(body, retried(RESERVED_RUN))
+
+
+def lookup(body: Callable[Concatenate[Any, P], R]) -> IndexOperation[P, R]:
+    """Reads the index: outside on a snapshot of its own."""
+    return IndexOperation(body, reading(RESERVED_RUN))
