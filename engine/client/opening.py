@@ -15,6 +15,7 @@ from ..model.values import Codec
 from ..transaction.database import Database
 from ..transaction.guard import RunRule
 from .local_handle import LocalHandle
+from .main_module import refuse_in_rerun_main
 from .shared_handle import open_handle
 
 __all__ = ["open_database", "open_in_memory"]
@@ -64,6 +65,7 @@ def open_database(
       StoreFullError: there is not enough shared memory.
       InvalidArgumentError, SettingsError: an argument is wrong.
     """
+    refuse_in_rerun_main()
     _check_choice("durability", durability, Durability)
     _check_choice("isolation", isolation, Isolation)
     _check_choice("start", start, _STARTS)
@@ -104,6 +106,7 @@ def open_in_memory(
     Raises:
       StoreFullError: `max_store_size` cannot be mapped.
     """
+    refuse_in_rerun_main()
     namespace = Namespace(tenant, app, agent)
     values = {name: value for name, value in settings.items() if value is not None}
     handle = LocalHandle(Settings.of(values))

@@ -47,6 +47,7 @@ __all__ = [
     "KeyTooLarge",
     "LimitExceeded",
     "LogWriteError",
+    "MainModuleError",
     "NotAnIntegerError",
     "NotFoundError",
     "OccamError",
@@ -159,6 +160,13 @@ class InvalidArgumentError(OccamError, ValueError):
     """An argument has the wrong type or a value outside its range."""
 
     code = "occam.argument"
+
+
+class MainModuleError(InvalidArgumentError):
+    """A program without `if __name__ == "__main__":` was run again by a process that it started. Nothing was opened."""
+
+    code = "occam.argument.main_module"
+    default_hint = 'put what starts processes below `if __name__ == "__main__":`'
 
 
 class InvalidKeyError(InvalidArgumentError):
