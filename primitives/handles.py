@@ -21,6 +21,7 @@ from .event_log import EventLog
 from .extension import RunLike, enlist
 from .kv import KVStore
 from .run_index import RunIndex
+from .run_rule import ActiveRuns
 from .state_cell import StateCell
 from .trace_store import TraceStore
 
@@ -182,6 +183,7 @@ def open(
     agent: str = "default",
     default: Default | None = None,
     restore: Restore | None = None,
+    strict_runs: bool = False,
     **settings: Unpack[SettingsKeywords],
 ) -> Database:
     """Open the database in the directory `path`; starts a coordinator if none runs for it, else attaches to its own.
@@ -204,6 +206,8 @@ def open(
         it, or None for a type it does not know. `occamdb.value_hooks(MyClass)` makes both hooks.
       restore: called with such a name and value when it is read; returns the value. Both must pickle where the database
         is passed to other processes.
+      strict_runs: refuse commits that write to a run which is not active in the index of runs, such as one that was
+        completed, or a mistyped id (`RunNotActive`). It holds for this handle and its copies in other processes.
       settings: by name, over `settings.toml` in the directory: see `occamdb.Settings`.
 
     Raises:
@@ -224,6 +228,7 @@ def open(
         app=app,
         agent=agent,
         codec=Codec(default, restore),
+        run_rule=ActiveRuns() if strict_runs else None,
         **settings,
     )
 
@@ -236,6 +241,7 @@ def open_in_memory(
     agent: str = "default",
     default: Default | None = None,
     restore: Restore | None = None,
+    strict_runs: bool = False,
     **settings: Unpack[SettingsKeywords],
 ) -> Database:
     """A database in this process alone: no files, no coordinator, the same semantics.
@@ -243,7 +249,7 @@ def open_in_memory(
         db = occamdb.open_in_memory()
 
     Args:
-      isolation, tenant, app, agent, default, restore: as for `open`.
+      isolation, tenant, app, agent, default, restore, strict_runs: as for `open`.
       settings: the sizes and limits among `occamdb.Settings`.
 
     Raises:
@@ -257,5 +263,6 @@ def open_in_memory(
         app=app,
         agent=agent,
         codec=Codec(default, restore),
+        run_rule=ActiveRuns() if strict_runs else None,
         **settings,
     )

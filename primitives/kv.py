@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping
 from datetime import timedelta
-from typing import Any, TypeAlias, TypeVar, overload
+from inspect import signature
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 from ..engine.model.errors import InvalidArgumentError
 from ..engine.model.keys import decode_user_key
@@ -33,6 +34,7 @@ from .extension import (
     single,
 )
 from .ranges import RangeOperation
+from .wrong_calls import explaining
 
 __all__ = ["KVMapping", "KVStore", "KVTransaction"]
 
@@ -321,6 +323,9 @@ class KVStore(Primitive[H_co]):
             isolation=isolation,
         )
         return result
+
+    if not TYPE_CHECKING:  # the form outside alone: inside a transaction `txn.kv` is what `fn` would get
+        transaction = explaining(transaction, described=signature(transaction))
 
     @overload
     def mapping(self: KVStore[DatabaseBase], run_id: RunLike, /) -> KVMapping: ...

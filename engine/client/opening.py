@@ -13,7 +13,9 @@ from ..model.public_types import Durability, Isolation
 from ..model.settings import Settings
 from ..model.values import Codec
 from ..transaction.database import Database
+from ..transaction.guard import RunRule
 from .local_handle import LocalHandle
+from .main_module import refuse_in_rerun_main
 from .shared_handle import open_handle
 
 __all__ = ["open_database", "open_in_memory"]
@@ -35,6 +37,7 @@ def open_database(
     app: str = "default",
     agent: str = "default",
     codec: Codec | None = None,
+    run_rule: RunRule | None = None,
     **settings: Any,
 ) -> D:
     """Open the database in the directory `path`; starts a coordinator if none runs for it, else attaches to its own.
@@ -52,6 +55,7 @@ def open_database(
       timeout: seconds to wait for a coordinator, and for its answer to a commit.
       tenant, app, agent: the namespace whose runs this database shows.
       codec: how values are stored; None: without hooks for types of the user's own.
+      run_rule: which runs may be written to; None: all.
       settings: by name, over `settings.toml` in the directory: see `occamdb.Settings`.
 
     Raises:
@@ -61,6 +65,7 @@ def open_database(
       StoreFullError: there is not enough shared memory.
       InvalidArgumentError, SettingsError: an argument is wrong.
     """
+    refuse_in_rerun_main()
     _check_choice("durability", durability, Durability)
     _check_choice("isolation", isolation, Isolation)
     _check_choice("start", start, _STARTS)
@@ -74,7 +79,7 @@ def open_database(
     asked = Settings.asked(given)
     handle = open_handle(_directory(path), str(durability), asked, start, float(min(timeout, TIMEOUT_MAX)))
     try:
-        return database(handle, isolation, namespace, codec)
+        return database(handle, isolation, namespace, codec, run_rule)
     except BaseException:
         handle.close()
         raise
@@ -88,23 +93,25 @@ def open_in_memory(
     app: str = "default",
     agent: str = "default",
     codec: Codec | None = None,
+    run_rule: RunRule | None = None,
     **settings: Any,
 ) -> D:
     """A database in this process alone: no files, no coordinator, the same semantics.
 
     Args:
       database: the class of the result.
-      isolation, tenant, app, agent, codec: as for `open`.
+      isolation, tenant, app, agent, codec, run_rule: as for `open`.
       settings: the sizes and limits among `occamdb.Settings`.
 
     Raises:
       StoreFullError: `max_store_size` cannot be mapped.
     """
+    refuse_in_rerun_main()
     namespace = Namespace(tenant, app, agent)
     values = {name: value for name, value in settings.items() if value is not None}
     handle = LocalHandle(Settings.of(values))
     try:
-        return database(handle, isolation, namespace, codec)
+        return database(handle, isolation, namespace, codec, run_rule)
     except BaseException:
         handle.close()
         raise

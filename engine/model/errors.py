@@ -13,7 +13,7 @@ The conflicts, and the errors that carry them, are in `conflicts.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...ipc.errors import OccamError
 from .conflicts import (
@@ -25,6 +25,9 @@ from .conflicts import (
     WriteConflict,
 )
 from .key_types import UserKey
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 __all__ = [
     "AlreadyExistsError",
@@ -44,6 +47,7 @@ __all__ = [
     "KeyTooLarge",
     "LimitExceeded",
     "LogWriteError",
+    "MainModuleError",
     "NotAnIntegerError",
     "NotFoundError",
     "OccamError",
@@ -51,6 +55,7 @@ __all__ = [
     "ReadConflict",
     "ReadOnlyError",
     "RetriesExhausted",
+    "RunNotActive",
     "SettingsError",
     "SettingsMismatchError",
     "SnapshotExpired",
@@ -155,6 +160,13 @@ class InvalidArgumentError(OccamError, ValueError):
     """An argument has the wrong type or a value outside its range."""
 
     code = "occam.argument"
+
+
+class MainModuleError(InvalidArgumentError):
+    """A program without `if __name__ == "__main__":` was run again by a process that it started. Nothing was opened."""
+
+    code = "occam.argument.main_module"
+    default_hint = 'put what starts processes below `if __name__ == "__main__":`'
 
 
 class InvalidKeyError(InvalidArgumentError):
@@ -481,6 +493,29 @@ class InvalidTransition(OccamError):
         self.current = current
         self.requested = requested
         self.allowed = names
+
+
+class RunNotActive(OccamError):
+    """A commit would write to a run that is not active, on a database opened with `strict_runs`. Nothing was applied.
+
+    Attributes:
+      run_id: the run.
+      status: what the index says of it; None: it has no such run.
+    """
+
+    code = "occam.run.not_active"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        run_id: UUID,
+        status: str | None = None,
+        hint: str = "write to an active run: create one, or resume this one if it is paused",
+    ) -> None:
+        super().__init__(message, hint=hint, details={"run_id": str(run_id), "status": status})
+        self.run_id = run_id
+        self.status = status
 
 
 class NotFoundError(OccamError):

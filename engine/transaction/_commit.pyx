@@ -11,12 +11,15 @@ that the state VALIDATING keeps other threads out.
    other exception (a signal handler's, whatever its class) leaves the outcome open and the state VALIDATING.
 """
 
+import sys
+
 cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Next
 from cpython.long cimport PyLong_AsUnsignedLongLong
 from cpython.object cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
@@ -29,9 +32,12 @@ from ..commit._wire cimport (
 from ..model._records cimport make_receipt
 from ..store._reader cimport Found, Reader, key_hash, reader_get, reader_scan
 from ._answer cimport Answer
+from ._guard cimport admit, records_moved
 from ._core cimport (
     STATE_ABORTED, STATE_ACTIVE, STATE_COMMITTED, STATE_VALIDATING, Effect, ScanRange, TransactionCore, op_cost,
 )
+
+from ._view cimport fork_generation
 
 from ..commit.messages import decode_reply, decode_request
 from ..commit.validation import CommitSets, Newest, Validation, validate_transaction
@@ -47,6 +53,8 @@ cdef object U64_MAX = (1 << 64) - 1       # results travel as the two's compleme
 cdef enum:
     KEY_BUFFER_SIZE = 65536         # KEY_SIZE_MAX + 1: where a page of a scan says how far it came
     PAGE_ROWS = 64
+    OWN_COMMITS_KEPT = 64
+    GUARD_TURNS_MAX = 1000          # looks at a run's record by one blind commit: each but the first follows a change of it
 
 
 # ---- failing early ------------------------------------------------------------------------------------------------
@@ -99,7 +107,7 @@ cdef void refuse_stale(TransactionCore txn) except *:
         return
     txn.attachment.note_conflict(cas, stale)
     txn.finish(STATE_ABORTED)
-    raise validation.error()
+    raise explained(txn, validation.error())
 
 
 @cython.final
@@ -212,6 +220,60 @@ cdef object find_conflicts(TransactionCore txn):
         ),
     )
     return validate_transaction(source, sets)
+
+
+# ---- conflicts with oneself ------------------------------------------------------------------------------------------
+
+
+cdef struct OwnCommit:
+    u64 version
+    size_t handle
+    unsigned long thread
+
+
+# The last commits of this process, whichever thread's; the GIL guards them.
+cdef OwnCommit own_commits[OWN_COMMITS_KEPT]
+cdef u64 own_commit_count = 0
+
+
+cdef void note_own_commit(TransactionCore txn, u64 version) noexcept:
+    global own_commit_count
+    cdef OwnCommit *own = &own_commits[own_commit_count % OWN_COMMITS_KEPT]
+    own_commit_count += 1
+    own.version = version
+    own.handle = <size_t><PyObject *>txn.handle
+    own.thread = PyThread_get_thread_ident()
+
+
+cdef bint is_own_commit(TransactionCore txn, u64 version) noexcept:
+    """Whether this thread committed `version` on the same engine, as far as we remember."""
+    cdef unsigned long thread = PyThread_get_thread_ident()
+    cdef OwnCommit *own
+    for own in own_commits[:OWN_COMMITS_KEPT]:
+        if own.version == version and own.thread == thread and own.handle == <size_t><PyObject *>txn.handle:
+            return True
+    return False
+
+
+cdef object explained(TransactionCore txn, object error):
+    """The same error; one that another commit of the same thread caused, during this transaction, says so in its hint.
+
+    Tasks of an event loop share a thread, and one of them losing to another is an ordinary conflict: nothing is said there.
+    """
+    if txn.blind or not isinstance(error, ConflictError):
+        return error
+    events = sys.modules.get("asyncio.events")      # importing it is dear, and without it no loop can run
+    if events is not None and events._get_running_loop() is not None:
+        return error
+    for conflict in error.conflicts:
+        if conflict.found_version > txn.version and is_own_commit(txn, conflict.found_version):
+            error.hint = (
+                f"this thread committed version {conflict.found_version} itself while the transaction was open, and would do so "
+                "again at each attempt: inside a transaction use it for every access, txn.put and not db.put"
+            )
+            error.details["own_commit"] = conflict.found_version
+            break
+    return error
 
 
 # ---- the request ----------------------------------------------------------------------------------------------------
@@ -361,7 +423,8 @@ cdef object commit_transaction(TransactionCore txn, bint durable):
       TransactionTimeout, CoordinatorUnavailable: nothing was applied.
       CommitOutcomeUnknown: no coordinator came back in time to tell.
     """
-    txn.require_active()
+    if txn.state != STATE_ACTIVE or txn.generation != fork_generation or txn.deadline_ns != 0:
+        txn.refuse()
     if txn.doomed is not None:
         if txn.attachment is not None:
             txn.attachment.note_conflict(True, txn.doomed_key)
@@ -373,9 +436,41 @@ cdef object commit_transaction(TransactionCore txn, bint durable):
         # Nothing was written; what it has read is as safe as the engine makes every commit.
         txn.receipt = make_receipt(txn.version, txn.now(), txn.handle.log_mode, txn.attempts)
         return txn.receipt
+    if txn.guard is not None:
+        return commit_guarded(txn, durable)
     if not txn.blind:
         refuse_stale(txn)
     return submit(txn, durable)
+
+
+cdef object commit_guarded(TransactionCore txn, bint durable):
+    """`commit_transaction` where the runs written to have to be open.
+
+    What the guard read of them is part of the commit's validation, whatever the isolation. A blind commit begins in the
+    coordinator's order and cannot conflict with another write, so a record that changed meanwhile only makes it look again.
+    """
+    cdef dict effects = txn.effects, checks = txn.checks, records
+    cdef list cleared = txn.cleared
+    cdef u32 turns
+    for turns in range(GUARD_TURNS_MAX):
+        try:
+            if txn.blind:
+                txn.open(txn.handle.attachment())
+            records = admit(txn)
+        except BaseException:
+            txn.finish(STATE_ABORTED)
+            raise
+        try:
+            if not txn.blind:
+                refuse_stale(txn)
+            return submit(txn, durable)
+        except ConflictError as error:
+            # Raises the guard's own error when a run is open no longer.
+            if not records_moved(txn, records, error) or not txn.blind or turns + 1 == GUARD_TURNS_MAX:
+                raise
+        txn.state = STATE_ACTIVE
+        txn.reads = None
+        txn.effects, txn.checks, txn.cleared = effects, checks, cleared
 
 
 cdef object submit(TransactionCore txn, bint durable):
@@ -415,11 +510,12 @@ cdef object accept_reply(TransactionCore txn, bytearray request, Answer answer, 
         raise ProtocolError(f"the reply of {size} bytes does not answer commit {txn.sequence}")
     if header.status != STATUS_COMMITTED:
         txn.finish(STATE_ABORTED)
-        raise refusal(txn, request, decode_reply(reply))
+        raise explained(txn, refusal(txn, request, decode_reply(reply)))
     if header.result_count and size >= REPLY_HEADER_SIZE + RESULT_SIZE:
         txn.result_kind = result.kind
         txn.result = result.value
     txn.finish(STATE_COMMITTED)
+    note_own_commit(txn, header.commit_version)
     txn.receipt = make_receipt(header.commit_version, header.committed_at, answer.durability, txn.attempts)
     return txn.receipt
 
@@ -429,11 +525,12 @@ cdef object accept_outcome(TransactionCore txn, bytearray request, Answer answer
     outcome = answer.reply
     if outcome.status != STATUS_COMMITTED:
         txn.finish(STATE_ABORTED)
-        raise refusal(txn, request, outcome)
+        raise explained(txn, refusal(txn, request, outcome))
     if outcome.results:
         txn.result_kind = outcome.results[0].kind
         txn.result = outcome.results[0].value & U64_MAX
     txn.finish(STATE_COMMITTED)
+    note_own_commit(txn, outcome.commit_version)
     txn.receipt = make_receipt(outcome.commit_version, outcome.committed_at, answer.durability, txn.attempts)
     return txn.receipt
 

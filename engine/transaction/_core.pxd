@@ -20,6 +20,11 @@ cdef enum:
     SEEN_DELTA = 4                  # an own add to an absent key
 
 
+cdef class RunGuard:                # which runs may be written to; see _guard.pyx
+    cdef bytes base
+    cdef readonly object rule
+
+
 cdef class Effect:                  # never changed once made: scans that captured it go on seeing it
     cdef u8 code                    # OP_PUT, OP_DELETE, OP_ADD
     cdef bint wanted                # ask for its result
@@ -42,6 +47,8 @@ cdef class ScanRange:               # how far a scan has walked; owned by the tr
 
 cdef class TransactionCore(PinnedView):
     cdef object handle
+    cdef RunGuard guard             # None: writes to any run are let through
+    cdef unsigned long owner        # the thread that may read and write; 0: any
     cdef u64 key_size_max
     cdef u64 value_size_max
     cdef u64 transaction_size_max
@@ -70,6 +77,7 @@ cdef class TransactionCore(PinnedView):
 
     cdef int require_active(self) except -1
     cdef int refuse(self) except -1
+    cdef int refuse_thread(self) except -1
     cdef int require_writable(self) except -1
     cdef int finish(self, int state) except -1
     cdef int lookup(self, bytes key, bint track, Found *found) except -1

@@ -1,7 +1,8 @@
 """A transaction's private state: snapshot, read set, effects, checks, ranges. `_commit.pyx` makes them a commit.
 
-Owned by one thread; every method runs under the GIL, so a second thread gets an error or an interleaving, never a
-crash. Keys in here are stored keys (namespace, run, tag, user key): one transaction can span runs.
+Read and written by the thread that began it; any other gets an error (`refuse_thread`). A transaction that is read-only
+or that no caller can share has no owner. Every method runs under the GIL, so threads interleave and never crash. Only
+committing and aborting are open to every thread: they happen once, whoever asks first. Keys in here are stored keys (namespace, run, tag, user key): one transaction can span runs.
 
 1. A read is answered by the own effect if there is one, else by the snapshot at `version`; what came from the
    snapshot is in `reads` with the version found there (0 absent) when the transaction is tracking.
@@ -22,6 +23,7 @@ from datetime import timedelta
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItem
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.string cimport memcpy
 
 from ...ipc._atomics cimport clock_monotonic_ns
@@ -95,6 +97,16 @@ cdef object add_integers(bytes key, object base, object delta):
 
 
 @cython.final
+@cython.auto_pickle(False)
+cdef class RunGuard:
+    """A database's rule about the runs that may be written to, in the namespace `base`; applied by _guard.pyx."""
+
+    def __cinit__(self, bytes base not None, rule):
+        self.base = base
+        self.rule = rule
+
+
+@cython.final
 @cython.no_gc
 @cython.freelist(64)
 @cython.auto_pickle(False)
@@ -147,7 +159,17 @@ cdef class TransactionCore(PinnedView):
     cdef int require_active(self) except -1:
         if self.state != STATE_ACTIVE or self.generation != fork_generation or self.deadline_ns != 0:
             self.refuse()
+        if self.owner != 0 and self.owner != PyThread_get_thread_ident():
+            self.refuse_thread()
         return 0
+
+    cdef int refuse_thread(self) except -1:
+        here = <unsigned long>PyThread_get_thread_ident()
+        raise TransactionStateError(
+            f"the transaction is used by two threads: it was begun in thread {self.owner} and is used in thread {here}",
+            hint="let each thread begin its own: db.transaction(run_id, fn) in the thread, not a transaction handed to it",
+            details={"begun_in": self.owner, "used_in": here},
+        )
 
     cdef int refuse(self) except -1:
         """Say why the transaction cannot be used; nothing if it can."""

@@ -2,7 +2,7 @@
 
 from ...ipc._atomics cimport i64, u8, u32, u64
 from ..model._values cimport Codec
-from ._core cimport TransactionCore
+from ._core cimport RunGuard, TransactionCore
 from ._space cimport Space
 from ._view cimport StoreAttachment
 
@@ -30,6 +30,7 @@ cdef class DatabaseBase:
     cdef object last_run            # of `last_prefix`
     cdef bytes last_prefix
     cdef dict prefixes              # id(run) -> (run, prefix of its KV tag)
+    cdef RunGuard guard             # None: writes to any run are let through
     cdef bint serializable          # unless `begin` says otherwise
     cdef u64 key_size_max
     cdef u64 value_size_max

@@ -12,6 +12,7 @@ from ._scan import ScanIterator
 from ._space import Space as Space
 from ._view import StoreAttachment
 from .engine_handle import EngineHandle
+from .guard import RunRule
 
 _Key = str | bytes
 _Run = RunId | UUID | str | HasRunId
@@ -173,7 +174,10 @@ class DatabaseBase:
         isolation: str = "serializable",
         namespace: Namespace | None = None,
         codec: Codec | None = None,
+        run_rule: RunRule | None = None,
     ) -> None: ...
+    @property
+    def run_rule(self) -> RunRule | None: ...
     def attachment(self) -> StoreAttachment: ...
     def begin(
         self,

@@ -10,12 +10,13 @@ from uuid import UUID
 cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.object cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
 
 from ...ipc._atomics cimport clock_coarse_ns, clock_monotonic_ns
 from ..commit._wire cimport RESULT_SIGNED
 from ..model._values cimport Codec
 from ._commit cimport commit_transaction, find_conflicts, require_log
-from ._core cimport STATE_ABORTED, STATE_ACTIVE
+from ._core cimport STATE_ABORTED, STATE_ACTIVE, RunGuard
 from ._scan cimport ROWS_KEYS, new_scan
 from ._space cimport delta_argument, make_space, with_tag
 from ._view cimport fork_generation
@@ -303,7 +304,7 @@ cdef class DatabaseBase:
     def __cinit__(self, *args, **kwargs):
         self.prefixes = {}
 
-    def __init__(self, handle, isolation="serializable", namespace=None, Codec codec=None):
+    def __init__(self, handle, isolation="serializable", namespace=None, Codec codec=None, run_rule=None):
         if not issubclass(self.transaction_class, TransactionBase):
             raise TypeError(f"transaction_class must be a TransactionBase, got {self.transaction_class!r}")
         self.transaction_type = self.transaction_class
@@ -312,9 +313,15 @@ cdef class DatabaseBase:
         self.namespace_ = Namespace() if namespace is None else namespace
         self.base = self.namespace_.base
         self.serializable = is_serializable(isolation)
+        self.guard = None if run_rule is None else RunGuard(self.base, run_rule)
         self.key_size_max = handle.limits.key_size_max
         self.value_size_max = handle.limits.value_size_max
         self.transaction_size_max = handle.limits.transaction_size_max
+
+    @property
+    def run_rule(self):
+        """Which runs may be written to; None: all."""
+        return None if self.guard is None else self.guard.rule
 
     cdef StoreAttachment attach(self):
         """The current store. Asks the handle when the last answer can no longer be used, when a key is due and nobody has let
@@ -372,6 +379,7 @@ cdef class DatabaseBase:
         cdef Py_ssize_t size = PyBytes_GET_SIZE(prefix)
         core.handle = self.handle
         core.codec = self.codec
+        core.guard = self.guard
         core.key_size_max = self.key_size_max
         core.value_size_max = self.value_size_max
         core.transaction_size_max = self.transaction_size_max
@@ -416,6 +424,8 @@ cdef class DatabaseBase:
         core.read_only = read_only
         core.tracking = serializable and not read_only
         core.attempts = attempts
+        if not read_only:
+            core.owner = PyThread_get_thread_ident()
         if timeout is not None:
             core.deadline_ns = deadline_after(timeout)
         core.open(self.attach())

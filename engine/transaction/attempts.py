@@ -39,6 +39,11 @@ X = TypeVar("X", bound=Transaction)
 
 # In what follows `begin` is that of the database, with its keywords.
 
+# A function that commits by itself what its transaction read loses to itself at each attempt. That often in a row it
+# is no accident, and further attempts would only repeat its side effects. A caller's own policy or timeout is kept to.
+OWN_CONFLICTS_MAX = 10
+_PATIENT = RetryPolicy()
+
 _ACTIVE = TransactionStatus.ACTIVE
 _LAZY_FLAGS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
@@ -114,7 +119,16 @@ def _require_policy(retry: object) -> None:
 class _Retrying(Generic[X]):
     """The bookkeeping shared by `run_transaction` and `attempts`: what was tried, what comes next."""
 
-    __slots__ = ("_begin", "_deadline", "_delays", "_isolation", "_run_id", "count")
+    __slots__ = (
+        "_begin",
+        "_deadline",
+        "_delays",
+        "_isolation",
+        "_loses_at_most",
+        "_lost_to_itself",
+        "_run_id",
+        "count",
+    )
 
     def __init__(
         self,
@@ -133,6 +147,8 @@ class _Retrying(Generic[X]):
         self._delays = retry.delays()
         self._isolation = isolation
         self._deadline = deadline_of(timeout)
+        self._lost_to_itself = 0
+        self._loses_at_most = OWN_CONFLICTS_MAX if retry == _PATIENT and timeout is None else None
 
     def begin(self) -> X:
         """The next attempt's transaction."""
@@ -142,6 +158,9 @@ class _Retrying(Generic[X]):
 
     def pause(self, error: ConflictError | SnapshotExpired) -> None:
         """Wait before the next attempt, or raise because there is none."""
+        self._lost_to_itself = self._lost_to_itself + 1 if "own_commit" in error.details else 0
+        if self._lost_to_itself == self._loses_at_most:
+            raise self._exhausted(error) from error
         try:
             delay = next(self._delays)
         except StopIteration:
@@ -157,9 +176,12 @@ class _Retrying(Generic[X]):
     def _exhausted(self, error: ConflictError | SnapshotExpired) -> OccamError:
         if isinstance(error, SnapshotExpired):
             return error
-        return RetriesExhausted(
+        exhausted = RetriesExhausted(
             attempts=self.count, conflicts=error.conflicts, conflicts_found=error.conflicts_found
         )
+        if "own_commit" in error.details:
+            exhausted.hint = error.hint
+        return exhausted
 
 
 def _calls_for_retry(txn: Transaction, error: BaseException) -> bool:

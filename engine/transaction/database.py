@@ -34,6 +34,7 @@ from ._transaction import DatabaseBase, TransactionBase
 from .attempts import Attempt, TransactionalFunction, attempts, run_transaction, transactional
 from .engine_handle import EngineHandle
 from .extensions import Extensible
+from .guard import RunRule
 from .snapshot import SharedSnapshotView
 from .transaction import Transaction
 
@@ -58,12 +59,14 @@ class Database(Extensible, DatabaseBase, Generic[X]):
       isolation: of transactions that do not say: "serializable" or "snapshot".
       namespace: tenant, app and agent whose runs these are; None: the default ones.
       codec: how values are stored; None: without hooks for types of the user's own.
+      run_rule: which runs may be written to; None: all. It has to pickle.
     """
 
     __slots__ = ("__weakref__", "_isolation")
     transaction_class: ClassVar[type[TransactionBase]] = Transaction
     inner_names = Extensible.inner_names | {
-        "attachment", "codec", "handle", "namespace_", "prefix_of", "space", "transaction_class",
+        "attachment", "codec", "handle", "namespace_", "prefix_of", "run_rule", "space",
+        "transaction_class",
     }  # fmt: skip
 
     def __init__(
@@ -72,8 +75,9 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         isolation: str = "serializable",
         namespace: Namespace | None = None,
         codec: Codec | None = None,
+        run_rule: RunRule | None = None,
     ) -> None:
-        super().__init__(handle, isolation, namespace, codec)
+        super().__init__(handle, isolation, namespace, codec, run_rule)
         self._isolation = str(isolation)
 
     # --- Transactions ------------------------------------------------------------------------------
@@ -270,7 +274,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
             here.app if app is None else app,
             here.agent if agent is None else agent,
         )
-        return type(self)(self.handle, self._isolation, chosen, self.codec)
+        return type(self)(self.handle, self._isolation, chosen, self.codec, self.run_rule)
 
     # --- Administration ------------------------------------------------------------------------------------
 
@@ -316,7 +320,8 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.handle, self._isolation, self.current_namespace, self.codec)
+        here = self.current_namespace
+        return type(self), (self.handle, self._isolation, here, self.codec, self.run_rule)
 
     def __repr__(self) -> str:
         where = "in memory" if self.path is None else repr(self.path)
@@ -324,4 +329,5 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         named = f" namespace={here.tenant}/{here.app}/{here.agent}" if here != Namespace() else ""
         if getattr(self.handle, "closed", False):
             return f"<Database {where} closed{named}>"
-        return f"<Database {where} durability={str(self.durability)!r} isolation={self._isolation!r}{named}>"
+        rule = "" if self.run_rule is None else f" {self.run_rule!r}"
+        return f"<Database {where} durability={str(self.durability)!r} isolation={self._isolation!r}{named}{rule}>"

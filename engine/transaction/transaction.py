@@ -33,7 +33,9 @@ class Transaction(Extensible, TransactionBase):
         with db.begin(run_id) as txn:
             txn.put("plan", [*txn.get("plan", []), "think"])
 
-    A transaction belongs to one thread of one process. Touched in the child of a fork, it raises ForkedHandleError.
+    A transaction belongs to one thread of one process. Read or written by another thread it raises
+    TransactionStateError, touched in the child of a fork ForkedHandleError. Any thread may commit or abort it, and what
+    is read-only may be shared.
     """
 
     __slots__ = ()

@@ -69,6 +69,21 @@ def test_an_unknown_keyword_gets_the_known_ones(db: Any, run: RunId, inside: boo
     assert error.__cause__ is None and error.__context__ is None
 
 
+def test_a_transaction_of_keys_names_what_it_takes(db: Any, run: RunId) -> None:
+    with pytest.raises(InvalidArgumentError, match="unexpected keyword argument 'retries'") as caught:
+        db.kv.transaction(run, lambda kv: kv.put("k", 1), retries=3)
+    assert "retry=None" in caught.value.hint and "timeout=None" in caught.value.hint
+    with pytest.raises(InvalidArgumentError, match="missing a required argument: 'fn'"):
+        db.kv.transaction(lambda kv: kv.put("k", 1))
+
+    def broken(kv: Any) -> None:
+        raise TypeError("mine")
+
+    with pytest.raises(TypeError, match=r"^mine$"):
+        db.kv.transaction(run, broken)
+    assert db.kv.transaction(run_id=run, fn=lambda kv: kv.get("k"), timeout=5) is None
+
+
 def test_a_type_error_of_the_caller_stays_as_it_is(db: Any, run: RunId) -> None:
     def broken(state: Any) -> Any:
         raise TypeError("mine")
