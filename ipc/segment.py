@@ -20,6 +20,7 @@ import mmap
 import os
 import stat
 import sys
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 import posix_ipc
@@ -91,7 +92,9 @@ class Segment:
         self.close()
 
 
-def create_segment(name: str, size: int, *, preallocate: int | None = None) -> Segment:
+def create_segment(
+    name: str, size: int, *, preallocate: int | None = None, on_named: Callable[[], None] | None = None
+) -> Segment:
     """Create, size, preallocate and map a segment, filled with zeros.
 
     Blocks while the kernel zeroes the preallocated pages.
@@ -100,6 +103,7 @@ def create_segment(name: str, size: int, *, preallocate: int | None = None) -> S
       name: with the leading slash.
       size: bytes; the part beyond `preallocate` stays sparse.
       preallocate: bytes to reserve at once; None: all.
+      on_named: called while the segment has its name and not a byte yet; for failpoints.
 
     Raises:
       SegmentExistsError: the name is taken (also by a planted link).
@@ -111,6 +115,8 @@ def create_segment(name: str, size: int, *, preallocate: int | None = None) -> S
     try:
         # The umask may have taken bits away.
         os.fchmod(fd, SEGMENT_MODE)
+        if on_named is not None:
+            on_named()
         _truncate(name, fd, size)
         store_preallocate(fd, 0, size if preallocate is None else min(preallocate, size), name=name)
         return Segment(name, fd, _map(name, fd, size, writable=True), size)
@@ -176,7 +182,11 @@ def poke_segment(name: str, offset: int, data: bytes) -> bool:
 
 
 def peek_segment(name: str, offset: int, size: int) -> bytes:
-    """Read bytes of a segment by its descriptor; b"" if there is no such name, or it ends before.
+    """Read bytes of a segment by its descriptor.
+
+    Returns:
+      b"" if there is nothing to read: no such name, or a segment that ends before. One whose creator was killed while
+      making it has no bytes at all.
 
     Raises:
       SegmentForeignError: as `attach_segment`.
@@ -187,7 +197,11 @@ def peek_segment(name: str, offset: int, size: int) -> bytes:
     except SegmentMissingError:
         return b""
     try:
-        _checked_size(name, os.fstat(fd), None, os.geteuid())
+        found = os.fstat(fd)
+        # First, as in `poke_segment`: below, a segment without bytes is an error.
+        if found.st_size < offset + size:
+            return b""
+        _checked_size(name, found, None, os.geteuid())
         data = os.pread(fd, size, offset)
         return data if len(data) == size else b""
     except OSError as error:

@@ -37,12 +37,17 @@ from .figures import core_figures
 from .services import Services
 from .tally import Tallies
 
-__all__ = ["ControlServer", "dispose_segment", "no_descriptors"]
+__all__ = ["ControlServer", "dispose_segment", "no_descriptors", "segment_named"]
 
 OUTCOMES_KEPT = 65536
 _LIVENESS_PERIOD = 1.0
 # A session may come back while its old channel still drains. If that takes longer, the worker is told to try again.
 _DRAIN_SECONDS = 0.2
+
+
+def segment_named() -> None:
+    """A segment of ours has its name and is still empty."""
+    failpoints.hit("shm.create")
 
 
 def dispose_segment(segment: Segment) -> None:
@@ -332,7 +337,7 @@ class ControlServer:
         ring_size = services.settings.ring_size
         name = layout.channel_name(services.database_id, services.incarnation, session)
         try:
-            segment = create_segment(name, layout.channel_size(ring_size))
+            segment = create_segment(name, layout.channel_size(ring_size), on_named=segment_named)
         except ShmFullError as error:
             raise StoreFullError(
                 f"no shared memory for a worker's channel: {error.message}",

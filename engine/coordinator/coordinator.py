@@ -51,7 +51,7 @@ from ..model.settings import load_settings
 from ..store._memory import watch
 from ..store.cgroups import memory_groups
 from .complaints import complain
-from .control_server import ControlServer, dispose_segment, no_descriptors
+from .control_server import ControlServer, dispose_segment, no_descriptors, segment_named
 from .durable_state import DurableState, require_durability
 from .services import Services
 
@@ -212,7 +212,7 @@ class Coordinator:
 
     def _own(self, name: str, size: int, preallocate: int | None = None) -> Segment:
         """Create a segment that goes with this coordinator."""
-        segment = create_segment(name, size, preallocate=preallocate)
+        segment = create_segment(name, size, preallocate=preallocate, on_named=segment_named)
         self._cleanup.callback(dispose_segment, segment)
         return segment
 

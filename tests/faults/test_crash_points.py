@@ -44,6 +44,8 @@ CHECKPOINT = [
 START = [
     "meta.before_rename=kill@1",
     "meta.after_rename=kill@1",
+    "shm.create=kill@1",
+    "shm.create=kill@2",
     "recovery.begin=kill",
     "file.read=kill@3",
     "recovery.after_checkpoint=kill",
@@ -65,6 +67,8 @@ CREATION = [
     "meta.after_rename=kill@1",
     "meta.before_rename=kill@1",
     "meta.after_rename=kill@2",
+    "shm.create=kill@1",
+    "shm.create=kill@2",
     "recovery.begin=kill",
     "coordinator.before_ready=kill",
 ]
@@ -76,8 +80,8 @@ STALLS = [
     "commit.before_reply",
     "wal.before_sync",
 ]
-# Passed by workers, or at the creation of shared memory: not the coordinator's part of the file layer. Those of large
-# ranges are struck in tests/engine/commit/test_range_slices.py.
+# Passed by workers, at the creation of shared memory (tests/faults/test_segment_creation.py has the rest of it) and
+# in the file layer. Those of large ranges are struck in tests/engine/commit/test_range_slices.py.
 ELSEWHERE = {"worker", "shm", "file", "clock", "range"}
 
 

@@ -1,4 +1,4 @@
-"""Writing into a segment that nobody here has mapped."""
+"""Writing into and reading from a segment that nobody here has mapped."""
 
 import os
 import resource
@@ -8,7 +8,14 @@ import pytest
 
 from occamdb.ipc.errors import SegmentError, SegmentForeignError
 from occamdb.ipc.layout import SHM_PREFIX
-from occamdb.ipc.segment import SHM_DIRECTORY, Segment, create_segment, poke_segment, segment_stat
+from occamdb.ipc.segment import (
+    SHM_DIRECTORY,
+    Segment,
+    create_segment,
+    peek_segment,
+    poke_segment,
+    segment_stat,
+)
 
 
 @pytest.fixture
@@ -45,10 +52,27 @@ def test_what_is_not_there_is_not_made(segment: Segment) -> None:
     assert found.st_size == 1 << 20
 
 
+def test_what_is_not_there_is_not_read(segment: Segment) -> None:
+    segment.map[:4] = b"abcd"
+    assert peek_segment(segment.name, 1, 2) == b"bc"
+    assert peek_segment(segment.name, (1 << 20) - 3, 3) == b"\0\0\0"
+    assert peek_segment(segment.name, (1 << 20) - 3, 4) == b""
+    assert peek_segment(segment.name + "x", 0, 1) == b""
+
+
+def test_a_segment_whose_creator_died_while_making_it(segment: Segment) -> None:
+    """It has its name and not a byte. Neither call takes that for damage."""
+    os.truncate(os.path.join(SHM_DIRECTORY, segment.name[1:]), 0)
+    assert peek_segment(segment.name, 0, 8) == b""
+    assert not poke_segment(segment.name, 0, b"1")
+
+
 def test_a_segment_open_to_others_is_refused(segment: Segment) -> None:
     os.chmod(os.path.join(SHM_DIRECTORY, segment.name[1:]), 0o666)
     with pytest.raises(SegmentForeignError):
         poke_segment(segment.name, 0, b"1")
+    with pytest.raises(SegmentForeignError):
+        peek_segment(segment.name, 0, 1)
     assert segment.map[0:1] == b"\0"
 
 
