@@ -1,14 +1,16 @@
 """The first code of an auto-started coordinator: `python -s -S -P bootstrap.py <options as JSON>`.
 
-`interpreter.command` makes that command line. It works from any working directory, also one that is gone.
+`interpreter.command` makes that command line. It works from any working directory, even one that no longer
+exists.
 
-1. `sys.path` is the standard library's alone. occamdb and the packages it needs come from the very folders in which the
-   starter has them, by a finder that knows these names only and that is asked last. No module of the caller's can take
-   the place of another one.
-2. The process belongs to nobody. The starter gave it a session of its own; it forks, and the first process ends with
-   STARTED, which no other program would. Neither Ctrl-C nor the end of the starter reaches it.
+1. `sys.path` has only the standard library. occamdb and the packages it needs are imported from the folders
+   in which the starter has them, by a finder that knows only these names and is asked last. So no module of
+   the caller can take the place of another one.
+2. The process is detached. The starter gave it a session of its own. It forks, and the first process ends
+   with the status STARTED, which no other program returns. Neither Ctrl-C nor the end of the starter reaches
+   it.
 3. It keeps no directory busy: it works in "/".
-4. Whatever fails here is reported through the pipe like every other failed start.
+4. A failure here is reported through the pipe, like every other failed start.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class GivenPlaces:
         self._places = places
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """What the import system asks."""
+        """Called by the import system."""
         place = self._places.get(name)
         return None if place is None else PathFinder.find_spec(name, [place])
 

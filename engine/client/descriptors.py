@@ -1,4 +1,6 @@
-"""Telling that a process has no descriptors left, whatever noticed it: a socket, a segment, a lock, a pipe."""
+"""Recognises that a process is out of descriptors, wherever that shows: at a socket, a segment, a lock, a
+pipe.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 def no_descriptors_error(error: BaseException, purpose: str) -> CoordinatorUnavailable | None:
-    """What to raise instead of `error`; None if it is about something else.
+    """The error to raise instead of `error`; None if `error` is about something else.
 
-    What a coordinator reported of its own descriptors is not ours to explain: it names the coordinator.
+    What a coordinator reported about its own descriptors is left as it is, because it names the coordinator.
 
     Args:
       error: as caught; the errors it was raised from count too.
@@ -55,7 +57,7 @@ def _descriptor_errno(error: BaseException | None) -> int | None:
 
 
 def _open_count() -> int | None:
-    # Listing them needs one.
+    # Listing the descriptors needs one itself.
     with suppress(OSError):
         return len(os.listdir("/proc/self/fd"))
     return None

@@ -1,9 +1,10 @@
 """Which Python runs an auto-started coordinator, with which command line and environment.
 
-1. A program is run only if its name says that it is a Python: `sys.executable` may be empty, an application that was
-   frozen into one file, or a server that embeds Python, and running one of those would start the application again.
-2. The coordinator imports what this process imports: the folders of occamdb and of the packages it needs are taken from
-   the loaded modules, and not from `sys.path`. See bootstrap.py.
+1. A program is run only if its name says that it is a Python. `sys.executable` may be empty, an application
+   that was frozen into one file, or a server that embeds Python: running one of those would start the
+   application again.
+2. The coordinator imports what this process imports. The folders of occamdb and of the packages it needs are
+   taken from the loaded modules, not from `sys.path`. See bootstrap.py.
 3. PYTHONPATH is not passed on, and PYTHONHOME only if this process itself was started with it.
 """
 
@@ -32,7 +33,7 @@ def interpreter() -> str:
     """The path of a Python like the one that runs this process.
 
     Raises:
-      CoordinatorUnavailable: there is none to be found.
+      CoordinatorUnavailable: none was found.
     """
     named = os.environ.get(PYTHON_VARIABLE)
     if named:
@@ -68,7 +69,7 @@ def _is_python(path: str) -> bool:
 
 
 def command(python: str, options: str) -> list[str]:
-    """The command line that starts a coordinator: no site-packages, no user site, no directory put on the path."""
+    """The command line that starts a coordinator: no site-packages, no user site, no further directory."""
     flags = ["-s", "-S", "-P"]
     if sys.flags.ignore_environment:
         flags.append("-E")
@@ -76,10 +77,12 @@ def command(python: str, options: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """This process's, without what would make the coordinator import anything else."""
+    """This process's environment, without the variables that would make the coordinator import something
+    else.
+    """
     dropped = {"PYTHONPATH", "PYTHONINSPECT"}
     home = os.environ.get("PYTHONHOME", "").partition(os.pathsep)[0]
-    # It may have been ignored (-E, -I), or set since.
+    # This process may have ignored it (-E, -I), or set it later.
     if home and (sys.flags.ignore_environment or not _same_folder(home, sys.base_prefix)):
         dropped.add("PYTHONHOME")
     return {name: text for name, text in os.environ.items() if name not in dropped}

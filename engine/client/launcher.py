@@ -1,12 +1,14 @@
 """Finding the coordinator of a directory, and starting one.
 
-1. A worker takes the STARTER lock before it starts a coordinator. When a coordinator dies, one of its workers starts
-   the next one, and the others wait for its socket. The kernel frees the lock when its holder dies. If the holder is
-   stopped, the others start a coordinator without the lock after a while. LOCK alone decides which one serves.
-2. The new process has its own session, and init is its parent, so that neither Ctrl-C nor the end of the worker that
-   started it reaches it. It needs no shell, and imports nothing from the worker's directory: see bootstrap.py.
-3. It reports success or its error as one line through a pipe; end of file without a report means that it died on
-   the way. That the pipe's other end is gone does not concern it.
+1. A worker takes the STARTER lock before it starts a coordinator. When a coordinator dies, one of its workers
+   starts the next one, and the others wait for its socket. The kernel frees the lock when its holder dies. If
+   the holder is stopped, the others start a coordinator without the lock after a while. LOCK alone decides
+   which one serves.
+2. The new process has its own session, and init is its parent, so that neither Ctrl-C nor the end of the
+   worker that started it reaches it. It needs no shell, and imports nothing from the worker's directory: see
+   bootstrap.py.
+3. It reports success or its error as one line through a pipe. End of file without a report means that it died
+   on the way. It continues if the other end of the pipe was closed.
 """
 
 from __future__ import annotations
@@ -54,15 +56,15 @@ class Launcher:
         self.log_path = os.path.join(path, LOG_NAME)
         self._durability = durability
         self._settings = settings
-        self._starting_since = 0.0  # when we first found this one start by somebody else, and when last
+        self._starting_since = 0.0  # when we first saw the present start by another process, and when last
         self._seen_starting = 0.0
-        self._start_seen = 0  # which start that is: when its starter took the lock
+        self._start_seen = 0  # which start that is: the time at which its starter took the lock
         self._patience = _STARTER_SECONDS
         self._started: dict[
             int, tuple[str, int]
         ] = {}  # by report descriptor: the interpreter, and its process
-        # The last coordinator's settings. Its successor takes them over; otherwise workers that asked for them could
-        # not attach.
+        # The last coordinator's settings. Its successor takes them over; otherwise workers that asked for
+        # them could not attach.
         self.inherited: dict[str, Any] = {}
 
     def connect(self, limit: float) -> ControlClient | None:
@@ -83,7 +85,7 @@ class Launcher:
             return None
 
     def start(self, limit: float) -> None:
-        """Start a coordinator unless somebody else does, and wait until it serves or has failed.
+        """Start a coordinator unless another process does, and wait until it serves or has failed.
 
         Raises:
           OccamError: why it could not start, as it reported itself.
@@ -94,16 +96,16 @@ class Launcher:
         except OSError as error:
             raise self._unusable(error) from error
         starter = FileLock(os.path.join(self.path, "STARTER"))
-        # All of it inside: an interrupt just after the lock was taken must give it back too.
+        # `acquire` is inside the `try`: an interrupt just after the lock was taken must release it too.
         try:
             with contextlib.suppress(LockHeldError):
                 starter.acquire()
             if not starter.held and not self._waited_long(starter):
                 return
             if not starter.held:
-                # Merely slow, perhaps, and starts beside each other make all of them slower.
+                # The other start may be merely slow, and simultaneous starts slow each other down.
                 self._patience = min(2 * self._patience, _STARTER_SECONDS_MAX)
-            # Held: a coordinator is alive, or recovering and about to listen.
+            # If LOCK is held, a coordinator is alive, or is recovering and about to listen.
             if not self._owned():
                 self._spawn_and_wait(limit)
         finally:
@@ -117,9 +119,9 @@ class Launcher:
         )
 
     def _waited_long(self, starter: FileLock) -> bool:
-        """Whether somebody else has been at one start for so long that it may be stopped, and not merely slow."""
+        """Whether another process has been at one start so long that it may be stopped, not merely slow."""
         now = time.monotonic()
-        # Taking the lock and giving it up both write the file: another time is another start, of whomever.
+        # Taking and releasing the lock both write the file, so another modification time means another start.
         with contextlib.suppress(FileNotFoundError):
             start = os.stat(starter.path).st_mtime_ns
             if start != self._start_seen or now - self._seen_starting > _STARTER_SECONDS / 2:
@@ -151,15 +153,15 @@ class Launcher:
             self._raise_death(python, _reap(starter, limit))
         _reap(starter, limit)
         reply = json.loads(answer)
-        # A second one came first: that is the one to connect to.
+        # Another coordinator was first: connect to that one.
         if reply.get("error") != "LockHeldError":
             raise_refusal(reply)
 
     def _raise_death(self, python: str, status: int | None) -> NoReturn:
-        """Say why there was no report.
+        """Raise the reason why there was no report.
 
         Args:
-          status: with which the first process ended; negative for a signal, None if that cannot be known.
+          status: the exit status of the first process; negative for a signal, None if that cannot be known.
         """
         if status is not None and status >= 0 and status != STARTED:
             raise CoordinatorUnavailable(
@@ -172,7 +174,7 @@ class Launcher:
         )
 
     def _spawn(self, report_fd: int) -> None:
-        """Start the first process of a coordinator, which ends as soon as it has forked; noted in `_started`."""
+        """Start the first process of a coordinator, which ends once it has forked; noted in `_started`."""
         python = interpreter.interpreter()
         options = json.dumps(
             {
@@ -221,7 +223,7 @@ def _directory_hint(path: str, error: OSError) -> str:
     return "the directory must be writable by this user"
 
 
-# First processes of coordinators, ours to wait for: those that were slower than their open was patient.
+# First processes of coordinators that are still to be reaped: `open` did not wait for their end.
 _unreaped: set[int] = set()
 
 
@@ -230,7 +232,7 @@ def _try_reap(pid: int) -> tuple[bool, int | None]:
     try:
         ended, status = os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
-        # Whoever forked us waits for it, or this process lets the kernel do so (SIGCHLD ignored).
+        # We were forked and our parent waits for it, or the kernel does (SIGCHLD is ignored).
         _unreaped.discard(pid)
         return True, None
     if not ended:
@@ -240,7 +242,7 @@ def _try_reap(pid: int) -> tuple[bool, int | None]:
 
 
 def _reap(pid: int, limit: float) -> int | None:
-    """Wait for a first process that has forked, or has closed its end of the pipe: it ends at any moment."""
+    """Wait for a first process that has forked, or has closed its end of the pipe: it is about to end."""
     while True:
         ended, status = _try_reap(pid)
         if ended or time.monotonic() > limit:
@@ -253,7 +255,8 @@ def _read_report(fd: int, limit: float) -> bytes | None:
     data = b""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
-    # Not only until end of file: a process forked meanwhile by another thread may hold the pipe for ever.
+    # Stop at the end of the line, not of the file: a process that another thread forked may hold the pipe for
+    # ever.
     while not data.endswith(b"\n"):
         remaining = limit - time.monotonic()
         if remaining <= 0:

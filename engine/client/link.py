@@ -1,8 +1,8 @@
 """One attached channel of this process: control connection, channel segment, ring ends.
 
 1. A link commits for one thread at a time; `SharedHandle` keeps a pool of them.
-2. A link is used by the process that attached it. A forked child closes its copies of the descriptors, so that the
-   parent's death still shows as end of file at the coordinator.
+2. A link is used by the process that attached it. A forked child closes its copies of the descriptors, so
+   that the parent's death still shows as end of file at the coordinator.
 3. A link whose last request is unanswered is never used for another one (`reusable`).
 """
 
@@ -32,7 +32,7 @@ _DYING_SECONDS = 0.2
 
 
 class CoordinatorGone(Exception):
-    """The coordinator closed the connection: it died, was stopped, or threw this worker out."""
+    """The coordinator closed the connection: it died, was stopped, or disconnected this worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +107,14 @@ class Link:
         self.log_mode = self.terms.durability
         self.pid = os.getpid()
         self._coordinator = identify(client.peer_pid)
-        # Bound once, for the commit path: exchange(request, timeout, on_idle). Neither refers back to the link.
+        # Bound once, for the commit path: exchange(request, timeout, on_idle). Neither refers back to the
+        # link.
         self.exchange = self.channel.exchange
         self.on_idle = functools.partial(_check_coordinator, client)
         self.sequence = self.terms.last_sequence
         self._detached = False
-        # Whether its session continues through another link, for which a request through this one could be mistaken.
+        # Whether its session continues through another link. The answer to a request through this one could
+        # be taken for that link's.
         self.left = False
 
     def _map(self, name: str, *, writable: bool) -> Segment:
@@ -122,7 +124,7 @@ class Link:
         return segment
 
     def exchange_slowly(self, request: bytearray, timeout: float, on_idle: Callable[[], None]) -> bytes:
-        """`exchange` by way of the failpoints worker.mid_submit, worker.after_submit and worker.before_result."""
+        """`exchange` with the failpoints worker.mid_submit, worker.after_submit and worker.before_result."""
         deadline = time.monotonic() + timeout
         self.channel.send(request, timeout, on_idle, functools.partial(failpoints.hit, "worker.mid_submit"))
         failpoints.hit("worker.after_submit")
@@ -150,7 +152,7 @@ class Link:
             return None, True  # a damaged reply: only the log knows
 
     def died_with_request_untaken(self) -> bool:
-        """Whether the coordinator is dead and had not begun to take our last request: then it never happened."""
+        """Whether the coordinator died before it began to take our last request: then that never happened."""
         if self._coordinator is None:
             return False  # invisible from here (another pid namespace): it may be alive
         # A process's sockets close a moment before it counts as dead.
@@ -167,10 +169,11 @@ class Link:
         return self._detached or self.client.fileno() < 0 or self.client.peer_gone()
 
     def retire_if_orphaned(self) -> None:
-        """Tell the attachment if the coordinator is gone. Begin nothing more on the store if its name is gone too.
+        """Tell the attachment if the coordinator is gone. If the store's name is gone too, begin nothing more
+        on it.
 
-        The next coordinator marks its predecessor's store by its name. Without one (removed by systemd's RemoveIPC, by
-        a cleaner of temporary files) nothing would ever tell us of what is committed from there on.
+        The next coordinator finds its predecessor's store by this name, to mark it. If the name was removed
+        (by systemd's RemoveIPC, or a cleaner of temporary files), nothing would tell us of later commits.
         """
         if self.gone():
             self.attachment.note_unserved()
@@ -178,14 +181,14 @@ class Link:
                 self.attachment.retire()
 
     def __del__(self) -> None:
-        # An exception of a signal handler can take a link out of its owner's hands between any two lines.
-        # Closing the connection is what gives its channel back then.
+        # An exception in a signal handler can make the owner lose a link between any two lines. Closing the
+        # connection then gives its channel back.
         with contextlib.suppress(Exception):
             if not self._detached:
                 self.drop()
 
     def detach(self) -> None:
-        """Tell the coordinator, then let go. Open snapshots of this link's attachment keep their mapping."""
+        """Tell the coordinator, then close. Open snapshots of this link's attachment keep their mapping."""
         if self._detached:
             return
         self._detached = True
@@ -195,7 +198,7 @@ class Link:
         self.drop()
 
     def drop(self) -> None:
-        """Let go without telling the coordinator: it is gone, or this is a forked child's copy."""
+        """Close without telling the coordinator: it is gone, or this is a forked child's copy."""
         self._detached = True
         with contextlib.suppress(OSError):
             self.client.close()
@@ -205,7 +208,7 @@ class Link:
         self._close_segments()
 
     def _close_segments(self) -> None:
-        # A mapping that is still exported (by an attachment with open snapshots) goes when its last user does.
+        # A mapping that is still in use (by an attachment with open snapshots) is unmapped by its last user.
         for segment in self._segments:
             with contextlib.suppress(BufferError):
                 segment.close()
@@ -216,7 +219,7 @@ def _check_coordinator(client: ControlClient) -> None:
     """Called now and then while waiting for an answer.
 
     Raises:
-      CoordinatorGone: there will be none.
+      CoordinatorGone: there will be no answer.
     """
     if client.peer_gone():
         raise CoordinatorGone

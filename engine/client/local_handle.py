@@ -1,10 +1,11 @@
 """An in-memory database's engine: the same commit core, in the process that opened it.
 
-1. The core's lock serialises commits; the calling thread is the commit thread while it holds it. It is held inside the
-   core only, never across a bytecode, so nothing a signal handler does or raises can meet it.
+1. The core's lock serialises commits; the calling thread is the commit thread while it holds it. It is held
+   inside the core only, never across a bytecode, so nothing that a signal handler does or raises can meet it.
 2. Snapshots are read without the lock, exactly as from shared memory.
-3. Background work (expiry, reclamation) runs at commits; `admin` calls run it too, so a quiet database catches up. A
-   transaction that begins when a key is due calls `attachment`, which lets the key expire first.
+3. Background work (expiry, reclamation) runs at commits. `admin` calls run it too, so that a quiet database
+   catches up. A transaction that begins when a key is due calls `attachment`, which lets the key expire
+   first.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ class LocalHandle:
         self.settings = settings
         self._pid = os.getpid()
         self._session = secrets.randbits(63) | 1
-        # Both are shared anonymous mappings: pages appear when touched, so `max_store_size` costs nothing by itself.
-        # Shared, so that a forked child cannot make the parent's pages copy on write behind our pointers.
+        # Both are shared anonymous mappings: pages appear when touched, so `max_store_size` costs nothing by
+        # itself. They are shared so that a forked child cannot make the parent's pages copy on write behind
+        # our pointers.
         try:
             self._store = mmap.mmap(-1, settings.max_store_size & ~0xFFFF)
             self._channel = mmap.mmap(-1, layout.channel_size(_RING_SIZE))
@@ -76,7 +78,9 @@ class LocalHandle:
         self._attachment: StoreAttachment | None = StoreAttachment(self._store, self._channel)
 
     def load(self, directory: DatabaseDirectory, progress: Progress | None = None) -> None:
-        """Fill the store, still empty, with what a directory holds; the directory stays as it is."""
+        """Fill the store, which is still empty, with the content of a directory. The directory is not
+        changed.
+        """
         result = recover(directory, self._core.loader(), progress=progress, repair_disk=False)
         self._core.start_at(result.version, 0)
 
@@ -131,7 +135,7 @@ class LocalHandle:
             return
         attachment, self._attachment = self._attachment, None
         if attachment is not None:
-            # Memory goes when the last open transaction lets go of the attachment.
+            # The memory is freed when the last open transaction releases the attachment.
             attachment.shut_down()
 
     def __reduce__(self) -> Any:

@@ -1,6 +1,6 @@
 """A database directory read without a coordinator: recovered into the private memory of this process.
 
-For tools that only look. Takes as much memory as the content; the directory stays as it is, byte for byte.
+For tools that only read. It takes as much memory as the content; the directory is not changed by a byte.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def recovered_database(
 
     Args:
       database: the class of the result.
-      path: the directory; nobody should be serving it, or what is recovered may be torn.
+      path: the directory; while a coordinator serves it, what is recovered may be torn.
       progress: as `recovery.recover` calls it.
 
     Raises:

@@ -40,18 +40,19 @@ def open_database(
     run_rule: RunRule | None = None,
     **settings: Any,
 ) -> D:
-    """Open the database in the directory `path`; starts a coordinator if none runs for it, else attaches to its own.
+    """Open the database in the directory `path`. Attaches to its coordinator, and starts one if none runs.
 
-    Any number of processes may open the same directory. The result may be used from several threads, goes through
-    fork, and pickles as a way to attach.
+    Any number of processes may open the same directory. The result may be used from several threads, goes
+    through fork, and pickles as a way to attach.
 
     Args:
       database: the class of the result.
       path: the database directory; made when missing.
-      durability: what an acknowledged commit survives: "none" the death of workers, "standard" kill -9 of every
-        process, "always" power loss.
+      durability: what an acknowledged commit survives: "none" the death of workers, "standard" kill -9 of
+        every process, "always" power loss.
       isolation: of transactions that do not say: "serializable" or "snapshot".
-      start: "auto" starts a coordinator when there is none, now and after it died; "never" waits for somebody else's.
+      start: "auto" starts a coordinator when there is none, now and after it died; "never" waits until one
+        runs.
       timeout: seconds to wait for a coordinator, and for its answer to a commit.
       tenant, app, agent: the namespace whose runs this database shows.
       codec: how values are stored; None: without hooks for types of the user's own.
@@ -135,7 +136,7 @@ def _directory(path: str | os.PathLike[str]) -> str:
     if isinstance(text, bytes):
         text = os.fsdecode(text)
     if not text or "\0" in text:
-        raise InvalidArgumentError(f"{text!r} is no usable path", hint="name a directory")
+        raise InvalidArgumentError(f"{text!r} is not a usable path", hint="name a directory")
     if text == ":memory:":
         raise InvalidArgumentError(
             "a database in memory is not opened by a path, and ':memory:' would be a directory of that name",

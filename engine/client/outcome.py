@@ -1,8 +1,8 @@
 """What became of a commit whose coordinator vanished before it answered.
 
-The worker asks the next coordinator for the last outcome of its session. It sends the request again only if that
-coordinator says that the commit never happened. This answer is final: the new coordinator has read the old log and
-holds LOCK, so the old coordinator can no longer commit.
+The worker asks the next coordinator for the last outcome of its session. It sends the request again only if
+that coordinator says that the commit never happened. This answer is final: the new coordinator has read the
+old log and holds LOCK, so the old coordinator can no longer commit.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def resolve(
       link: the link that the request went through; it is given up.
       request: as it was sent, sealed.
       limit: when to give up, on the clock of `time.monotonic`.
-      sent: whether the request was published completely. If so, CommitOutcomeUnknown is the only error that is true.
+      sent: whether the request was published completely. If so, CommitOutcomeUnknown is the only error that
+        is true.
     """
     if link.pid != os.getpid():
         # A signal handler forked: the commit and its session belong to the parent process.
@@ -150,7 +151,9 @@ def _recovered(ask: Ask, request: bytearray, sequence: int, version: int, limit:
 
 
 def _result(index: int, code: OpCode, written: Any) -> ResultEntry:
-    """A deleted key existed if and only if the delete was logged. For an add, the log has the resulting integer."""
+    """The logged result: of a delete, whether the key existed (only then it is logged); of an add, the
+    integer.
+    """
     if code is OpCode.DELETE:
         return ResultEntry(index, ResultKind.EXISTED, 0 if written is None else 1)
     value = int(written)

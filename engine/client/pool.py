@@ -1,8 +1,10 @@
 """A worker's links to the coordinator of one database: which are idle, how a further one is attached.
 
-1. `idle` holds the links that no thread is using, the last used one on top. A thread that finds none attaches one.
-2. Pins live in the channel of the link that was attached first (`primary`). It stays open while the pool does.
-3. A forked child starts with no links: it closes the descriptors it inherited and attaches anew at its first call.
+1. `idle` holds the links that no thread is using, the last used one on top. If it is empty, the thread
+   attaches one.
+2. Pins live in the channel of the link that was attached first (`primary`), which stays open with the pool.
+3. A forked child starts with no links: it closes the inherited descriptors, and attaches anew at its first
+   call.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class LinkPool:
         self.lock = threading.RLock()
         self.primary: Link | None = None
         self.idle: list[Link] = []
-        # Weak: an interrupt may take a link from its thread. Nobody holds it then, and its finalizer closes it.
+        # Weak: an interrupt may take a link from its thread. Its finalizer closes it then.
         self._all: weakref.WeakSet[Link] = weakref.WeakSet()
 
     def close(self) -> None:
@@ -88,7 +90,7 @@ class LinkPool:
             link.detach()
 
     def abandon(self) -> None:
-        """In a forked child: close the inherited sockets, so that the coordinator notices the parent's death."""
+        """In a forked child: close the inherited sockets, so that the parent's death is noticed."""
         links = self._all
         self.reset()
         for link in links:
@@ -102,7 +104,7 @@ class LinkPool:
             raise DatabaseClosedError()
 
     def take(self, limit: float) -> Link:
-        """A link for this thread alone, attached to a living coordinator. The caller gives it back with `give_back`."""
+        """A link for this thread alone, attached to a living coordinator. Give it back with `give_back`."""
         self.check_open()
         while True:
             try:
@@ -144,8 +146,8 @@ class LinkPool:
             # Without a goodbye: that would wait for the answer of a coordinator that may be stopped.
             link.drop()
         elif link.gone():
-            # Reads go on without a coordinator: keep the mapping until a new one supersedes the store. A living
-            # coordinator that disconnected us says so in the channel, which ends the attachment too.
+            # Reads go on without a coordinator: keep the mapping until a new one supersedes the store. A
+            # living coordinator that disconnected us says so in the channel, which ends the attachment too.
             link.client.close()
 
     def attach_primary(self, limit: float) -> Link:
@@ -155,7 +157,7 @@ class LinkPool:
             if primary is not None and primary.attachment.usable:
                 return primary
             self.idle.append(self.attach(limit, session=0))
-            # Not always the link just attached: a committing thread, or a signal handler, may have been first.
+            # A committing thread or a signal handler may have attached the primary first.
             primary = self.primary
             assert primary is not None
             return primary
@@ -174,8 +176,8 @@ class LinkPool:
                 # It was killed while it recovered: the next one may succeed. Pause, in case we are the cause.
                 last, pause = error, max(pause, _PAUSE_AFTER_DEATH)
             except (CoordinatorUnavailable, LogWriteError) as error:
-                # A full disk has no room for a start. `open` reports this at once. After a successful open we try
-                # again until the limit, because space may be freed in time.
+                # A full disk has no room for a start. `open` reports this at once. After a successful open we
+                # try again until the limit, because space may be freed in time.
                 if self.primary is None or error.details.get("errno") not in _NO_ROOM:
                     raise
                 last, pause = error, max(pause, _PAUSE_AFTER_DEATH)
@@ -209,7 +211,9 @@ class LinkPool:
             raise shortage from error
 
     def _try_attach(self, limit: float, session: int) -> Link | None:
-        """A link to the coordinator that listens; None if none does. Starts one then, if `start` allows it."""
+        """A link to the listening coordinator. None if none listens; one is started then, if `start` allows
+        it.
+        """
         client = self._launcher.connect(limit)
         if client is not None:
             try:

@@ -1,6 +1,7 @@
 """A worker's connection to a shared database: one true outcome for every commit.
 
-pool.py has the links to the coordinator; outcome.py finds out what became of a commit whose coordinator vanished.
+pool.py has the links to the coordinator; outcome.py finds out what became of a commit whose coordinator
+vanished.
 """
 
 from __future__ import annotations
@@ -129,8 +130,8 @@ class SharedHandle:
                 return answer_of(link, sequence, words, synced)
             return resolve(pool, self.admin, link, request, sequence, limit, sent=sent)
         except ChannelBroken:
-            # The damage may be in the reply: then the coordinator knows what became of the request. But a channel that
-            # another thread's `close` has closed took nothing.
+            # The damage may be in the reply: then the coordinator knows what became of the request. But a
+            # channel that another thread's `close` has closed took nothing.
             return resolve(pool, self.admin, link, request, sequence, limit, sent=not link.channel.closed)
         except ChannelTimeout as error:
             if not error.sent:
@@ -151,8 +152,8 @@ class SharedHandle:
         reply = self._ask(dict(message))
         if message["kind"] != "checkpoint":
             return reply
-        # The coordinator answers at once and works on; the caller wants the checkpoint done. One that was already
-        # under way may be of an older version, and may die with its coordinator: then we ask again.
+        # The coordinator answers at once and works on; the caller wants the checkpoint done. One that was
+        # already under way may be of an older version, and may die with its coordinator: then we ask again.
         wanted = reply["wanted"]
         while True:
             while reply["running"]:
@@ -192,7 +193,7 @@ class SharedHandle:
         return self.pool.closed
 
     def close(self) -> None:
-        """Detach from the coordinator. Open transactions and snapshots end: their calls raise DatabaseClosedError."""
+        """Detach from the coordinator. Open transactions and snapshots end with DatabaseClosedError."""
         if self.pool.pid == os.getpid():
             self.pool.close()
 

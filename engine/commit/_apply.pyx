@@ -1,12 +1,12 @@
 """Effects: put, delete, add, delete a range, and the background removal of expired keys.
 
-1. Every install goes on the undo list, so a request that fails half-way (store full, no integer, overflow) and a
-   batch that cannot be logged leave the store as it was.
+1. Every install is recorded in the undo list. A request that fails half-way (store full, not an integer,
+   overflow) and a batch that cannot be logged therefore leave the store as it was.
 2. All records of a request carry its commit version, which is above `committed_version` until the batch is
-   published: no reader sees any of this before.
-3. Log entries are appended in the order of the installs; a failing request takes its entries back out.
+   published. No reader sees them before that.
+3. Log entries are appended in the order of the installs. A request that fails takes its entries out again.
 4. `recent` gets a request's writes only when the request can no longer fail.
-5. Whether a key has expired is judged by `core.now` (see _expiry_time.pxd), whatever clock the worker had.
+5. Expiry is judged by `core.now` (see _expiry_time.pxd), not by the worker's clock.
 """
 
 from libc.stdlib cimport free, realloc
@@ -36,7 +36,7 @@ from ._wire cimport (
 
 cdef enum:
     INTEGER_SIZE_MAX = 9
-    LENT_SHARE = 3                  # quarters of the segment's room beyond the limit that overwrites may borrow
+    LENT_SHARE = 3                  # quarters of the room beyond the limit that overwrites may borrow
 
 
 cdef struct Effect:
@@ -45,8 +45,8 @@ cdef struct Effect:
     Channel *channel
     u64 version
     u32 errno_                      # of a failed log append (private memory ran out)
-    bint wrote                      # a value was put before: its version is that of a range tombstone, which would miss it
-    u32 walk_left                   # nodes that range deletes of this request may yet look at
+    bint wrote                      # the request put a value, which a range tombstone cannot cover
+    u32 walk_left                   # how many more nodes the range deletes of this request may look at
 
 
 cdef bint _note_undo(Core *core, u32 node, u32 record) noexcept nogil:
@@ -66,7 +66,7 @@ cdef bint _note_undo(Core *core, u32 node, u32 record) noexcept nogil:
 
 
 cdef void undo_to(Core *core, u64 mark) noexcept nogil:
-    """Take back installs, newest first, until `mark` of them are left."""
+    """Take back installs, newest first; see _apply.pxd."""
     while core.undo_count > mark:
         core.undo_count -= 1
         if core.undo[core.undo_count].node == 0:
@@ -90,9 +90,10 @@ cdef u32 _new_record(Core *core, u32 node, u64 version, i64 expires_at, u32 flag
                      u32 value_size) noexcept nogil:
     """A record for `node`; 0 when the store is full and nothing can be freed.
 
-    While a checkpoint is written the replaced values stay, for it may not have read them yet. An overwrite then takes its
-    place from what the segment has beyond `max_store_size`. That is there for a recovery, which has it whatever happens
-    here: what is alive does not grow by an overwrite, and the rest is not recovered.
+    While a checkpoint is being written, replaced values must stay, because it may not have read them yet. An
+    overwrite may then use part of the room that the segment has beyond `max_store_size`. That room is meant
+    for recovery, which will still have it: an overwrite adds no live data, and recovery restores live data
+    only.
     """
     cdef Store *store = &core.store
     cdef u32 limit = store.arena.page_limit
@@ -135,18 +136,19 @@ cdef u32 _write(Core *core, const u8 *key, u32 key_size, u64 hash, u64 version, 
         return STATUS_STORE_FULL
     covered = ranges_cover(&core.store, node)
     if covered != NULL:
-        # Deleted with its range: the tombstone of that comes first (`_range_tombstones`, invariant 2).
+        # A range tombstone deleted the key. The key's own tombstone has to come first (`_range_tombstones`,
+        # invariant 2).
         status = _install(core, node, covered.version, 0, RECORD_TOMBSTONE, NULL, 0)
         if status != STATUS_COMMITTED:
             return status
     status = _install(core, node, version, expires_at, 0, value, value_size)
     if status == STATUS_COMMITTED and expires_at != 0 and expiry_push(&core.expiry, expires_at, version, key, key_size):
-        core.expiry_stale = True        # no room for the entry: the heap is filled anew
+        core.expiry_stale = True        # no memory for the entry: rebuild the heap later
     return status
 
 
 cdef void _add_result(Channel *channel, u32 op_index, u32 kind, u64 value) noexcept nogil:
-    """Append a result to the reply. check_format has bounded how many there can be."""
+    """Append a result to the reply. check_format has bounded the number of results."""
     cdef ResultEntry *entry
     if not reserve_reply(channel, channel.out_size + RESULT_SIZE):
         return
@@ -185,7 +187,9 @@ cdef u32 _delete(Effect *effect, const OpHeader *op, const u8 *key, u32 index, W
 
 
 cdef u32 _add(Effect *effect, const OpHeader *op, const u8 *key, u32 index, WalAppender log) noexcept nogil:
-    """Merge: add to the integer that is there when the commit is applied; absent counts as 0. Keeps the key's expiry."""
+    """Add to the integer that is there when the commit is applied; absent counts as 0. Keeps the key's
+    expiry.
+    """
     cdef Core *core = effect.core
     cdef u64 hash = key_hash(key, op.key_size, core.store.hash_seed)
     cdef u32 node = store_find(&core.store, key, op.key_size, hash)
@@ -219,14 +223,15 @@ cdef inline bint _before(const Node *node, const u8 *end, u32 end_size) noexcept
 
 
 cdef inline bint _is_live(Core *core, u32 node) noexcept nogil:
-    """Has the key a value now, expired or not?"""
+    """Whether the key has a value, expired or not."""
     cdef u32 head = node_at(core.store.base, node).head
     return (head != 0 and not record_at(core.store.base, head).flags & RECORD_TOMBSTONE
             and ranges_cover(&core.store, node) == NULL)
 
 
 cdef bint _is_large(Effect *effect, const u8 *start, u32 start_size, const u8 *end, u32 end_size) noexcept nogil:
-    """Would deleting the range key by key take longer than others should wait? Looks at a bounded number of nodes."""
+    """Whether the range is too large to delete key by key in one batch. Looks at a bounded number of nodes.
+    """
     cdef Core *core = effect.core
     cdef u32 node = store_seek(&core.store, start, start_size), live = 0
     while node != 0 and _before(node_at(core.store.base, node), end, end_size):
@@ -252,11 +257,11 @@ cdef u32 _delete_keys(Effect *effect, const u8 *start, u32 start_size, const u8 
 
 
 cdef u32 _delete_range(Effect *effect, const OpHeader *op, const u8 *start, WalAppender log) noexcept nogil:
-    """Every key in [start, end) is absent at one version; one log entry whatever the count.
+    """Delete every key in [start, end) at one version, with one log entry however many there are.
 
-    A large range becomes a range tombstone, whose cost does not depend on the count. Key by key go small ones, those
-    that come behind a put of the same request (no worker of ours sends that), and what finds no slot free: then the
-    others wait for as long as it takes.
+    A large range becomes a range tombstone, whose cost does not depend on the number of keys. The keys are
+    deleted one by one if the range is small, if a put came before in the same request (our workers never send
+    that), or if no slot is free. In the last case the other requests wait for as long as it takes.
     """
     cdef Core *core = effect.core
     cdef const u8 *end = start + op.key_size
@@ -300,11 +305,7 @@ cdef u32 _apply_op(Effect *effect, const OpHeader *op, u32 index, WalAppender lo
 
 cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 version, u32 *detail,
                        WalAppender log) noexcept nogil:
-    """Apply every effect of a validated request at `version`, and append its log entries.
-
-    Returns STATUS_COMMITTED, or why not, with store and log buffer as before. `detail`: op index, errno, or what a full
-    store cannot grow for.
-    """
+    """Apply every effect of a validated request at `version`, and append its log entries; see _apply.pxd."""
     cdef const RequestHeader *header = <const RequestHeader *>request
     cdef const OpHeader *op
     cdef u64 position = REQUEST_HEADER_SIZE, mark = core.undo_count, log_mark = 0, entry
@@ -351,7 +352,7 @@ cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 vers
 
 
 cdef u32 _live_expiring_node(Core *core, const ExpiryEntry *entry) noexcept nogil:
-    """The node an expiry entry still speaks of, or 0 when the key was written again or removed since."""
+    """The node that an expiry entry refers to; 0 if the key was written again or removed since."""
     cdef u32 node = store_find(&core.store, entry.key, entry.key_size, key_hash(entry.key, entry.key_size, core.store.hash_seed))
     cdef const Record *record
     if node == 0 or node_at(core.store.base, node).head == 0:
@@ -365,10 +366,11 @@ cdef u32 _live_expiring_node(Core *core, const ExpiryEntry *entry) noexcept nogi
 
 
 cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log) noexcept nogil:
-    """Delete keys whose time has passed, as one commit of the coordinator's own (session 0) at version next_version + 1.
+    """Delete keys whose time has passed, as one commit of the coordinator's own (session 0) at next_version +
+    1.
 
-    Returns how many were deleted; the caller gives out the version if that is not 0. When something fails nothing is
-    half done, and the keys stay in the heap or `expiry_stale` is set.
+    Returns how many were deleted. If that is not 0, the caller gives out the version. If something fails,
+    nothing is half done, and the keys stay in the heap or `expiry_stale` is set.
     """
     cdef u64 version = core.next_version + 1, mark = core.undo_count, log_mark = 0, entry_index
     cdef u8 run_id[16]
@@ -386,7 +388,8 @@ cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log) noexcep
         entry = &core.expiry.entries[0]
         node = _live_expiring_node(core, entry)
         if node != 0:
-            # `expires_at` of an EXPIRY tombstone is the removed record's version: validation asks who wrote the key last.
+            # In an EXPIRY tombstone, `expires_at` holds the removed record's version: validation asks for the
+            # version of the last write.
             if _install(core, node, version, <i64>entry.version, RECORD_TOMBSTONE | RECORD_EXPIRY, NULL, 0):
                 break
             removed += 1
@@ -407,9 +410,10 @@ cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log) noexcep
 
 
 cdef void compact_expiry(Core *core) noexcept nogil:
-    """Drop stale entries, so that the heap follows the number of live expiring keys.
+    """Drop stale entries, so that the size of the heap follows the number of live keys that expire.
 
-    Between batches only: an entry that an unpublished record makes stale is good again if that record is undone.
+    Between batches only: an entry made stale by an unpublished record becomes valid again if that record is
+    undone.
     """
     cdef u64 index, kept = 0
     for index in range(core.expiry.count):
@@ -423,7 +427,7 @@ cdef void compact_expiry(Core *core) noexcept nogil:
 
 
 cdef i64 load_expiry(Core *core) noexcept nogil:
-    """Fill the heap from the store: after recovery, or when entries were lost. O(keys). Returns the newest timestamp."""
+    """Fill the heap from the store, after recovery or when entries were lost; see _apply.pxd."""
     cdef u32 node = store_seek(&core.store, <const u8 *>b"", 0)
     cdef const Node *entry
     cdef const Record *record

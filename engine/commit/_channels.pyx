@@ -1,8 +1,8 @@
-"""The channel table: slots filled in, read and emptied by the control plane while the commit thread serves them.
+"""The channel table: the control plane fills in, reads and empties its slots beside the commit thread.
 
-1. A slot is filled in while it is FREE, and emptied while it is CLOSED: the commit thread looks at neither.
-2. The pair of a channel's last commit is written by the commit thread under an odd `outcome_lock`; any thread reads it
-   with `channel_outcome`, again until the lock was even and unchanged.
+1. A slot is filled in while it is FREE, and emptied while it is CLOSED. The commit thread looks at neither.
+2. The commit thread writes the sequence and version of a channel's last commit while `outcome_lock` is odd.
+   Any thread reads the pair with `channel_outcome`, which retries until the lock was even and did not change.
 """
 
 from libc.stdlib cimport free
@@ -24,7 +24,7 @@ cdef enum:
 
 
 cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last_sequence, u64 last_version) noexcept nogil:
-    """Serve the channel segment at `base`, sizes checked by the caller. Its index, -1 when every slot is taken."""
+    """Serve the channel segment at `base`, whose size the caller has checked; see _channels.pxd."""
     cdef u32 index = 0
     cdef Channel *channel
     while index < core.channel_capacity and core.channels[index].state != CHANNEL_FREE:
@@ -45,12 +45,12 @@ cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last
     channel.slots_high = base + SLOTS_HIGH_OFFSET
     channel.closed = base + CLOSED_OFFSET
     channel.drained = base + DRAINED_OFFSET
-    # One reply is outstanding at most, so half the ring always has room for it.
+    # At most one reply is outstanding, so half the ring always has room for it.
     channel.reply_max = ring_size // 2 if ring_size // 2 > REPLY_SIZE_MIN else REPLY_SIZE_MIN
-    # seq_cst, both (release with it): the commit thread sees a filled slot once it sees the state; and its
-    # scan for pins looks at both words after it raised gc_horizon. They are stored before the worker hears of
-    # its channel, so a scan that misses them comes before the worker's own look at gc_horizon, behind its
-    # first pin.
+    # Both stores are seq_cst, which includes release: the commit thread sees a filled slot once it sees the
+    # state. Its scan for pins reads both words after it has raised gc_horizon. They are stored before the
+    # worker hears of its channel. So if a scan misses them, the worker's look at gc_horizon, behind its first
+    # pin, comes later and finds the raised value.
     store_seq_cst_u32(&channel.state, CHANNEL_ACTIVE)
     if index >= core.channels_high:
         store_seq_cst_u32(&core.channels_high, index + 1)
@@ -58,7 +58,7 @@ cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last
 
 
 cdef void channel_free(Channel *channel) noexcept nogil:
-    """Give back the private memory of a channel nobody serves."""
+    """Free the private memory of a channel that is no longer served."""
     inbox_destroy(&channel.inbox)
     free(channel.out)
     free(channel.seen)

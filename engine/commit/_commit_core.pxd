@@ -15,5 +15,6 @@ cdef class CommitCore:
     cdef object bell_buffer
     cdef list channel_buffers
 
-    # In memory: takes the mutex. False: `timeout` seconds passed without it. Signal handlers run only before that.
+    # In memory: takes the mutex. False: it was not free within `timeout` seconds. Signal handlers run while
+    # it waits, and never while the mutex is held.
     cdef bint _claim(self, double timeout) except -1

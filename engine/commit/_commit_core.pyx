@@ -1,12 +1,13 @@
 """`CommitCore`: the commit core as Python sees it.
 
-The work is done over the struct `Core` by the compiled modules beside this one: `_loop` runs the loop of the commit
-thread, `_batch` serves, logs, publishes and answers one batch, `_housekeeping` does what is due between batches.
-This class owns the memory of the struct and offers set-up, channels, figures, and the path of an in-memory database.
+The work is done over the struct `Core` by the compiled modules beside this one: `_loop` runs the loop of the
+commit thread, `_batch` serves, logs, publishes and answers one batch, `_housekeeping` does what is due
+between batches. This class owns the memory of the struct and offers set-up, channels, figures, and the path
+of an in-memory database.
 
-Threads: `run` is the commit thread and releases the GIL. Every other method belongs to the control plane, and may be
-called while `run` works except where it says otherwise. An in-memory database has no commit thread: `process` serves
-one request in the thread of its caller, under a lock.
+Threads: `run` is the commit thread and releases the GIL. Every other method belongs to the control plane.
+Unless it says otherwise, it may be called while `run` works. An in-memory database has no commit thread:
+`process` serves one request in the thread of its caller, under a lock.
 """
 
 import os
@@ -61,7 +62,7 @@ cdef enum:
     RANGE_INLINE_MAX = 512          # defaults of set_range_limits
     RANGE_SLICE = 256
     WALK_SLICE = 2048
-    RANGE_SLICES_TICK = 4096        # in memory, where only `tick` converts range tombstones
+    RANGE_SLICES_TICK = 4096        # in memory: the most steps of background work in one `tick`
     CLAIM_SLICE_NS = 1000000000     # longest wait for the lock between two looks at signals
 
 cdef i64 I64_MAX = 0x7FFFFFFFFFFFFFFF
@@ -79,7 +80,8 @@ cdef class CommitCore:
       bell_buffer: the doorbell segment, or None in memory.
       channel_count_max: channel slots.
       key_size_max, value_size_max, request_size_max: bytes; whole keys, msgpack values, whole requests.
-      request_memory_max: bytes of private memory for requests above 1 MiB while they are received; one may always be.
+      request_memory_max: bytes of private memory for requests above 1 MiB that are being received. One of
+        them is always admitted, whatever its size.
       snapshot_age_max: seconds a snapshot may hold garbage back before it is revoked.
       wake_fd: eventfd written when a channel broke or was drained; -1 for none.
 
@@ -158,7 +160,7 @@ cdef class CommitCore:
         free(self.core.wakes)
         free(self.core.pins)
 
-    # ---- set-up, before any commit -------------------------------------------------------------------------
+    # ---- set-up, before any commit -----------------------------------------------------------------------
 
     def attach_log(self, WalAppender log not None, bint sync_all):
         """Write every commit to `log` before it is published; with `sync_all` wait for the disk too."""
@@ -166,11 +168,13 @@ cdef class CommitCore:
         self.core.sync_all = sync_all
 
     def start_at(self, u64 version, u64 lost_version=0):
-        """Go on after `version`: publishes the recovered store and rebuilds what is derived from it.
+        """Continue after `version`: publish the recovered store and rebuild what is derived from it.
 
         Args:
-          lost_version: commits up to it may be missing from the store (no log): a transaction older than that may not
-            conclude anything from what is absent. What recovery itself forgot, the loader has told the store.
+          version: the newest recovered commit.
+          lost_version: commits up to this version may be missing from the store, because there was no log. An
+            older transaction may not conclude anything from the absence of a key. The loader has already told
+            the store what recovery itself forgot.
         """
         self.core.next_version = version
         self.core.recent_floor = version
@@ -178,20 +182,20 @@ cdef class CommitCore:
         self.core.range_history.floor = max(self.core.store.range_horizon, lost_version)
         if self.core.store.tombstone_horizon < lost_version:
             self.core.store.tombstone_horizon = lost_version
-        # The clock goes on from the newest recovered commit at least, should the wall clock be behind it.
+        # If the wall clock is behind the newest recovered commit, continue from the time of that commit.
         self.continue_clock(load_expiry(&self.core) - clock_monotonic_ns())
         read_clock(&self.core)
         publish_expiry_time(&self.core)
         store_publish(&self.core.store, version)
 
     def continue_clock(self, i64 offset):
-        """Let the clock of this store be no earlier than that of another with this `clock_offset`."""
+        """Set the clock of this store forward, if necessary, to that of a store with this `clock_offset`."""
         cdef StoreHeader *header = self.core.store.header
         if offset > header.clock_offset:
             header.clock_offset = offset
 
     def limit_store(self, u64 size):
-        """Commits fill the store up to `size` bytes; what recovery needed beyond that stays in use."""
+        """Let commits fill the store up to `size` bytes. If recovery needed more, that stays in use."""
         store_limit(&self.core.store, size)
 
     def set_range_limits(self, u32 inline_max=RANGE_INLINE_MAX, u32 slice=RANGE_SLICE, u32 walk_slice=WALK_SLICE):
@@ -206,7 +210,7 @@ cdef class CommitCore:
         self.core.range_slice = max(1, slice)
         self.core.walk_slice = max(1, walk_slice)
 
-    # ---- channels: called by the control plane ----------------------------------------------------------------
+    # ---- channels: called by the control plane -----------------------------------------------------------
 
     def open_channel(self, u64 session, channel_buffer, u64 ring_size, u64 last_sequence=0, u64 last_version=0):
         """Serve one more channel. Returns its index, or -1 when every slot is taken."""
@@ -242,39 +246,41 @@ cdef class CommitCore:
         self.channel_buffers[index] = None
         store_release_u32(&self.core.channels[index].state, CHANNEL_FREE)
 
-    # ---- the commit thread ------------------------------------------------------------------------------------
+    # ---- the commit thread -------------------------------------------------------------------------------
 
     def run(self):
-        """Serve until `stop`. Returns 0, or the errno after which the process has to end (see the module docstring)."""
+        """Serve until `stop`. Returns 0, or the errno after which the process has to end (see _batch.pyx)."""
         with nogil:
             commit_loop(&self.core, self.log)
         return self.core.fatal_errno
 
     def stop(self):
-        """Let `run` return after the batch in hand. Any thread."""
+        """Let `run` return after the current batch. Any thread."""
         store_release_u32(&self.core.stop_flag, 1)
         self.wake()
 
     def wake(self):
-        """Make the commit thread look around."""
+        """Wake the commit thread, so that it looks for work."""
         if self.core.bell != NULL:
             doorbell_ring(self.core.bell + BELL_WORD_OFFSET, self.core.bell + BELL_SLEEPING_OFFSET)
 
-    # ---- in memory ------------------------------------------------------------------------------------------------
+    # ---- in memory ---------------------------------------------------------------------------------------
 
     def process(self, bytearray request not None, double timeout=-1):
-        """Serve one request in the calling thread, one thread at a time. Writes its sequence into it.
+        """Serve one request in the calling thread, and write its sequence into it. One thread at a time.
 
-        The lock is taken, used and released in here, between two bytecodes: an exception of a signal handler cannot
-        leave it locked, and a handler that commits itself never finds it held by the code it interrupted.
+        The lock is taken and released within this call, between two bytecodes. An exception of a signal
+        handler therefore cannot leave it locked, and a handler that commits never finds it held by the code
+        that it interrupted.
 
         Args:
-          timeout: seconds to wait for other threads; negative: for ever.
+          timeout: seconds to wait for other threads; negative means no limit.
 
         Returns:
-          The reply; None when the time was up, with nothing done.
+          The reply, or None if the time ran out. In that case nothing was done.
 
-        REQUIRES: one channel was opened (its slots are the pins; its rings stay unused), and `run` is not in use.
+        REQUIRES: one channel was opened (its slots are the pins; its rings stay unused), and `run` is not in
+        use.
         """
         cdef Channel *channel = &self.core.channels[0]
         cdef u8 *data = <u8 *>PyByteArray_AS_STRING(request)
@@ -300,7 +306,9 @@ cdef class CommitCore:
             PyThread_release_lock(self.mutex)
 
     def expire(self):
-        """Let what is due expire, in an in-memory database. Not while another thread commits: that one does it."""
+        """Let due keys expire, in an in-memory database. Returns at once if a thread is committing: it does
+        this itself.
+        """
         if not PyThread_acquire_lock(self.mutex, NOWAIT_LOCK):
             return
         try:
@@ -323,7 +331,7 @@ cdef class CommitCore:
             PyThread_release_lock(self.mutex)
 
     cdef bint _claim(self, double timeout) except -1:
-        """Lock out the other threads; False when the time was up. Signal handlers run before it is held, never while."""
+        """Take the mutex; see _commit_core.pxd."""
         cdef i64 deadline = clock_monotonic_ns() + <i64>(timeout * 1e9) if 0 <= timeout < 1e9 else I64_MAX
         cdef i64 left
         cdef PyLockStatus status
@@ -339,7 +347,7 @@ cdef class CommitCore:
                 return True
             PyErr_CheckSignals()
 
-    # ---- figures ----------------------------------------------------------------------------------------------------
+    # ---- figures -----------------------------------------------------------------------------------------
 
     @property
     def committed_version(self):
@@ -352,7 +360,9 @@ cdef class CommitCore:
 
     @property
     def commits_over(self):
-        """Whether the log failed and no commit is under way: `committed_version` read after this is final."""
+        """Whether the log failed and no commit is under way. A `committed_version` that is read after this is
+        final.
+        """
         return load_acquire_u32(&self.core.commits_over) != 0
 
     @property
@@ -368,25 +378,26 @@ cdef class CommitCore:
     def outcomes(self):
         """{session: (sequence, commit version)} of open channels' last commits.
 
-        Whatever was published when this is called is in it: a checkpoint that pinned its version before may leave out
-        those above that version, and the log after the checkpoint has them.
+        Includes every commit that was published before the call. A checkpoint that pinned its version earlier
+        may leave out the outcomes above that version, because the log behind the checkpoint has them.
         """
         return channel_outcomes(&self.core)
 
     def pin(self):
-        """Hold the newest version for a checkpoint; returns it. One pin at a time; any one control thread."""
+        """Pin the newest version for a checkpoint, and return it. One pin at a time, by one control thread.
+        """
         return pin_own(&self.core)
 
     def pin_revoked(self):
-        """Whether a full store took the pin back: what was read may be a mixture."""
+        """Whether a full store revoked the pin. If so, what was read may mix several versions."""
         return self.core.own_slot[0] != 0 and load_acquire_u64(&self.core.own_slot[1]) == self.core.own_slot[0]
 
     def unpin(self):
-        """Let go of the pinned version."""
+        """Release the pinned version."""
         unpin_own(&self.core)
 
     def loader(self):
-        """What recovery fills this core's store through, before `start_at`."""
+        """The loader through which recovery fills this core's store, before `start_at`."""
         return Loader.for_store(&self.core.store, self)
 
     def channel_figures(self, u32 index):
@@ -394,11 +405,12 @@ cdef class CommitCore:
         return channel_figures(&self.core, index)
 
     def stats(self):
-        """Counters of the core, the store and the log; racy by a batch."""
+        """Counters of the core, the store and the log; they may be off by one batch."""
         return core_stats(&self.core, self.log)
 
     def check(self):
-        """Audit every invariant of the store. The commit thread must not be running. Returns None or what is wrong."""
+        """Audit every invariant of the store. Returns what is wrong, or None. REQUIRES: `run` is not in use.
+        """
         cdef char message[512]
         message[0] = 0
         self._claim(-1)

@@ -1,14 +1,15 @@
 """The commit core's private state, shared by the modules that serve a request.
 
-1. One `Core` belongs to one commit thread (or, in memory, to the thread that holds the core's mutex). The
-   control plane touches only this much of it beside that thread: `stop_flag`; `commits_over` (reads); a channel's `state`,
-   and the whole slot while it is FREE or CLOSED; `channels_high`, which it raises; the pair of a channel's
-   last commit, which it reads under `outcome_lock`; `own_slot`, the pin it holds for a checkpoint; and, to
-   read only, `held_bytes` and the counters, each of which is one word and may be a batch old.
-2. `next_version` is the last version given out; between a batch's first apply and its publish it runs ahead of the
-   store's `committed_version`, and every record above the latter is unseen by readers.
-3. `undo` lists the batch's installs in order; undoing newest first restores the store exactly.
-4. `recent` is a ring of the last RECENT_COUNT (version, node) writes, newest at `recent_next - 1`.
+1. One `Core` belongs to one commit thread (or, in memory, to the thread that holds the core's mutex). Beside
+   that thread, the control plane touches only these fields: `stop_flag`; `commits_over`, to read; a channel's
+   `state`, and the whole slot while it is FREE or CLOSED; `channels_high`, which it raises; the pair of a
+   channel's last commit, which it reads under `outcome_lock`; `own_slot`, the pin that it holds for a
+   checkpoint; `held_bytes` and the counters, which it only reads. Each of these is one word and may be one
+   batch old.
+2. `next_version` is the last version given out. Between the first apply of a batch and its publish it is
+   ahead of the store's `committed_version`. Readers do not see records above `committed_version`.
+3. `undo` lists the installs of the batch in order. Undoing them newest first restores the store exactly.
+4. `recent` is a ring of the last RECENT_COUNT (version, node) writes, the newest at `recent_next - 1`.
 """
 
 from ...ipc._atomics cimport i64, u8, u16, u32, u64
@@ -44,7 +45,7 @@ cdef enum:
     ANSWER_NONE = 0
     ANSWER_COMMITTED = 1            # becomes LOG_WRITE_ERROR if the batch cannot be logged
     ANSWER_REFUSED = 2
-    ANSWER_DEPENDENT = 3            # refused in the light of commits of the same batch: they may yet be undone
+    ANSWER_DEPENDENT = 3            # refused because of commits of the same batch, which may yet be undone
 
 cdef struct PinSeen:                # when the commit thread first saw a pin that holds something back
     u64 value
@@ -55,7 +56,7 @@ cdef struct Channel:
     u32 answer                      # ANSWER_*
     u64 session
     u64 sequence                    # of the last request taken
-    u32 outcome_lock                # odd while the pair below changes; the commit thread writes, the control plane reads
+    u32 outcome_lock                # odd while the commit thread changes the pair below, which others read
     u64 last_sequence               # of the last commit
     u64 last_version
     Ring request
@@ -72,11 +73,11 @@ cdef struct Channel:
     u64 out_capacity
     u64 reply_max                   # largest reply that always fits the reply ring
     PinSeen *seen                   # one per slot; NULL until the first sweep
-    u64 held_bytes                  # by the oldest snapshot, as of the last sweep
+    u64 held_bytes                  # held back by the oldest snapshot, as of the last sweep
     u64 window                      # last activity window it was counted in
-    i64 hot_until                   # its worker is expected back by then; 0 while it waits for an answer (_wakes.pyx)
-    i64 wake_since                  # when its wake-up was queued; 0: it is not
-    i64 receive_until               # monotonic ns: while others wait for memory, it has to have sent more by then
+    i64 hot_until                   # its worker is expected back by then; 0 while it waits (_wakes.pyx)
+    i64 wake_since                  # when its wake-up was queued; 0: none is queued
+    i64 receive_until               # monotonic ns: by then it must have sent more, if others wait for memory
     u64 receive_mark                # bytes it had sent when that was set
     u64 commits
     u64 conflicts
@@ -108,7 +109,7 @@ cdef struct Core:
     Store store
     u32 stop_flag                   # set by any thread, acquire/release
     u64 next_version
-    i64 now                         # ns since the epoch, read once a batch; never goes back (_expiry_time.pxd)
+    i64 now                         # ns since the epoch, read once a batch, never going back (_expiry_time)
     Undo *undo
     u64 undo_count
     u64 undo_capacity
@@ -117,7 +118,7 @@ cdef struct Core:
     u64 recent_floor                # versions up to here may be missing from `recent`
     u64 recent_epoch                # grows when the list is forgotten
     RangeHistory range_history
-    u32 range_inline_max            # live keys that a range delete removes at once; larger ones become range tombstones
+    u32 range_inline_max            # live keys in a range; deleting more makes a range tombstone
     u32 range_slice                 # nodes converted between two batches
     u32 walk_slice                  # steps of one request's range checks in one batch
     i64 range_retry_at              # monotonic ns: the store was full, or a test holds the conversion back
@@ -137,7 +138,7 @@ cdef struct Core:
     u64 pins_capacity
     u64 collected_version           # committed_version at the last collect
     bint full                       # an allocation failed since the last collect: do a thorough one
-    bint expiry_stale               # entries of the heap were lost in a batch that was undone: fill it anew
+    bint expiry_stale               # the heap lost entries: rebuild it from the store
     u32 key_size_max                # of whole keys
     u32 value_size_max
     u64 request_size_max
@@ -151,8 +152,8 @@ cdef struct Core:
     u32 core_count                  # cores this process may use
     i64 snapshot_age_max            # ns
     # The end of commits.
-    u32 fatal_errno                 # not 0: nobody knows what the log holds, so the process must end and recover
-    u32 commits_over                # atomic: the log failed, the batch under way then is done, and no commit follows
+    u32 fatal_errno                 # not 0: nobody knows what the log holds, so the process must end
+    u32 commits_over                # atomic: the log failed, the last batch is done, and no commit follows
     # When work between batches is due; monotonic ns.
     i64 next_sweep                  # the next check of the age of snapshots
     i64 expire_after                # no removal of expired keys before this

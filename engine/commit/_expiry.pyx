@@ -1,10 +1,10 @@
 """When keys expire: a binary min-heap by expiry time, private to the commit core.
 
-1. An entry names a key and the version that carries the expiry time. It is stale once the key has another newest
-   version; a stale entry is dropped when met, so overwriting needs no search.
+1. An entry names a key and the version that carries the expiry time. It is stale once the key has another
+   newest version. A stale entry is dropped when it is met, so an overwrite needs no search.
 2. Key bytes are copied: a node may be freed and reused while a stale entry still names it.
-3. When stale entries could outnumber live ones the owner filters the heap (`compact_at`), so memory follows the
-   number of live keys with a TTL, whatever the number of overwrites.
+3. When stale entries could outnumber live ones, the owner filters the heap (`compact_at`). So the memory
+   follows the number of live keys with a TTL, not the number of overwrites.
 """
 
 from libc.stdlib cimport free, malloc, realloc
@@ -55,7 +55,7 @@ cdef void _sift_down(ExpiryHeap *heap, u64 index) noexcept nogil:
 
 
 cdef int expiry_push(ExpiryHeap *heap, i64 expires_at, u64 version, const u8 *key, u32 key_size) noexcept nogil:
-    """Remember one key; 0, or -1 when private memory ran out (the heap is unchanged)."""
+    """Remember one key. Returns 0, or -1 when private memory ran out (the heap is unchanged)."""
     cdef u64 capacity
     cdef ExpiryEntry *grown
     cdef u8 *copy

@@ -1,16 +1,19 @@
 """The expiry time: the one clock by which every process judges whether a key has expired.
 
-The commit thread alone reads clocks for this; workers read what it publishes in the store header.
+Only the commit thread reads clocks for this. Workers read what it publishes in the store header.
 
-1. `core.now` is CLOCK_MONOTONIC plus `header.clock_offset`. The offset makes it the wall clock and is only ever raised, so
-   `core.now` follows a step forward and never goes back. A step back leaves it ahead of the wall clock.
-2. `header.expiry_time` is an earlier `core.now`. It is raised between two batches, or inside one just before the batch is
-   published, and only when a key is due: while none is, an older value says the same.
-3. When version V is published, every key that expired by the `core.now` of V's batch expired by `expiry_time` too.
+1. `core.now` is CLOCK_MONOTONIC plus `header.clock_offset`. The offset makes it the wall clock, and is only
+   ever raised. So `core.now` follows the wall clock when that is set forward, and never goes back: when the
+   wall clock is set back, `core.now` stays ahead of it.
+2. `header.expiry_time` is an earlier `core.now`. It is raised only when a key is due: between two batches, or
+   inside one just before the batch is published. While no key is due, an older value gives the same answers.
+3. When version V is published, every key that had expired by the `core.now` of V's batch has also expired by
+   `expiry_time`.
 
-A snapshot is a version V and an expiry time T read between two equal readings of `committed_version`. By 3, T says expired
-of whatever the commits up to V saw expired; by 2, T is no later than the `core.now` of any later commit. So the pair lies
-between the commits V and V + 1 in the order, and the state it shows depends on nothing else.
+A snapshot is a version V and an expiry time T, read between two equal readings of `committed_version`. By 3,
+every key that the commits up to V saw as expired has expired by T. By 2, T is no later than the `core.now` of
+any later commit. So the pair lies between the commits V and V + 1 in the order, and the state that it shows
+depends on nothing else.
 """
 
 from ...ipc._atomics cimport (
@@ -21,12 +24,14 @@ from ..store._layout cimport StoreHeader
 from ._core cimport Core
 
 cdef enum:
-    DUE_AGAIN_NS = 10000000         # after this, keys that are due but could not be removed yet are due again
+    DUE_AGAIN_NS = 10000000         # pause until keys that are due, but could not be removed, are due again
 
 
 cdef inline i64 read_clock(Core *core) noexcept nogil:
-    """Set `core.now`; returns the monotonic clock. The wall clock is read first, so a pause between the two only
-    makes the offset look smaller."""
+    """Set `core.now`, and return the monotonic clock.
+
+    The wall clock is read first, so a pause between the two readings only makes the offset smaller.
+    """
     cdef StoreHeader *header = core.store.header
     cdef i64 offset = clock_realtime_ns()
     cdef i64 now
@@ -47,15 +52,17 @@ cdef inline bint is_due(const Core *core) noexcept nogil:
 
 
 cdef inline void publish_expiry_time(Core *core) noexcept nogil:
-    """Let readers see what has expired by `core.now`, and know when to look whether somebody still does this.
+    """Let readers see what has expired by `core.now`, and when the next key is due.
+
+    A reader that finds the next key due looks whether somebody still publishes this.
 
     REQUIRES: no batch is open, or everything in it was validated by `core.now` and it is published next.
     """
     cdef StoreHeader *header = core.store.header
     cdef i64 next_due = 0
     if is_due(core):
-        # Release: whoever sees the time sees the versions published before it. The publication that follows orders it
-        # before the version.
+        # Release: a reader that sees the time sees the versions published before it. The publication that
+        # follows orders the time before the version.
         store_release_u64(&header.expiry_time, <u64>core.now)
         next_due = core.now - header.clock_offset + DUE_AGAIN_NS
     elif core.expiry.count:

@@ -1,7 +1,7 @@
-"""Figures of the commit core for `db.stats()`: read by the control plane without a lock.
+"""Figures of the commit core for `db.stats()`, read by the control plane without a lock.
 
-Each counter is one word, written by the commit thread alone; the only consequence of reading them meanwhile is that two
-of them may be a batch apart.
+Each counter is one word that the commit thread alone writes. The only consequence of reading them meanwhile
+is that two of them may be one batch apart.
 """
 
 from ...ipc._atomics cimport clock_monotonic_ns, i64, load_relaxed_u64, u64
@@ -36,7 +36,7 @@ cdef list histogram(const u64 *buckets):
 
 
 cdef dict core_stats(Core *core, WalAppender log):
-    """Counters of the core, the store and the log; racy by a batch."""
+    """Counters of the core, the store and the log; they may be off by one batch."""
     cdef u32 index
     cdef Counters *counters = &core.counters
     cdef StoreHeader *header = core.store.header
@@ -62,7 +62,7 @@ cdef dict core_stats(Core *core, WalAppender log):
         "batch_ns": histogram(counters.batch_ns),
         "keys": header.key_count,
         "records": header.record_count,
-        # Their keys count as keys until they are converted.
+        # The keys they cover count as keys until they are converted.
         "range_tombstones": core.store.range_active,
         "pending_expiries": core.expiry.count,
         "store": {

@@ -1,4 +1,7 @@
-"""The keys most often conflicted on, roughly: kept by the commit core, and by each worker for what it finds itself."""
+"""Approximate counts of the keys that conflict most often.
+
+The commit core keeps one table. Each worker keeps another one, of the conflicts that it finds itself.
+"""
 
 from libc.string cimport memcmp, memcpy
 

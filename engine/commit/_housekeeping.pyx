@@ -30,7 +30,8 @@ cdef bint housekeeping(Core *core, bint idle, WalAppender log) noexcept nogil:
     This function decides when memory comes back. Superseded records and the nodes of deleted keys are
     collected
 
-    - under load, every COLLECT_EVERY versions or COLLECT_QUEUED new entries, COLLECT_BUDGET records at a time;
+    - under load, every COLLECT_EVERY versions or COLLECT_QUEUED new entries, COLLECT_BUDGET records at a
+      time;
     - when idle, or after an allocation failed, until nothing that could be freed is left.
 
     Records that a snapshot can see stay. At most once in SWEEP_NS, and only when a collect is due or the

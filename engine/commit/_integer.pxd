@@ -1,7 +1,8 @@
-"""Integers as msgpack bytes, for merges that add in the commit thread.
+"""Integers as msgpack bytes, for increments that are resolved in the commit thread.
 
-A value is a sign and 64 bits: `negative` set means `bits` is a two's complement i64 below zero, else `bits` is a u64.
-Together they cover what a stored int may be, -2**63 .. 2**64 - 1. Format: github.com/msgpack/msgpack spec.md.
+A value is a sign and 64 bits. If `negative` is set, `bits` is a two's complement i64 below zero, otherwise a
+u64. Together they cover the range of a stored int, -2**63 .. 2**64 - 1. Format: github.com/msgpack/msgpack
+spec.md.
 """
 
 from ...ipc._atomics cimport i64, u8, u32, u64
@@ -67,7 +68,8 @@ cdef inline bint integer_add(Integer *value, i64 delta) noexcept nogil:
 
 
 cdef inline u32 integer_encode(const Integer *value, u8 *into) noexcept nogil:
-    """Write the shortest msgpack form, at most 9 bytes; returns its size. The same integer always gives the same bytes."""
+    """Write the shortest msgpack form, at most 9 bytes, and return its size. It is unique for each integer.
+    """
     cdef u64 bits = value.bits
     cdef i64 number = <i64>bits
     cdef u32 width, lead, index

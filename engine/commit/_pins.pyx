@@ -1,20 +1,23 @@
-"""Pins: what snapshots are open, what they hold back, and revoking those that hold too long.
+"""Pins: which snapshots are open, what memory they hold back, and how they are revoked.
 
-A pin slot is two words in memory that its worker can write: value (snapshot version + 1, 0 free) and mark. The commit
-thread believes nothing but this: a lying value can only keep garbage alive or lose the liar its own snapshot.
+A pin slot is two words in memory that its worker can write: `value` (snapshot version + 1, or 0 if free) and
+`mark`. The commit thread does not depend on their truth: a false value can only keep garbage alive, or cost
+that worker its own snapshot.
 
-1. gc_horizon is raised (seq_cst) before the slots are read. A worker stores its value (seq_cst) before it re-reads
-   gc_horizon. So either this scan sees the value, or the worker sees the raised horizon and takes a newer version:
+1. gc_horizon is raised (seq_cst) before the slots are read. A worker stores its value (seq_cst) before it
+   re-reads gc_horizon. So either this scan sees the value, or the worker sees the raised horizon and takes a
+   newer version:
 
        worker                               commit thread
        V = committed_version                gc_horizon = H          (seq_cst)
        slot.value = V + 1   (seq_cst)       read slot.value         (seq_cst)
        gc_horizon > V ?     (seq_cst)       free what no value seen needs, below H
 
-2. Revoking is mark = value. The reader compares them after every copy; the memory is reused only after
-   `reclaim_sequence` was bumped behind the mark, so a copy that saw reused memory also sees the mark.
-3. A pin below committed_version is older than every later begin, so a value that stays in its slot is one and the same
-   snapshot; ages are counted from the first sweep that saw it there.
+2. A pin is revoked by storing mark = value. The reader compares the two after every copy. Memory is reused
+   only after `reclaim_sequence` was raised, which happens after the mark was stored. So a reader that copied
+   reused memory also sees the mark.
+3. Every later begin gets a version of at least committed_version. So a lower value that stays in its slot is
+   always the same snapshot, and its age is counted from the first sweep that saw it there.
 """
 
 from libc.stdlib cimport calloc, qsort, realloc
@@ -42,15 +45,16 @@ cdef inline void _raise_horizon(Core *core) noexcept nogil:
 
 
 cdef inline u32 _slots_in_use(const Channel *channel) noexcept nogil:
-    """How many slots to look at: the worker's word, clamped to what there is."""
-    # seq_cst, after gc_horizon was raised: a channel that this does not see open belongs to a worker that will see it.
+    """How many slots to look at: the worker's word, limited to the slots that exist."""
+    # seq_cst, after gc_horizon was raised: if this does not see the channel open, its worker will see the
+    # raised horizon.
     cdef u32 state = load_seq_cst_u32(&channel.state)
     cdef u32 high
-    # A CLOSED channel is the control plane's again, which may unmap it at any moment.
+    # A CLOSED channel belongs to the control plane again, which may unmap it at any moment.
     if state == CHANNEL_FREE or state == CHANNEL_CLOSED or channel.slots == NULL:
         return 0
-    # seq_cst, after gc_horizon was raised: the worker stores slots_high before the slot's value, so a scan that misses
-    # the slot comes before a worker that will see the raised horizon.
+    # seq_cst, after gc_horizon was raised: the worker stores slots_high before the slot's value. If the scan
+    # misses the slot, the worker will see the raised horizon.
     high = load_seq_cst_u32(channel.slots_high)
     return high if high <= SLOT_COUNT else SLOT_COUNT
 
@@ -63,7 +67,10 @@ cdef inline u64 _pinned_value(const Channel *channel, u32 slot) noexcept nogil:
 
 
 cdef inline Channel *_pinning(Core *core, u32 index) noexcept nogil:
-    """The coordinator's own pin, then the channels, because the control plane may add a channel during the scan."""
+    """The coordinator's own pin at 0, then the channels.
+
+    In this order because the control plane may add a channel during the scan.
+    """
     return &core.own if index == 0 else &core.channels[index - 1]
 
 
@@ -81,15 +88,15 @@ cdef bint _reserve_pins(Core *core, u64 count) noexcept nogil:
 
 
 cdef i64 gather_pins(Core *core) noexcept nogil:
-    """Fill core.pins with the distinct pinned versions, ascending; returns their count.
+    """Fill core.pins with the distinct pinned versions, ascending, and return their count.
 
-    -1: private memory ran out, and nothing may be freed on the strength of this scan.
+    -1: private memory ran out, so the scan is incomplete and nothing may be freed by it.
     """
     cdef u64 committed = core.store.header.committed_version, value
     cdef u32 count = 0, kept, index, slot, high
     cdef Channel *channel
     # seq_cst, after gc_horizon was raised: the control plane stores it (seq_cst) before it answers the
-    # worker, so a scan that misses the channel comes before a worker that will see the raised horizon.
+    # worker. If the scan misses the channel, the worker will see the raised horizon.
     for index in range(load_seq_cst_u32(&core.channels_high) + 1):
         channel = _pinning(core, index)
         high = _slots_in_use(channel)
@@ -97,7 +104,7 @@ cdef i64 gather_pins(Core *core) noexcept nogil:
             return -1
         for slot in range(high):
             value = _pinned_value(channel, slot)
-            # A value above committed_version + 1 is a lie; it sees everything and holds nothing back.
+            # A value above committed_version + 1 is false. It holds nothing back.
             if value != 0 and value - 1 <= committed:
                 core.pins[count] = value - 1
                 count += 1
@@ -130,7 +137,8 @@ cdef u32 _revoke_version(Core *core, u64 version) noexcept nogil:
         channel = _pinning(core, index)
         for slot in range(_slots_in_use(channel)):
             if _pinned_value(channel, slot) == version + 1:
-                # seq_cst: the mark is in place before any block this pin protected is unlinked, let alone reused.
+                # seq_cst: the mark is in place before any block that this pin protected is unlinked, let
+                # alone reused.
                 store_seq_cst_u64(channel.slots + slot * SLOT_SIZE + 8, version + 1)
                 revoked += 1
     core.counters.revoked += revoked
@@ -138,13 +146,14 @@ cdef u32 _revoke_version(Core *core, u64 version) noexcept nogil:
 
 
 cdef bint make_room(Core *core) noexcept nogil:
-    """Called when the store is full: free garbage at once, and revoke the pins that hold it back if there is no other.
+    """Free garbage at once, because the store is full. If there is none, revoke the pins that hold memory
+    back.
 
-    The checkpoint's pin is spared: without checkpoints the log would grow until the disk is full. `revoke_checkpoint` is
-    the last resort.
+    The checkpoint's pin is spared: without checkpoints the log would grow until the disk is full.
+    `revoke_checkpoint` is the last resort.
 
-    Returns True when memory was freed and the allocation may be tried again. Nodes cannot be removed inside a batch:
-    `full` asks for that right after it.
+    Returns True when memory was freed and the allocation may be tried again. Nodes cannot be removed inside a
+    batch; setting `full` has that done right after it.
     """
     cdef i64 count
     cdef u32 index = 0
@@ -164,7 +173,7 @@ cdef bint make_room(Core *core) noexcept nogil:
         if core.pins[index] + 1 == spared or store_held_by(&core.store, core.pins[index]) == 0:
             index += 1
             continue
-        # What the oldest pin held may be held by the next one too: go on until something came free.
+        # The next pin may hold the same records as the oldest: continue until something is freed.
         _revoke_version(core, core.pins[index])
         count = gather_pins(core)
         if count < 0:
@@ -181,7 +190,9 @@ cdef bint checkpoint_pinned(Core *core) noexcept nogil:
 
 
 cdef bint revoke_checkpoint(Core *core) noexcept nogil:
-    """The last resort of a full store, after `make_room`: give the checkpoint up. True when memory was freed."""
+    """Revoke the checkpoint's pin: the last resort of a full store, after `make_room`. True: memory was
+    freed.
+    """
     cdef u64 value = _pinned_value(&core.own, 0)
     cdef u64 before = store_pending_bytes(&core.store)
     cdef i64 count
@@ -197,7 +208,7 @@ cdef bint revoke_checkpoint(Core *core) noexcept nogil:
 
 
 cdef u32 _sweep_channel(Core *core, Channel *channel, u64 committed, i64 now, i64 age_max) noexcept nogil:
-    """Revoke the channel's snapshots that are too old, and note what its oldest holds back. Returns how many."""
+    """Revoke the channel's snapshots that are too old, and note what its oldest one holds back."""
     cdef u32 slot, revoked = 0
     cdef u64 value, oldest = 0
     if channel.seen == NULL:
@@ -235,11 +246,11 @@ cdef u32 revoke_older(Core *core, i64 now, i64 age_max) noexcept nogil:
 
 
 cdef void revoke_all(Channel *channel) noexcept nogil:
-    """Revoke every snapshot of a channel that is about to be forgotten, and those its worker may yet take."""
+    """Revoke every snapshot of a channel that is being closed, and those that its worker may still begin."""
     cdef u32 slot
     cdef u64 value
-    # seq_cst, before the slots are read: a worker that pins stores its value, then looks at this word. So either we
-    # see the value here, or the worker sees the word and revokes the pin itself.
+    # seq_cst, before the slots are read: a worker that pins stores its value, then looks at this word. So
+    # either we see the value here, or the worker sees the word and revokes the pin itself.
     store_seq_cst_u32(channel.closed, 1)
     for slot in range(_slots_in_use(channel)):
         value = _pinned_value(channel, slot)
@@ -249,10 +260,7 @@ cdef void revoke_all(Channel *channel) noexcept nogil:
 
 
 cdef bint oldest_pin(Core *core, Channel *channel, u64 *version, i64 *since) noexcept nogil:
-    """A channel's oldest snapshot, and since when it has held something back (monotonic ns, 0: not yet seen to).
-
-    For display by another thread than the commit thread: the table of ages may be one sweep old.
-    """
+    """The channel's oldest snapshot, for display; see _pins.pxd. The ages may be one sweep old."""
     cdef u64 committed = core.store.header.committed_version, value, lowest = 0
     cdef u32 slot
     since[0] = 0
@@ -266,12 +274,12 @@ cdef bint oldest_pin(Core *core, Channel *channel, u64 *version, i64 *since) noe
 
 
 cdef u64 pin_own(Core *core) noexcept nogil:
-    """Pin the newest version for the coordinator itself; any one thread beside the commit thread. Returns the version."""
+    """Pin the newest version for a checkpoint; see _pins.pxd."""
     cdef u64 version
     store_release_u64(&core.own_slot[1], 0)
     while True:
         version = load_acquire_u64(&core.store.header.committed_version)
-        # Invariant 1, the worker's side of it.
+        # The worker's side of invariant 1.
         store_seq_cst_u64(&core.own_slot[0], version + 1)
         if load_seq_cst_u64(&core.store.header.gc_horizon) <= version:
             return version

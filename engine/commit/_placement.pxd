@@ -10,5 +10,6 @@ cdef struct Placement:
 
 cdef void placement_init(Placement *p) noexcept nogil
 
-# The calling thread was woken by a worker on core `ringer` - 1 (0: unknown). Whether it moved to another core.
+# Notes that the calling thread was woken by a worker on core `ringer` - 1 (0: unknown). True: it moved to
+# another core.
 cdef bint woken_by(Placement *p, u32 ringer, i64 now) noexcept nogil

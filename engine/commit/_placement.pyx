@@ -1,13 +1,14 @@
 """Keeping the commit thread off the core of the only worker that is busy.
 
-A worker and the commit thread that wake each other in turn never run at the same time, so to the scheduler one core is
-enough for both, and on a small machine it leaves them there for seconds while other cores idle: each wakes where its
-waker runs, and a search for an idle core is given up early when there are few. But a commit then costs two task
-switches, while on two cores both would spin and see each other's messages at once.
+A worker and the commit thread that wake each other in turn never run at the same time. To the scheduler, one
+core is enough for both. On a small machine it leaves them on one core for seconds while other cores are idle:
+each wakes where its waker runs, and the search for an idle core ends early when there are few. A commit then
+costs two task switches, while on two cores both would spin and see each other's messages at once.
 
-So workers leave the number of their core where they ring, and a commit thread that was woken from its own core many
-times in a row moves once: it forbids itself this core, which moves it at once, and allows all again. The affinity the
-user gave it is as before, and the scheduler stays free to put it back; then the next move waits longer.
+So a worker stores the number of its core beside the doorbell that it rings. A commit thread that is woken
+from its own core many times in a row moves once: it excludes this core from its affinity, which moves it at
+once, and then restores the affinity. The affinity that the user chose is unchanged, and the scheduler may put
+the thread back. If it does, the next move waits longer.
 """
 
 from ...ipc._atomics cimport current_cpu
@@ -23,7 +24,7 @@ cdef extern from *:
         others = allowed;
         CPU_CLR(cpu, &others);
         if (sched_setaffinity(0, sizeof(others), &others)) return 0;
-        /* If it fails we stay confined to the other cores, and the next move widens nothing: still correct. */
+        /* If this fails, we stay confined to the other cores, which is correct. */
         (void)sched_setaffinity(0, sizeof(allowed), &allowed);
         return 1;
     }
@@ -31,7 +32,7 @@ cdef extern from *:
     int leave_cpu "occ_leave_cpu"(int cpu) noexcept nogil
 
 cdef enum:
-    SHARED_MAX = 64             # among several workers on two cores nobody meets the same core so often in a row
+    SHARED_MAX = 64             # wake-ups in a row; several workers on two cores do not reach this
     PAUSE_MIN = 10000000        # a move costs about 20 us
     PAUSE_MAX = 1000000000
 
@@ -46,14 +47,14 @@ cdef void placement_init(Placement *p) noexcept nogil:
 cdef bint woken_by(Placement *p, u32 ringer, i64 now) noexcept nogil:
     """Note who woke us, and leave the core if it is always the worker on it; see _placement.pxd."""
     cdef int cpu = current_cpu()
-    # The number comes from shared memory: a forged one makes us move in vain, now and then.
+    # The number comes from shared memory: a forged one only makes us move needlessly, now and then.
     if ringer != <u32>(cpu + 1):
         p.shared = 0
         return False
     p.shared += 1
     if p.shared < SHARED_MAX or now < p.not_before:
         return False
-    # Back so soon: it did not help.
+    # If the thread was put back soon, moving did not help: wait longer until the next move.
     p.pause = PAUSE_MIN if now > p.not_before + 8 * p.pause else min(<i64>PAUSE_MAX, 2 * p.pause)
     p.not_before = now + p.pause
     p.shared = 0

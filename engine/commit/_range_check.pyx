@@ -1,21 +1,23 @@
-"""Was anything written in these ranges after the transaction began, or did anything expire? Answered in slices.
+"""Checks, in slices, whether anything in a request's ranges was written or expired since its snapshot.
 
-A range whose start version is older than the list of recent writes has to be walked node by node. A request gets
-`walk_slice` steps a batch; if that is not enough it is parked: it stays complete in its channel's inbox, as the one
-outstanding request it is, and goes on in the next turn. Other requests commit meanwhile.
+If a transaction began before the oldest entry of the list of recent writes, its ranges have to be walked node
+by node. A request gets `walk_slice` steps in each batch. If that is not enough, it is parked: it stays
+complete in its channel's inbox and continues in the next turn. Other requests commit meanwhile.
 
-1. A node behind the cursor can change after it was looked at. Every such write, and every removal of an expired key, is on
-   the list of recent writes behind `seen`, or a range delete in the history; each slice looks at those since the last one,
-   for all ranges begun so far. A key behind the cursor that expired and was not removed yet is on no list: a walk of several
-   batches does not end while a key is due. So when it ends, in the very batch that goes on to validate and apply, every
-   range is known as of now.
-2. What the list cannot tell any more (it wrapped, or a batch was undone, within one turn; more writes times ranges than a slice
-   should look at) counts as changed: `lost`. The transaction is refused, and its next attempt begins with a newer snapshot.
-   It is refused honestly: its snapshot is older than that write, only the range may be another.
-3. Node refs on the list are good while start_version >= tombstone_horizon: no node written after it can have been freed. That
-   is asked first in each slice. A parked request's worker still holds its pin; if that was revoked, the horizon may rise.
-4. A channel that closes is served to the end of its walk. A coordinator that stops or dies has applied nothing of a parked
-   request: its worker asks the next one, learns so, and sends it again.
+1. A node behind the cursor can change after it was looked at. Every such write, and every removal of an
+   expired key, is in the list of recent writes after `seen`, or is a range delete in the history. Each slice
+   looks at the entries added since the last one, for all ranges begun so far. A key behind the cursor that
+   has expired, but was not removed yet, is in no list. So a walk of several batches does not end while a key
+   is due. When the walk ends, the same batch validates and applies the request, so every answer is current.
+2. If the list cannot tell what was written since the last slice (it wrapped, a batch was undone, or the
+   writes times the ranges are more than one slice should compare), the remaining ranges count as changed:
+   `lost`. The transaction is refused, and its next attempt begins with a newer snapshot. Something was
+   written after its snapshot, but perhaps outside the range.
+3. References to nodes in the list are valid while start_version >= tombstone_horizon: no node written after
+   start_version can then have been freed. Each slice checks this first. The worker of a parked request still
+   holds its pin, but if the pin was revoked, the horizon may rise.
+4. A channel that closes is served until its walk ends. A coordinator that stops or dies has applied nothing
+   of a parked request. Its worker learns this from the next coordinator, and sends the request again.
 """
 
 from libc.stdlib cimport realloc
@@ -77,13 +79,12 @@ cdef u64 written_version(const Core *core, u32 node) noexcept nogil:
 
 
 cdef inline i64 _read_time(const RequestHeader *header, const OpHeader *op) noexcept nogil:
-    """After which an expiry in the op's range matters: to a scan, since its snapshot. What is to be deleted may expire."""
+    """The time after which an expiry in the op's range is a change. For a range delete, no expiry is one."""
     return header.read_time if op.code == OP_RANGE else I64_MAX
 
 
 cdef u64 _changed_version(const Core *core, u32 node, u64 start_version, i64 read_time) noexcept nogil:
-    """What makes the key look otherwise than at (`start_version`, `read_time`): the version that was written since, or
-    that has expired since; 0 when there is neither."""
+    """The version that was written, or has expired, since (`start_version`, `read_time`); 0: unchanged."""
     cdef u32 head = node_at(core.store.base, node).head
     cdef const Record *record
     cdef const Record *removed
@@ -104,8 +105,8 @@ cdef u64 _changed_version(const Core *core, u32 node, u64 start_version, i64 rea
             return version
         if record.version <= start_version:
             return 0                    # removed before the snapshot
-        # A snapshot between the two versions keeps the removed record. Where it is gone, because the pin was revoked,
-        # the time of its removal is the latest at which it can have expired.
+        # A snapshot between the two versions keeps the removed record. If that is gone, because the pin was
+        # revoked, the time of its removal is the latest at which it can have expired.
         expires_at = record.timestamp
         if record.prev:
             removed = record_at(core.store.base, record.prev)
@@ -125,7 +126,7 @@ cdef inline bint _inside(const Core *core, u32 node, const OpHeader *op) noexcep
 
 
 cdef void _catch_up(Core *core, RangeWalk *walk, const u8 *request) noexcept nogil:
-    """Take in what was written since the last slice (invariant 1)."""
+    """Look at what was written since the last slice (invariant 1)."""
     cdef const RequestHeader *header = <const RequestHeader *>request
     cdef const OpHeader *op
     cdef u64 offset = REQUEST_HEADER_SIZE, fresh = core.recent_next - walk.seen, position
@@ -189,10 +190,10 @@ cdef bint _remember(Core *core, RangeWalk *walk, u32 node) noexcept nogil:
 
 
 cdef int _look_back(Core *core, RangeWalk *walk, const OpHeader *op, i64 read_time, u64 *written) noexcept nogil:
-    """One step along the recent writes, newest first. 1: that settles the range."""
+    """Go one step back along the recent writes. 1: the range is decided."""
     cdef const Recent *recent
     if walk.position == 0 or core.recent_next - walk.position >= RECENT_COUNT:
-        return 1                            # all that is newer than recent_floor was looked at
+        return 1                            # everything newer than recent_floor was looked at
     walk.position -= 1
     recent = &core.recent[walk.position & (RECENT_COUNT - 1)]
     if recent.version <= walk.start_version:
@@ -204,11 +205,12 @@ cdef int _look_back(Core *core, RangeWalk *walk, const OpHeader *op, i64 read_ti
 
 
 cdef bint _walk_one(Core *core, RangeWalk *walk, const OpHeader *op, i64 read_time, u32 *budget) noexcept nogil:
-    """Walk the recent writes back and the range forward in turn, until either ends: each of them alone is complete.
+    """Alternate between the recent writes, newest first, and the nodes of the range, until one of them is
+    finished.
 
-    The list may only be believed back to `recent_floor`, and large range deletes are not on it: the history
-    tells of those, back to its own floor. Keys that are due, but were not removed yet, are found in the nodes only.
-    True: walk.found[walk.done] is the answer.
+    Each alone gives the full answer. The list is complete only back to `recent_floor`, and large range
+    deletes are not in it: the history has those, back to its own floor. Keys that are due, but were not
+    removed yet, are found only in the nodes. True: walk.found[walk.done] is the answer.
     """
     cdef const u8 *start = <const u8 *>op + OP_HEADER_SIZE
     cdef bint usable
@@ -244,7 +246,7 @@ cdef bint _walk_one(Core *core, RangeWalk *walk, const OpHeader *op, i64 read_ti
 
 
 cdef void _refuse_rest(Core *core, RangeWalk *walk, u64 version) noexcept nogil:
-    """Call every range without an answer changed at `version`."""
+    """Mark every range without an answer as changed at `version`."""
     cdef u32 index
     for index in range(walk.count):
         if walk.found[index] == 0:
@@ -257,7 +259,7 @@ cdef bint walk_ranges(Core *core, Channel *channel, const u8 *request, u32 budge
     cdef RangeWalk *walk = &channel.walk
     cdef const OpHeader *op
     if not walk.active and not _begin(core, channel, header):
-        walk.lost = True                    # without room for the answers: the caller looks at `capacity`
+        walk.lost = True                    # no memory for the answers; the caller sees that in `capacity`
         return True
     if header.start_version < core.store.tombstone_horizon:
         _refuse_rest(core, walk, core.store.tombstone_horizon)
@@ -282,7 +284,7 @@ cdef bint walk_ranges(Core *core, Channel *channel, const u8 *request, u32 budge
                 return False
         walk.offset += _op_size(op)
     if not walk.lost and walk.began_at != core.now and is_due(core):
-        # Invariant 1: the removals come between two batches, and are on the list then.
+        # Invariant 1: due keys are removed between two batches, and are in the list then.
         walk.waits += 1
         if walk.waits <= WAITS_MAX:
             return False

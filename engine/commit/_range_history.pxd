@@ -18,7 +18,7 @@ cdef struct RangeHistory:
 cdef void history_free(RangeHistory *h) noexcept nogil
 cdef void history_push(RangeHistory *h, const u8 *start, u32 start_size, const u8 *end, u32 end_size, u64 version,
                        bint large) noexcept nogil
-# Forget those of `version` and later: the request or the batch was undone.
+# Forgets the entries of `version` and later, because the request or the batch was undone.
 cdef void history_undo(RangeHistory *h, u64 version) noexcept nogil
 cdef u64 history_search(const RangeHistory *h, const u8 *start, u32 start_size, const u8 *end, u32 end_size, u64 after,
                         bint large_only) noexcept nogil
@@ -26,14 +26,14 @@ cdef u64 history_search(const RangeHistory *h, const u8 *start, u32 start_size, 
 
 cdef inline u64 history_overlap(const RangeHistory *h, const u8 *start, u32 start_size, const u8 *end, u32 end_size,
                                 u64 after, bint large_only) noexcept nogil:
-    """A version above `after` at which a range that meets [start, end) was deleted; 0: none is known of."""
+    """A version above `after` at which a range that meets [start, end) was deleted; 0: none is known."""
     if h.next == h.oldest or h.entries[(h.next - 1) & 255].version <= after:
         return 0
     return history_search(h, start, start_size, end, end_size, after, large_only)
 
 
 cdef inline u64 history_cover(const RangeHistory *h, const u8 *key, u32 key_size, u64 after) noexcept nogil:
-    """A version above `after` at which a range with this key in it was deleted; 0: none is known of."""
+    """A version above `after` at which a range with this key in it was deleted; 0: none is known."""
     if h.next == h.oldest or h.entries[(h.next - 1) & 255].version <= after:
         return 0
     return history_search(h, key, key_size, NULL, 0, after, False)

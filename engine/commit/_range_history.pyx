@@ -1,12 +1,14 @@
-"""A range delete counts as a write of every possible key of its range: the list of recent ones, for validation.
+"""The recent range deletes, for validation.
 
-What a transaction wrote into a run that was deleted after it began must conflict, also a key that never was there, an
-increment, or a CAS that expects absence. No node remembers that such a key was deleted, so this list does.
+A range delete counts as a write of every possible key in its range. What a transaction writes into a range
+that was deleted after it began must conflict, even if it writes a key that never existed, increments one, or
+expects absence by CAS. No node remembers the delete of such a key, so this list does.
 
-1. Entries are in order of versions; all above `floor` are here. `floor` rises when the ring wraps or private memory runs
-   out, and starts at what recovery may have replayed.
-2. Below `floor` validation errs on the safe side (`_validate._erased_since`): it can only refuse what it might have
-   let through.
+1. Entries are in the order of their versions, and every range delete above `floor` is here. `floor` rises
+   when the ring wraps or private memory runs out. It starts at the version up to which recovery may have
+   replayed range deletes.
+2. Below `floor`, validation errs on the safe side (`_validate._erased_since`): it may refuse a transaction
+   needlessly, and never accepts one wrongly.
 """
 
 from libc.stdlib cimport free, malloc
@@ -59,7 +61,7 @@ cdef void history_undo(RangeHistory *h, u64 version) noexcept nogil:
 
 cdef u64 history_search(const RangeHistory *h, const u8 *start, u32 start_size, const u8 *end, u32 end_size, u64 after,
                         bint large_only) noexcept nogil:
-    """`end` NULL: the one key `start`."""
+    """Find a range that meets [start, end), or that contains the key `start` if `end` is NULL."""
     cdef u64 position = h.next
     cdef const RangeDelete *entry
     if end != NULL and key_compare(start, start_size, end, end_size) >= 0:

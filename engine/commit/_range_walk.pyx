@@ -4,7 +4,7 @@ from libc.stdlib cimport free
 
 
 cdef void walk_free(RangeWalk *walk) noexcept nogil:
-    """Give back the private memory of a walk; the channel is not served any longer."""
+    """Free the private memory of a walk. REQUIRES: the channel is no longer served."""
     free(walk.found)
     free(walk.cursor)
     walk.found = NULL

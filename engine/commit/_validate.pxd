@@ -13,6 +13,7 @@ cdef u32 check_format(Core *core, const u8 *request, u64 size, u64 reply_max) no
 # How many conflicts the request has; 0: it may be applied. Lists those that fit in the reply, whose buffer
 # may move. REQUIRES: check_format accepted the request and its range walk is finished.
 cdef u64 validate_request(Core *core, Channel *channel, const u8 *request) noexcept nogil
+# The version that a read of the node finds; 0 if absent, deleted, or expired at `read_time`.
 cdef u64 visible_version(Core *core, u32 node, i64 read_time) noexcept nogil
 # Makes `channel.out` at least `size` bytes large; it may move. False: no private memory.
 cdef bint reserve_reply(Channel *channel, u64 size) noexcept nogil

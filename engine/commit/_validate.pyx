@@ -1,24 +1,28 @@
 """Validation: is a request well formed, and does anything committed since it began conflict with it?
 
-Checked in one total order, the order in which the commit thread takes requests. T is the request's `read_time`, the
-expiry time its snapshot was judged by; now is `core.now`, which is not earlier (_expiry_time.pxd).
+Requests are checked in one total order, the order in which the commit thread takes them. T is the request's
+`read_time`, the expiry time of its snapshot. Now is `core.now`, which is never earlier (_expiry_time.pxd). A
+request has no conflict if all of these hold:
 
 1. read: the key's version now is the one that was read (0 = absent, deleted, or expired by now);
 2. range: no key in it was written after `start_version`, and none expired between T and now;
-3. write: the key was not written after `start_version`, unless the request is BLIND or the effect belongs to a CAS;
-4. CAS: the key's version now is the expected one, and nothing else;
-5. a key to be written, be it by an increment or a CAS that expects absence, was not deleted as part of a range after
-   `start_version` (a BLIND request has none): deleting a range counts as a write of every possible key in it.
+3. write: the key was not written after `start_version`, unless the request is BLIND or the effect belongs to
+   a CAS;
+4. CAS: the key's version now is the expected one, and nothing else is asked;
+5. no key to be written lies in a range that was deleted after `start_version`. This includes increments and a
+   CAS that expects absence, because deleting a range counts as a write of every possible key in it. A BLIND
+   request has no start version, so this does not apply to it.
 
-The request bytes come from another process, but lie in private memory by now: `check_format` has verified every
-size, so the later passes follow them freely. A false `read_time` makes only the ranges of its own request pass or fail.
+The request comes from another process, but was copied into private memory. `check_format` verifies every
+size, so the later passes may follow the sizes. A false `read_time` affects only the range checks of its own
+request.
 
-The background removal of an expired key is not a write: an EXPIRY tombstone counts with the version of the record that it
-removed, and for a range with that record's expiry time.
+The background removal of an expired key is not a write. An EXPIRY tombstone counts with the version of the
+record that it removed, and in a range also with that record's expiry time.
 
-A node may be missing because its delete was forgotten (no pin below it was left). `tombstone_horizon` is the highest
-such version; a request older than that is refused for every absent key it writes, which can only happen to a
-transaction whose pin was revoked or that outlived a restart.
+A node may be missing because its delete was forgotten, when no pin below it was left. `tombstone_horizon` is
+the highest version of a forgotten delete. A request with an older start version is refused for every absent
+key that it writes. That happens only to a transaction whose pin was revoked, or that outlived a restart.
 """
 
 from libc.stdlib cimport realloc
@@ -62,7 +66,7 @@ cdef u32 _check_op(Core *core, const OpHeader *op) noexcept nogil:
 
 
 cdef u32 check_format(Core *core, const u8 *request, u64 size, u64 reply_max) noexcept nogil:
-    """STATUS_COMMITTED if every size in the request is right and within limits, else the status to answer with."""
+    """Check every size in the request and its limits; see _validate.pxd."""
     cdef const RequestHeader *header = <const RequestHeader *>request
     cdef const OpHeader *op
     cdef u64 position = REQUEST_HEADER_SIZE, body, results = 0
@@ -135,7 +139,7 @@ cdef bint reserve_reply(Channel *channel, u64 size) noexcept nogil:
 
 
 cdef void _report(Core *core, Channel *channel, u8 kind, const OpHeader *op, u64 expected, u64 found) noexcept nogil:
-    """Append one conflict to the reply while there is room; the total is counted by the caller."""
+    """Append one conflict to the reply while there is room. The caller counts all of them."""
     cdef ReplyHeader *reply
     cdef const u8 *bytes = <const u8 *>op + OP_HEADER_SIZE
     cdef u64 size = CONFLICT_HEADER_SIZE + <u64>op.key_size + (op.value_size if kind == CONFLICT_RANGE else 0)
@@ -161,8 +165,11 @@ cdef void _report(Core *core, Channel *channel, u8 kind, const OpHeader *op, u64
 
 cdef u64 _check_range(Core *core, Channel *channel, const OpHeader *op, u64 start_version, u64 *found,
                       bint large_only) noexcept nogil:
-    """`found`: what the walk said of this range. Large range deletes are not on the lists that it went by; another range
-    delete that meets this one conflicts whether it found a key or not."""
+    """Report a conflict if the range was changed. `found` is what the walk found in it.
+
+    The walk does not see large range deletes, so the history is asked for those. Without `large_only` (for a
+    range delete) every range delete that meets this range conflicts, whether it deleted a key or not.
+    """
     cdef const u8 *start = <const u8 *>op + OP_HEADER_SIZE
     cdef u64 written = found[0]
     if written == 0:
@@ -177,9 +184,10 @@ cdef u64 _check_range(Core *core, Channel *channel, const OpHeader *op, u64 star
 cdef u64 _erased_since(Core *core, const OpHeader *op, u32 node, u64 start_version) noexcept nogil:
     """A version above `start_version` at which a range with this key in it was deleted; 0: there was none.
 
-    Where the history does not reach back to the transaction's start, a key that has had its value since before that proves
-    that there was none; any other may have been deleted, and the answer errs on the safe side. An increment of a key that is
-    there is let through: it adds to what somebody wrote after any such deletion, and leaves nothing behind.
+    If the history does not reach back to `start_version`, a key whose value is no newer than that proves that
+    there was none. Any other key may have been deleted, so the answer errs on the safe side. An increment of
+    a key that is present is let through: it adds to what was written after any such deletion, and brings
+    nothing back.
     """
     cdef u64 erased = history_cover(&core.range_history, <const u8 *>op + OP_HEADER_SIZE, op.key_size, start_version)
     cdef u64 version
@@ -192,7 +200,9 @@ cdef u64 _erased_since(Core *core, const OpHeader *op, u32 node, u64 start_versi
 
 
 cdef u64 _check_write(Core *core, Channel *channel, const OpHeader *op, u64 start_version) noexcept nogil:
-    """An increment and a CAS may find another writer's value, but not write into what was deleted as a range."""
+    """An increment and a CAS may meet another writer's value, but may not write into a range that was
+    deleted.
+    """
     cdef const u8 *key = <const u8 *>op + OP_HEADER_SIZE
     cdef u32 node = store_find(&core.store, key, op.key_size, key_hash(key, op.key_size, core.store.hash_seed))
     cdef u64 written = 0
@@ -219,9 +229,9 @@ cdef u64 _check_version(Core *core, Channel *channel, const OpHeader *op, u8 kin
 
 
 cdef u64 validate_request(Core *core, Channel *channel, const u8 *request) noexcept nogil:
-    """All conflicts of a well-formed request, listed into the reply; returns how many there are.
+    """List the conflicts of a well-formed request in the reply; see _validate.pxd.
 
-    REQUIRES: check_format passed; walk_ranges has every answer, in this batch; channel.out holds a reply header.
+    REQUIRES: channel.out holds a reply header, and walk_ranges gave every answer in this batch.
     """
     cdef const RequestHeader *header = <const RequestHeader *>request
     cdef const OpHeader *op

@@ -1,10 +1,10 @@
-"""The request and reply format of a commit, for compiled code (drawn in ARCHITECTURE.md section 2).
+"""The request and reply format of a commit, for compiled code (docs/wire-format.md).
 
 `messages.py` is the same format in plain Python and the model it is tested against.
 
-1. Little-endian machines only; the structs are packed, so a pointer into any byte position may be cast to one.
-2. A reader of bytes written by another process copies them to private memory first and checks
-   every size against what is left before it follows it; nothing here checks anything.
+1. Little-endian machines only. The structs are packed, so a pointer to any byte position may be cast to one.
+2. A reader of bytes that another process wrote first copies them to private memory, and checks every size
+   against what is left before it follows it. Nothing here checks anything.
 3. The structs have no padding: their sizes are the `*_SIZE` constants (asserted by the tests).
 """
 
@@ -167,7 +167,7 @@ cdef inline bint op_is_effect(u8 code) noexcept nogil:
 
 cdef inline u8 *put_op(u8 *p, u8 code, u8 flags, const u8 *key, u16 key_size, const u8 *value, u32 value_size,
                        u64 argument, i64 expires_at) noexcept nogil:
-    """Write one op at `p` and return the position after it. The caller has made room: OP_HEADER_SIZE + key_size + value_size."""
+    """Write one op at `p` and return the position after it. REQUIRES: room for header, key and value."""
     cdef OpHeader *op = <OpHeader *>p
     op.code = code
     op.flags = flags

@@ -1,8 +1,8 @@
 """The request and reply of a commit in plain Python (docs/wire-format.md): the model of `_wire.pxd`.
 
-Used by tests, tools and recovery of outcomes; the hot path writes and reads the same bytes in compiled code.
-Everything decoded here may come from another process: every size is checked before it is followed, and what
-is wrong is a `ProtocolError` naming the position.
+Used by tests, by tools, and to recover outcomes. The hot path writes and reads the same bytes in compiled
+code. Everything decoded here may come from another process: every size is checked before it is followed, and
+a fault raises a `ProtocolError` with its position.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Request:
     Attributes:
       sequence: the second half of the txn_id, from 1.
       start_version: of the transaction's snapshot.
-      read_time: its one clock reading, nanoseconds since the epoch.
+      read_time: the expiry time of its snapshot, nanoseconds since the epoch.
       ops: checks first, then effects.
       run_id: 16 bytes, for the log.
       flags: see `RequestFlags`.
@@ -175,7 +175,7 @@ class ResultEntry:
     """The result of one op.
 
     Attributes:
-      op_index: which, counted from 0 over all ops of the request.
+      op_index: which op, counted from 0 over all ops of the request.
       kind: what `value` is.
       value: as an integer with its sign; EXISTED: 0 or 1.
     """
@@ -284,7 +284,7 @@ def status_error(status: int, detail: int, key: bytes | None = None) -> OccamErr
         return IntegerOverflowError(key=user_key)
     if status == Status.TOO_LARGE:
         return TransactionTooLarge(
-            "the coordinator refused the transaction: a key, a value or all are too large"
+            "the coordinator refused the transaction: a key, a value or the whole is too large"
         )
     if status == Status.STOPPING:
         return CoordinatorUnavailable("the coordinator is stopping; nothing was committed", hint="try again")

@@ -1,7 +1,7 @@
 """Why a store could not take a commit, and what helps: the limit that was set, or the memory behind it.
 
-The coordinator says in its reply what it could not grow for. The worker that reports it reads the figures, a moment
-later and from its own view of /dev/shm: it is the same file system, and the advice does not change.
+The coordinator's reply says which resource ran out. The worker reads the figures for the message itself, a
+moment later, from its own view of /dev/shm. It is the same file system, so the advice is the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Shortage", "store_full"]
 
 
 class Shortage(IntEnum):
-    """What a store could not grow for; the numbers of _memory.pxd."""
+    """The resource that kept the store from growing; the numbers of _memory.pxd."""
 
     NOTHING = 0
     SHM = 1
@@ -54,7 +54,7 @@ def store_full(detail: int, size: int, store_size_max: int) -> StoreFullError:
     """The error for a commit that found no room.
 
     Args:
-      detail: of the reply: a `Shortage`.
+      detail: the reply's, a `Shortage`.
       size: of the request, in bytes.
       store_size_max: the setting.
     """

@@ -1,4 +1,4 @@
-"""What a coordinator has to say for itself goes to its standard error: coordinator.log, or the terminal of `serve`."""
+"""The coordinator writes its messages to standard error: coordinator.log, or the terminal of `serve`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ _STANDARD_ERROR = 2
 
 
 def complain(text: str) -> None:
-    """Say it at once, from any thread. Never raises: on a full disk it goes unsaid.
+    """Write a message at once, from any thread. Never raises: on a full disk the message is lost.
 
-    Not through `sys.stderr`, which would keep what it cannot write, and fail again with it at every later call.
+    Not through `sys.stderr`: that would keep what it cannot write, and fail with it again at every later
+    call.
     """
     with contextlib.suppress(OSError):
         os.write(_STANDARD_ERROR, (text + "\n").encode(errors="backslashreplace"))
 
 
 def complain_of(error: BaseException) -> None:
-    """Say where an error came from. Never raises."""
+    """Write the traceback of an error. Never raises."""
     try:
         text = "".join(traceback.format_exception(error))
     except Exception:  # its own text cannot be made

@@ -1,12 +1,12 @@
 """The coordinator's control plane: who is attached, and what they ask for over the socket.
 
-1. One connection carries at most one channel. The end of the connection is the end of the channel: its pins are
-   cleared, its complete request is still served, its segment is unlinked once the commit thread has let go of it.
-2. A process that is gone although its socket still seems open (a forked child holds a copy) is found by pid and
-   start time within a second.
+1. A connection carries at most one channel, and the channel ends with the connection: its complete request is
+   still served, its pins are revoked, and its segment is unlinked once the commit thread no longer uses it.
+2. A worker may have died although its socket is still open, because a forked child holds a copy. Its death is
+   found by pid and start time within a second.
 3. No request of a worker, and no fault of its connection, can end more than that connection.
-4. The outcome of a closed channel's last commit is remembered for OUTCOMES_KEPT sessions, so a worker that was
-   disconnected can come back and ask.
+4. The outcome of a closed channel's last commit is remembered for OUTCOMES_KEPT sessions, so that a worker
+   that was disconnected can come back and ask.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ __all__ = ["ControlServer", "dispose_segment", "no_descriptors", "segment_named"
 
 OUTCOMES_KEPT = 65536
 _LIVENESS_PERIOD = 1.0
-# A session may come back while its old channel still drains. If that takes longer, the worker is told to try again.
+# A session may come back while its old channel still drains. If that takes longer, the worker is told to try
+# again.
 _DRAIN_SECONDS = 0.2
 
 
@@ -51,11 +52,11 @@ def segment_named() -> None:
 
 
 def dispose_segment(segment: Segment) -> None:
-    """Remove a segment's name and let go of it. Never raises."""
+    """Remove a segment's name and unmap it. Never raises."""
     try:
         segment.unlink()
     except (OccamError, OSError) as error:
-        # Another file has this name by now: it is not ours to remove.
+        # Another file has this name, and is not ours to remove.
         complain(f"{segment.name} was not removed: {error}")
     with contextlib.suppress(BufferError):
         segment.close()
@@ -79,7 +80,7 @@ def no_descriptors_error() -> TooManyChannelsError:
 
 
 def _new_session() -> int:
-    """A session id that nobody had: 63 random bits, not 0."""
+    """A new session id: 63 random bits, never 0."""
     return secrets.randbits(63) | 1
 
 
@@ -126,7 +127,7 @@ class ControlServer:
             "stop": self._stop,
         }
 
-    # ---- the loop's calls -----------------------------------------------------------------------------------
+    # ---- the loop's calls --------------------------------------------------------------------------------
 
     def register(self, selector: selectors.BaseSelector) -> None:
         self._selector = selector
@@ -148,7 +149,7 @@ class ControlServer:
 
     @contextlib.contextmanager
     def _confined_to(self, worker: _Worker) -> Iterator[None]:
-        """Whatever goes wrong inside ends this worker's connection and nothing else."""
+        """An error inside ends this worker's connection and nothing else."""
         try:
             yield
         except Exception as error:
@@ -209,10 +210,11 @@ class ControlServer:
             worker = self._workers[connection.fileno()] = _Worker(connection)
             with self._confined_to(worker):
                 self._selector.register(connection, selectors.EVENT_READ, connection.fileno())
-                # Before it says who it is: it may die first, and leave its end to a child that it forked.
+                # Identify it before it says who it is: it may die first, and leave its end of the connection
+                # to a child that it forked.
                 worker.identity = identify(connection.pid)
 
-    # ---- connections -------------------------------------------------------------------------------------------
+    # ---- connections -------------------------------------------------------------------------------------
 
     def _receive(self, worker: _Worker) -> None:
         try:
@@ -223,7 +225,7 @@ class ControlServer:
 
     def _answer(self, worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
         name = message.get("op")
-        # Anything can stand there, also what has no text: a list nested a thousand deep.
+        # A worker can send any value, even one that cannot be printed, such as a list nested a thousand deep.
         operation = self._operations.get(name) if isinstance(name, str) else None
         try:
             if operation is None:
@@ -241,7 +243,8 @@ class ControlServer:
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             return refusal(InvalidArgumentError(f"malformed {name!r} message: {error!r}"))
         except Exception as error:
-            # One worker's request must not end everybody's coordinator: no descriptors, no memory, no threads left.
+            # One worker's request must not end the coordinator for all, whatever it ran out of: descriptors,
+            # memory or threads.
             complain_of(error)
             return refusal(CoordinatorUnavailable(f"the coordinator failed at {name!r}: {error!r}"))
 
@@ -291,7 +294,7 @@ class ControlServer:
             self._tallies.add(segment.map)
             dispose_segment(segment)
 
-    # ---- operations: each returns the fields of its reply -------------------------------------------------------
+    # ---- operations: each returns the fields of its reply ------------------------------------------------
 
     def _attach(self, worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
         if worker.index >= 0:
@@ -329,7 +332,7 @@ class ControlServer:
                     "the session's previous channel is still being served", hint="try again"
                 )
             time.sleep(0.0005)
-        # Kept in the table too: if the attach fails from here on, the next one must find it.
+        # The entry stays in the table: if this attach fails later, the next one must find it.
         return self._outcomes.get(session, (0, 0))
 
     def _open_channel(self, worker: _Worker, session: int, sequence: int, version: int) -> None:
@@ -401,7 +404,7 @@ class ControlServer:
                 pid = other.identity.pid if other.identity else other.connection.pid
                 workers.append({"pid": pid, "attached_at": other.attached_at, **channel})
         figures = core_figures(self._core, tallies)
-        # What commits may fill, not the segment, which has room to spare for recovery.
+        # The size that commits may fill. The segment itself is larger, to leave room for recovery.
         figures["store"]["size"] = self._services.settings.max_store_size
         return (
             figures

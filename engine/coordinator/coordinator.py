@@ -1,25 +1,28 @@
 """The coordinator process: owns one database directory, its shared memory and its commit thread.
 
-Order of a start, and why each step stands where it does:
+The steps of a start, with the reason for their order:
 
-    LOCK              a second coordinator stops here, the first unharmed
-    meta, incarnation durable before anything else of this start can be seen
-    bell segment      first segment, with our identity: what comes after is never mistaken for a dead one's
+    LOCK              a second coordinator stops here and does not disturb the first
+    meta, incarnation durable before anything else of this start is visible
+    bell segment      the first segment, with our identity, so that the segments after it are never taken for
+                      those of a dead coordinator
     store segment     recovery fills it; nobody can attach yet
     log               appending continues behind what recovery kept
-    supersede         older store segments are marked, then every older segment loses its name: a worker that begins
-                      after our first acknowledgement sees the mark and attaches anew
-    socket            only now can anybody attach, so only now can anything be acknowledged
+    supersede         older store segments are marked, then every older segment loses its name: a worker that
+                      begins after our first acknowledgement sees the mark and attaches anew
+    socket            workers can attach, and commits be acknowledged, only from here on
 
-SIGTERM is handled from before the first segment on. Until the end of recovery it undoes the start, and nothing but
-the incarnation has changed on disk. After that the start is completed, and a clean stop follows.
+SIGTERM is handled from a point before the first segment exists. Until the end of recovery it undoes the
+start, and only the incarnation has changed on disk. After that the start is completed, and a clean stop
+follows.
 
-A clean stop goes the other way: a checkpoint while everybody is still served; then no more batches. Requests that
-were not taken are answered with STOPPING. Connections are closed, the rest of the log is synced, the own store is
-marked superseded (a begin after the stop must attach anew, since the next coordinator will not find this segment any
-more), names are removed, LOCK goes last. So commits wait for the rest of the log, not for the checkpoint. Without a
-log they do wait for the checkpoint.
-A crash at any point leaves names in /dev/shm, a socket and LOCK's content: the next start clears them.
+The steps of a clean stop: write a checkpoint while workers are still served; end the batches, and answer the
+requests that were not taken with STOPPING; close the connections; sync the rest of the log; mark the own
+store as superseded, because the next coordinator will not find this segment, and a later begin must attach
+anew; remove the names; release LOCK. So commits wait for the rest of the log, and for the checkpoint only if
+there is no log.
+
+A crash at any point leaves names in /dev/shm, a socket and the content of LOCK. The next start clears them.
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ _FIRST_ATTACH_SECONDS = 10.0
 
 
 class StoppedWhileStarting(SystemExit):
-    """A signal came before there was anything to serve. The start was undone; the process ends with code 0."""
+    """A signal came before there was anything to serve. The start was undone; the exit code is 0."""
 
 
 class Coordinator:
@@ -105,10 +108,10 @@ class Coordinator:
     # ---- start ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Everything up to the open socket. Call from the main thread: from here on it takes SIGTERM and SIGINT.
+        """Do everything up to the open socket. Call it from the main thread: it handles SIGTERM and SIGINT.
 
         Raises:
-          StoppedWhileStarting: one of them came before recovery was done.
+          StoppedWhileStarting: one of these signals came before recovery was done.
           LockHeldError: another coordinator owns the directory.
           OccamError: what is wrong with the directory, the log, a checkpoint or the machine's memory.
         """
@@ -117,7 +120,7 @@ class Coordinator:
             try:
                 self._start()
             except (OSError, LogWriteError) as error:
-                # Still under LOCK.
+                # On a full disk, give up the reserve and try again. LOCK is still held here.
                 if not (is_disk_full(error) and give_up_reserve(self.path)):
                     raise
                 self._cleanup.close()
@@ -169,21 +172,23 @@ class Coordinator:
         )
         self.server = ControlServer(services, listener)
         self._write_coordinator_file()
-        # Before the first commit takes what is left of a full disk.
+        # Before the first commit can take what is left of a full disk.
         keep_reserve(self.directory)
 
     def _end_if_told(self) -> None:
         """End the start if a signal asked for it.
 
-        The signal handler does not raise: its exception could fall between a segment and its entry in `_cleanup`.
+        The signal handler does not raise: its exception could come between the creation of a segment and its
+        entry in `_cleanup`.
         """
         if self._stop_requested:
             raise StoppedWhileStarting(0)
 
     def _refuse_copy(self) -> None:
-        """We hold this directory's LOCK: a living coordinator with our database id serves a copy of it.
+        """Refuse to serve a copy of a directory that is being served.
 
-        Both would use the same segment names, and we would take the other's for a dead one's.
+        We hold LOCK, so a living coordinator with our database id serves another directory. Both would use
+        the same segment names, and we would take the other's segments for those of a dead coordinator.
         """
         for incarnation in list_incarnations(self.database_id):
             owner = incarnation.owner
@@ -211,7 +216,7 @@ class Coordinator:
             ) from error
 
     def _own(self, name: str, size: int, preallocate: int | None = None) -> Segment:
-        """Create a segment that goes with this coordinator."""
+        """Create a segment that is removed when this coordinator ends."""
         segment = create_segment(name, size, preallocate=preallocate, on_named=segment_named)
         self._cleanup.callback(dispose_segment, segment)
         return segment
@@ -245,7 +250,8 @@ class Coordinator:
     def _supersede_older(self) -> None:
         for incarnation in list_incarnations(self.database_id):
             if incarnation.number != self.incarnation and not incarnation.foreign:
-                # A name that is not a plain segment of ours was planted: no worker can have mapped it as a store.
+                # A file that is not a plain segment of ours was put there by somebody else. No worker can
+                # have mapped it as a store.
                 with contextlib.suppress(SegmentForeignError):
                     name = layout.store_name(self.database_id, incarnation.number)
                     mark_superseded(name)
@@ -292,7 +298,8 @@ class Coordinator:
     def _commit_loop(self) -> None:
         error = self.core.run()
         if error:
-            # The content of the log is unknown, and no worker was answered. The next coordinator finds out by recovery.
+            # The content of the log is unknown, and no worker was answered. The next coordinator finds out by
+            # recovery.
             complain(f"log in an unknown state after {os.strerror(error)}; ending to recover")
             os._exit(70)
 
@@ -336,7 +343,7 @@ class Coordinator:
                 self.durable.tick(self.server.outcomes)
 
     def _may_end(self) -> bool:
-        """Whether to end now: told to or idle, and prepared for it."""
+        """Whether to end now: a stop was asked for, or the idle time is over, and everything is prepared."""
         if not self._in_place():
             return True
         idle = self.auto and self.server.idle_seconds() >= self._patience()
@@ -346,9 +353,10 @@ class Coordinator:
         return False
 
     def _in_place(self) -> bool:
-        """Whether this is still what its path means; looks once a second.
+        """Whether the path still leads to this database; looks once a second.
 
-        Otherwise the next opener finds another database, or none: stop before anything more is acknowledged.
+        If it does not, the next opener finds another database or none: stop before anything more is
+        acknowledged.
         """
         now = time.monotonic()
         if now < self._next_look:
@@ -360,13 +368,13 @@ class Coordinator:
         return not lost
 
     def _lost(self) -> str:
-        """What is not where it was made; empty if all is."""
+        """What is no longer where it was created; empty if everything is in place."""
         if not self.directory.is_in_place():
             return self.path
         if not self._is_whole():
             return f"what lies in {self.path}"
-        # Nobody can attach without them, and a successor could not tell our workers that it took over (names are
-        # removed by systemd's RemoveIPC, and by cleaners of temporary files).
+        # Without these names nobody can attach, and a successor could not tell our workers that it took over.
+        # (systemd's RemoveIPC removes them, and so do cleaners of temporary files.)
         return next((segment.name for segment in (self.bell, self.store) if not segment.is_named()), "")
 
     def _is_whole(self) -> bool:
@@ -379,7 +387,7 @@ class Coordinator:
         return idle_timeout if self.server.was_used else max(idle_timeout, _FIRST_ATTACH_SECONDS)
 
     def _finish(self) -> None:
-        """A clean stop: the commit thread has ended."""
+        """Finish a clean stop. REQUIRES: the commit thread has ended."""
         if failpoints.armed():
             failpoints.hit("coordinator.stopping")
         outcomes = self.server.outcomes()
@@ -402,16 +410,18 @@ class Coordinator:
         try:
             self.durable.finish(lambda: outcomes)
         except Exception as error:
-            # Unless the log failed, everything acknowledged is in it, and recovery does without the checkpoint.
+            # Unless the log failed, everything acknowledged is in it, and recovery does not need the
+            # checkpoint.
             complain(f"no checkpoint at the stop: {error}")
             self._exit_code = 1
 
 
 def _segment_size(store_size_max: int) -> int:
-    """The segment is larger than the store may become, so that a full store can always be recovered.
+    """The size of the segment, larger than the store may become, so that a full store can always be
+    recovered.
 
-    Recovery packs the same content in another order than it grew in, which may take a little more; sparse pages
-    cost nothing until then.
+    Recovery writes the same content in another order, which may take a little more room. Pages that were
+    never touched cost nothing.
     """
     headroom = store_size_max // _HEADROOM_SHARE + _HEADROOM_MIN
     return min(store_size_max + headroom, _SEGMENT_SIZE_MAX) // _PAGE * _PAGE
@@ -421,6 +431,6 @@ def mark_superseded(name: str) -> None:
     """Tell workers that still map a dead incarnation's store to attach anew before they begin again.
 
     Raises:
-      SegmentError: it is there and could not be marked: who begins on it would miss what is committed from here on.
+      SegmentError: it exists and could not be marked. A worker that begins on it would miss later commits.
     """
     poke_segment(name, SUPERSEDED_OFFSET, struct.pack("<I", 1))

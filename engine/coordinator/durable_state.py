@@ -1,18 +1,18 @@
 """What a coordinator does about files: recovery at the start, the log's timer, checkpoints, the clean stop.
 
-Threads: the control plane's main thread calls everything here; a checkpoint runs in a thread of its own, and so does
-the timer that syncs the log, so that workers can attach meanwhile. The log is written by the commit thread alone;
-`sync_in_background` is made for others.
+Threads: the control plane's main thread calls everything here; a checkpoint runs in a thread of its own, and
+so does the timer that syncs the log, so that workers can attach meanwhile. The log is written by the commit
+thread alone; `sync_in_background` is made for others.
 
-A checkpoint pins its version first and asks for the sessions' outcomes afterwards: an outcome is noted before its
-commit is published, so every commit up to the pinned version has its outcome in the table.
+A checkpoint pins its version first and asks for the sessions' outcomes afterwards: an outcome is noted before
+its commit is published, so every commit up to the pinned version has its outcome in the table.
 
-A clean stop writes its checkpoint while commits go on (`ready_to_stop`). What is committed meanwhile is in the log
-alone, which `finish` syncs and closes once the commit thread has ended: both together are everything.
+A clean stop writes its checkpoint while commits go on (`ready_to_stop`). What is committed meanwhile is in
+the log alone, which `finish` syncs and closes once the commit thread has ended: both together are everything.
 
-A log that failed takes no commit any more, and what it acknowledged before may be in memory only. A checkpoint of the
-last version saves that, and an empty segment behind it (`begin_anew`) keeps a recovery from reading the failed one:
-its bytes may be lost by then.
+A log that failed takes no commit any more, and what it acknowledged before may be in memory only. A
+checkpoint of the last version saves that, and an empty segment behind it (`begin_anew`) keeps a recovery from
+reading the failed one: its bytes may be lost by then.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ _RETRY_FIRST, _RETRY_LAST = 0.25, 30.0  # when the log failed: what it acknowled
 _STOP_POLL = 0.005
 _BRIEF_SECONDS = 0.05  # a checkpoint that commits may wait for
 _RESERVE_SECONDS = 60.0
-# Versions: more than a batch has, and a few coordinators that died soon after each other; as many as `Loader.places`.
+# Versions: more than a batch has, and a few coordinators that died soon after each other; as many as
+# `Loader.places`.
 _UNANSWERED_MAX = 1024
 _ASKED_SECONDS = 60.0
 _DUTY, _DUTY_FAR_BEHIND = 0.3, 0.9
@@ -120,7 +121,8 @@ class DurableState:
         """Fill the core with what the directory holds, and open the log for what comes.
 
         Args:
-          progress: as `recovery.recover` calls it; what it raises ends the recovery before anything on disk changed.
+          progress: as `recovery.recover` calls it; what it raises ends the recovery before anything on disk
+            changed.
 
         Raises:
           CorruptionError, IncompatibleFormatError, StoreFullError, LogWriteError: as `recovery.recover` and
@@ -140,9 +142,11 @@ class DurableState:
         self._result = result
         self.outcomes = result.outcomes
         self._checkpointed_version = result.checkpoint_version if not result.checkpoint_advised else 0
-        # The replayed bytes count, or the log would grow without bound under coordinators that never live long.
+        # The replayed bytes count, or the log would grow without bound under coordinators that never live
+        # long.
         self._checkpointed_bytes = -result.log_bytes
-        # Workers that were not answered will ask what their last commit resulted in, and only the log can tell.
+        # Workers that were not answered will ask what their last commit resulted in, and only the log can
+        # tell.
         self._log_from = max(0, result.log_version - _UNANSWERED_MAX)
         self._asked_until = time.monotonic() + _ASKED_SECONDS
         self._next_checkpoint = time.monotonic() + (self._settings.checkpoint_interval or _NEVER)
@@ -198,7 +202,8 @@ class DurableState:
         if core.log is None or self._thread is not None or self._leaving:
             return False
         if core.log_poisoned:
-            # Not before the last version is known: a commit under way may have been logged before the sync failed.
+            # Not before the last version is known: a commit under way may have been logged before the sync
+            # failed.
             return core.commits_over and not self._saved and now >= self._not_before
         if (
             core.log_bytes - self._checkpointed_bytes >= self._settings.checkpoint_bytes
@@ -253,7 +258,8 @@ class DurableState:
         """Share of its time that a checkpoint in the background works."""
         if self._running().log_poisoned:
             return 1.0
-        # A stop waits for this checkpoint; or the last one was given up because the store was full: be quicker.
+        # A stop waits for this checkpoint; or the last one was given up because the store was full: be
+        # quicker.
         if self._leaving or self._failures:
             return _DUTY_FAR_BEHIND
         # If coordinators die before they finish a checkpoint, each recovery replays more than the one before.
@@ -287,14 +293,15 @@ class DurableState:
     def _sync_log(self) -> None:
         """Get the log on disk up to the version just pinned; commits go on meanwhile.
 
-        A checkpoint ahead of the log would leave a hole before the next run's segment if the power went: the log could
-        no longer stand in for the checkpoint.
+        A checkpoint ahead of the log would leave a hole before the next run's segment if the power went: the
+        log could no longer stand in for the checkpoint.
 
         Raises:
           OSError: the log is poisoned by it, as by any failed sync.
         """
         core = self._running()
-        # A closed log was synced. One whose sync failed never will be: the checkpoint saves what it acknowledged.
+        # A closed log was synced. One whose sync failed never will be: the checkpoint saves what it
+        # acknowledged.
         if core.log is not None and not core.log_poisoned:
             core.log.sync_in_background(wait=True)
 
@@ -310,7 +317,8 @@ class DurableState:
     def checkpoint(self, outcomes: OutcomesFunction) -> dict[str, Any]:
         """Make a checkpoint, or report on the one being made.
 
-        Returns at once: {"running": True} until it is done, then {"running": False, version, bytes, rows, seconds}.
+        Returns at once: {"running": True} until it is done, then {"running": False, version, bytes, rows,
+        seconds}.
         """
         if self._thread is None and self._checkpointed_version < self._running().committed_version:
             self._last_error = ""
@@ -357,8 +365,9 @@ class DurableState:
     def ready_to_stop(self, outcomes: OutcomesFunction) -> bool:
         """Whether the commit thread may end now; call it again until it is so. Commits go on meanwhile.
 
-        The first call begins a checkpoint, in place of one under way, which may be nearly as old as its pin. There is
-        one only, so a stop under load ends; without a log there is none, for it would be too old at once.
+        The first call begins a checkpoint, in place of one under way, which may be nearly as old as its pin.
+        There is one only, so a stop under load ends; without a log there is none, for it would be too old at
+        once.
         """
         core = self._running()
         if core.log is None or self._saved:
@@ -383,10 +392,11 @@ class DurableState:
             self._stopping.clear()
 
     def finish(self, outcomes: OutcomesFunction) -> None:
-        """A clean stop: the commit thread has ended. Leaves everything in checkpoint and log, and says so in meta.
+        """A clean stop: the commit thread has ended. Leaves everything in checkpoint and log, and says so in
+        meta.
 
-        Another checkpoint is written here where the log cannot have the rest (there is none, or it failed), where none
-        could be written before, and where it takes but a moment.
+        Another checkpoint is written here where the log cannot have the rest (there is none, or it failed),
+        where none could be written before, and where it takes but a moment.
 
         Raises:
           OSError, OccamError: it could not be written; the log has everything all the same, unless it failed.

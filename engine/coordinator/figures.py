@@ -1,8 +1,8 @@
 """Figures for people: percentiles from the commit core's histograms, and the shape of `db.stats()`.
 
-A histogram's bucket b counts values in [2**(b-1), 2**b); bucket 0 counts zeros. A percentile is given as the largest
-value of its bucket: the true one is not above it, and above half of it. Zero and one have buckets of their own, so they
-are exact. The last bucket has no upper end.
+A histogram's bucket b counts values in [2**(b-1), 2**b); bucket 0 counts zeros. A percentile is given as the
+largest value of its bucket. The true value is at most that, and more than half of it. Zero and one have
+buckets of their own, so they are exact. The last bucket has no upper end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ class _Core(Protocol):
 
 
 def percentile(buckets: Sequence[int], share: float) -> int:
-    """A bound that `share` (0..1) of the counted values do not exceed: the largest value of a bucket; 0 when empty."""
+    """A bound that `share` (0..1) of the counted values do not exceed: a bucket's largest value; 0 when
+    empty.
+    """
     total = sum(buckets)
     if total == 0:
         return 0
@@ -44,7 +46,7 @@ def _shown_key(key: bytes) -> str:
 
 
 def core_figures(core: _Core, tallies: Tallies) -> dict[str, Any]:
-    """`CommitCore.stats()` with what workers counted themselves, percentiles for histograms, and readable keys."""
+    """`CommitCore.stats()` with percentiles for histograms, readable keys, and what workers counted."""
     raw = dict(core.stats())
     times, sizes = raw.pop("batch_ns"), raw.pop("batch_sizes")
     raw["latency_us"] = {name: percentile(times, share) / 1000 for name, share in _SHARES.items()}

@@ -1,6 +1,7 @@
 """The timer of durability "standard": it syncs the log every `sync_interval`, in a thread of its own.
 
-A disk may take seconds to sync. The control plane's thread answers workers meanwhile, and the commit thread appends.
+A disk may take seconds to sync. The control plane's thread answers workers meanwhile, and the commit thread
+appends.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ __all__ = ["LogSync"]
 
 
 class LogSync:
-    """Syncs one log until it is stopped, or until a sync fails: that poisons the log, so there is nothing more to do.
+    """Syncs one log until it is stopped or a sync fails. A failed sync poisons the log, so none follows.
 
     Args:
-      log: open; whoever closes it calls `stop` first.
+      log: open; its owner calls `stop` before it closes the log.
       interval: seconds between two syncs.
       failed: called in the thread with the error of a sync that failed.
 
     Raises:
-      RuntimeError: there are no more threads for this user.
+      RuntimeError: this user can have no more threads.
     """
 
     def __init__(self, log: WalAppender, interval: float, failed: Callable[[OSError], None]) -> None:
@@ -42,6 +43,6 @@ class LogSync:
                 return
 
     def stop(self) -> None:
-        """End the thread; waits for a sync under way."""
+        """End the thread, after a sync under way."""
         self._end.set()
         self._thread.join()

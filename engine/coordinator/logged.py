@@ -1,7 +1,7 @@
-"""What a commit resulted in, read back from the log: for workers whose coordinator died before it answered.
+"""What a commit resulted in, read back from the log for a worker whose coordinator died before it answered.
 
-Recovery noted where the last transactions lie, so a question reads one transaction and not a segment. The control plane
-answers it between others' requests, and many workers may ask at once.
+Recovery noted where the last transactions lie, so an answer reads one transaction and not a whole segment.
+The control plane answers between other requests, and many workers may ask at once.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class LoggedCommits:
             elif isinstance(entry, BeginTxn):
                 committed_at = entry.timestamp
         if not committed_at:
-            raise NotFoundError(f"commit {version} is not in the log any more")
+            raise NotFoundError(f"commit {version} is no longer in the log")
         return {"committed_at": committed_at, "writes": writes}
 
     def _search(self, version: int) -> Iterator[Entry]:
@@ -80,10 +80,10 @@ class LoggedCommits:
             length, crc = _ENTRY_HEADER.unpack_from(data.ljust(at + _ENTRY_HEADER.size, b"\0"), at)
             content = data[at + _ENTRY_HEADER.size : at + _ENTRY_HEADER.size + length]
             seed = checksum(_PLACE.pack(start + at, length), segment.header.crc)
-            # It was sound when it was replayed: whatever this is, it is not that transaction.
+            # The entry was sound when it was replayed, so these bytes are not that transaction.
             if length == 0 or len(content) != length or checksum(content, seed) != crc:
                 raise CorruptionError(
-                    f"{segment.path} is damaged at offset {start + at}, or another segment by now",
+                    f"{segment.path} is damaged at offset {start + at}, or was replaced by another segment",
                     file=segment.path,
                     offset=start + at,
                     expected=f"an entry of transaction {version}",
@@ -93,7 +93,7 @@ class LoggedCommits:
 
 
 def _integer_in(value: bytes) -> int | None:
-    """The integer that a stored value is; None for any other. Nothing large is decoded or sent."""
+    """The stored value as an integer; None if it is not one. Nothing large is decoded or sent."""
     if len(value) > _INTEGER_SIZE_MAX or not (
         value[0] <= 0x7F or 0xCC <= value[0] <= 0xD3 or value[0] >= 0xE0
     ):

@@ -23,7 +23,7 @@ def main() -> int:
     report_fd = options["report_fd"]
     _close_inherited(report_fd)
     path = os.path.abspath(options["path"])
-    # The caller's directory can be removed or unmounted while we live.
+    # Do not keep the caller's directory busy: it may be removed or unmounted while we run.
     os.chdir("/")
     coordinator = Coordinator(
         path,
@@ -35,7 +35,8 @@ def main() -> int:
     try:
         coordinator.start()
     except StoppedWhileStarting:
-        # No report: whoever waits for one sees the end of the pipe, and looks for the next coordinator.
+        # No report: the process that waits for one sees the end of the pipe, and looks for the next
+        # coordinator.
         return 0
     except BaseException as error:
         if isinstance(error, OccamError):
@@ -50,14 +51,14 @@ def main() -> int:
 
 
 def _close_inherited(kept: int) -> None:
-    """Let go of what our starter left inheritable: its pipes and sockets must not stay open for as long as we live."""
+    """Close what the starter left inheritable: its pipes and sockets must not stay open while we run."""
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
     os.closerange(3, kept)
     os.closerange(kept + 1, highest + 1)
 
 
 def _report(fd: int, message: dict[str, Any]) -> None:
-    # Whoever started us may be gone by now; the other workers are not.
+    # The process that started us may have died. Other workers still need this coordinator.
     with contextlib.suppress(OSError):
         os.write(fd, json.dumps(message, default=repr).encode() + b"\n")
     os.close(fd)

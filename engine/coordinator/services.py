@@ -40,7 +40,7 @@ class Services:
     request_stop: Callable[[], None]
 
     def terms(self) -> dict[str, Any]:
-        """What every worker that attaches is told."""
+        """What a worker is told when it attaches."""
         return {
             "database_id": self.database_id,
             "incarnation": self.incarnation,

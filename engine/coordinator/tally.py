@@ -1,8 +1,8 @@
-"""What workers count themselves, each in its channel segment: retries, and commits refused without a round trip.
+"""Counts that each worker keeps in its channel segment: retries, and commits it refused without a round trip.
 
-The coordinator hears of neither, so it reads the tallies (`Tally` in _view.pxd) when somebody asks for figures, and
-takes over that of a worker that leaves. They are read while they are written, and come from another process: for
-display, and never trusted to hold a key.
+The coordinator sees neither, so it reads the tallies (`Tally` in _view.pxd) when figures are asked for, and
+adds a worker's tally to its own sum when the worker leaves. A tally comes from another process and changes
+while it is read. It is for display only, and need not hold a valid key.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _COUNTS = struct.Struct("<4Q")
 _KEY = struct.Struct("<QI96s4x")
 _KEYS = 16
 _KEPT = 256  # hot keys of workers that left
-_COUNT_MAX = 1 << 48  # sums of forged counts still fit an answer
+_COUNT_MAX = 1 << 48  # so that sums of forged counts still fit into an answer
 _SIZE = _COUNTS.size + _KEYS * _KEY.size
 assert _SIZE <= layout.TALLY_SIZE
 
@@ -48,5 +48,5 @@ class Tallies:
             self.keys = Counter(dict(self.keys.most_common(_KEPT)))
 
     def copy(self) -> Tallies:
-        """One to add to, while this one stays."""
+        """A copy that can be added to without changing this one."""
         return copy.deepcopy(self)
