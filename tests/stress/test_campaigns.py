@@ -112,7 +112,7 @@ def test_a_worker_notices_the_stop(
 
 
 def test_a_campaign_ends_at_its_first_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each further kill would wait for the same stuck worker again. The verdict has what the coordinators complain of."""
+    """Each further kill would wait for the same stuck worker again. It says what coordinators complain of."""
 
     def stuck(scene: Scene, timeout: float) -> list[int]:
         Path(scene.path, LOG_NAME).write_text("recovery: so and so\ncould not start: so it is\n")
