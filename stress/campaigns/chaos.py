@@ -17,8 +17,8 @@ from random import Random
 
 from occamdb.stress.campaigns.faults import COMMON, FILLING, NAMES, fill_disk, fill_store
 from occamdb.stress.campaigns.scene import Scene
-from occamdb.stress.coordinators import leaked_segments, stop_coordinator
-from occamdb.stress.runner import Runner, RunResult
+from occamdb.stress.coordinators import last_complaint, leaked_segments, stop_coordinator
+from occamdb.stress.runner import STOP_TIMEOUT, STUCK_STOP_TIMEOUT, Runner, RunResult
 from occamdb.stress.worker import Settings
 from occamdb.stress.workloads import WORKLOADS, get_workload
 
@@ -209,8 +209,11 @@ class _Session:
             self.dice.choices(faults, weights)[0](scene)
         stuck = scene.carried_on(CARRY_ON_TIMEOUT)
         if stuck:
-            scene.problems.append(f"workers {stuck} did not commit again within {CARRY_ON_TIMEOUT:.0f} s")
-        runner.stop()
+            scene.problems.append(
+                f"workers {stuck} did not commit again within {CARRY_ON_TIMEOUT:.0f} s; "
+                f"the coordinators' log ends with: {last_complaint(scene.path)}"
+            )
+        runner.stop(STUCK_STOP_TIMEOUT if stuck else STOP_TIMEOUT)
         return runner.verify(seconds)
 
     def _add(self, verdict: ChaosVerdict, scene: Scene, result: RunResult) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "engine",
     "memory_database",
     "open_shared_database",
+    "own_engine",
     "revoke_snapshots",
 ]
 
@@ -68,6 +69,19 @@ def engine(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Database | None]:
     """The shared database of the session, or None for "memory". Started before any test that uses it is guarded."""
+    if request.param == "memory":
+        yield None
+    else:
+        database = open_shared_database(tmp_path_factory.mktemp("shared") / "db")
+        yield database
+        database.close()
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def own_engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Database | None]:
+    """`engine` for one module alone. A module that steps its clock, say, overrides `engine` with this."""
     if request.param == "memory":
         yield None
     else:
