@@ -260,7 +260,7 @@ def primitive_rows() -> list[Row]:
         }
         least = 5_000 if operation == "cross" else 10_000
         name = operation.replace("_", "-")
-        target = Target(absolute=least, issue=4)
+        target = Target(absolute=least)
         rows.append(Row(name, f"{title}, 1 process, standard", "ops/s", sides, "primitives", target=target))
     rows.append(
         Row(
@@ -272,7 +272,7 @@ def primitive_rows() -> list[Row]:
                 "lmdb": store_side("lmdb", "update", keys=1000, processes=8, durability="standard"),
             },
             "primitives",
-            target=Target(absolute=100_000, issue=4),
+            target=Target(absolute=100_000),
         )
     )
     for query in ("type", "tag", "time"):
@@ -285,7 +285,7 @@ def primitive_rows() -> list[Row]:
                 "primitives",
                 baseline=None,
                 more_is_better=False,
-                target=Target(absolute=2.0, issue=4),
+                target=Target(absolute=2.0),
             )
         )
     rows.append(
@@ -297,7 +297,7 @@ def primitive_rows() -> list[Row]:
             "primitives",
             baseline=None,
             more_is_better=False,
-            target=Target(absolute=100, issue=4),
+            target=Target(absolute=100),
         )
     )
     return rows

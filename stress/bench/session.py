@@ -2,7 +2,7 @@
 
 The order of the sides turns by one with each repetition, so that no side always follows the same other.
 A side that cannot run is skipped with its reason; a side that fails is reported as failed and the session
-goes on, because a benchmark of twenty minutes should not end at its third row.
+continues, because a benchmark of twenty minutes should not end at its third row.
 """
 
 from __future__ import annotations
