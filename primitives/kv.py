@@ -1,8 +1,9 @@
 """KVStore: keys and values of a run.
 
-The engine's own `db.put/get/delete/cas/list` are the same operations on the same keys; this adds what one cannot
-build in one call. Keys are `str` or `bytes` ("a" and b"a" are one key) and come back as `str`. Bytes that are not UTF-8
-are lone surrogates in it, as in file names (`surrogateescape`); `raw=True` gives `bytes`.
+The engine's own `db.put/get/delete/cas/list` are the same operations on the same keys; this class adds what
+takes more than one call. Keys are `str` or `bytes` ("a" and b"a" are one key) and come back as `str`. Bytes
+that are not UTF-8 become lone surrogates in it, as in file names (`surrogateescape`); `raw=True` gives
+`bytes`.
 
 1. One user key is one stored key, under its own bytes: nothing else is kept.
 2. `put`, `put_with_ttl` and `increment` read nothing: they never cause a read conflict, and outside a transaction they
@@ -435,8 +436,8 @@ class KVMapping(MutableMapping[str, Any]):
     def clear(self) -> None:
         """Remove every key in one transaction.
 
-        It takes effect as one entry, so it holds nobody up however many keys there are; their memory is given
-        back in the background, in time proportional to their number.
+        It is one entry of the commit however many keys there are, so it delays no other commit. Their memory
+        is given back in the background, in time proportional to their number.
         """
         self._atomically(lambda kv: kv.space.delete_range())
 

@@ -24,12 +24,12 @@ from occamdb.stress.history import HistoryWriter, Op
 from occamdb.stress.tally import Tally
 from occamdb.stress.workloads.base import RUN
 
-PAUSE_AFTER_ERROR = 0.01  # seconds: a full store or a missing coordinator is not asked again at once
+PAUSE_AFTER_ERROR = 0.01  # seconds before the next try after a full store or a missing coordinator
 
 
 @dataclass(slots=True)
 class Settings:
-    """What `occamdb stress run` can turn. A workload gives each its own default."""
+    """The options of `occamdb stress run`. Each workload has its own default for `keys`."""
 
     path: str = ""
     workers: int = 4

@@ -176,7 +176,7 @@ class _Session:
             clean = not problems and not leaked and result.valid
             if not clean:
                 problems += [a.meaning for a in result.report.forbidden] if result.report else []
-        except Exception as error:  # a session that breaks down is a finding, and the campaign goes on
+        except Exception as error:  # a session that breaks down is a finding; the campaign continues
             problems.append(f"{type(error).__name__}: {error}")
             clean = False
         finally:

@@ -11,8 +11,9 @@ and between two of them adds 1 to sum/w and deletes own/w by implicit transactio
 So a writer sees at once if an acknowledged commit is lost, a refused one there, or one there twice; `verify` sees it
 from outside, from journals read before its snapshot, while the writers go on.
 
-Coordinators to come are armed through files in `arms`: whoever starts one takes the first that is left and gives it
-to that coordinator as OCCAMDB_FAILPOINTS. So the writers start armed coordinators by themselves, one after another.
+Coordinators to come are armed through files in `arms`: the process that starts one takes the first that is
+left and gives it to that coordinator as OCCAMDB_FAILPOINTS. So the writers start armed coordinators by
+themselves, one after another.
 """
 
 from __future__ import annotations
@@ -401,7 +402,7 @@ class Scene:
     def stand_still_at(self, point: str, action: str) -> ProcessIdentity:
         """Let the coordinator stop itself at a failpoint; it stands when this returns."""
         identity = coordinator_identity(self.path)
-        # In a thread: whoever stops before it answers keeps the caller waiting.
+        # In a thread: a coordinator that is stopped before it answers keeps the caller waiting.
         asking = threading.Thread(target=self.arm, args=(point, action), daemon=True)
         asking.start()
         wait_until(lambda: state_of(identity.pid) == "T", what=f"a stop at {point}")
@@ -416,7 +417,7 @@ class Scene:
     # ---- what must hold ---------------------------------------------------------------------------------
 
     def verify(self, *, final: bool = False) -> dict[Any, Any]:
-        """Compare the database with the journals; `final`: nobody writes any more. Returns all rows."""
+        """Compare the database with the journals; `final`: there are no more writers. Returns all rows."""
         # Read first: what was acknowledged by now must be in a snapshot begun later.
         for journal in self.journals.values():
             journal.read()

@@ -7,7 +7,8 @@ not enough. Invariants:
    environment it was started with (a daemon that detached itself keeps its environment).
 2. A segment is ours if its name carries the id of a database whose `meta` file lies below the given
    directory, or if this process created it through `posix_ipc`.
-3. The helpers multiprocessing keeps for a process's whole life (resource tracker, fork server) are no leak.
+3. The helpers multiprocessing keeps for a process's whole life (resource tracker, fork server) are not a
+   leak.
 """
 
 import contextlib
@@ -43,7 +44,7 @@ def mark_this_process() -> str:
 
 
 def record_segments() -> None:
-    """Note the name of every segment this process creates, whoever asks for it."""
+    """Note the name of every segment that this process creates."""
     original: Callable[..., Any] = posix_ipc.SharedMemory
 
     class RecordingSharedMemory(original):  # type: ignore[misc, valid-type]
