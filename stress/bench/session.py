@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from occamdb.stress.bench.model import Row, RowResult, Scale, Side, SideResult, Unavailable
+from occamdb.stress.bench.redis_store import stop_servers
 from occamdb.stress.bench.stores import PEERS
 from occamdb.stress.coordinators import stop_coordinator
 
@@ -49,6 +50,7 @@ def run_rows(
                 "LOCK"
             ):  # the coordinators of this row, which would idle on for a while
                 stop_coordinator(str(lock.parent))
+            stop_servers(scratch)
             shutil.rmtree(scratch, ignore_errors=True)
     return results
 
