@@ -173,7 +173,7 @@ class _Increment(OccamTask):
         return self.batch
 
     def notes(self) -> dict[str, Any]:
-        """The increments made since the last call, those outside the window included."""
+        """The increments since the last call, including those outside the window."""
         done, self.done = self.done, 0
         return {"increments": done}
 
@@ -250,10 +250,10 @@ class TraceTree(SoloSide):
 
 
 def primitive_rows() -> list[Row]:
-    """The rows of issue 4."""
+    """The rows of the primitives."""
     rows = []
     for operation, (title, beside) in OPERATIONS.items():
-        # LMDB's same-run rate of what comes nearest stands beside each as a yardstick, not as a like.
+        # Beside each stands LMDB's rate of the nearest plain operation: a yardstick, not the same work.
         sides = {
             OCCAM: _primitive_side(operation),
             "lmdb": store_side("lmdb", beside, keys=KEYS, durability="standard"),

@@ -1,4 +1,4 @@
-"""The guarantees of SPEC section 2, rules 1-9, each by name, and the classic anomalies at both isolation levels."""
+"""The guarantees of transactions, each by name, and the classic anomalies at both isolation levels."""
 
 import threading
 from collections.abc import Callable
