@@ -141,7 +141,7 @@ def _described(outside: Outside, body: Callable[..., Any], form: Form) -> Outsid
 
 
 def _one_call(body: Callable[..., Any]) -> Outside:
-    """One call of the engine; it needs no transaction around it."""
+    """One call of the engine, which outside a transaction needs none."""
 
     def outside(instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
         cls = type(instance)

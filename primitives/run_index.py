@@ -291,7 +291,7 @@ class RunIndex(Primitive[H_co]):
 
     @indexed
     def remove_tags(self, run_id: RunLike, tags: Iterable[str]) -> RunMetadata:
-        """Remove tags; those that it does not have are ignored."""
+        """Remove tags; those it does not have are no error."""
         gone = checked_tags(tags)
         return self._edit(run_id, TAGS, lambda old: [tag for tag in old if tag not in gone])
 

@@ -24,7 +24,7 @@ from occamdb.stress.history import HistoryWriter, Op
 from occamdb.stress.tally import Tally
 from occamdb.stress.workloads.base import RUN
 
-PAUSE_AFTER_ERROR = 0.01  # seconds before the next try after a full store or a missing coordinator
+PAUSE_AFTER_ERROR = 0.01  # seconds: a full store or a missing coordinator is not asked again at once
 
 
 @dataclass(slots=True)

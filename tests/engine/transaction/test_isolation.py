@@ -1,4 +1,4 @@
-"""The guarantees of transactions, each by name, and the classic anomalies at both isolation levels."""
+"""What a transaction promises (docs/guarantees.md), rule by rule, at both isolation levels."""
 
 import threading
 from collections.abc import Callable
