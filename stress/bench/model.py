@@ -66,7 +66,6 @@ class Target:
     ratio: float | None = None
     absolute: float | None = None
     of_row: str | None = None
-    issue: int = 0
 
 
 @dataclass(frozen=True, slots=True)

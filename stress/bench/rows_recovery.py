@@ -167,7 +167,7 @@ class CheckpointInterference(SoloSide):
 
 
 def recovery_rows() -> list[Row]:
-    """The rows of issue 3 that no peer takes part in."""
+    """The rows of recovery, in which no peer takes part."""
     return [
         Row(
             "open-empty",
@@ -186,7 +186,7 @@ def recovery_rows() -> list[Row]:
             "recovery",
             baseline=None,
             more_is_better=False,
-            target=Target(absolute=2.0, issue=3),
+            target=Target(absolute=2.0),
             repeat_max=5,
         ),
         Row(
@@ -196,7 +196,7 @@ def recovery_rows() -> list[Row]:
             {OCCAM: LogReplay},
             "recovery",
             baseline=None,
-            target=Target(absolute=400_000, issue=3),
+            target=Target(absolute=400_000),
             repeat_max=5,
         ),
         Row(
@@ -207,7 +207,7 @@ def recovery_rows() -> list[Row]:
             "recovery",
             baseline=None,
             more_is_better=False,
-            target=Target(absolute=500, issue=3),
+            target=Target(absolute=500),
         ),
         Row(
             "checkpoint-interference",
@@ -216,7 +216,7 @@ def recovery_rows() -> list[Row]:
             {OCCAM: CheckpointInterference},
             "recovery",
             baseline=None,
-            target=Target(absolute=0.7, issue=3),
+            target=Target(absolute=0.7),
             repeat_max=5,
         ),
     ]
