@@ -1,4 +1,4 @@
-"""The request and reply format of a commit, for compiled code (drawn in ARCHITECTURE.md section 2).
+"""The request and reply format of a commit, for compiled code (drawn in docs/wire-format.md).
 
 `messages.py` is the same format in plain Python and the model it is tested against.
 
@@ -27,6 +27,7 @@ cdef enum:
 
     REQUEST_BLIND = 1               # no start version: effects get no first-committer check
     REQUEST_SYNC = 2                # answer only when on disk
+    REQUEST_JUDGE_ONLY = 4          # answer with the conflicts, apply nothing
 
     # Checks come before effects in a request; `op_is_check` relies on these values.
     OP_READ = 1                     # argument: version read, 0 absent

@@ -120,14 +120,19 @@ cdef class TransactionBase(Space):
         self.core.clear_range(prefix, prefix + b"\xff")
 
     def validate(self):
-        """What a commit would conflict with as of now, as far as it can be seen without asking the coordinator.
+        """What a commit would conflict with as of now: up to 16 conflicts, () when there are none.
 
-        Keys that were both made and deleted again since the snapshot are not seen here. Returns () when all is well.
+        Asks the coordinator, in one round trip, and changes nothing: the transaction stays active. Another transaction may
+        still commit before this one does.
+
+        Raises:
+          TransactionTooLarge: with everything that was read, the request is larger than `transaction_size_max`.
+          TransactionTimeout, CoordinatorUnavailable: there was no answer in time.
         """
         self.core.require_active()
         if self.core.doomed is not None:
             return tuple(self.core.doomed)
-        return find_conflicts(self.core).conflicts
+        return find_conflicts(self.core)
 
     def commit(self, *, bint durable=False):
         """Validate against everything committed since the snapshot and apply all writes, or none.
