@@ -15,7 +15,7 @@ from ...ipc._atomics cimport clock_coarse_ns, clock_monotonic_ns
 from ..commit._wire cimport RESULT_SIGNED
 from ..model._values cimport Codec
 from ._commit cimport commit_transaction, find_conflicts, require_log
-from ._core cimport STATE_ABORTED, STATE_ACTIVE
+from ._core cimport STATE_ABORTED, STATE_ACTIVE, TAG_KV
 from ._scan cimport ROWS_KEYS, new_scan
 from ._space cimport delta_argument, make_space, with_tag
 from ._view cimport fork_generation
@@ -28,7 +28,6 @@ from ..model.public_types import RESERVED_RUN, TransactionStatus, tag_of
 globals()["Space"] = Space
 
 cdef enum:
-    TAG_KV = 1
     CACHED_RUNS_MAX = 4096
     STORED_KEY_SIZE_MAX = 65535     # a stored key's size has 16 bits
     LOOK_PERIOD_NS = 1000000000

@@ -18,7 +18,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from occamdb import Database, Transaction
 from occamdb.engine.model.errors import ConflictError
 from occamdb.engine.model.keys import successor
-from occamdb.engine.model.public_types import RunId
+from occamdb.engine.model.public_types import IsolationName, RunId
 from tests.support.conflict_model import CommitSets, Newest, validate_transaction
 from tests.support.databases import memory_database
 
@@ -112,7 +112,7 @@ class Interleavings(RuleBasedStateMachine):
         return self.prefix + name.encode()
 
     @rule(target=sessions, isolation=st.sampled_from(["serializable", "serializable", "snapshot"]))
-    def begin(self, isolation: str) -> Session:
+    def begin(self, isolation: IsolationName) -> Session:
         txn = self.db.begin(self.run_id, isolation=isolation)
         assert txn.start_version == self.model.newest_version
         session = Session(txn, isolation == "serializable", self.model.state)
