@@ -85,7 +85,7 @@ bench-smoke: $(BUILT)
 	$(BIN)/python -m occamdb.stress.bench.smoke $(ARGS)
 
 # Transactions, validation and recovery: what is wrong there loses data.
-CRITICAL := */engine/transaction/transaction.py,*/engine/transaction/snapshot.py,*/engine/model/conflicts.py,*/engine/commit/validation.py,*/engine/model/retry_policy.py,*/engine/log/recovery.py,*/engine/log/checkpoint.py,*/engine/log/salvage.py,*/engine/log/wal_format.py,*/engine/log/wal_reader.py,*/engine/log/wal_writer.py
+CRITICAL := */engine/transaction/transaction.py,*/engine/transaction/snapshot.py,*/engine/model/conflicts.py,*/engine/model/conflict_records.py,*/engine/model/retry_policy.py,*/engine/log/recovery.py,*/engine/log/checkpoint.py,*/engine/log/salvage.py,*/engine/log/wal_format.py,*/engine/log/wal_reader.py,*/engine/log/wal_writer.py
 
 # Without the tests that raise out of a signal handler every millisecond: they would mostly interrupt the tracer.
 coverage: $(BUILT)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from ..engine.client import opening
 from ..engine.model.limits import Limits
-from ..engine.model.public_types import Durability, Isolation
+from ..engine.model.public_types import Durability, IsolationName
 from ..engine.model.values import Codec
 from ..engine.transaction.database import Database as EngineDatabase
 from ..engine.transaction.snapshot import SharedSnapshotView
@@ -28,7 +28,6 @@ from .trace_store import TraceStore
 __all__ = ["Database", "SettingsKeywords", "Snapshot", "Transaction", "open", "open_in_memory"]
 
 DurabilityName = Durability | Literal["none", "standard", "always"]
-IsolationName = Isolation | Literal["serializable", "snapshot"]
 
 for _primitive in (KVStore, EventLog, StateCell, TraceStore, RunIndex):
     enlist(_primitive)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 from ..engine.model.errors import InvalidArgumentError
 from ..engine.model.keys import decode_user_key
-from ..engine.model.public_types import TypeTag, VersionedValue
+from ..engine.model.public_types import IsolationName, TypeTag, VersionedValue
 from ..engine.model.retry_policy import RetryPolicy
 from ..engine.transaction.attempts import refuse_lazy_function
 from .extension import (
@@ -308,7 +308,7 @@ class KVStore(Primitive[H_co]):
         *,
         retry: RetryPolicy | None = None,
         timeout: float | None = None,
-        isolation: str | None = None,
+        isolation: IsolationName | None = None,
     ) -> R:
         """Call `fn(kv)` in one transaction, retried on conflict; returns what it returned.
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ..model.errors import InvalidArgumentError
 from ..model.keys import Namespace
 from ..model.limits import TIMEOUT_MAX
-from ..model.public_types import Durability, Isolation
+from ..model.public_types import Durability, Isolation, IsolationName
 from ..model.settings import Settings
 from ..model.values import Codec
 from ..transaction.database import Database
@@ -30,7 +30,7 @@ def open_database(
     path: str | os.PathLike[str],
     *,
     durability: str = "standard",
-    isolation: str = "serializable",
+    isolation: IsolationName = "serializable",
     start: str = "auto",
     timeout: float = 10.0,
     tenant: str = "default",
@@ -89,7 +89,7 @@ def open_database(
 def open_in_memory(
     database: type[D],
     *,
-    isolation: str = "serializable",
+    isolation: IsolationName = "serializable",
     tenant: str = "default",
     app: str = "default",
     agent: str = "default",

@@ -46,7 +46,7 @@ from ._range_history cimport history_undo
 from ._validate cimport check_format, reserve_reply, validate_request
 from ._wakes cimport answered, flush_wakes, release_wakes
 from ._wire cimport (
-    REPLY_HEADER_SIZE, REPLY_MAGIC, STATUS_BAD_REQUEST, STATUS_COMMITTED, STATUS_CONFLICT, STATUS_LOG_FAILED,
+    REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_JUDGE_ONLY, STATUS_BAD_REQUEST, STATUS_COMMITTED, STATUS_CONFLICT, STATUS_LOG_FAILED,
     STATUS_LOG_WRITE_ERROR, STATUS_STORE_FULL, ReplyHeader, RequestHeader,
 )
 
@@ -149,10 +149,14 @@ cdef void batch_serve(Core *core, Channel *channel, const u8 *request, u64 size,
         _refuse(core, channel, STATUS_LOG_FAILED, detail)
         return
     conflicts = validate_request(core, channel, request)
-    if conflicts:
+    if conflicts or (<const RequestHeader *>request).flags & REQUEST_JUDGE_ONLY:
         # Validation may have moved the reply buffer, so take its address anew.
-        (<ReplyHeader *>channel.out).conflicts_found = conflicts
-        _refuse(core, channel, STATUS_CONFLICT, 0)
+        reply = <ReplyHeader *>channel.out
+        reply.conflicts_found = conflicts
+        if not (<const RequestHeader *>request).flags & REQUEST_JUDGE_ONLY:
+            _refuse(core, channel, STATUS_CONFLICT, 0)
+        elif conflicts:
+            reply.status = STATUS_CONFLICT          # the answer to a question: nobody was refused
         channel.answer = _refusal(core)
         return
     if failpoint_armed():

@@ -16,11 +16,8 @@ from ...ipc._layout cimport (
     CLOSED_OFFSET, DRAINED_OFFSET, SLOTS_HIGH_OFFSET, SLOTS_OFFSET, WORKER_BELL_OFFSET, WORKER_SLEEPING_OFFSET,
 )
 from ...ipc._ring cimport inbox_destroy, inbox_init
-from ._core cimport CHANNEL_ACTIVE, CHANNEL_FREE
+from ._core cimport CHANNEL_ACTIVE, CHANNEL_FREE, REPLY_SIZE_MIN
 from ._range_walk cimport walk_free
-
-cdef enum:
-    REPLY_SIZE_MIN = 1024
 
 
 cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last_sequence, u64 last_version) noexcept nogil:

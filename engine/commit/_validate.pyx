@@ -39,7 +39,8 @@ from ._range_history cimport history_cover, history_overlap
 from ._wire cimport (
     CONFLICT_CAS, CONFLICT_HEADER_SIZE, CONFLICT_RANGE, CONFLICT_READ, CONFLICT_WRITE, CONFLICTS_LISTED_MAX,
     KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE, OP_DELETE_RANGE, OP_HEADER_SIZE, OP_PUT, OP_RANGE, OP_READ,
-    OP_UNCHECKED, OP_WANT_RESULT, REPLY_HEADER_SIZE, REQUEST_BLIND, REQUEST_HEADER_SIZE, REQUEST_MAGIC, REQUEST_SYNC, RESULT_SIZE,
+    OP_UNCHECKED, OP_WANT_RESULT, REPLY_HEADER_SIZE, REQUEST_BLIND, REQUEST_HEADER_SIZE, REQUEST_JUDGE_ONLY,
+    REQUEST_MAGIC, REQUEST_SYNC, RESULT_SIZE,
     STATUS_BAD_REQUEST, STATUS_COMMITTED, STATUS_TOO_LARGE, ConflictHeader, OpHeader, ReplyHeader, RequestHeader,
     op_is_check, op_is_effect,
 )
@@ -76,7 +77,7 @@ cdef u32 check_format(Core *core, const u8 *request, u64 size, u64 reply_max) no
         return STATUS_BAD_REQUEST
     if header.body_size != size - REQUEST_HEADER_SIZE or header.reserved != 0:
         return STATUS_BAD_REQUEST
-    if header.flags & ~<u32>(REQUEST_BLIND | REQUEST_SYNC):
+    if header.flags & ~<u32>(REQUEST_BLIND | REQUEST_SYNC | REQUEST_JUDGE_ONLY):
         return STATUS_BAD_REQUEST
     for index in range(header.op_count):
         if size - position < OP_HEADER_SIZE:
@@ -144,7 +145,6 @@ cdef void _report(Core *core, Channel *channel, u8 kind, const OpHeader *op, u64
     cdef const u8 *bytes = <const u8 *>op + OP_HEADER_SIZE
     cdef u64 size = CONFLICT_HEADER_SIZE + <u64>op.key_size + (op.value_size if kind == CONFLICT_RANGE else 0)
     cdef ConflictHeader *entry
-    note_hot_key(core.hot, HOT_KEYS, bytes, op.key_size)
     reply = <ReplyHeader *>channel.out
     if reply.conflict_count >= CONFLICTS_LISTED_MAX or channel.out_size + size > channel.reply_max:
         return
@@ -237,6 +237,7 @@ cdef u64 validate_request(Core *core, Channel *channel, const u8 *request) noexc
     cdef const OpHeader *op
     cdef u64 position = REQUEST_HEADER_SIZE, found = 0, one
     cdef bint blind = (header.flags & REQUEST_BLIND) != 0
+    cdef bint counted = not header.flags & REQUEST_JUDGE_ONLY     # a question about conflicts is not a conflict
     cdef u64 start_version = header.start_version
     cdef u32 index, ranges = 0
     cdef u64 *counter
@@ -267,7 +268,8 @@ cdef u64 validate_request(Core *core, Channel *channel, const u8 *request) noexc
             counter = &core.counters.conflicts_write
             one = _check_write(core, channel, op, start_version)
         if one:
-            if found == 0:
-                counter[0] += 1
+            if counted:
+                note_hot_key(core.hot, HOT_KEYS, <const u8 *>op + OP_HEADER_SIZE, op.key_size)
+                counter[0] += found == 0
             found += 1
     return found

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any
 
+from ..model.conflict_records import cas_conflict, range_conflict, read_conflict, write_conflict
 from ..model.errors import (
     Conflict,
     ConflictError,
@@ -27,7 +28,6 @@ from ..model.errors import (
     TransactionTooLarge,
 )
 from .shortage import store_full
-from .validation import cas_conflict, range_conflict, read_conflict, write_conflict
 
 __all__ = [
     "CONFLICTS_LISTED_MAX",
@@ -64,11 +64,12 @@ _U64 = (1 << 64) - 1
 
 
 class RequestFlags(IntFlag):
-    """BLIND: no start version, no write checks. SYNC: answer when on disk."""
+    """BLIND: no start version, no write checks. SYNC: answer when on disk. JUDGE_ONLY: only list the conflicts."""
 
     NONE = 0
     BLIND = 1
     SYNC = 2
+    JUDGE_ONLY = 4
 
 
 class OpCode(IntEnum):
@@ -335,7 +336,7 @@ def decode_request(data: bytes) -> Request:
     magic, kind, flags, sequence, start_version, read_time, op_count, body_size, run_id, reserved = header
     _require(magic == REQUEST_MAGIC, 0, f"request magic {REQUEST_MAGIC:#x}, found {magic:#x}")
     _require(kind == KIND_COMMIT, 4, f"kind {KIND_COMMIT}, found {kind}")
-    _require(flags <= 3 and reserved == 0, 6, "known flags and zeros in reserved fields")
+    _require(flags <= 7 and reserved == 0, 6, "known flags and zeros in reserved fields")
     _check_body(data, REQUEST_HEADER.size, body_size, op_count, OP_HEADER.size)
     ops: list[Op] = []
     position = REQUEST_HEADER.size

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from enum import StrEnum
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from ._records import CommitReceipt, VersionedValue
 from .errors import InvalidArgumentError
@@ -26,6 +26,7 @@ __all__ = [
     "Durability",
     "HasRunId",
     "Isolation",
+    "IsolationName",
     "RunId",
     "TransactionStatus",
     "TypeTag",
@@ -48,6 +49,9 @@ class Isolation(StrEnum):
 
     SERIALIZABLE = "serializable"
     SNAPSHOT = "snapshot"
+
+
+IsolationName: TypeAlias = Isolation | Literal["serializable", "snapshot"]
 
 
 class Durability(StrEnum):

@@ -4,4 +4,4 @@ from ._core cimport TransactionCore
 
 cdef object commit_transaction(TransactionCore txn, bint durable)
 cdef object require_log(TransactionCore txn)
-cdef object find_conflicts(TransactionCore txn)
+cdef tuple find_conflicts(TransactionCore txn)

@@ -4,7 +4,7 @@ Called by the thread that owns the transaction, with the GIL; only the handle's 
 that the state VALIDATING keeps other threads out.
 
 1. Nothing is sent that is certain to be refused: doomed checks and reads already stale end here, without a round trip.
-   What is found early is found by `validation.py`; the commit core finds the same, and what only it can know.
+   The commit core is the only judge; what the worker finds early is certain, and the commit core would find it too.
 2. A transaction without writes is done at once: it read one snapshot, so it stands at that version in the order.
 3. The pin is given back only when the answer is there, so the tombstones validation needs are still in the store.
 4. After `submit` was called, an OccamError other than CommitOutcomeUnknown says that nothing was committed: ABORTED. Any
@@ -13,36 +13,33 @@ that the state VALIDATING keeps other threads out.
 
 import sys
 
-cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Next
 from cpython.long cimport PyLong_AsUnsignedLongLong
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from ...ipc._atomics cimport i64, load_acquire_u32, load_acquire_u64, u8, u16, u32, u64
 from ..commit._wire cimport (
-    KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE_RANGE, OP_HEADER_SIZE, OP_RANGE, OP_READ, OP_UNCHECKED, OP_WANT_RESULT,
-    REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_BLIND, REQUEST_HEADER_SIZE, REQUEST_MAGIC, REQUEST_SYNC, RESULT_SIZE,
-    STATUS_COMMITTED, ReplyHeader, RequestHeader, ResultEntry, put_op,
+    CONFLICTS_LISTED_MAX, KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE_RANGE, OP_HEADER_SIZE, OP_RANGE, OP_READ, OP_UNCHECKED,
+    OP_WANT_RESULT, REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_BLIND, REQUEST_HEADER_SIZE, REQUEST_JUDGE_ONLY,
+    REQUEST_MAGIC, REQUEST_SYNC, RESULT_SIZE, STATUS_COMMITTED, STATUS_CONFLICT, ReplyHeader, RequestHeader, ResultEntry, put_op,
 )
 from ..model._records cimport make_receipt
-from ..store._reader cimport Found, Reader, key_hash, reader_get, reader_scan
+from ..store._reader cimport Found, Reader, key_hash, reader_get
 from ._answer cimport Answer
-from ._guard cimport admit, records_moved
 from ._core cimport (
     STATE_ABORTED, STATE_ACTIVE, STATE_COMMITTED, STATE_VALIDATING, Effect, ScanRange, TransactionCore, op_cost,
 )
-
+from ._guard cimport admit, records_moved
 from ._view cimport fork_generation
 
 from ..commit.messages import decode_reply, decode_request
-from ..commit.validation import CommitSets, Newest, Validation, validate_transaction
+from ..model.conflict_records import cas_conflict, read_conflict, write_conflict
 from ..model.errors import (
-    CommitOutcomeUnknown, ConflictError, CorruptionError, InvalidArgumentError, OccamError, ProtocolError,
+    CommitOutcomeUnknown, ConflictError, CoordinatorUnavailable, InvalidArgumentError, OccamError, ProtocolError,
     TransactionTooLarge,
 )
 from ..model.limits import PREFIX_SIZE_MAX as _PREFIX_SIZE_MAX
@@ -51,8 +48,6 @@ cdef u64 PREFIX_SIZE_MAX = _PREFIX_SIZE_MAX
 cdef object U64_MAX = (1 << 64) - 1       # results travel as the two's complement of 64 bits
 
 cdef enum:
-    KEY_BUFFER_SIZE = 65536         # KEY_SIZE_MAX + 1: where a page of a scan says how far it came
-    PAGE_ROWS = 64
     OWN_COMMITS_KEPT = 64
     GUARD_TURNS_MAX = 1000          # looks at a run's record by one blind commit: each but the first follows a change of it
 
@@ -60,166 +55,86 @@ cdef enum:
 # ---- failing early ------------------------------------------------------------------------------------------------
 
 
-cdef bytes changed_key(TransactionCore txn, dict versions, u64 newest):
-    """A key that has a live value of another version now, or has expired; None when none has.
+cdef bint has_live(TransactionCore txn, bytes key, u64 newest, Found *found):
+    """Whether a key has a value in the newest state, expired or not.
 
-    No pin holds the newest state: the walk itself is safe without one, and only versions are taken from it, no bytes.
-    Absent keys are left to the commit core, which can tell a delete from an expiry.
+    No pin holds the newest state. The walk is safe without one, and only the version is taken from it, no bytes. That a
+    key has no value is not certain; the commit core can tell, and it can tell a delete from an expiry.
     """
     cdef Reader *reader = &txn.attachment.reader
+    cdef const u8 *data = <const u8 *>PyBytes_AS_STRING(key)
+    cdef u32 size = <u32>PyBytes_GET_SIZE(key)
+    return reader_get(reader, data, size, key_hash(data, size, reader.hash_seed), newest, found) == 1
+
+
+cdef bint has_changed(TransactionCore txn, bytes key, u64 version, u64 newest, u64 *current):
+    """Whether a key certainly no longer has this version; `current` is the version it has, 0 if its value has expired."""
+    cdef i64 expiry_time = <i64>load_acquire_u64(&txn.attachment.header.expiry_time)
+    cdef Found found
+    if not has_live(txn, key, newest, &found):
+        return False
+    current[0] = 0 if found.expires_at != 0 and found.expires_at <= expiry_time else found.version
+    return current[0] != version
+
+
+cdef bytes changed_key(TransactionCore txn, dict versions, u64 newest):
+    """The first key that certainly no longer has its version; None when there is none."""
     cdef Py_ssize_t position = 0
     cdef PyObject *key
     cdef PyObject *version
-    cdef const u8 *data
-    cdef u32 size
-    cdef Found found
-    cdef u64 current
-    cdef i64 expiry_time = <i64>load_acquire_u64(&txn.attachment.header.expiry_time)
-    while PyDict_Next(versions, &position, &key, &version):
-        data = <const u8 *>PyBytes_AS_STRING(<object>key)
-        size = <u32>PyBytes_GET_SIZE(<object>key)
-        if reader_get(reader, data, size, key_hash(data, size, reader.hash_seed), newest, &found) != 1:
-            continue
-        current = 0 if found.expires_at != 0 and found.expires_at <= expiry_time else found.version
-        if current != PyLong_AsUnsignedLongLong(<object>version):
-            return <bytes>key
+    cdef u64 current = 0
+    if versions is not None:
+        while PyDict_Next(versions, &position, &key, &version):
+            if has_changed(txn, <bytes>key, PyLong_AsUnsignedLongLong(<object>version), newest, &current):
+                return <bytes>key
     return None
 
 
+cdef list certain_conflicts(TransactionCore txn, u64 newest):
+    """A record for each key of which comparing versions shows that somebody else wrote it."""
+    cdef list conflicts = []
+    cdef u64 current = 0
+    cdef Found found
+    # Over copies: making a record runs Python code, which may let another thread in.
+    for versions, record in ((txn.reads, read_conflict), (txn.checks, cas_conflict)):
+        for key, version in list((versions or {}).items()):
+            if has_changed(txn, key, version, newest, &current):
+                conflicts.append(record(key, version, current))
+    for key, effect in list((txn.effects or {}).items()):
+        if (<Effect>effect).code == OP_ADD or (txn.checks is not None and key in txn.checks):
+            continue
+        if has_live(txn, key, newest, &found) and found.version > txn.version:
+            conflicts.append(write_conflict(key, txn.version, found.version))
+    return conflicts
+
+
 cdef void refuse_stale(TransactionCore txn) except *:
-    """Abort with every conflict that can be seen from here, if a version that the transaction relies on is certainly gone."""
+    """Abort if a version that the transaction relies on is certainly gone.
+
+    This is not a second validation: it compares the versions of single keys, and it can only refuse. A transaction that
+    walked or deletes a range is left to the commit core, which has to judge the range and then names all conflicts.
+    """
     cdef u64 newest = load_acquire_u64(&txn.attachment.header.committed_version)
-    cdef bytes stale = None
+    cdef bytes stale
     cdef bint cas = False
     # A newer coordinator's commits are not in this store: a version learnt from them would look wrong here. Acquire: the
     # mark was set before anything that the caller can have learnt was acknowledged.
     if newest == txn.version or load_acquire_u32(&txn.attachment.header.superseded):
         return
-    if txn.reads is not None:
-        stale = changed_key(txn, txn.reads, newest)
-    if stale is None and txn.checks is not None:
+    if txn.scans is not None or txn.cleared is not None:
+        return
+    stale = changed_key(txn, txn.reads, newest)
+    if stale is None:
         cas = True
         stale = changed_key(txn, txn.checks, newest)
     if stale is None:
         return
-    validation = find_conflicts(txn)
-    if validation.ok:
-        return
+    conflicts = certain_conflicts(txn, newest)
+    if not conflicts:
+        return          # the value was deleted between the two looks: the commit core tells what became of it
     txn.attachment.note_conflict(cas, stale)
     txn.finish(STATE_ABORTED)
-    raise explained(txn, validation.error())
-
-
-@cython.final
-@cython.auto_pickle(False)
-cdef class NewestState:
-    """The `VersionSource` of validation.py over what a reader can see: newest values, and the transaction's snapshot.
-
-    A delete leaves nothing to see; it shows as a key that the snapshot has and the newest state has not. A key both
-    made and deleted since the snapshot stays unseen: the commit core knows of it.
-    """
-    cdef TransactionCore txn
-    cdef u64 version
-    cdef i64 expiry_time
-
-    def __cinit__(self, TransactionCore txn not None):
-        if txn.attachment is None:
-            raise TypeError("a transaction without a snapshot has no newest state to look at")
-        self.txn = txn
-        self.expiry_time = <i64>load_acquire_u64(&txn.attachment.header.expiry_time)
-        self.version = load_acquire_u64(&txn.attachment.header.committed_version)
-
-    cdef int get(self, bytes key, u64 version, Found *found) except -1:
-        cdef Reader *reader = &self.txn.attachment.reader
-        cdef const u8 *data = <const u8 *>PyBytes_AS_STRING(key)
-        cdef u32 size = <u32>PyBytes_GET_SIZE(key)
-        cdef int status = reader_get(reader, data, size, key_hash(data, size, reader.hash_seed), version, found)
-        if status < 0:
-            raise CorruptionError("the store in shared memory is damaged", expected="intact links between its blocks")
-        return status
-
-    cdef object deleted_at(self, bytes key, Found *before):
-        """When a key of the snapshot was deleted: a version above the snapshot's."""
-        cdef u64 low = self.txn.version, high = self.version, middle
-        cdef Found found
-        # Present at `low`, absent at `high`: halve until a delete is between neighbours.
-        while high - low > 1:
-            middle = low + (high - low) // 2
-            if self.get(key, middle, &found):
-                low = middle
-            else:
-                high = middle
-        return high
-
-    def newest(self, bytes key):
-        cdef Found found
-        if self.get(key, self.version, &found):
-            return Newest(found.version, found.version, found.expires_at)
-        if self.txn.version and self.get(key, self.txn.version, &found):
-            if found.expires_at != 0 and found.expires_at <= self.expiry_time:
-                # Expired and removed, for all that can be seen: nobody's write.
-                return Newest(found.version, found.version, found.expires_at)
-            return Newest(0, self.deleted_at(key, &found))
-        return None
-
-    def newest_in_range(self, bytes start, bytes end):
-        rows = self.rows(start, end, self.txn.version)
-        gone = rows.keys() - (now := self.rows(start, end, self.version)).keys()
-        for key in gone:
-            now[key] = self.newest(key)
-        return sorted(now.items())
-
-    def rows(self, bytes start, bytes end, u64 version):
-        """{stored key: Newest} of what is in a range at a version."""
-        cdef dict rows = {}
-        cdef bint done = False, exclusive = False
-        cdef int count = 0
-        cdef u32 index, resume_size = 0
-        cdef bytes high = end
-        cdef Found *page = <Found *>malloc(PAGE_ROWS * sizeof(Found) + KEY_BUFFER_SIZE)
-        if page == NULL:
-            raise MemoryError()
-        cdef u8 *resume = <u8 *>(page + PAGE_ROWS)
-        cdef const u8 *low = <const u8 *>PyBytes_AS_STRING(start)
-        cdef u32 low_size = <u32>PyBytes_GET_SIZE(start)
-        try:
-            while not done:
-                count = reader_scan(&self.txn.attachment.reader, low, low_size, exclusive, <const u8 *>PyBytes_AS_STRING(high),
-                                    <u32>PyBytes_GET_SIZE(high), False, version, page, PAGE_ROWS, resume, &resume_size, &done)
-                if count < 0:
-                    raise CorruptionError("the store in shared memory is damaged", expected="intact links")
-                for index in range(<u32>count):
-                    rows[(<const char *>page[index].key)[:page[index].key_size]] = Newest(
-                        page[index].version, page[index].version, page[index].expires_at
-                    )
-                low = resume
-                low_size = resume_size
-                exclusive = True
-        finally:
-            free(page)
-        return rows
-
-
-cdef object find_conflicts(TransactionCore txn):
-    """Every conflict that can be seen from here, as `validation.Validation`; none on a superseded store."""
-    cdef NewestState source
-    if load_acquire_u32(&txn.attachment.header.superseded):
-        return Validation()
-    source = NewestState(txn)
-    sets = CommitSets(
-        start_version=None if txn.blind else txn.version,
-        read_time=txn.expiry_time,
-        commit_time=source.expiry_time,
-        reads=txn.reads or {},
-        ranges=[(start, end) for start, end, _ in walked_ranges(txn)],
-        deleted_ranges=txn.cleared or (),
-        cas=txn.checks or {},
-        writes=frozenset(
-            key for key, effect in (txn.effects or {}).items()
-            if (<Effect>effect).code != OP_ADD and not (txn.checks and key in txn.checks)
-        ),
-    )
-    return validate_transaction(source, sets)
+    raise explained(txn, ConflictError(conflicts=conflicts[:CONFLICTS_LISTED_MAX], conflicts_found=len(conflicts)))
 
 
 # ---- conflicts with oneself ------------------------------------------------------------------------------------------
@@ -412,6 +327,37 @@ cdef object require_log(TransactionCore txn):
             hint="commit() without durable, or open a directory with durability 'standard' or 'always'",
             details={"durability": txn.handle.log_mode},
         )
+
+
+cdef tuple find_conflicts(TransactionCore txn):
+    """What a commit would conflict with as of now. The commit core judges the request and applies nothing.
+
+    The transaction stays active whatever happens here, because nothing of it was applied.
+    """
+    cdef bytearray request
+    cdef Answer answer
+    if not (txn.reads or txn.scans or txn.checks or txn.effects or txn.cleared):
+        return ()
+    request = encode_request(txn, False)
+    (<RequestHeader *>PyByteArray_AS_STRING(request)).flags |= REQUEST_JUDGE_ONLY
+    txn.state = STATE_VALIDATING            # keeps other threads out while `submit` lets go of the GIL
+    try:
+        answer = txn.handle.submit(request, txn.deadline_ns * 1e-9 if txn.deadline_ns else None)
+    except CommitOutcomeUnknown:
+        raise CoordinatorUnavailable(
+            "no coordinator answered in time; nothing was committed, and the transaction is still active", hint="try again"
+        ) from None
+    finally:
+        txn.state = STATE_ACTIVE
+    outcome = decode_reply(answer.reply) if type(answer.reply) is bytes else answer.reply
+    if outcome.sequence != answer.sequence:
+        raise ProtocolError(f"the reply names request {outcome.sequence}, not {answer.sequence}")
+    if outcome.status == STATUS_COMMITTED:
+        return ()
+    error = refusal(txn, request, outcome)
+    if outcome.status == STATUS_CONFLICT:
+        return error.conflicts
+    raise error
 
 
 cdef object commit_transaction(TransactionCore txn, bint durable):

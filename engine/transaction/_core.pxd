@@ -7,6 +7,9 @@ from ..store._reader cimport Found
 from ._view cimport PinnedView, StoreAttachment
 
 cdef enum:
+    TAG_KV = 1                      # TypeTag.KV: of the keys that `db.get` and `db.put` work on
+    STACK_KEY_SIZE = 512            # a key up to this long is copied to the C stack
+
     STATE_ACTIVE = 0
     STATE_VALIDATING = 1
     STATE_COMMITTED = 2

@@ -33,7 +33,7 @@ from ..model._value_reader cimport decode_value
 from ..model._value_writer cimport encode_value
 from ._view cimport fork_generation
 
-from ..commit.validation import cas_conflict
+from ..model.conflict_records import cas_conflict
 from ..model.errors import (
     ForkedHandleError, IntegerOverflowError, InvalidArgumentError, NotAnIntegerError, ReadOnlyError,
     TransactionStateError, TransactionTimeout, TransactionTooLarge,

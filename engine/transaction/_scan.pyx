@@ -19,11 +19,9 @@ from ..commit._wire cimport OP_DELETE
 from ..model._records cimport make_versioned
 from ..store._layout cimport key_compare
 from ..store._reader cimport reader_scan
+from ._core cimport STACK_KEY_SIZE
 
 from ..model.errors import CorruptionError, InvalidArgumentError
-
-cdef enum:
-    STACK_KEY_SIZE = 512
 
 
 cdef u8 *spare_resume = NULL        # the buffer of a scan that ended, for the next: most scans are short

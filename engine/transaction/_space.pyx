@@ -18,17 +18,13 @@ from ..model._records cimport make_versioned
 from ..model._values cimport Codec
 from ..store._reader cimport Found
 from ._core cimport (
-    SEEN_ABSENT, SEEN_DELTA, SEEN_OWN, SEEN_STORED, STATE_ABORTED, Effect, expiry_of, join_key,
+    SEEN_ABSENT, SEEN_DELTA, SEEN_OWN, SEEN_STORED, STACK_KEY_SIZE, STATE_ABORTED, TAG_KV, Effect, expiry_of, join_key,
 )
 from ._scan cimport ROWS_ITEMS, ROWS_KEYS, count_rows, new_scan
 
 from ..model.errors import InvalidArgumentError, InvalidKeyError
 from ..model.keys import RunId, encode_user_key, successor
 from ..model.public_types import tag_of
-
-cdef enum:
-    STACK_KEY_SIZE = 512
-    TAG_KV = 1
 
 cdef Codec PLAIN = Codec()
 cdef TransactionCore NEVER_BEGUN = TransactionCore.__new__(TransactionCore)

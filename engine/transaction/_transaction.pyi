@@ -7,7 +7,7 @@ from uuid import UUID
 from ..model._values import Codec
 from ..model.errors import Conflict
 from ..model.keys import Namespace, RunId, TypeTag
-from ..model.public_types import CommitReceipt, HasRunId, TransactionStatus, VersionedValue
+from ..model.public_types import CommitReceipt, HasRunId, IsolationName, TransactionStatus, VersionedValue
 from ._scan import ScanIterator
 from ._space import Space as Space
 from ._view import StoreAttachment
@@ -26,7 +26,7 @@ class TransactionBase(Space):
     @property
     def start_version(self) -> int: ...
     @property
-    def isolation(self) -> str: ...
+    def isolation(self) -> Literal["serializable", "snapshot"]: ...
     @property
     def read_only(self) -> bool: ...
     @property
@@ -171,7 +171,7 @@ class DatabaseBase:
     def __init__(
         self,
         handle: EngineHandle,
-        isolation: str = "serializable",
+        isolation: IsolationName = "serializable",
         namespace: Namespace | None = None,
         codec: Codec | None = None,
         run_rule: RunRule | None = None,
@@ -183,7 +183,7 @@ class DatabaseBase:
         self,
         run_id: _Run,
         *,
-        isolation: str | None = None,
+        isolation: IsolationName | None = None,
         read_only: bool = False,
         timeout: float | None = None,
         attempts: int = 1,

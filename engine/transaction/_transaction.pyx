@@ -16,7 +16,7 @@ from ...ipc._atomics cimport clock_coarse_ns, clock_monotonic_ns
 from ..commit._wire cimport RESULT_SIGNED
 from ..model._values cimport Codec
 from ._commit cimport commit_transaction, find_conflicts, require_log
-from ._core cimport STATE_ABORTED, STATE_ACTIVE, RunGuard
+from ._core cimport STATE_ABORTED, STATE_ACTIVE, TAG_KV, RunGuard
 from ._scan cimport ROWS_KEYS, new_scan
 from ._space cimport delta_argument, make_space, with_tag
 from ._view cimport fork_generation
@@ -29,7 +29,6 @@ from ..model.public_types import RESERVED_RUN, TransactionStatus, tag_of
 globals()["Space"] = Space
 
 cdef enum:
-    TAG_KV = 1
     CACHED_RUNS_MAX = 4096
     STORED_KEY_SIZE_MAX = 65535     # a stored key's size has 16 bits
     LOOK_PERIOD_NS = 1000000000
@@ -121,14 +120,19 @@ cdef class TransactionBase(Space):
         self.core.clear_range(prefix, prefix + b"\xff")
 
     def validate(self):
-        """What a commit would conflict with as of now, as far as it can be seen without asking the coordinator.
+        """What a commit would conflict with as of now: up to 16 conflicts, () when there are none.
 
-        Keys that were both made and deleted again since the snapshot are not seen here. Returns () when all is well.
+        Asks the coordinator, in one round trip, and changes nothing: the transaction stays active. Another transaction may
+        still commit before this one does.
+
+        Raises:
+          TransactionTooLarge: with everything that was read, the request is larger than `transaction_size_max`.
+          TransactionTimeout, CoordinatorUnavailable: there was no answer in time.
         """
         self.core.require_active()
         if self.core.doomed is not None:
             return tuple(self.core.doomed)
-        return find_conflicts(self.core).conflicts
+        return find_conflicts(self.core)
 
     def commit(self, *, bint durable=False):
         """Validate against everything committed since the snapshot and apply all writes, or none.

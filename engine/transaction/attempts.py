@@ -26,7 +26,7 @@ from ..model.errors import (
     TransactionTimeout,
 )
 from ..model.limits import TIMEOUT_MAX
-from ..model.public_types import TransactionStatus
+from ..model.public_types import IsolationName, TransactionStatus
 from ..model.retry_policy import RetryPolicy
 from .transaction import Transaction
 
@@ -136,7 +136,7 @@ class _Retrying(Generic[X]):
         run_id: Any,
         retry: RetryPolicy,
         timeout: float | None,
-        isolation: str | None,
+        isolation: IsolationName | None,
         *,
         count: int = 0,
     ) -> None:
@@ -200,7 +200,7 @@ def run_transaction(
     *,
     retry: RetryPolicy,
     timeout: float | None = None,
-    isolation: str | None = None,
+    isolation: IsolationName | None = None,
 ) -> T:
     """Call `fn(txn)` and commit, again on a fresh snapshot after each conflict; what `fn` returned.
 
@@ -241,7 +241,7 @@ def transactional(
     *,
     retry: RetryPolicy,
     timeout: float | None,
-    isolation: str | None,
+    isolation: IsolationName | None,
 ) -> TransactionalFunction[P, T]:
     """The function that runs `fn` in a transaction of its own, or joins the one it is given."""
     refuse_lazy_function(fn)
@@ -312,7 +312,12 @@ class Attempt(Generic[X]):
 
 
 def attempts(
-    begin: Callable[..., X], run_id: Any, *, retry: RetryPolicy, timeout: float | None, isolation: str | None
+    begin: Callable[..., X],
+    run_id: Any,
+    *,
+    retry: RetryPolicy,
+    timeout: float | None,
+    isolation: IsolationName | None,
 ) -> Generator[Attempt[X]]:
     """The loop behind `db.attempts`: goes on until an attempt committed, or its policy gives up."""
     # Wrong arguments are refused at the call, not at the first pass of the loop.

@@ -27,7 +27,7 @@ from uuid import UUID
 
 from ..model.key_types import UserKey
 from ..model.keys import Namespace
-from ..model.public_types import HasRunId, RunId, TypeTag, VersionedValue
+from ..model.public_types import HasRunId, IsolationName, RunId, TypeTag, VersionedValue
 from ..model.retry_policy import RetryPolicy
 from ..model.values import Codec
 from ._transaction import DatabaseBase, TransactionBase
@@ -72,13 +72,15 @@ class Database(Extensible, DatabaseBase, Generic[X]):
     def __init__(
         self,
         handle: EngineHandle,
-        isolation: str = "serializable",
+        isolation: IsolationName = "serializable",
         namespace: Namespace | None = None,
         codec: Codec | None = None,
         run_rule: RunRule | None = None,
     ) -> None:
         super().__init__(handle, isolation, namespace, codec, run_rule)
-        self._isolation = str(isolation)
+        self._isolation: Literal["serializable", "snapshot"] = (
+            "snapshot" if isolation == "snapshot" else "serializable"
+        )
 
     # --- Transactions ------------------------------------------------------------------------------
 
@@ -88,7 +90,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
             self,
             run_id: Run,
             *,
-            isolation: str | None = None,
+            isolation: IsolationName | None = None,
             read_only: bool = False,
             timeout: float | None = None,
             attempts: int = 1,
@@ -101,7 +103,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         *,
         retry: RetryPolicy = _DEFAULT_RETRY,
         timeout: float | None = None,
-        isolation: str | None = None,
+        isolation: IsolationName | None = None,
     ) -> T:
         """Call `fn(txn)` and commit; on a conflict again, on a fresh snapshot. Returns what `fn` returned.
 
@@ -131,7 +133,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         *,
         retry: RetryPolicy = _DEFAULT_RETRY,
         timeout: float | None = None,
-        isolation: str | None = None,
+        isolation: IsolationName | None = None,
     ) -> Callable[[Callable[Concatenate[X, P], T]], TransactionalFunction[P, T]]: ...
 
     def transactional(
@@ -141,7 +143,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         *,
         retry: RetryPolicy = _DEFAULT_RETRY,
         timeout: float | None = None,
-        isolation: str | None = None,
+        isolation: IsolationName | None = None,
     ) -> Any:
         """Decorator for `f(txn, ...)`: `f(run_id, ...)` then runs as by `transaction`, and `f(txn, ...)` joins.
 
@@ -160,7 +162,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         *,
         retry: RetryPolicy = _DEFAULT_RETRY,
         timeout: float | None = None,
-        isolation: str | None = None,
+        isolation: IsolationName | None = None,
     ) -> Iterator[Attempt[X]]:
         """The same retries for code that cannot be a function.
 
@@ -285,7 +287,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         return path
 
     @property
-    def isolation(self) -> str:
+    def isolation(self) -> Literal["serializable", "snapshot"]:
         """The isolation of transactions that do not say."""
         return self._isolation
 

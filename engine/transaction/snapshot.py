@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, overload, runtime_checkable
 
 from ..model.errors import TransactionStateError
+from ..model.key_types import UserKey
 from ..model.keys import decode_user_key, encode_user_key
 from ..model.public_types import RunId, VersionedValue
 from ..model.values import Codec
@@ -26,7 +27,6 @@ from .transaction import Transaction
 
 __all__ = ["ClonedSnapshotView", "SharedSnapshotView", "SnapshotView"]
 
-UserKey = str | bytes
 _ANY_SIZE = 1 << 31  # what was stored once may always be copied
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from occamdb import Database, RetryPolicy, RunId, Transaction
+from occamdb.engine.model.public_types import IsolationName
 from tests.support.processes import Peer, Worker, open_database
 
 PROCESSES = 8
@@ -111,7 +112,7 @@ def read_then_write(peer: Peer, path: Path, run: RunId) -> str:
         return "committed"
 
 
-def transfer(peer: Peer, path: Path, run: RunId, seed: int, count: int, isolation: str) -> int:
+def transfer(peer: Peer, path: Path, run: RunId, seed: int, count: int, isolation: IsolationName) -> int:
     """Random transfers; one in three deletes or makes accounts on the way."""
     chance = random.Random(seed)
 
@@ -196,7 +197,7 @@ def test_write_skew_across_processes_is_refused_and_allowed_by_isolation(
         assert b.result() == second_outcome
 
 
-def leave(peer: Peer, path: Path, run: RunId, name: str, isolation: str) -> str:
+def leave(peer: Peer, path: Path, run: RunId, name: str, isolation: IsolationName) -> str:
     """Go off call if somebody else stays."""
     from occamdb import ConflictError
 

@@ -17,6 +17,7 @@ import pytest
 
 from occamdb import Database
 from occamdb.engine.client.local_handle import LocalHandle
+from occamdb.engine.model.public_types import IsolationName
 from occamdb.engine.model.settings import Settings
 from occamdb.ipc import layout
 
@@ -35,14 +36,14 @@ DatabaseFactory = Callable[..., Database]
 ENGINES = os.environ.get("OCCAMDB_TEST_ENGINES", "memory,shared").split(",")
 
 
-def memory_database(isolation: str = "serializable", **settings: Any) -> Database:
+def memory_database(isolation: IsolationName = "serializable", **settings: Any) -> Database:
     """An in-memory database with these settings."""
     settings.setdefault("max_store_size", "64MiB")
     return Database(LocalHandle(Settings.of(settings)), isolation)
 
 
 def open_shared_database(
-    path: os.PathLike[str], isolation: str = "serializable", **settings: Any
+    path: os.PathLike[str], isolation: IsolationName = "serializable", **settings: Any
 ) -> Database:
     """A database with a coordinator process."""
     import occamdb
@@ -95,7 +96,7 @@ def db_factory(engine: Database | None, tmp_path: Path) -> Iterator[DatabaseFact
     """Makes databases: `db_factory()`, or with isolation and settings. Closes them at the end."""
     opened: list[Database] = []
 
-    def make(isolation: str = "serializable", **settings: Any) -> Database:
+    def make(isolation: IsolationName = "serializable", **settings: Any) -> Database:
         if engine is None:
             opened.append(memory_database(isolation, **settings))
         elif isolation == "serializable" and not settings:

@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from occamdb.engine.commit.validation import (
+from occamdb.engine.model.errors import CASConflict, ConflictError, ReadConflict, WriteConflict
+from occamdb.engine.model.keys import Namespace, TypeTag, prefix_range, successor, tag_prefix
+from occamdb.engine.model.public_types import RunId
+from tests.support.conflict_model import (
     CONFLICTS_LISTED_MAX,
     CommitSets,
     Newest,
@@ -18,9 +21,6 @@ from occamdb.engine.commit.validation import (
     validate_write_set,
     version_now,
 )
-from occamdb.engine.model.errors import CASConflict, ConflictError, ReadConflict, WriteConflict
-from occamdb.engine.model.keys import Namespace, TypeTag, prefix_range, successor, tag_prefix
-from occamdb.engine.model.public_types import RunId
 
 RUN = RunId.new()
 PREFIX = tag_prefix(Namespace(run_id=RUN).prefix, TypeTag.KV)

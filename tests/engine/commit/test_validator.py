@@ -1,4 +1,4 @@
-"""The compiled validator against `engine/commit/validation.py`: the same requests, the same verdicts.
+"""The compiled validator against `tests/support/conflict_model.py`: the same requests, the same verdicts.
 
 One in-memory engine takes raw requests (`LocalHandle.submit`), its clock stepped between them; a model of what was
 written, a dict beside it, feeds `validate_transaction`. Where deletes may be forgotten the compiled one must refuse
@@ -28,10 +28,10 @@ from occamdb.engine.commit.messages import (
     decode_reply,
     encode_request,
 )
-from occamdb.engine.commit.validation import CommitSets, Newest, validate_transaction
 from occamdb.engine.model.keys import tag_prefix
 from occamdb.engine.model.settings import Settings
 from tests.support import clocks
+from tests.support.conflict_model import CommitSets, Newest, validate_transaction
 
 PREFIX = tag_prefix(Namespace(run_id=RunId.new()).prefix, TypeTag.KV)
 KEYS = [PREFIX + name for name in (b"a", b"b", b"c/1", b"c/2", b"c/3", b"d")]

@@ -4,7 +4,7 @@ import pytest
 
 from occamdb import Database
 from occamdb.engine.model.errors import ReadConflict, WriteConflict
-from occamdb.engine.model.public_types import RunId
+from occamdb.engine.model.public_types import IsolationName, RunId
 from tests.support.transactions import conflicts_of, rows
 
 BOTH = pytest.mark.parametrize("isolation", ["serializable", "snapshot"])
@@ -14,7 +14,7 @@ BOTH = pytest.mark.parametrize("isolation", ["serializable", "snapshot"])
 
 
 @BOTH
-def test_no_dirty_write(db: Database, run: RunId, isolation: str) -> None:
+def test_no_dirty_write(db: Database, run: RunId, isolation: IsolationName) -> None:
     """Two transactions write x and y; the pairs never mix."""
     one, two = db.begin(run, isolation=isolation), db.begin(run, isolation=isolation)
     for txn, value in ((one, 1), (two, 2)):
@@ -26,7 +26,7 @@ def test_no_dirty_write(db: Database, run: RunId, isolation: str) -> None:
 
 
 @BOTH
-def test_no_dirty_read(db: Database, run: RunId, isolation: str) -> None:
+def test_no_dirty_read(db: Database, run: RunId, isolation: IsolationName) -> None:
     """Nothing uncommitted, and nothing aborted, is ever seen."""
     writer = db.begin(run, isolation=isolation)
     writer.put("x", 1)
@@ -39,7 +39,7 @@ def test_no_dirty_read(db: Database, run: RunId, isolation: str) -> None:
 
 
 @BOTH
-def test_no_fuzzy_read(db: Database, run: RunId, isolation: str) -> None:
+def test_no_fuzzy_read(db: Database, run: RunId, isolation: IsolationName) -> None:
     """A key read twice has the same value twice."""
     db.put(run, "x", 1)
     txn = db.begin(run, isolation=isolation)
@@ -52,7 +52,7 @@ def test_no_fuzzy_read(db: Database, run: RunId, isolation: str) -> None:
 
 
 @BOTH
-def test_no_read_skew(db: Database, run: RunId, isolation: str) -> None:
+def test_no_read_skew(db: Database, run: RunId, isolation: IsolationName) -> None:
     """x and y, changed together, are seen together."""
     db.put(run, "x", 50)
     db.put(run, "y", 50)
@@ -66,7 +66,7 @@ def test_no_read_skew(db: Database, run: RunId, isolation: str) -> None:
 
 
 @BOTH
-def test_no_lost_update(db: Database, run: RunId, isolation: str) -> None:
+def test_no_lost_update(db: Database, run: RunId, isolation: IsolationName) -> None:
     db.put(run, "x", 100)
     one, two = db.begin(run, isolation=isolation), db.begin(run, isolation=isolation)
     one.put("x", one.get("x") + 20)
@@ -78,7 +78,7 @@ def test_no_lost_update(db: Database, run: RunId, isolation: str) -> None:
 
 
 @BOTH
-def test_write_skew_only_under_snapshot_isolation(db: Database, run: RunId, isolation: str) -> None:
+def test_write_skew_only_under_snapshot_isolation(db: Database, run: RunId, isolation: IsolationName) -> None:
     """Two on call; each leaves because the other is there."""
     db.put(run, "alice", True)
     db.put(run, "bob", True)
@@ -97,7 +97,7 @@ def test_write_skew_only_under_snapshot_isolation(db: Database, run: RunId, isol
 
 
 @BOTH
-def test_phantom_only_under_snapshot_isolation(db: Database, run: RunId, isolation: str) -> None:
+def test_phantom_only_under_snapshot_isolation(db: Database, run: RunId, isolation: IsolationName) -> None:
     """A predicate read by a scan, invalidated by a new key."""
     txn = db.begin(run, isolation=isolation)
     assert rows(txn, "task/") == {}
@@ -113,7 +113,9 @@ def test_phantom_only_under_snapshot_isolation(db: Database, run: RunId, isolati
 
 
 @BOTH
-def test_phantom_delete_only_under_snapshot_isolation(db: Database, run: RunId, isolation: str) -> None:
+def test_phantom_delete_only_under_snapshot_isolation(
+    db: Database, run: RunId, isolation: IsolationName
+) -> None:
     db.put(run, "task/1", 1)
     txn = db.begin(run, isolation=isolation)
     assert rows(txn, "task/") == {"task/1": 1}
@@ -126,7 +128,9 @@ def test_phantom_delete_only_under_snapshot_isolation(db: Database, run: RunId, 
 
 
 @BOTH
-def test_predicate_write_skew_only_under_snapshot_isolation(db: Database, run: RunId, isolation: str) -> None:
+def test_predicate_write_skew_only_under_snapshot_isolation(
+    db: Database, run: RunId, isolation: IsolationName
+) -> None:
     """Each inserts what it made sure was not there."""
     one, two = db.begin(run, isolation=isolation), db.begin(run, isolation=isolation)
     for index, txn in enumerate((one, two)):
@@ -141,7 +145,9 @@ def test_predicate_write_skew_only_under_snapshot_isolation(db: Database, run: R
 
 
 @BOTH
-def test_read_only_anomaly_only_under_snapshot_isolation(db: Database, run: RunId, isolation: str) -> None:
+def test_read_only_anomaly_only_under_snapshot_isolation(
+    db: Database, run: RunId, isolation: IsolationName
+) -> None:
     """Fekete, O'Neil, O'Neil 2004: a read-only transaction sees a state no serial order explains."""
     db.put(run, "x", 0)
     db.put(run, "y", 0)
@@ -160,7 +166,7 @@ def test_read_only_anomaly_only_under_snapshot_isolation(db: Database, run: RunI
 
 @BOTH
 def test_circular_information_flow_only_under_snapshot_isolation(
-    db: Database, run: RunId, isolation: str
+    db: Database, run: RunId, isolation: IsolationName
 ) -> None:
     """Each reads what the other writes (G1c needs dirty reads; with snapshots it is G2)."""
     one, two = db.begin(run, isolation=isolation), db.begin(run, isolation=isolation)

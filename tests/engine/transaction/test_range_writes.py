@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from occamdb import ConflictError, RunId, WriteConflict
+from occamdb.engine.model.public_types import IsolationName
 from occamdb.primitives import Thought
 from tests.support.databases import DatabaseFactory
 
@@ -23,7 +24,7 @@ WRITES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("keys_before", [0, 3, 600])
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
 def test_what_began_before_conflicts(
-    db_factory: DatabaseFactory, write: Callable[[Any], Any], keys_before: int, isolation: str
+    db_factory: DatabaseFactory, write: Callable[[Any], Any], keys_before: int, isolation: IsolationName
 ) -> None:
     db = db_factory()
     run = RunId.new()

@@ -1,7 +1,7 @@
 """Interleaved transactions against a plain multi-version model: every read, every outcome, every conflict.
 
 The model keeps whole states: one dict per version, and when each key was last written. Its verdict on a commit is
-`validation.py` over that; the engine's (worker side and commit core together) must be the same set of conflicts.
+`conflict_model.py` over that; the engine's (worker side and commit core together) must be the same set of conflicts.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from occamdb import Database, Transaction
-from occamdb.engine.commit.validation import CommitSets, Newest, validate_transaction
 from occamdb.engine.model.errors import ConflictError
 from occamdb.engine.model.keys import successor
-from occamdb.engine.model.public_types import RunId
+from occamdb.engine.model.public_types import IsolationName, RunId
+from tests.support.conflict_model import CommitSets, Newest, validate_transaction
 from tests.support.databases import memory_database
 
 KEYS = st.sampled_from(["a", "ab", "b", "ba", "c"])
@@ -112,7 +112,7 @@ class Interleavings(RuleBasedStateMachine):
         return self.prefix + name.encode()
 
     @rule(target=sessions, isolation=st.sampled_from(["serializable", "serializable", "snapshot"]))
-    def begin(self, isolation: str) -> Session:
+    def begin(self, isolation: IsolationName) -> Session:
         txn = self.db.begin(self.run_id, isolation=isolation)
         assert txn.start_version == self.model.newest_version
         session = Session(txn, isolation == "serializable", self.model.state)

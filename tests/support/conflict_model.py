@@ -1,8 +1,7 @@
-"""What makes a transaction conflict (SPEC section 2, rule 3), as pure functions over newest versions.
+"""The model of the commit core's validation: what makes a transaction conflict, as pure functions over newest versions.
 
-Used by workers when a read is already stale before any round trip, by `Transaction.validate()`, and as the
-model the compiled validator of the commit thread is tested against. Nothing here changes anything.
-
+The product has one judge, `engine/commit/_validate.pyx`. The tests compare it with the rules below, which are
+written for the reader and not for speed.
 
 A commit has one place in the total order, and there it must find what it read. The state there is that of the
 newest versions at the commit's time; the state it read is that of its snapshot, `start_version` at `read_time`.
@@ -36,16 +35,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from ..model.errors import (
-    CASConflict,
-    Conflict,
-    ConflictError,
-    CorruptionError,
-    ReadConflict,
-    WriteConflict,
-)
-from ..model.keys import TypeTag, decode_key, decode_user_key
-from ..model.public_types import RunId
+from occamdb.engine.commit.messages import CONFLICTS_LISTED_MAX
+from occamdb.engine.model.conflict_records import cas_conflict, range_conflict, read_conflict, write_conflict
+from occamdb.engine.model.errors import CASConflict, Conflict, ConflictError, ReadConflict, WriteConflict
 
 __all__ = [
     "CONFLICTS_LISTED_MAX",
@@ -53,20 +45,13 @@ __all__ = [
     "Newest",
     "Validation",
     "VersionSource",
-    "cas_conflict",
-    "range_conflict",
-    "read_conflict",
     "validate_cas_set",
     "validate_ranges",
     "validate_read_set",
     "validate_transaction",
     "validate_write_set",
     "version_now",
-    "write_conflict",
 ]
-
-CONFLICTS_LISTED_MAX = 16
-
 
 RangeDelete = tuple[bytes, bytes, int]  # start, end, version
 
@@ -234,7 +219,7 @@ def validate_transaction(
       source: the newest committed state.
       sets: what the transaction read and wants to write.
       serializable: False for isolation "snapshot": reads and ranges are not checked.
-      range_deletes: those committed so far; a worker knows of none, and the commit core finds what it misses.
+      range_deletes: those committed so far.
     """
     return _collect(_conflicts(source, sets, serializable, range_deletes))
 
@@ -284,53 +269,3 @@ def _collect(conflicts: Iterator[Conflict]) -> Validation:
         if found <= CONFLICTS_LISTED_MAX:
             listed.append(conflict)
     return Validation(tuple(listed), found)
-
-
-# --- Records with the keys users know ------------------------------------------------------------
-
-
-def _user_view(key: bytes) -> tuple[str, RunId | None, TypeTag | int | None]:
-    """The user key, run and tag of a stored key; the bytes alone when it is not one (a bare prefix)."""
-    try:
-        decoded = decode_key(key)
-    except CorruptionError:
-        return decode_user_key(key), None, None
-    return decoded.user_key, decoded.namespace.run_id, decoded.tag
-
-
-def read_conflict(key: bytes, expected: int, found: int) -> ReadConflict:
-    """The record of a stale read of a stored key."""
-    user_key, run_id, tag = _user_view(key)
-    return ReadConflict(user_key, expected, found, None, run_id, tag)
-
-
-def write_conflict(key: bytes, start_version: int, found: int) -> WriteConflict:
-    """The record of a stored key written after the snapshot."""
-    user_key, run_id, tag = _user_view(key)
-    return WriteConflict(user_key, start_version, found, run_id, tag)
-
-
-def cas_conflict(key: bytes, expected: int, found: int) -> CASConflict:
-    """The record of a stored key that has another version than expected."""
-    user_key, run_id, tag = _user_view(key)
-    return CASConflict(user_key, expected, found, run_id, tag)
-
-
-def range_conflict(start: bytes, end: bytes, start_version: int, found: int) -> ReadConflict:
-    """The record of a scanned range in which something was written after the snapshot.
-
-    The start may be the bare prefix of a tag (a scan of everything): its user key is then "".
-    """
-    # A byte more makes a stored key of any prefix that reaches to the tag; it is taken off again.
-    try:
-        decoded = decode_key(start + b"\x00")
-    except CorruptionError:
-        return ReadConflict(
-            decode_user_key(start), start_version, found, (decode_user_key(start), decode_user_key(end))
-        )
-    run_id, tag = decoded.namespace.run_id, decoded.tag
-    prefix_size = len(decoded.namespace.prefix) + 1
-    first = decode_user_key(start[prefix_size:])
-    inside = end[:prefix_size] == start[:prefix_size]
-    last = decode_user_key(end[prefix_size:]) if inside else None
-    return ReadConflict(first, start_version, found, (first, last), run_id, tag)
