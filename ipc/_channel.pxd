@@ -13,9 +13,9 @@ cdef enum ClientState:
 # Whether `ring_size` is valid, and a segment of `size` bytes has room for two such rings.
 cdef bint channel_fits(u64 size, u64 ring_size) noexcept nogil
 
-# Lays fresh rings over the channel segment at `base`. Both sides call it, and each uses its own end of each ring.
-# REQUIRES: channel_fits. The `ring_size` is the caller's own knowledge: the
-# coordinator never takes it from the segment.
+# Lays fresh rings over the channel segment at `base`. Both sides call it, and each uses its own end of each
+# ring. REQUIRES: channel_fits. The `ring_size` is the caller's own knowledge: the coordinator never takes it
+# from the segment.
 cdef void channel_rings(u8 *base, u64 ring_size, Ring *request, Ring *reply) noexcept nogil
 
 cdef struct Need:           # context of `bytes_ready`

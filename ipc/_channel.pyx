@@ -1,12 +1,13 @@
 """The worker's end of a channel: one request out, one reply back.
 
-Used by one thread of the worker at a time; the coordinator's end is in the commit thread. Waiting releases the GIL.
+Used by one thread of the worker at a time; the coordinator's end is in the commit thread. Waiting releases
+the GIL.
 
 Invariants:
-  1. At most one request is outstanding, so the next reply in the ring always answers the last request sent. Whatever
-     is raised in between (a timeout, a signal handler's exception, an error of `on_idle`) leaves a state that keeps
-     this true: nothing published, idle; half published, broken; wholly published, waiting, and then only `receive`
-     is allowed.
+  1. At most one request is outstanding, so the next reply in the ring always answers the last request sent.
+     Whatever is raised in between (a timeout, a signal handler's exception, an error of `on_idle`) leaves a
+     state that keeps this true: nothing published, idle; half published, broken; wholly published, waiting,
+     and then only `receive` is allowed.
   2. The exported buffers cannot be unmapped while the channel is open.
   3. Sizes that come from shared memory are checked against the ring before use.
 """
@@ -29,7 +30,7 @@ from .layout import read_channel_header
 
 cdef enum:
     IDLE_NS = 20000000          # on_idle and signal handlers run about this often during a wait
-    ROOM_NS = 1000000           # a wait for ring space looks again this often, should nobody ring
+    ROOM_NS = 1000000           # a wait for ring space looks again this often, even if nobody rings
 
 cdef u64 NO_HEADER = <u64>-1
 cdef u64 SIZE_MAX_U32 = 0xFFFFFFFF
@@ -163,7 +164,8 @@ cdef class ClientChannel:
           on_part: called while a part of the request is published and the rest is not; for failpoints.
 
         Raises:
-          ChannelTimeout: with `sent` false: the request was not wholly published and never will be acted on; the
+          ChannelTimeout: with `sent` false: the request was not wholly published and never will be acted on;
+          the
             channel is broken if a part of it was.
           ChannelBroken: the channel is broken, closed, or a reply is outstanding (`dirty`): receive it first.
           ChannelBusy: another thread, or a signal handler of this one, is using the channel.
@@ -221,7 +223,7 @@ cdef class ClientChannel:
         return 0
 
     cdef int may_spin(self) noexcept nogil:
-        # Relaxed, both: hints; stale, they cost one spin or one sleep.
+        # Relaxed, both: only hints. A stale value costs one spin or one sleep.
         if self.may_spin_word == NULL or load_relaxed_u32(self.may_spin_word) != 0:
             return SPIN_ADAPTIVE
         return SPIN_NEVER if load_relaxed_u32(self.bell + BELL_SLEEPING_OFFSET) else SPIN_BRIEF
@@ -246,8 +248,8 @@ cdef class ClientChannel:
         message_start(&self.outgoing, data, size)
         while True:
             with nogil:
-                # The state is set before the first byte is published and undone if none was: an exception raised
-                # anywhere below finds it true.
+                # The state is set before the first byte is published and undone if none was: an exception
+                # raised anywhere below finds it true.
                 self.state = CLIENT_BROKEN
                 written = message_write(&self.outgoing, &self.request)
                 if written == 1:
@@ -278,7 +280,7 @@ cdef class ClientChannel:
                 idle_at = clock_monotonic_ns() + IDLE_NS
 
     cdef int await_reply(self, i64 deadline) noexcept nogil:
-        """Wait a slice for the header, then for the whole reply. 1: whole; 0, 2 as doorbell_wait; -1: damaged."""
+        """Wait a slice for the header, then for the reply. 1: whole; 0, 2: as doorbell_wait; -1: damaged."""
         cdef Need need
         cdef u32[2] header
         cdef i64 left
@@ -317,8 +319,8 @@ cdef class ClientChannel:
             if outcome < 0:
                 self.state = CLIENT_BROKEN
                 raise ChannelBroken("the reply ring is damaged: an impossible counter or frame")
-            # A signal handler or on_idle may raise here; the state stays "waiting", so no later request can be
-            # given this one's reply.
+            # A signal handler or on_idle may raise here; the state stays "waiting", so no later request can
+            # be given this one's reply.
             PyErr_CheckSignals()
             now = clock_monotonic_ns()
             if now >= deadline:
@@ -339,7 +341,7 @@ cdef class ClientChannel:
 
     @property
     def broken(self):
-        """Nothing can be sent or received any more."""
+        """Nothing more can be sent or received."""
         return self.state == CLIENT_BROKEN or self.state == CLIENT_CLOSED
 
     @property
@@ -362,11 +364,13 @@ cdef class ClientChannel:
 
     @property
     def drained(self):
-        """The coordinator stopped and looks at this channel no more: a request without a reply was never served."""
+        """The coordinator stopped and no longer looks at this channel: a request without a reply was not
+        served.
+        """
         if self.state == CLIENT_CLOSED:
             return False
-        # Acquire: pairs with the coordinator's release behind its last reply. So once this is set, a reply that is not
-        # in the ring does not exist.
+        # Acquire: pairs with the coordinator's release behind its last reply. So once this is set, a reply
+        # that is not in the ring does not exist.
         return load_acquire_u32(self.base + DRAINED_OFFSET) != 0
 
     @property

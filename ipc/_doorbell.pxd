@@ -1,11 +1,13 @@
 """Sleeping and waking between processes, with spinning that adapts.
 
-Protocol (argued in README.md): the waiter reads `word`, sets `sleeping` = 1, fences, checks `ready` once more and
-FUTEX_WAITs for `word` to change. The ringer publishes, fences, reads `sleeping`, and if it is set increments `word`
-and wakes. Of the two, the one that fences second sees what the other one stored, so no wake-up is lost.
+Protocol (argued in README.md): the waiter reads `word`, sets `sleeping` = 1, fences, checks `ready` once more
+and FUTEX_WAITs for `word` to change. The ringer publishes, fences, reads `sleeping`, and if it is set
+increments `word` and wakes. Of the two, the one that fences second sees what the other one stored, so no
+wake-up is lost.
 
 Invariants:
-  1. `sleeping` is written only by the one waiter of the doorbell; `word` only ever grows (mod 2**32), by ringers.
+  1. `sleeping` is written only by the one waiter of the doorbell; `word` only ever grows (mod 2**32), by
+     ringers.
   2. A ringer that dies between any two steps strands nobody but its own request: the next ringer rings again.
   3. `ready` decides; a wake-up means nothing by itself (spurious ones are harmless).
 Both words can be forged by a worker, so the coordinator never waits without a bound.
@@ -16,8 +18,8 @@ from ._atomics cimport i64, u32, u64
 ctypedef bint (*ready_fn)(void *) noexcept nogil
 
 cdef struct Waiter:          # private, adaptive state of one waiting side
-    u32 brief_score         # the same of brief spins
-    u32 brief_skipped       # waits since the last brief spin that was tried although they do not pay
+    u32 brief_score         # 0..256: share of recent brief spins that paid off
+    u32 brief_skipped       # while brief spins do not pay: waits since the last one that was tried
     u32 score               # 0..256: share of recent spins that paid off; spins while >= SCORE_SPIN
     u32 probe_backoff       # probe only in windows whose index is a multiple of 1 << probe_backoff
     u64 probe_window        # window in which probes are counted
@@ -27,7 +29,8 @@ cdef struct Waiter:          # private, adaptive state of one waiting side
 cdef void waiter_init(Waiter *w) noexcept nogil
 
 # Wait until ready(context) is true. 1: ready; 0: timed out; 2: interrupted by a signal (EINTR), call again.
-# timeout_ns < 0 waits without a bound, 0 only looks. may_spin: what the caller knows of the machine, see below.
+# timeout_ns < 0 waits without a bound, 0 only looks. may_spin: what the caller knows of the machine, see
+# below.
 cdef enum:
     SPIN_NEVER = 0          # no core is idle
     SPIN_ADAPTIVE = 1       # a core is idle

@@ -1,21 +1,21 @@
 """Futex doorbells with adaptive spinning; the contract is in `_doorbell.pxd`, the argument in README.md.
 
-Why adapt: on an idle machine a spin of a few microseconds saves two context switches and two wake-ups of an idle
-core (405 K exchanges a second against 15 K); on a busy one it burns the time slice that the peer is waiting for.
-Nobody can tell beforehand which it is, so each waiter keeps score:
+Why adapt: on an idle machine a spin of a few microseconds saves two context switches and two wake-ups of an
+idle core (405 K exchanges a second against 15 K); on a busy one it burns the time slice that the peer is
+waiting for. Nobody can tell beforehand which it is, so each waiter keeps score:
 
-- a spin *paid off* when the wait ended within SPIN_NS (LONG_NS where the caller asks for it); one that ran out, or
-  during which the thread was preempted, did not. Three failures running end the spinning; about two in three must
-  pay off to keep it;
-- after that the waiter sleeps at once, except for *probes*: spins of up to PROBE_NS, long enough to outlast the
-  wake-up of a sleeping peer, inside short windows of CLOCK_MONOTONIC. That clock is one for all processes, so the
-  windows of both sides coincide: two sides that both sleep find back to spinning, which neither could alone
-  (its peer's wake-up takes longer than any spin worth its cost). Failed windows thin out up to
-  1 << PROBE_BACKOFF_MAX, so probing costs less than half a percent of the time where it never pays.
+- a spin *paid off* when the wait ended within SPIN_NS (LONG_NS where the caller asks for it); one that ran
+  out, or during which the thread was preempted, did not. Three failures running end the spinning; about two
+  in three must pay off to keep it;
+- after that the waiter sleeps at once, except for *probes*: spins of up to PROBE_NS, long enough to outlast
+  the wake-up of a sleeping peer, inside short windows of CLOCK_MONOTONIC. That clock is one for all
+  processes, so the windows of both sides coincide: two sides that both sleep find back to spinning, which
+  neither could alone (its peer's wake-up takes longer than any spin worth its cost). Failed windows thin out
+  up to 1 << PROBE_BACKOFF_MAX, so probing costs less than half a percent of the time where it never pays.
 
-With more waiters than cores nobody should spin for long, but a waiter whose peer is awake may be answered sooner than
-the kernel switches tasks twice: SPIN_BRIEF looks for BRIEF_NS. That has a score of its own: it pays with 4 workers
-on 2 cores, and not with 16, where the peer is often awake but not running.
+With more waiters than cores nobody should spin for long, but a waiter whose peer is awake may be answered
+sooner than the kernel switches tasks twice: SPIN_BRIEF looks for BRIEF_NS. That has a score of its own: it
+pays with 4 workers on 2 cores, and not with 16, where the peer is often awake but not running.
 """
 
 from libc.errno cimport EINTR, ETIMEDOUT
@@ -149,8 +149,8 @@ cdef int doorbell_wait(Waiter *w, void *word, void *sleeping, ready_fn ready, vo
     while True:
         # Acquire: taken before `ready` is looked at, so that a ring after that look has changed the word.
         seen = load_acquire_u32(word)
-        # Seq_cst store and fence: pair with the fence in doorbell_ring. Either the ringer sees sleeping = 1 and
-        # rings, or its publication came before this fence and the next line sees it.
+        # Seq_cst store and fence: pair with the fence in doorbell_ring. Either the ringer sees sleeping = 1
+        # and rings, or its publication came before this fence and the next line sees it.
         store_seq_cst_u32(sleeping, 1)
         fence_seq_cst()
         if ready(context):

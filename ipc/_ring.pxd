@@ -3,10 +3,12 @@
 Invariants (argued in README.md):
   1. `tail_word` is written only by the producer, `head_word` only by the consumer. Each side keeps its own
      counter in `Ring.position`, in private memory, and never re-reads it: the peer cannot move it.
-  2. tail - head is in [0, capacity]. A peer's counter that breaks this is reported (-1) and nothing is copied.
-  3. Positions inside the data are `position & (capacity - 1)`: whatever the peer writes, no access leaves the ring.
-  4. Bytes are copied before the counter that hands them over is stored (release), and after the peer's counter
-     is loaded (acquire). Bytes are copied out once and parsed in private memory.
+  2. tail - head is in [0, capacity]. A peer's counter that breaks this is reported (-1) and nothing is
+     copied.
+  3. Positions inside the data are `position & (capacity - 1)`: whatever the peer writes, no access leaves the
+     ring.
+  4. Bytes are copied before the counter that hands them over is stored (release), and after the peer's
+     counter is loaded (acquire). Bytes are copied out once and parsed in private memory.
 
 A message is `u32 size`, `u32 size ^ MESSAGE_CHECK`, then `size` bytes; it may be larger than the ring.
 """
@@ -32,14 +34,15 @@ cdef i64 ring_writable(Ring *r) noexcept nogil
 # Producer: copies and publishes up to size bytes; count, or -1.
 cdef i64 ring_write(Ring *r, const u8 *bytes, u64 size) noexcept nogil
 
-# Copies at the own position + offset without handing anything over: REQUIRES room or content checked by the caller.
+# Copies at the own position + offset without handing anything over: REQUIRES room or content checked by the
+# caller.
 cdef void ring_peek(const Ring *r, u64 offset, u8 *into, u64 size) noexcept nogil
 cdef void ring_poke(Ring *r, u64 offset, const u8 *bytes, u64 size) noexcept nogil
 # Hand over: the consumer frees, the producer publishes `size` bytes.
 cdef void ring_free(Ring *r, u64 size) noexcept nogil
 cdef void ring_publish(Ring *r, u64 size) noexcept nogil
 
-# ---- messages, producer side --------------------------------------------------------------------------------
+# ---- messages, producer side -----------------------------------------------------------------------------
 
 cdef struct Outgoing:       # one message on its way; private
     const u8 *data
@@ -48,12 +51,13 @@ cdef struct Outgoing:       # one message on its way; private
 
 # REQUIRES: size <= 0xFFFFFFFF and `data` unchanged until the message is wholly written.
 cdef void message_start(Outgoing *o, const u8 *data, u64 size) noexcept nogil
-# Publishes what fits. 1: wholly published; 0: the ring is full, call again once it drained; -1: impossible counter.
+# Publishes what fits. 1: wholly published; 0: the ring is full, call again once it drained; -1: impossible
+# counter.
 cdef int message_write(Outgoing *o, Ring *r) noexcept nogil
 # One whole message at once, never waiting. 0: published; -1: it does not fit; -2: impossible counter.
 cdef int outbox_send(Ring *r, const u8 *data, u32 size) noexcept nogil
 
-# ---- messages, consumer side --------------------------------------------------------------------------------
+# ---- messages, consumer side -----------------------------------------------------------------------------
 
 cdef enum InboxState:
     INBOX_IDLE = 0
@@ -77,7 +81,7 @@ cdef struct InboxBudget:
     u64 size
     u64 reserved
     u64 tickets             # given out so far
-    u64 first               # the ticket whose turn it is; 0: nobody waits. The owner keeps it: the lowest that waits
+    u64 first               # whose turn it is: the lowest ticket that waits, kept by the owner; 0: none
 
 cdef struct Inbox:
     u8 *data                # the message so far; whole when complete
@@ -86,7 +90,7 @@ cdef struct Inbox:
     u64 capacity            # bytes allocated at data
     int state               # InboxState
     int fault               # InboxFault, set with INBOX_BAD
-    bint progressed         # the last poll freed ring space: a producer waiting for room wants its doorbell rung
+    bint progressed         # the last poll freed ring space: ring a producer that waits for room
     InboxBudget *budget     # NULL: none
     u64 reserved            # of the budget, for the current message
     u64 wanted              # while `ticket` is not 0: the size of the message that waits in the ring
@@ -94,8 +98,8 @@ cdef struct Inbox:
 
 cdef void inbox_init(Inbox *b) noexcept nogil
 cdef void inbox_destroy(Inbox *b) noexcept nogil
-# One bounded step (at most one ring's capacity is copied). 1: complete, bytes at data, size; 0: nothing or partial;
-# -1: bad frame, for ever (see fault). A complete message stays until inbox_take_done.
+# One bounded step (at most one ring's capacity is copied). 1: complete, bytes at data, size; 0: nothing or
+# partial; -1: bad frame, for ever (see fault). A complete message stays until inbox_take_done.
 cdef int inbox_poll(Inbox *b, Ring *r, u64 size_max) noexcept nogil
 cdef void inbox_take_done(Inbox *b) noexcept nogil
 # Whether inbox_poll can do more than return 0 again: what a thread that sleeps between polls has to look at.

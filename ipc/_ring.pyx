@@ -1,4 +1,5 @@
-"""Byte rings and message framing; the contract and the invariants are in `_ring.pxd`, the argument in README.md.
+"""Byte rings and message framing; the contract and the invariants are in `_ring.pxd`, the argument in
+README.md.
 
 Called by the coordinator's commit thread (request consumer, reply producer) and by `_channel` (the other two
 ends). Nothing here blocks, allocates (except an inbox that grows) or takes the GIL.
@@ -16,7 +17,7 @@ cdef enum:
     INBOX_FREE = RETAINED_MAX   # messages up to this size are not counted: an inbox keeps as much anyway
 
 
-# ---- bytes --------------------------------------------------------------------------------------------------
+# ---- bytes -----------------------------------------------------------------------------------------------
 
 cdef void ring_init(Ring *r, u8 *data, u64 capacity, void *head_word, void *tail_word) noexcept nogil:
     r.data = data
@@ -28,7 +29,8 @@ cdef void ring_init(Ring *r, u8 *data, u64 capacity, void *head_word, void *tail
 
 
 cdef i64 ring_readable(Ring *r) noexcept nogil:
-    # Acquire: pairs with the producer's release in ring_publish; the bytes below the tail we see are complete.
+    # Acquire: pairs with the producer's release in ring_publish; the bytes below the tail we see are
+    # complete.
     cdef u64 tail = load_acquire_u64(r.tail_word)
     cdef u64 waiting = tail - r.position
     if waiting > r.capacity:
@@ -38,8 +40,8 @@ cdef i64 ring_readable(Ring *r) noexcept nogil:
 
 
 cdef i64 ring_writable(Ring *r) noexcept nogil:
-    # Acquire: pairs with the consumer's release in ring_free; it has copied out all bytes below the head we see,
-    # so overwriting them cannot change what it read.
+    # Acquire: pairs with the consumer's release in ring_free; it has copied out all bytes below the head we
+    # see, so overwriting them cannot change what it read.
     cdef u64 head = load_acquire_u64(r.head_word)
     cdef u64 used = r.position - head
     if used > r.capacity:
@@ -103,12 +105,13 @@ cdef i64 ring_write(Ring *r, const u8 *bytes, u64 size) noexcept nogil:
 
 
 cdef inline bint has_room(Ring *r, u64 size) noexcept nogil:
-    """Room for `size` bytes judged by the head last seen: the consumer only ever frees more, so a stale head can
+    """Room for `size` bytes judged by the head last seen: the consumer only ever frees more, so a stale head
+    can
     only hide room. Saves a cache miss on the consumer's line for every message but one a ring's length."""
     return r.capacity - (r.position - r.peer) >= size
 
 
-# ---- messages, producer side --------------------------------------------------------------------------------
+# ---- messages, producer side -----------------------------------------------------------------------------
 
 cdef inline void header_pack(u32 *header, u32 size) noexcept nogil:
     header[0] = size
@@ -172,7 +175,7 @@ cdef int outbox_send(Ring *r, const u8 *data, u32 size) noexcept nogil:
     return 0
 
 
-# ---- messages, consumer side --------------------------------------------------------------------------------
+# ---- messages, consumer side -----------------------------------------------------------------------------
 
 cdef void inbox_init(Inbox *b) noexcept nogil:
     b.data = NULL
@@ -189,7 +192,8 @@ cdef void inbox_init(Inbox *b) noexcept nogil:
 
 
 cdef void inbox_destroy(Inbox *b) noexcept nogil:
-    # The budget is the polling thread's, which may live on: it has let go of this inbox's share (`inbox_drop`).
+    # The budget is the polling thread's, which may live on: it has let go of this inbox's share
+    # (`inbox_drop`).
     free(b.data)
     inbox_init(b)
 
@@ -233,7 +237,8 @@ cdef bint inbox_reserve(Inbox *b, u64 wanted) noexcept nogil:
 
 
 cdef inline bint inbox_may_enter(const Inbox *b) noexcept nogil:
-    """Is it the turn of the message that waits, and is there room? (Without a ticket: does nobody wait?)"""
+    """Whether it is the turn of the waiting message and there is room. Without a ticket: whether none waits.
+    """
     cdef const InboxBudget *budget = b.budget
     return b.ticket == budget.first and (budget.reserved == 0 or budget.reserved + b.wanted <= budget.size)
 
@@ -257,7 +262,9 @@ cdef inline bint inbox_enter(Inbox *b, u64 size) noexcept nogil:
 
 
 cdef int inbox_begin(Inbox *b, Ring *r, u64 size_max) noexcept nogil:
-    """Take the header (REQUIRES 8 bytes waiting): copied first, then judged. 0, -1, or 1: the message has to wait."""
+    """Take the header, copied first, then judged. 0, -1, or 1: the message has to wait. REQUIRES 8 bytes
+    waiting.
+    """
     cdef u32[2] header
     ring_peek(r, 0, <u8 *>header, MESSAGE_HEADER_SIZE)
     if (header[0] ^ <u32>MESSAGE_CHECK) != header[1]:

@@ -1,14 +1,15 @@
-"""The control channel: a unix stream socket carrying msgpack dicts, and the notice of who is there.
+"""The control channel: a unix stream socket carrying msgpack dicts.
 
 The coordinator's control plane listens (`ControlListener`, non-blocking `ServerConnection`s in its selector
-loop); workers and tools connect (`ControlClient`, blocking with a deadline). End of file is the death notice.
+loop); workers and tools connect (`ControlClient`, blocking with a deadline). End of file tells each side that
+the other died.
 
 Invariants:
-  1. Requests and replies alternate on a connection. A client that gave up on a reply closes the connection,
-     so a late reply is never taken for another one's.
-  2. Sockets are close-on-exec, mode 0600 from the instant they have a name, and both sides check the user.
-  3. Paths of any length work: the kernel's limit of 107 bytes is met by naming the directory through
-     /proc/self/fd.
+1. Requests and replies alternate on a connection. A client that gave up on a reply closes the connection, so
+   a late reply is never taken for another one's.
+2. Sockets are close-on-exec, mode 0600 from the instant they have a name, and both sides check the user.
+3. Paths of any length work: to keep within the kernel's limit of 107 bytes, the directory is named through
+   /proc/self/fd.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _SOCKET_PATH_MAX: Final = 107
 _RECEIVE_SIZE: Final = 65536
 _BACKLOG: Final = 128
 _CONNECT_PAUSE: Final = 0.005
-# For what a listener's process must still be able to open when its clients have taken all the others.
+# Descriptors that the listener's process keeps for itself when its clients have taken all the others.
 DESCRIPTORS_KEPT: Final = 16
 _GONE_EVENTS: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
@@ -191,7 +192,8 @@ class ControlClient:
     def close(self) -> None:
         """Close the connection; in a forked child, the child's copy of it alone. Idempotent."""
         if self._pid == os.getpid():
-            # A child that another thread forked may have a copy it knows nothing of: the end must show all the same.
+            # A child that another thread forked may have a copy without knowing it. The peer must see the end
+            # all the same.
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -329,10 +331,11 @@ class ControlListener:
 
     Args:
       path: of any length.
-      turned_away: makes what a client is sent for which there is no descriptor; DESCRIPTORS_KEPT are for the caller.
+      turned_away: makes the refusal that a client is sent for which there is no descriptor. DESCRIPTORS_KEPT
+        descriptors are left to the caller.
 
     Raises:
-      ControlError: something that is no socket is there, or it cannot be bound.
+      ControlError: something that is not a socket is there, or it cannot be bound.
     """
 
     def __init__(
@@ -368,7 +371,7 @@ class ControlListener:
         except FileNotFoundError:
             return
         if not stat.S_ISSOCK(found.st_mode):
-            raise ControlError(f"{self.path} is in the way and no socket", hint="move it away")
+            raise ControlError(f"{self.path} is in the way and is not a socket", hint="move it away")
         os.unlink(self.path)
 
     def fileno(self) -> int:
@@ -387,7 +390,7 @@ class ControlListener:
         if connection.uid not in (os.geteuid(), 0):
             connection.close()
             return None
-        # The lowest free one is given out, so all below are taken.
+        # The kernel gives out the lowest free descriptor, so all below are taken.
         if self._turned_away is not None and sock.fileno() >= _descriptor_limit() - DESCRIPTORS_KEPT:
             self._turn_away(sock)
             return None
@@ -399,9 +402,9 @@ class ControlListener:
             sock.send(frame, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
     def _refuse_one(self) -> None:
-        """Out of descriptors: take and close one connection by the reserved one.
+        """Out of descriptors: accept one connection with the reserved descriptor, and close it.
 
-        So its peer is told, and the selector does not report it for ever.
+        Otherwise its peer would not be told, and the selector would report it for ever.
         """
         if self._reserve >= 0:
             os.close(self._reserve)

@@ -83,7 +83,7 @@ class SegmentMissingError(SegmentError):
 
 
 class SegmentForeignError(SegmentError):
-    """The segment belongs to another user, is open to others, or is no plain segment."""
+    """The segment belongs to another user, is open to others, or is not a plain segment."""
 
     code = "ipc.segment.foreign"
     default_hint = "somebody else made this name; see `occamdb doctor`"
@@ -151,7 +151,7 @@ class ControlForeignError(ControlError):
 
 
 class ControlTimeoutError(ControlError):
-    """The peer did not answer in time; the connection is closed, for a late answer must not be mistaken."""
+    """The peer did not answer in time. The connection is closed, so that no late answer is taken for another."""
 
     code = "ipc.control.timeout"
     retryable = True
@@ -161,7 +161,7 @@ class ControlTimeoutError(ControlError):
 
 
 class ControlProtocolError(ControlError):
-    """A frame breaks the protocol: too large, no msgpack, no dict. The connection must be closed."""
+    """A frame breaks the protocol: too large, not msgpack, not a dict. The connection must be closed."""
 
     code = "ipc.control.protocol"
 
@@ -176,7 +176,7 @@ class ChannelError(IpcError):
 
 
 class ChannelBroken(ChannelError):
-    """The channel cannot be used any more (a half-sent request, an impossible counter): attach a new one."""
+    """The channel can no longer be used (a half-sent request, an impossible counter): attach a new one."""
 
     code = "ipc.channel.broken"
     retryable = True

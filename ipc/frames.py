@@ -23,7 +23,7 @@ _PREFIX: Final = struct.Struct("<I")
 def pack_frame(message: dict[str, Any]) -> bytes:
     """Encode one message.
 
-    Text that is no text (a path whose name is not UTF-8) arrives with its bytes spelled out: `\\udcff`.
+    Text that is not UTF-8 (the name of a file, for example) arrives with its bytes spelled out: `\\udcff`.
 
     Raises:
       ControlProtocolError: it is larger than a frame may be.
@@ -47,7 +47,7 @@ class FrameParser:
         """Add received bytes; return the messages now complete, in order.
 
         Raises:
-          ControlProtocolError: a frame is too large, or is no msgpack map with string keys.
+          ControlProtocolError: a frame is too large, or is not a msgpack map with string keys.
         """
         self._bytes += data
         messages = []
@@ -72,7 +72,7 @@ def _unpack(body: bytes) -> dict[str, Any]:
         message = msgpack.unpackb(body, raw=False)
     # msgpack has no common base for what malformed input raises.
     except Exception as error:
-        raise ControlProtocolError(f"a control frame of {len(body)} bytes is no msgpack: {error}") from error
+        raise ControlProtocolError(f"a control frame of {len(body)} bytes is not msgpack: {error}") from error
     if not isinstance(message, dict) or not all(isinstance(name, str) for name in message):
         raise ControlProtocolError(
             f"a control frame holds a {type(message).__name__}, not a dict with str keys"

@@ -1,16 +1,16 @@
 """Every offset, size and alignment of the channel segment and the doorbell segment, and the segments' names.
 
-Used by whoever creates or attaches a segment; the compiled side has the same constants in `_layout.pxd`, and
-a test keeps the two equal. ipc does not know what a slot value means.
+Used by every process that creates or attaches a segment. The compiled side has the same constants in
+`_layout.pxd`, and a test keeps the two equal. ipc does not know what a slot value means.
 
 Invariants:
-  1. Each word that one process writes and another polls has a 64-byte line of its own.
-  2. A word has one writer: request tail, reply head, sleeping flag, `slots_high`, tally and slot values the worker;
-     request head, reply tail, slot marks, `closed`, `drained` the coordinator. Doorbell words are counters any ringer
-     increments.
-  3. The header page is written once, before the name is handed over. The coordinator never reads it back:
-     the worker can write there.
-  4. Rings are powers of two and page-aligned; counters are u64 and never wrap in practice.
+1. Each word that one process writes and another polls has a 64-byte line of its own.
+2. A word has one writer. The worker writes request tail, reply head, sleeping flag, `slots_high`, tally and
+   slot values; the coordinator writes request head, reply tail, slot marks, `closed` and `drained`. Doorbell
+   words are counters that any ringer increments.
+3. The header page is written once, before the name is handed over. The coordinator never reads it back,
+   because the worker can write there.
+4. Rings are powers of two and page-aligned; counters are u64 and never wrap in practice.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def check_ring_size(ring_size: int) -> int:
     """Return `ring_size` if a channel can have it.
 
     Raises:
-      SegmentError: it is no power of two, or outside [RING_SIZE_MIN, RING_SIZE_MAX]: change `ring_size`.
+      SegmentError: it is not a power of two, or outside [RING_SIZE_MIN, RING_SIZE_MAX]: change `ring_size`.
     """
     if ring_size & (ring_size - 1) or not RING_SIZE_MIN <= ring_size <= RING_SIZE_MAX:
         raise SegmentError(

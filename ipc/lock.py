@@ -4,14 +4,14 @@ Held by the coordinator for its whole life; workers try it to elect themselves. 
 than a few tens of milliseconds.
 
 Invariants:
-  1. The flock on the open file alone decides ownership; the identity written inside is information only. The owner
-     also holds an OFD record lock. Probes query that lock with F_OFD_GETLK, which acquires nothing, so a stuck or
-     forked probe can never block an owner.
+  1. The flock on the open file alone decides ownership; the identity written inside is information only. The
+     owner also holds an OFD record lock. Probes query that lock with F_OFD_GETLK, which acquires nothing, so
+     a stuck or forked probe can never block an owner.
   2. The file is never unlinked, so all contenders lock the same inode; if somebody else did unlink it, an
      acquirer notices (its descriptor is not what the path names) and starts over.
   3. A forked child holds no share in the lock: its copy of the descriptor is closed at fork, without
-     unlocking. Otherwise the child of a dead owner would keep the directory locked. No fork falls between the opening
-     of the file and the note of its descriptor in `_held_locks`.
+     unlocking. Otherwise the child of a dead owner would keep the directory locked. No fork falls between the
+     opening of the file and the note of its descriptor in `_held_locks`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class FileLock:
 
         Raises:
           LockHeldError: another process (or another object of this one) holds it; names its pid.
-          IpcError: the file cannot be opened or is no regular file.
+          IpcError: the file cannot be opened or is not a regular file.
         """
         if self.held:
             return
@@ -131,7 +131,7 @@ class FileLock:
             ) from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise IpcError(f"lock file {self.path} is no regular file")
+            raise IpcError(f"lock file {self.path} is not a regular file")
         return fd
 
     def _lock(self, fd: int) -> bool:
@@ -163,8 +163,9 @@ class FileLock:
 def lock_holder(path: str | os.PathLike[str]) -> ProcessIdentity | None:
     """Who holds the lock file, by a probe and what is written inside; None if nobody does.
 
-    Takes nothing, and disturbs nobody. An owner is seen a moment after it took the lock, and no more a moment before
-    it gives it up: who acts on "nobody" acquires the lock, or starts a process that does.
+    Acquires nothing and disturbs nobody. An owner becomes visible a moment after it took the lock, and is no
+    longer visible a moment before it gives it up. So a caller that acts on "nobody" has to acquire the lock,
+    or start a process that does.
 
     Raises:
       LockHeldError: it is held, but by whom cannot be read.
@@ -186,8 +187,8 @@ def lock_holder(path: str | os.PathLike[str]) -> ProcessIdentity | None:
 
 def _put_up_sign(fd: int) -> None:
     """Show probes that the lock is held. The record lock belongs to the open file, as the flock does."""
-    # Only the holder of the flock takes the record lock, so it is free. On file systems without record locks the
-    # flock alone still guarantees ownership.
+    # Only the holder of the flock takes the record lock, so it is free. On file systems without record locks
+    # the flock alone still guarantees ownership.
     with contextlib.suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _RECORD.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
 
@@ -201,7 +202,7 @@ def _sign_is_up(fd: int) -> bool:
 
 
 def _is_locked(fd: int) -> bool:
-    """By sharing the lock for an instant: an acquirer that hits that instant tries again."""
+    """Found out by sharing the lock for an instant. An acquirer that hits that instant tries again."""
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -234,7 +235,8 @@ def _read_identity(fd: int) -> ProcessIdentity | None:
 
 # Strong: a held lock whose object nobody keeps stays held, and must still be dropped at fork.
 _held_locks: set[FileLock] = set()
-# Held while a lock is being taken, and during a fork. Reentrant: a signal handler may fork in the middle of a try.
+# Held while a lock is being taken, and during a fork. Reentrant: a signal handler may fork in the middle of a
+# try.
 _fork_guard = threading.RLock()
 
 

@@ -67,7 +67,7 @@ def identify(pid: int) -> ProcessIdentity | None:
 
 
 def own_identity() -> ProcessIdentity:
-    """The calling process; right after a fork too, for nothing is cached."""
+    """The calling process. Also right after a fork, because nothing is cached."""
     identity = identify(os.getpid())
     assert identity is not None, "a running process has a /proc entry"
     return identity
@@ -76,8 +76,8 @@ def own_identity() -> ProcessIdentity:
 def is_alive(identity: ProcessIdentity) -> bool:
     """Whether that very process still runs (stopped counts as running).
 
-    Where it cannot be told, for want of descriptors say, it does: to take a living process for a dead one would
-    throw a worker out, or let two coordinators in.
+    If that cannot be found out (because no descriptors are left, for example), the answer is yes: to take a
+    living process for a dead one would disconnect a worker, or let two coordinators in.
     """
     try:
         return identify(identity.pid) == identity

@@ -3,14 +3,13 @@
 The coordinator creates and unlinks; workers attach. Nothing here knows what a segment holds.
 
 Invariants:
-  1. A segment is created exclusively (O_EXCL, mode 0600, no symbolic link followed): a planted name is
-     refused.
-  2. Before a segment is mapped its owner, mode and size are checked on the open descriptor, not by name.
-  3. Every page that is written was preallocated: running out of shared memory is `ShmFullError`, never a
-     SIGBUS. Creation preallocates the whole segment unless told otherwise (a store grows by
-     `store_preallocate`). What does not fit into the machine's memory is refused before it is tried, for the
-     kernel would not say no: /dev/shm may be larger than the memory, and then some process gets killed.
-  4. Descriptors are close-on-exec. An unlinked segment stays usable for all who have it mapped.
+1. A segment is created exclusively (O_EXCL, mode 0600, no symbolic link followed): a planted name is refused.
+2. Before a segment is mapped, its owner, mode and size are checked on the open descriptor, not by name.
+3. Every page that is written was preallocated: running out of shared memory is `ShmFullError`, never a
+   SIGBUS. Creation preallocates the whole segment unless told otherwise (a store grows by
+   `store_preallocate`). What does not fit into the machine's memory is refused before it is tried, because
+   the kernel would grant it: /dev/shm may be larger than the memory, and then some process gets killed.
+4. Descriptors are close-on-exec. An unlinked segment stays usable for all who have it mapped.
 """
 
 from __future__ import annotations
@@ -77,7 +76,10 @@ class Segment:
         self.close_fd()
 
     def is_named(self) -> bool:
-        """Whether the name still leads here: not so once somebody removed or replaced it. REQUIRES: it is mapped."""
+        """Whether the name still leads to this segment, and was not removed or replaced.
+
+        REQUIRES: it is mapped.
+        """
         found = segment_stat(self.name)
         return found is not None and os.path.samestat(found, self._found)
 
@@ -139,7 +141,7 @@ def attach_segment(
 
     Raises:
       SegmentMissingError: no such name.
-      SegmentForeignError: another owner, a mode that lets others in, or no regular segment.
+      SegmentForeignError: another owner, a mode that lets others in, or not a regular segment.
       SegmentError: another size, or no descriptors left.
       AddressSpaceError: it cannot be mapped.
     """
@@ -156,8 +158,8 @@ def poke_segment(name: str, offset: int, data: bytes) -> bool:
     """Write bytes into a segment by its descriptor: needs no address space, and cannot end in SIGBUS.
 
     Returns:
-      False if there is nothing to write to: no such name, a segment that ends before, or a page never allocated while
-      shared memory is full (so nobody has seen it).
+      False if there is nothing to write to: no such name, a segment that ends before, or a page never
+      allocated while shared memory is full (so nobody has seen it).
 
     Raises:
       SegmentForeignError: as `attach_segment`.
@@ -305,7 +307,7 @@ def _open(name: str, flags: int, *, read_only: bool) -> int:
 
 def _checked_size(name: str, found: os.stat_result, size: int | None, owner_uid: int) -> int:
     if not stat.S_ISREG(found.st_mode):
-        raise SegmentForeignError(f"segment {name} is no regular segment (mode {found.st_mode:o})")
+        raise SegmentForeignError(f"segment {name} is not a regular segment (mode {found.st_mode:o})")
     if found.st_uid != owner_uid:
         raise SegmentForeignError(f"segment {name} belongs to user {found.st_uid}, expected {owner_uid}")
     if found.st_mode & 0o077:

@@ -75,7 +75,8 @@ def remove_dead(
 
     Args:
       database_id: of one database; None for all.
-      retire: called with each name before it is removed. An incarnation for which it raises SegmentError stays.
+      retire: called with each name before it is removed. An incarnation for which it raises SegmentError
+        stays.
 
     Returns:
       The names removed.

@@ -32,7 +32,7 @@ cdef u32 high_powers[256]
 
 
 cdef inline u32 _multiply(u32 a, u32 b) noexcept nogil:
-    """The product of two polynomials. No branch in it depends on the bits, so it takes the same time for any."""
+    """The product of two polynomials. No branch depends on the bits, so the time is always the same."""
     cdef u32 product = 0
     cdef int i
     for i in range(32):

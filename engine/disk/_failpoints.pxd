@@ -3,9 +3,10 @@
 At a failpoint write
 
     if failpoint_armed():
-        error = failpoint_hit(FP_WAL_BEFORE_SYNC)      # errno to treat the next system call as failed with, or 0
+        error = failpoint_hit(FP_WAL_BEFORE_SYNC)   # the errno with which the next system call fails, or 0
 
-`failpoint_armed` is one relaxed load of one word and a branch that is never taken in ordinary life.
+`failpoint_armed` is one relaxed load of one word, and a branch that is taken only when a test has armed a
+failpoint.
 """
 
 from ...ipc._atomics cimport i64, load_relaxed_u32, u32
@@ -62,8 +63,8 @@ cdef enum Failpoint:
     FP_FILE_UNLINK = 47
     FP_FILE_MKDIR = 48
     FP_CLOCK_READ = 49            # the commit thread reads the wall clock
-    FP_COMMIT_RANGE_SLICE = 50    # before a piece of a range tombstone is converted; an errno: as if the store was full
-    FP_COMMIT_WALK_SLICE = 51     # before a piece of a request's range checks; an errno: no progress this time
+    FP_COMMIT_RANGE_SLICE = 50    # before a piece of a range tombstone is converted; errno: the store is full
+    FP_COMMIT_WALK_SLICE = 51     # before a piece of a request's range checks; errno: no progress this time
     FAILPOINT_COUNT = 52
 
 cdef enum FailpointAction:
@@ -76,7 +77,7 @@ cdef enum FailpointAction:
     ACTION_SHIFT = 7              # a clock is that many ms ahead (or behind)
     ACTION_TORN = 6               # a write transfers `argument` bytes, then the process dies by SIGKILL
 
-cdef u32 failpoints_armed         # points with an action; 0 in ordinary life
+cdef u32 failpoints_armed         # points with an action; 0 outside of tests
 
 cdef inline bint failpoint_armed() noexcept nogil:
     # Relaxed: a point set while code runs past it may be missed once, which no test may depend on.

@@ -1,15 +1,15 @@
-"""Copying into a mapped file without dying of it.
+"""Copying into a mapped file without being killed by it.
 
-Touching a page of a mapped file ends in SIGBUS when the file system has nowhere to put it: on btrfs, and on xfs
-when the segment is reflinked, even a page that was allocated ahead needs new space. So the copy runs under a
-guard: its thread notes where it copies to and where to go on, and a SIGBUS whose address lies there is a failed
-copy and no more.
+Touching a page of a mapped file ends in SIGBUS when the file system has nowhere to put it. On btrfs, and on
+xfs when the segment is reflinked, even a page that was allocated ahead needs new space. So the copy runs
+under a guard: its thread notes the target of the copy and where to continue. A SIGBUS at an address in the
+target is then only a failed copy.
 
 Invariants:
 1. The handler takes a signal only if the thread it hits is inside a copy and the address is on a page of that
    copy. Anything else goes where it went before the handler was installed: to the earlier handler, or to the
    default action.
-2. The handler is installed once a process and never taken out again, except for the default action to run.
+2. The handler is installed once in a process, and removed only to let the default action run.
 3. A copy that fails leaves a prefix of the bytes, whole up to some page, as a copy that is killed does.
 """
 
@@ -39,7 +39,7 @@ cdef extern from *:
         if (!(occ_bus_before.sa_flags & SA_SIGINFO)
             && (occ_bus_before.sa_handler == SIG_DFL || occ_bus_before.sa_handler == SIG_IGN)) {
             if (sent && occ_bus_before.sa_handler == SIG_IGN) return;
-            /* The access is made again after this, and ends as if we had never been there. */
+            /* The access is made again after this, and ends as it would without our handler. */
             sigaction(number, &occ_bus_before, NULL);
             if (sent) raise(number);
             return;
@@ -64,7 +64,7 @@ cdef extern from *:
         if (sigaction(SIGBUS, NULL, &occ_bus_before)) return -1;
         ours.sa_sigaction = occ_on_bus;
         sigemptyset(&ours.sa_mask);
-        /* NODEFER: the jump leaves the handler without a return that would unblock the signal. The others as they were. */
+        /* NODEFER: the jump leaves the handler without a return that would unblock the signal. */
         ours.sa_flags = SA_SIGINFO | SA_NODEFER | (occ_bus_before.sa_flags & (SA_ONSTACK | SA_RESTART));
         if (sigaction(SIGBUS, &ours, NULL)) return -1;
         occ_page_size = (uintptr_t)getpagesize();
@@ -77,7 +77,7 @@ cdef extern from *:
             && now.sa_sigaction == occ_on_bus;
     }
 
-    /* Front to back: memcpy may write the end first, and a process killed in the middle must leave a prefix. */
+    /* Front to back: memcpy may write the end first, and a process killed half-way must leave a prefix. */
     static inline void occ_copy_forward(void *to, const void *from, size_t size) {
     #if defined(__x86_64__)
         __asm__ volatile ("rep movsb" : "+D"(to), "+S"(from), "+c"(size) : : "memory");
@@ -88,13 +88,13 @@ cdef extern from *:
     #endif
     }
 
-    /* Not inlined: what a caller keeps in registers is then none of the jump's business. */
+    /* Not inlined, so that the jump cannot spoil what the caller keeps in registers. */
     static __attribute__((noinline)) int occ_copy_guarded(void *to, const void *from, size_t size) {
         occ_copy copy;
-        /* Some processors tell no more than the page. */
+        /* Some processors report only the page. */
         copy.start = (uintptr_t)to & ~(occ_page_size - 1);
         copy.end = (uintptr_t)to + size;
-        /* Without the signal mask: keeping it would be two system calls a batch, and NODEFER changes none of it. */
+        /* Without the signal mask: saving it would take two system calls, and NODEFER leaves it unchanged. */
         if (sigsetjmp(copy.back, 0)) {
             occ_copying = NULL;
             return -1;
@@ -112,7 +112,7 @@ cdef extern from *:
 
 
 cdef void guard_install() noexcept:
-    # A failure needs no word: `guard_in_place` is asked before anything is mapped.
+    # A failure is not reported: `guard_in_place` is asked before anything is mapped.
     occ_guard_install()
 
 

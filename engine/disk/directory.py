@@ -1,5 +1,4 @@
-"""The database directory: where everything lies, and the `meta` file that says whose it is and how it
-was left.
+"""The database directory: its files, and `meta`, which says whose it is and how it was left.
 
     LOCK                     held by the coordinator (ipc/lock.py)
     meta                     this module
@@ -9,14 +8,16 @@ was left.
     settings.toml            optional, by the user
     reserve                  space for a start on a full disk (reserve.py)
 
-All but `prepare` and `read_meta` is called by the coordinator alone, while it holds LOCK.
+`prepare` and `read_meta` may be called by any process. Everything else is called by the coordinator alone,
+while it holds LOCK.
 
 Invariants:
-1. `meta` is replaced atomically, and written last when a directory is made: without it there is no database,
-   and a crash in the middle of the making leaves what the next open simply makes again.
+1. `meta` is replaced atomically. When a directory is made, `meta` is written last: without it there is no
+   database, and after a crash the next open makes everything again.
 2. `incarnation` grows at every coordinator start, before anything else of the start is visible.
 3. The fields on the log (`boot_id`, `log_first_version`, `durability`, `clean`) change only after recovery
-   has repaired what the previous incarnation left, so a recovery killed half way is judged like the first.
+   has repaired what the previous incarnation left. So a recovery that was killed half-way is judged like the
+   first one.
 """
 
 from __future__ import annotations
@@ -46,12 +47,14 @@ __all__ = [
 
 SOCKET_NAME = "coordinator.sock"
 FORMAT_VERSION = 2
-# 1: values without extensions 1 to 16, and runs without entries by name. It is read, and becomes 2 at the first start.
+# 1: values without extensions 1 to 16, and runs without entries by name. It is read, and becomes 2 at the
+# first start.
 FORMATS_READ = (1, 2)
 META_SIZE = 128
 _MAGIC = b"OCCAMDB\0"
 _LAYOUT = struct.Struct("<8sII16sQIIQQQ16sq28xI")
-# The number of a durability in `meta`. It is the format's: the order of the enum has no say in it.
+# The number of a durability in `meta`. It belongs to the format, and does not depend on the order of the
+# enum.
 _DURABILITIES = (Durability.NONE, Durability.STANDARD, Durability.ALWAYS)
 _NEVER = 255
 _CLEAN = 1
@@ -114,7 +117,7 @@ def decode_meta(data: bytes, path: str) -> Meta:
     """Read the bytes of a `meta` file.
 
     Raises:
-      IncompatibleFormatError: a later version of occamdb wrote it, or it is no database at all.
+      IncompatibleFormatError: a later version of occamdb wrote it, or it is not a database.
       CorruptionError: it is damaged.
     """
     if data[:8] != _MAGIC and len(data) != META_SIZE and any(data):
@@ -172,14 +175,14 @@ def current_boot_id() -> bytes:
 
 
 def _refuse_foreign(folder: Folder) -> None:
-    """Make no database among other files: a mistyped path should not fill somebody's project or home directory."""
+    """Refuse to make a database among other files: a mistyped path should not fill somebody's project."""
     names = folder.names()
     if "meta" in names:
         return
     foreign = [name for name in names if name.removesuffix(TEMPORARY_SUFFIX) not in _OURS | _HARMLESS]
     if foreign:
         raise IncompatibleFormatError(
-            f"{folder.path} is no database, and not empty: it holds {foreign[0]!r}"
+            f"{folder.path} is not a database, and not empty: it holds {foreign[0]!r}"
             + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""),
             hint="name a new or an empty directory for a new database",
             details={"path": folder.path, "found": foreign[:10]},
@@ -221,7 +224,7 @@ class DatabaseDirectory:
         """Make the directory itself, so that LOCK can be taken in it. Any process.
 
         Raises:
-          IncompatibleFormatError: there are files of somebody else's in it, and no database. Nothing was written.
+          IncompatibleFormatError: it holds other files and no database. Nothing was written.
         """
         with Folder(path, make=True) as folder:
             _refuse_foreign(folder)
@@ -252,9 +255,10 @@ class DatabaseDirectory:
         return self.meta.incarnation
 
     def is_in_place(self) -> bool:
-        """Whether the path still leads to this directory: not so once it was moved, replaced or deleted.
+        """Whether the path still leads to this directory, which may have been moved, replaced or deleted.
 
-        The open files go on being written wherever they are; whoever opens the path then meets another database.
+        The open files are still written, wherever they are, while a process that opens the path finds another
+        database.
         """
         try:
             found = os.stat(self.path)
@@ -263,9 +267,9 @@ class DatabaseDirectory:
         return os.path.samestat(found, os.fstat(self.folder.fd))
 
     def is_whole(self, lock_fd: int) -> bool:
-        """Whether LOCK and the folders in it are those held open: not so once its content was deleted or replaced.
+        """Whether LOCK and the folders in it are those held open, and were not deleted or replaced.
 
-        Then nothing may be written any more: another coordinator may have made another database here by now.
+        If they were, nothing more may be written: another coordinator may have made another database here.
 
         Args:
           lock_fd: descriptor of the LOCK that the caller holds.
@@ -288,7 +292,7 @@ class DatabaseDirectory:
             )
 
     def _create(self) -> None:
-        """Make a new database here. Killed anywhere in it, the next open does it again."""
+        """Make a new database here. If that is killed half-way, the next open does it again."""
         for name in ("wal", "checkpoints"):
             self.folder.make(name)
             with Folder(os.path.join(self.path, name)) as folder:
@@ -315,7 +319,7 @@ class DatabaseDirectory:
         return self.meta.incarnation
 
     def note_running(self, durability: str, version: int, log_first_version: int) -> None:
-        """Recovery is done and the log is open: from here on the directory is this incarnation's.
+        """Note that recovery is done and the log is open: the directory now belongs to this incarnation.
 
         Args:
           version: the version the database stands at.
@@ -335,9 +339,9 @@ class DatabaseDirectory:
         )
 
     def reserve_versions(self, version: int) -> None:
-        """Without a log: see to it that versions well beyond `version` are set aside. Cheap when they are.
+        """Without a log: set aside versions well beyond `version`. Cheap if that was done already.
 
-        The control plane calls it now and then; the reserve lasts for days, so any period will do.
+        The control plane calls it now and then. The reserve lasts for days, so any period will do.
         """
         if (
             self.meta.durability == Durability.NONE
@@ -346,6 +350,6 @@ class DatabaseDirectory:
             self._write(replace(self.meta, version_ceiling=version + VERSION_RESERVE))
 
     def note_clean_stop(self, version: int) -> None:
-        """Everything up to `version` is in a checkpoint and nothing will be committed any more."""
+        """Note that everything up to `version` is in a checkpoint, and that no further commit follows."""
         ceiling = version if self.meta.durability == Durability.NONE else 0
         self._write(replace(self.meta, clean=True, clean_version=version, version_ceiling=ceiling))

@@ -1,7 +1,7 @@
 """Files and folders of a database for Python code: the only Python caller of open, write, fsync and rename.
 
-Every call goes through `_files`, so failpoints and the trace see it. A `Folder` holds its directory open: it
-goes on meaning the same directory when that is renamed, and names are always relative to it.
+Every call goes through `_files`, so failpoints and the trace see it. A `Folder` holds its directory open. It
+still means the same directory after that was renamed, and names are always relative to it.
 
 Invariants:
 1. `replace` leaves either the whole old or the whole new file under the name, whatever happens in between.

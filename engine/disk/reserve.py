@@ -1,8 +1,9 @@
 """A little disk space set aside, so that a database that fills its disk can still be opened.
 
-A coordinator start writes a few small files before it serves anybody: `meta`, the head of a log segment, where it
-listens. On a full disk it could not, and then not even reads were possible. So a file of no use lies in the directory,
-and is given up for a start that finds the disk full; once there is room it is made again.
+A coordinator start writes a few small files before it serves anybody: `meta`, the head of a log segment, the
+file that says where it listens. On a full disk that would fail, and not even reads would be possible. So the
+directory holds a file without any other use. A start that finds the disk full removes it, and makes it again
+when there is room.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from .files import TEMPORARY_SUFFIX, Folder
 __all__ = ["RESERVE_NAME", "give_up_reserve", "is_disk_full", "keep_reserve"]
 
 RESERVE_NAME = "reserve"
-# A start needs half a dozen blocks of 4 KiB, and leaves one or two of them taken. But xfs lets nobody create a file
-# unless there is room for a whole chunk of inodes and the worst case of its trees: on one of 256 MiB, 128 KiB given up
-# were not enough for a first file, 192 KiB were.
+# A start needs half a dozen blocks of 4 KiB, and leaves one or two of them taken. But xfs lets nobody create
+# a file unless there is room for a whole chunk of inodes and the worst case of its trees: on one of 256 MiB,
+# 128 KiB given up were not enough for a first file, 192 KiB were.
 _SIZE, _SIZE_MIN, _STEP = 1 << 20, 256 << 10, 16 << 10
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether it says that the file system, or the user's share of it, is full."""
+    """Whether the error says that the file system, or the user's share of it, is full."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -44,7 +45,8 @@ def _make(folder: Folder, size: int) -> bool:
     temporary = RESERVE_NAME + TEMPORARY_SUFFIX
     try:
         with folder.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
-            # Random: some file systems store a run of zeros, or anything that compresses, in next to no space.
+            # Random: some file systems store a run of zeros, or anything that compresses, in next to no
+            # space.
             file.write(os.urandom(size), 0)
         folder.rename(temporary, RESERVE_NAME)
     except OSError:
@@ -55,7 +57,9 @@ def _make(folder: Folder, size: int) -> bool:
 
 
 def give_up_reserve(path: str) -> bool:
-    """Remove the reserve of the directory at `path`; whether there was one. Call it while holding LOCK."""
+    """Remove the reserve of the directory at `path`. Returns whether there was one. Call it while holding
+    LOCK.
+    """
     try:
         with Folder(path) as folder:
             folder.remove(RESERVE_NAME)

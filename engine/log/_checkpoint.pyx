@@ -1,11 +1,11 @@
 """Checkpoints: the compiled writer, which scans a pinned snapshot, and the compiled loader.
 
-docs/log-format.md draws the file: a header, blocks of rows in key order, blocks of session outcomes, a footer.
-`checkpoint.py` makes the file durable and names it; `recovery.py` picks one and loads it.
+docs/log-format.md draws the file: a header, blocks of rows in key order, blocks of session outcomes, a
+footer. `checkpoint.py` makes the file durable and names it; `recovery.py` picks one and loads it.
 
 Invariants:
-1. The writer only reads the store, through `_reader`, at a version that its caller keeps pinned; so commits go
-   on.
+1. The writer only reads the store, through `_reader`, at a version that its caller keeps pinned; so commits
+   go on.
 2. Rows are strictly ascending by key. Every block's checksum is seeded with file and position, and the footer
    counts rows, outcomes and blocks and is the end of the file: nothing can be missing, doubled or moved
    unnoticed.
@@ -35,7 +35,7 @@ cdef enum:
     BLOCK_OUTCOMES = 2
     BLOCK_FOOTER = 3
     BLOCK_HEADER = 16
-    FILE_HEADER = 80                # sizeof(FileHeader), asserted below; the log's is another (WAL_HEADER_SIZE)
+    FILE_HEADER = 80                # sizeof(FileHeader), asserted below; not the log's WAL_HEADER_SIZE
     OK = 0
     DAMAGED = 1
     OUT_OF_ROOM = 2

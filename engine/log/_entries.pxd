@@ -55,7 +55,7 @@ cdef class EntryBuffer:
     cdef u64 capacity
     cdef u32 seed                    # of the checksums: the segment that the batch will be written to
     cdef u64 batch_position          # where the first byte of the buffer will lie in that segment
-    cdef u64 transaction_start       # position in `buffer` of the open transaction; NOT_OPEN when there is none
+    cdef u64 transaction_start       # of the open transaction in `buffer`; NOT_OPEN: there is none
     cdef u64 session                 # of the open transaction
     cdef u64 sequence
     cdef u32 entry_count             # of the open transaction
@@ -66,7 +66,8 @@ cdef class EntryBuffer:
     cdef int add_write(self, const u8 *key, u32 key_size, const u8 *value, u32 value_size, u64 version,
                        i64 expires_at) noexcept nogil
     cdef int add_delete(self, const u8 *key, u32 key_size, u64 version) noexcept nogil
-    # A delete made by the expiry of the record with version `removed` (Record.flags EXPIRY). `removed` is not 0.
+    # A delete made by the expiry of the record with version `removed` (Record.flags EXPIRY). `removed` is not
+    # 0.
     cdef int add_expiry(self, const u8 *key, u32 key_size, u64 version, u64 removed) noexcept nogil
     cdef int add_delete_range(self, const u8 *start, u32 start_size, const u8 *end, u32 end_size,
                               u64 version) noexcept nogil
@@ -77,7 +78,8 @@ cdef class EntryBuffer:
     # Drop what came after `mark`: one unfinished transaction, or the whole batch (mark 0).
     cdef void discard_to(self, u64 mark) noexcept nogil
 
-    # For the appender. Begin an empty batch that will be written at `position`; the last one's version is written.
+    # For the appender. Begin an empty batch that will be written at `position`; the last one's version is
+    # written.
     cdef void _begin_batch(self, u64 position) noexcept nogil
     cdef bint _transaction_open(self) noexcept nogil
     cdef int _append_begin(self, u64 session, u64 sequence, const u8 *run_id, i64 timestamp,

@@ -66,7 +66,8 @@ cdef class EntryBuffer:
         if body_size > <u64>0xFFFFFFF0U:
             return NULL
         if need > capacity:
-            # Doubling, but not beyond the need by more than BUFFER_KEEP: a batch may be as large as memory allows.
+            # Doubling, but not beyond the need by more than BUFFER_KEEP: a batch may be as large as memory
+            # allows.
             while capacity < need:
                 capacity += min(capacity, <u64>BUFFER_KEEP)
             grown = <u8 *>realloc(self.buffer, capacity)

@@ -40,7 +40,7 @@ cdef class SegmentImage:
     cdef readonly u64 size
     cdef readonly u32 seed
     cdef readonly u64 offset          # of the next transaction
-    cdef readonly u64 synced          # bytes that an fdatasync had reached, as the last whole transaction knew
+    cdef readonly u64 synced          # bytes that an fdatasync had reached, by the last whole transaction
     cdef readonly u64 error_offset    # after TX_BROKEN and TX_WRONG
     cdef const char *why
     cdef CrcRanges ranges             # for `_tail_scan`
@@ -53,7 +53,7 @@ cdef class SegmentImage:
     cdef int _wrong(self, u64 offset, const char *reason) noexcept nogil
 
 cdef class Loader:
-    """Fills an empty store; the commit thread's place is taken by whoever recovers."""
+    """Fills an empty store. The thread that recovers stands in for the commit thread."""
     cdef Store *store
     cdef readonly u64 version         # everything up to it is in the store
     cdef readonly u64 entries

@@ -1,12 +1,13 @@
-"""Recovery's compiled part: a log segment in memory, checked entry by entry, and its transactions put into a store.
+"""Recovery's compiled part: a log segment in memory, checked entry by entry, and its transactions put into a
+store.
 
 `recovery.py` decides what a broken entry means, `_tail_scan` finds what lies behind one; `check.py` and the
 dump use SegmentImage alone.
 
 Invariants:
-1. Nothing of a transaction is applied before its CommitTxn and all checksums before it have been read and found
-   right, its entries counted, its versions compared and its place in the order (the version after the last one)
-   checked.
+1. Nothing of a transaction is applied before its CommitTxn and all checksums before it have been read and
+   found right, its entries counted, its versions compared and its place in the order (the version after the
+   last one) checked.
 2. No length from the file is used before it is known to lie inside the image.
 3. The same bytes give the same store: no clock, no random number, no dict order takes part.
 """
@@ -42,7 +43,9 @@ STATES = ("whole", "end", "broken", "wrong")
 
 
 cdef class SegmentImage:
-    """A whole segment, read into memory: a file that is cut short meanwhile cannot hurt (a mapping would)."""
+    """A whole segment, read into memory. A file that is cut short meanwhile does no harm, as it would when
+    mapped.
+    """
 
     def __cinit__(self):
         self.data = NULL
@@ -127,7 +130,7 @@ cdef class SegmentImage:
         return 0
 
     cdef int next_transaction(self, u64 previous_version, LogTransaction *out) noexcept nogil:
-        """Check the transaction at `offset` and go past it. A TransactionState; all but TX_WHOLE leave `offset`."""
+        """Check the transaction at `offset` and pass it. All states but TX_WHOLE leave `offset` as it is."""
         cdef LogEntry entry
         cdef CommitBody commit
         cdef u64 at = self.offset, version = 0
@@ -279,16 +282,17 @@ cdef class Loader:
         """Publish what is loaded, and free what it replaced: nobody else looks at this store yet."""
         store_publish(self.store, self.version)
         store_collect(self.store, NULL, 0, COLLECT_BUDGET)
-        # What was freed is given back now, not when the clock says so: then the same log gives the same memory.
+        # What was freed is given back now, not when the clock says so: then the same log gives the same
+        # memory.
         store_force_collect(self.store, NULL, 0)
         self.since_collect = 0
 
     cdef u64 _garbage_max(self) noexcept nogil:
-        """Garbage beyond this is freed early: waiting blocks spread the rest over more pages than the live store used."""
+        """Garbage beyond this is freed early. Otherwise it would spread the store over more pages."""
         return GARBAGE_MIN + self.store.record_bytes // 32
 
     cdef void _make_room(self) noexcept nogil:
-        """In the middle of a transaction: free what earlier ones replaced. Node refs stay good."""
+        """In the middle of a transaction: free what earlier ones replaced. Node refs stay valid."""
         store_publish(self.store, self.version)
         store_force_collect(self.store, NULL, 0)
 
@@ -374,7 +378,9 @@ cdef class Loader:
         return self.note_outcome(transaction.head.session, transaction.head.sequence, transaction.version)
 
     cdef int _replay_some(self, SegmentImage image, u64 count_max, u64 *previous, u64 after) noexcept nogil:
-        """Up to `count_max` transactions: TX_WHOLE when there may be more. Stops with `full` set when it is."""
+        """Up to `count_max` transactions. TX_WHOLE: there may be more. Stops with `full` set when the store
+        is.
+        """
         cdef LogTransaction transaction
         cdef Place *place
         cdef u64 done = 0
@@ -419,7 +425,7 @@ cdef class Loader:
         return STATES[state], previous
 
     def finish(self, u64 version, u64 tombstone_horizon):
-        """Everything is loaded: make it visible at `version`."""
+        """Make everything that was loaded visible at `version`."""
         self.version = version
         if tombstone_horizon > self.store.tombstone_horizon:
             self.store.tombstone_horizon = tombstone_horizon
@@ -427,9 +433,9 @@ cdef class Loader:
             self.settle()
 
     def begin_log(self, u64 version):
-        """The checkpoint is loaded, or there is none: the log after `version` follows."""
+        """The checkpoint is loaded, or there is none. The log after `version` follows."""
         self.version = version
-        self.store.range_horizon = version          # a checkpoint does not tell of deletes
+        self.store.range_horizon = version          # a checkpoint does not contain deletes
         with nogil:
             self.settle()
 

@@ -1,28 +1,28 @@
 """Writing batches into the file of the current segment, through a mapped window where that is cheaper.
 
 A batch that need not be synced is not written by a system call but copied into a *window*: a mapping of the
-part of the segment that is allocated ahead. That puts the same bytes into the same page cache, so they survive
-the death of every process just as well, and the next fdatasync covers them. It costs a third of a write (on
-ext4 0.17 us for 200 bytes, page faults included, against 0.76 us). The copy goes front to back, so a process
-killed in the middle of it leaves a prefix, as a write does. Only allocated bytes are ever touched, so a full
-disk is met by the allocation, and by the write that then takes the copy's place. On btrfs, and in a reflinked
-segment on xfs, even allocated bytes may find no room. There the copy fails instead of ending the process
-(`_guarded_copy`): the batch is written by a call, whose error tells what the disk says, and this segment gets
-no window again.
+part of the segment that is allocated ahead. That puts the same bytes into the same page cache, so they
+survive the death of every process just as well, and the next fdatasync covers them. It costs a third of a
+write (on ext4 0.17 us for 200 bytes, page faults included, against 0.76 us). The copy goes front to back, so
+a process killed in the middle of it leaves a prefix, as a write does. Only allocated bytes are ever touched,
+so a full disk is met by the allocation, and by the write that then takes the copy's place. On btrfs, and in a
+reflinked segment on xfs, even allocated bytes may find no room. There the copy fails instead of ending the
+process (`_guarded_copy`): the batch is written by a call, whose error tells what the disk says, and this
+segment gets no window again.
 
 Invariants:
-1. `position` is past the last byte of the last batch that was written whole. What a failed write left behind it
-   is cut off, and the cut synced, before anybody is told; if that fails, the file is poisoned.
-2. `synced` is at most `position`, except between the fdatasync of a batch that waits for it and the store that
-   takes this batch into `position`. It grows only after fdatasync succeeded. A failed sync poisons the file for
-   good and is never repeated: the kernel may have dropped the dirty pages it could not write.
+1. `position` is past the last byte of the last batch that was written whole. What a failed write left behind
+   it is cut off, and the cut synced, before anybody is told; if that fails, the file is poisoned.
+2. `synced` is at most `position`, except between the fdatasync of a batch that waits for it and the store
+   that takes this batch into `position`. It grows only after fdatasync succeeded. A failed sync poisons the
+   file for good and is never repeated: the kernel may have dropped the dirty pages it could not write.
 3. The window lies within the first `allocated` bytes of the file: it is closed before these become fewer.
 4. There is a window only while the guard against SIGBUS is in place.
-5. Three words cross threads. `poison_errno`, set by the thread that syncs (release), is flag and reason in one
-   word, so no thread can see the flag without the reason. `position` is raised by the commit thread (release)
-   after the batch's bytes are in the file or its mapping, so a sync in another thread (acquire) vouches for no
-   byte that it does not see. `synced` is raised under `lock`; a reader that sees an older value only takes less
-   for synced. Everything else belongs to the commit thread.
+5. Three words cross threads. `poison_errno`, set by the thread that syncs (release), is flag and reason in
+   one word, so no thread can see the flag without the reason. `position` is raised by the commit thread
+   (release) after the batch's bytes are in the file or its mapping, so a sync in another thread (acquire)
+   vouches for no byte that it does not see. `synced` is raised under `lock`; a reader that sees an older
+   value only takes less for synced. Everything else belongs to the commit thread.
 """
 
 from libc.errno cimport EFAULT, EIO
@@ -113,14 +113,15 @@ cdef i64 _put(SegmentFile *f, const u8 *data, u64 size, bint sync) noexcept nogi
     """Put the batch at `position`."""
     cdef u64 end = f.position + size
     cdef i64 result
-    # A sync takes the page's write access away, and the next copy would fault. So a batch that is synced is written.
+    # A sync takes the page's write access away, and the next copy would fault. So a batch that is synced is
+    # written by a call.
     if sync or f.window == NULL or f.position < f.window_start or end > f.window_start + f.window_size:
         return file_write(f.fd, data, size, f.position)
     result = file_store(f.fd, f.window + (f.position - f.window_start), data, size, f.position)
     if result != -EFAULT:
         f.copy_count += 1
         return result
-    # Whatever part of it was copied is written over with the same bytes, or cut off with the batch.
+    # The part that was copied is written over with the same bytes, or cut off with the batch.
     _close_window(f)
     f.unmappable = True
     f.fault_count += 1
@@ -137,8 +138,8 @@ cdef void _cut_back(SegmentFile *f) noexcept nogil:
         return
     f.allocated = f.position
     f.cut = True
-    # A refusal is final only when a power loss cannot bring the batch back. If this sync fails, the log is poisoned
-    # and a power loss can: that is the state which every failed sync leaves.
+    # A refusal is final only when a power loss cannot bring the batch back. If this sync fails, the log is
+    # poisoned and a power loss can: that is the state which every failed sync leaves.
     if not segment_file_poisoned(f):
         segment_file_sync(f, f.position)
 
@@ -170,7 +171,8 @@ cdef bint segment_file_try_lock(SegmentFile *f) noexcept nogil:
 
 cdef void segment_file_lock(SegmentFile *f) noexcept nogil:
     while not cas_u32(&f.lock, 0, 1):
-        usleep(20)      # the other fdatasync is at work on the same pages; there is nothing to win by spinning
+        # The other fdatasync works on the same pages, so spinning would gain nothing.
+        usleep(20)
 
 
 cdef void segment_file_unlock(SegmentFile *f) noexcept nogil:

@@ -12,7 +12,7 @@ cdef packed struct SegmentHeader:
     u32 header_size
     u8 database_id[16]
     u64 first_version                # of the first transaction in it
-    u64 previous_version             # the database's version before it: first_version - 1 but after a version jump
+    u64 previous_version             # the version before it: first_version - 1, or less after a version jump
     u64 incarnation
     i64 created_at
     u64 reserved
@@ -24,8 +24,8 @@ cdef struct NewSegment:
     u32 seed                         # of the checksums in it
     int sync_error                   # not 0: the errno of a failed sync, after which nothing may be appended
 
-# Make a segment and give it its name, both durable. 0, or an errno with nothing under its final name, except when
-# only the sync of the directory failed; then `sync_error` is set. The caller owns `out.fd`.
+# Make a segment and give it its name, both durable. 0, or an errno with nothing under its final name, except
+# when only the sync of the directory failed; then `sync_error` is set. The caller owns `out.fd`.
 #   database_id, first_version, previous_version, incarnation: as in the header.
 #   old_seed: of the segment before; the new one's seed is another.
 # The thread that appends to the log only.

@@ -1,7 +1,7 @@
 """Making a segment of the log.
 
-A new segment gets its final name only when its header is on disk. So a named segment always has a valid header.
-The appender syncs the old segment first, so only the last one can have a torn tail.
+A new segment gets its final name only when its header is on disk. So a named segment always has a valid
+header. The appender syncs the old segment first, so only the last one can have a torn tail.
 """
 
 from libc.stdio cimport snprintf
@@ -30,7 +30,8 @@ cdef void _fill_header(SegmentHeader *header, u32 old_seed) noexcept nogil:
     header.created_at = clock_realtime_ns()
     header.crc = crc32c(0, <const u8 *>header, sizeof(SegmentHeader) - 4)
     while header.crc == old_seed:
-        # The clock may stand still and checksums may collide, but the last segment's entries must not be valid here.
+        # The clock may stand still and checksums may collide, but the last segment's entries must not be
+        # valid in this one.
         header.created_at += 1
         header.crc = crc32c(0, <const u8 *>header, sizeof(SegmentHeader) - 4)
 

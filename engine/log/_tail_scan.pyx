@@ -1,16 +1,16 @@
 """What lies behind a broken entry of a log segment: the search for entries at every byte.
 
-Where an entry is broken nothing says where the next begins, so one is looked for at each offset. The bytes
+Behind a broken entry, nothing says where the next one begins, so one is looked for at each offset. The bytes
 are whatever users stored, up to a copy of a log or an image made to look like one. Invariants:
 
 1. The work is linear in the bytes, whatever they are. An offset costs a look at the sizes that an entry of
-   its type must have, and where they agree a checksum in constant time (`_crc_ranges`). Found entries are
+   its type must have and, if they agree, a checksum in constant time (`_crc_ranges`). Found entries are
    stepped over.
 2. Bytes inside a found entry are its content, and are not looked at as entries.
-3. A find is no accident: its checksum is seeded with segment and position, and its sizes agree. Only somebody
-   who reads the segment and computes checksums for the place where his value will lie can make one. It counts
-   as an entry all the same, so the worst he can bring about is that a torn log is called damaged; what was
-   acknowledged is never cut off.
+3. A find is not an accident: its checksum is seeded with segment and position, and its sizes agree. Only a
+   user who reads the segment, and computes checksums for the place where a value will lie, can make one. It
+   counts as an entry all the same. So the worst that such a user achieves is that a torn log is called
+   damaged; what was acknowledged is never cut off.
 """
 
 from libc.string cimport memcpy
@@ -25,7 +25,7 @@ from ._entries cimport (
 )
 
 
-# By type, of entries that have but one length. The others' is impossible, an image being shorter than that.
+# The length of each type of entry that has only one. For the other types, a length that no image has.
 cdef u32 fixed_length[256]
 
 
@@ -61,7 +61,10 @@ cdef inline bint _sizes_agree(SegmentImage image, u64 at, LogEntry *out) noexcep
 
 
 cdef inline bint _entry_found(SegmentImage image, u64 at, LogEntry *out) noexcept nogil:
-    """A valid entry at `at`? REQUIRES: at + ENTRY_HEADER_SIZE < image.size, and the checksums of ranges are built."""
+    """Whether a valid entry is at `at`.
+
+    REQUIRES: at + ENTRY_HEADER_SIZE < image.size, and the checksums of ranges are built.
+    """
     cdef u64 place[2]
     cdef u32 crc
     if not _sizes_agree(image, at, out):
@@ -92,7 +95,8 @@ cdef void _count_entries(SegmentImage image, u64 at, u64 *found, u64 *synced) no
 
 
 cdef bint _find_transaction(SegmentImage image, u64 at, LogTransaction *out) noexcept nogil:
-    """The first whole transaction at `at` or later. `at` only grows, also over what turns out to be none."""
+    """The first whole transaction at `at` or later. `at` only grows, even over what turns out not to be one.
+    """
     cdef LogEntry entry
     cdef CommitBody commit
     cdef u64 begin = 0

@@ -5,7 +5,7 @@ from ._entries cimport EntryBuffer
 from ._segment_file cimport SegmentFile
 
 cdef class WalAppender(EntryBuffer):
-    """Every `cdef` method: the commit thread only, no GIL, 0 or an errno. `sync_aside` may run in other threads."""
+    """Every `cdef` method: the commit thread only, no GIL, 0 or an errno. `sync_aside`: any thread."""
     cdef SegmentFile file            # the current segment
     cdef int directory_fd            # of wal/
     cdef u8 database_id[16]
@@ -18,11 +18,12 @@ cdef class WalAppender(EntryBuffer):
     cdef u64 flush_count
     cdef u64 rotate_count
 
-    # Open a transaction; at the first one of a batch, rotate when the segment is full. REQUIRES: `run_id` has 16 bytes.
-    # EINVAL: one is open. An errno leaves none open. Its operations follow by the `add_` methods of EntryBuffer.
+    # Open a transaction; at the first one of a batch, rotate when the segment is full. REQUIRES: `run_id` has
+    # 16 bytes. EINVAL: one is open. An errno leaves none open. Its operations follow by the `add_` methods of
+    # EntryBuffer.
     cdef int begin_transaction(self, u64 session, u64 sequence, const u8 *run_id, i64 timestamp) noexcept nogil
-    # One write of the buffer, then fdatasync if `sync`. 0, or errno with nothing of this batch left in the log
-    # (`file.uncertain` says when that could not be made sure). An empty buffer with `sync` is `sync()`.
+    # One write of the buffer, then fdatasync if `sync`. 0, or errno with nothing of this batch left in the
+    # log (`file.uncertain` says when that could not be made sure). An empty buffer with `sync` is `sync()`.
     # EINVAL, with nothing done: a transaction is open.
     cdef int flush(self, bint sync) noexcept nogil
     # fdatasync of what was written. A failed one poisons the appender for good.

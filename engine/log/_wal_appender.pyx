@@ -1,14 +1,14 @@
 """The log appender: batches of whole transactions, written in one piece each, in segments.
 
 One WalAppender belongs to the commit thread. `_entries` encodes the batch, `_segment_file` writes it,
-`_segments` makes the next file; this one says when. docs/log-format.md describes the bytes.
+`_segments` makes the next file; this module decides when. docs/log-format.md describes the bytes.
 
 Invariants, beside those of the three:
-1. After a refused batch was cut off, what comes next is written into a new segment. Had it the same seed and
-   place as the refused batch, a power loss could leave sectors of both that form a valid log of transactions
+1. After a refused batch was cut off, what comes next is written into a new segment. If that had the seed and
+   place of the refused batch, a power loss could leave sectors of both that form a valid log of transactions
    which never followed each other.
-2. A new segment gets its name only after everything in the old segment is on disk. So only the last segment can
-   have a torn tail.
+2. A new segment gets its name only after everything in the old segment is on disk. So only the last segment
+   can have a torn tail.
 3. `batch_position` is `file.position` whenever the buffer is empty.
 """
 
@@ -87,7 +87,8 @@ cdef class WalAppender(EntryBuffer):
         # Only with an empty buffer: entries know their position, so a batch cannot move to another segment.
         if self.used == 0 and (self.file.cut or self.file.position >= self.rotate_at):
             error = self._rotate()
-            # A segment that is only long serves on; one with a refused batch behind `position` takes nothing more.
+            # A segment that is merely too long is used further. One with a refused batch behind `position`
+            # takes nothing more.
             if error and (self.file.cut or segment_file_poisoned(&self.file)):
                 return error
         # Relaxed: sync_aside may raise it in this moment; an older value only vouches for less.
@@ -162,7 +163,8 @@ cdef class WalAppender(EntryBuffer):
     cdef int _rotate_locked(self) noexcept nogil:
         """`_rotate` with the lock held.
 
-        A segment without a transaction gives its name to the new one, which replaces it and follows what it followed.
+        A segment without a transaction gives its name to the new one, which replaces it and follows what it
+        followed.
         """
         cdef u64 previous = self.written_version
         cdef int error = segment_file_poisoned(&self.file)
@@ -189,7 +191,8 @@ cdef class WalAppender(EntryBuffer):
             raise OSError(error, _os.strerror(error))
 
     def append_transaction(self, u64 session, u64 sequence, bytes run_id, i64 timestamp, u64 version, operations):
-        """Encode one transaction: operations are ("write", key, value, expires_at), ("delete", key, removed) and
+        """Encode one transaction: operations are ("write", key, value, expires_at), ("delete", key, removed)
+        and
         ("delete_range", start, end)."""
         cdef u64 mark = self.used
         cdef bytes key, value
@@ -222,11 +225,12 @@ cdef class WalAppender(EntryBuffer):
         self._raise(error)
 
     def sync_in_background(self, bint wait=False):
-        """fdatasync what is written, without the GIL, while the commit thread appends. Any thread. Raises OSError.
+        """fdatasync what is written, without the GIL, while the commit thread appends. Any thread. Raises
+        OSError.
 
         Args:
-          wait: for a sync or rotation under way; else that is taken to do, and this may return before it has. With it,
-            everything whose flush had returned before the call is on disk, whatever segment it is in.
+          wait: wait for a sync or rotation under way. Then everything whose flush had returned before the
+            call is on disk, in whatever segment it is. Without it, this may return before that one has ended.
         """
         cdef int error
         with nogil:

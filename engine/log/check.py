@@ -1,8 +1,8 @@
 """Looking through a whole database directory for damage, without changing anything: `check`.
 
-Reads meta, every checkpoint and every segment from end to end, whether a recovery would need it or not. May run while
-a coordinator serves the directory; what it is writing at that moment is taken for unfinished, not for damaged.
-`salvage.py` repairs.
+Reads meta, every checkpoint and every segment from end to end, whether a recovery would need them or not. It
+may run while a coordinator serves the directory: what that is writing at the moment counts as unfinished, not
+as damaged. `salvage.py` repairs.
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
 """Checkpoints: making one durable under its name, removing what it makes superfluous, reading one back.
 
-Written by the coordinator's control plane from a snapshot it keeps pinned, while commits go on; read by recovery.
+Written by the coordinator's control plane from a snapshot it keeps pinned, while commits go on; read by
+recovery.
 
 Invariants:
 1. A file under `<version>.ckpt` is whole and on disk: temporary name, fsync, rename, fsync of the directory.
 2. Two checkpoints are kept, and all of the log after the older one; while there is only one, all of the log.
-   So a damaged newest checkpoint loses nothing. Only then are older files removed. A full disk is the exception: rather
-   than refuse every commit, the newest checkpoint is read from end to end, and if it is sound, it alone is kept.
-3. Removal is unordered and may stop anywhere: a file that should have gone is ignored, and goes the next time.
+   So a damaged newest checkpoint loses nothing. Only then are older files removed. A full disk is the
+   exception: rather than refuse every commit, the newest checkpoint is read from end to end, and if it is
+   sound, it alone is kept.
+3. Removal is unordered and may stop anywhere: a file that should have gone is ignored, and goes the next
+   time.
 """
 
 from __future__ import annotations
@@ -89,7 +92,7 @@ def list_checkpoints(directory: DatabaseDirectory) -> list[CheckpointFile]:
     return found
 
 
-# --- writing -----------------------------------------------------------------------------------------------------
+# --- writing ----------------------------------------------------------------------------------------------
 
 
 def write_checkpoint(
@@ -107,14 +110,15 @@ def write_checkpoint(
 
     On a full disk it removes what can be spared (`make_room`) and tries once more.
 
-    Called by the control plane, which keeps `version` pinned until this returns and has the log on disk up to it (after
-    a power cut the next segment goes on from the checkpoint, and must not leave a hole). Works a block (256 KiB) at a
-    time with the GIL released, and sleeps in between; a thread other than the main one lowers its own priority.
+    Called by the control plane, which keeps `version` pinned until this returns and has the log on disk up to
+    it (after a power cut the next segment goes on from the checkpoint, and must not leave a hole). Works a
+    block (256 KiB) at a time with the GIL released, and sleeps in between; a thread other than the main one
+    lowers its own priority.
 
     Args:
       mapping: the store segment.
-      outcomes: (session, sequence, version) of sessions' last commits; those after `version` are left out, for the
-        log after the checkpoint has them.
+      outcomes: (session, sequence, version) of sessions' last commits. Those after `version` are left out,
+        because the log after the checkpoint has them.
       duty: share of the time to work, from 0 to 1; 1 for a clean stop, when nobody else is there.
       still_wanted: called after each block; what it raises ends the checkpoint (a revoked pin, a stop).
       remove: remove the files it makes superfluous.
@@ -204,7 +208,10 @@ def _write_rows(writer: CheckpointWriter, duty: float, still_wanted: Callable[[]
 
 
 def make_room(directory: DatabaseDirectory, log_from: int | None = None) -> bool:
-    """Remove what a recovery from the newest checkpoint does not need, if that is sound; whether anything went."""
+    """Remove what a recovery from the newest checkpoint does not need, if that checkpoint is sound.
+
+    Returns whether anything was removed.
+    """
     try:
         for newest in list_checkpoints(directory)[-1:]:
             verify_checkpoint(newest, directory.database_id, lambda *_: None)
@@ -218,7 +225,7 @@ def make_room(directory: DatabaseDirectory, log_from: int | None = None) -> bool
 def remove_superfluous(
     directory: DatabaseDirectory, keep: int = KEEP, log_from: int | None = None
 ) -> list[str]:
-    """Remove checkpoints and segments that no recovery needs any more; returns their names.
+    """Remove checkpoints and segments that recovery no longer needs; returns their names.
 
     Args:
       keep: checkpoints, the newest ones, any of which a recovery shall be able to begin with.
@@ -245,7 +252,7 @@ def remove_superfluous(
     return removed
 
 
-# --- reading -----------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------
 
 
 def _fields(data: bytes, path: str) -> tuple[Any, ...]:
@@ -333,7 +340,7 @@ def verify_checkpoint(
 def load_checkpoint(
     file: CheckpointFile, database_id: bytes, loader: Loader, report: Callable[[str, int, int], None]
 ) -> int:
-    """Load a checkpoint that has been verified; returns its tombstone horizon. Check `loader.is_full` after it."""
+    """Load a verified checkpoint; returns its tombstone horizon. Check `loader.is_full` after it."""
     with File.open(file.path) as handle:
         reader = _open_reader(file, handle, database_id)
         _read_all(file, reader, loader, "checkpoint load", report)

@@ -1,14 +1,15 @@
 """Recovery: the newest sound checkpoint, then the log after it, into an empty store.
 
-Called by the coordinator at its start, under LOCK, before anybody can connect; and by tools on a scratch store.
+Called by the coordinator at its start, under LOCK, before anybody can connect; and by tools on a scratch
+store.
 
 Invariants:
-1. Nothing on disk changes before everything has been read and judged; a CorruptionError leaves all as it was.
-2. What changes then (`_settle_disk`) is idempotent: a torn tail cut, damaged checkpoints set aside, temporary
-   files removed. A recovery killed anywhere is simply done again (C8).
-3. The last segment is synced before a later one exists, so "only the last can be torn" holds for ever.
-4. No version is given out twice (M8). Versions that may have been given out and lost are skipped: without a log
-   all below `meta.version_ceiling`; with durability "standard" after a power loss VERSION_SKIP of them.
+1. Nothing on disk changes before everything has been read and judged. A CorruptionError leaves all as it was.
+2. What changes then (`_settle_disk`) is idempotent: a torn tail is cut, damaged checkpoints are set aside,
+   temporary files are removed. A recovery that is killed anywhere is simply done again (docs/faults.md#c8).
+3. The last segment is synced before a later one exists, so "only the last can be torn" always holds.
+4. No version is given out twice (docs/faults.md#m8). Versions that may have been given out and lost are
+   skipped: without a log, all below `meta.version_ceiling`; after a power loss, VERSION_SKIP of them.
 """
 
 from __future__ import annotations
@@ -94,14 +95,13 @@ def recover(
 
     Args:
       progress: called every now and then in long recoveries.
-      boot_id: of this boot of the machine; tests pass another to play a power loss.
-      repair_disk: False leaves the disk as it is even when a tail is torn (for tools that only look).
+      boot_id: of this boot of the machine; tests pass another one to simulate a power loss.
+      repair_disk: False leaves the disk as it is even when a tail is torn (for tools that only read).
 
     Raises:
-      CorruptionError: damage that a crash cannot have caused, with file and offset; nothing was changed on disk.
-      IncompatibleFormatError: a file of a later format.
-      StoreFullError: the content is larger than `max_store_size`.
-      OSError: the disk.
+      CorruptionError: damage that a crash cannot have caused, with file and offset; nothing was changed on
+      disk. IncompatibleFormatError: a file of a later format. StoreFullError: the content is larger than
+      `max_store_size`. OSError: the disk.
     """
     started = time.monotonic()
     report = progress or (lambda stage, done, total: None)
@@ -179,7 +179,7 @@ def _choose_checkpoint(
 def _blame(
     error: CorruptionError, damaged: Sequence[tuple[CheckpointFile, CorruptionError]]
 ) -> CorruptionError:
-    """When a checkpoint was damaged and the log cannot stand in for it, the checkpoint is what to report."""
+    """The error to report: if a checkpoint is damaged and the log cannot replace it, that of the checkpoint."""
     return damaged[0][1] if damaged else error
 
 
@@ -269,22 +269,22 @@ def _require_clean_version(directory: DatabaseDirectory, version: int) -> None:
 
 
 def _next_base(directory: DatabaseDirectory, version: int, tail: _Tail | None, same_boot: bool) -> int:
-    """The version the database goes on from."""
+    """The version that the database continues from."""
     meta = directory.meta
     # A ceiling: set while no log was kept, and by a repair. An empty segment may carry an earlier skip.
     version = max(version, meta.version_ceiling, tail.segment.first_version - 1 if tail else 0)
     if meta.durability in ("standard", "always") and not meta.clean and not same_boot:
-        # Commits that no fdatasync had reached are gone; their versions were seen. With "always" these are removals of
-        # expired keys, which are published without waiting for the disk.
+        # Commits that no fdatasync had reached are gone; their versions were seen. With "always" these are
+        # removals of expired keys, which are published without waiting for the disk.
         return version + VERSION_SKIP
     return version
 
 
 def _last_logged(version: int, tail: _Tail | None) -> int:
-    """What the next segment names as the version before it: the last one a recovery must have reached.
+    """The version before the next segment, as its header names it: the last one a recovery must have reached.
 
-    That is where the content stands; but when versions were skipped and nothing was committed since, the version
-    before the skip, which is the last that an older checkpoint and the log lead to.
+    This is the version of the content. But if versions were skipped and nothing was committed since, it is
+    the version before the skip, which is the last one that an older checkpoint and the log lead to.
     """
     if tail and tail.end == HEADER_SIZE and version < tail.segment.first_version:
         return tail.segment.previous_version
@@ -298,8 +298,8 @@ def _settle_disk(directory: DatabaseDirectory, tail: _Tail | None, damaged: Sequ
             if file.size() > tail.end:
                 file.truncate(tail.end)
             failpoints.hit("recovery.after_cut")
-            # The next segment makes this one a segment that must be whole, so what may be in the page cache only
-            # is synced, also when nothing was cut. And written again before: if a sync failed in the last run,
+            # Once there is a next segment, this one must be whole. So what may be only in the page cache is
+            # synced, even when nothing was cut. It is written again first: if a sync failed in the last run,
             # the kernel took those pages for clean, and would not write them now.
             file.write(tail.unsynced, tail.end - len(tail.unsynced))
             file.sync()

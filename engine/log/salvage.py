@@ -1,7 +1,8 @@
 """`occamdb check --repair`: make a damaged directory open again, with everything that is provably in order.
 
-Nobody may serve the directory. What can be proved: the newest sound checkpoint, and the transactions after it
-up to the first damage that the checkpoint does not cover; what lies behind cannot be put in order any more.
+No coordinator may serve the directory. What can be proved: the newest sound checkpoint, and the transactions
+after it up to the first damage that the checkpoint does not cover. What lies behind that can no longer be put
+in order.
 
 Invariants:
 1. Nothing is deleted. Damaged files, and segments behind the first gap, stay as `<name>.damaged`.
@@ -96,7 +97,7 @@ def repair(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
     return report
 
 
-# --- meta --------------------------------------------------------------------------------------------------------
+# --- meta -------------------------------------------------------------------------------------------------
 
 
 def _repair_meta(report: RepairReport) -> None:
@@ -124,7 +125,7 @@ def _repair_meta(report: RepairReport) -> None:
             report.set_aside.append("meta")
         for name in ("wal", "checkpoints"):
             folder.make(name)
-        # The last run may have been of any kind: what "standard" demands is the safe choice.
+        # The durability of the last run is unknown. "standard" is the safe choice.
         meta = Meta(database_id, incarnation + 1, Durability.STANDARD, clean=False)
         folder.replace("meta", meta.encode())
         report.actions.append(f"meta was made anew for database {database_id.hex()}")
@@ -149,7 +150,7 @@ def _headers(path: str) -> list[tuple[bytes, int]]:
     return found
 
 
-# --- content -----------------------------------------------------------------------------------------------------
+# --- content ----------------------------------------------------------------------------------------------
 
 
 def _repair_content(directory: DatabaseDirectory, report: RepairReport, progress: Progress) -> None:
@@ -269,7 +270,8 @@ def _replay_segment(
             state.version = max(state.version, version)
         if status == "end" or loader.is_full:
             break
-        # Asked once a segment, for it scans all the rest. Behind damage that was stepped over, the end is damaged too.
+        # Asked once for a segment, because it scans all the rest. Behind damage that was stepped over, the
+        # end is damaged too.
         if status == "broken" and last and not damaged and _is_torn(directory, segment, image):
             state.torn.append(segment.name)
             break

@@ -1,8 +1,7 @@
-"""The bytes of the log for Python code: names, segment headers, entries. docs/log-format.md draws
-them.
+"""The bytes of the log for Python code (docs/log-format.md): names, segment headers, entries.
 
-The compiled side is `_entries.pyx` (encodes) and `_replay.pyx` (checks and applies); this one serves the dump,
-the checks of headers and the tests.
+The compiled side is `_entries.pyx` (encodes) and `_replay.pyx` (checks and applies). This module serves the
+dump, the checks of headers and the tests.
 """
 
 from __future__ import annotations

@@ -102,7 +102,8 @@ def list_segments(directory: DatabaseDirectory) -> list[Segment]:
     segments = []
     for name in directory.wal.names():
         if parse_segment_name(name) is not None:
-            # A checkpoint may have removed it since. Whether those needed are there is for `chain_from` to say.
+            # A checkpoint may have removed it since. Whether those needed are there is for `chain_from` to
+            # say.
             with contextlib.suppress(FileNotFoundError):
                 segments.append(read_segment(directory, name))
     return segments
@@ -145,9 +146,9 @@ def broken_entry(segment: Segment, image: SegmentImage, note: str = "") -> Corru
 def judge_tail(segment: Segment, image: SegmentImage, *, last: bool, same_boot: bool, clean: bool) -> None:
     """Decide whether a broken entry is the torn tail of a crash, which may be cut off at `image.offset`.
 
-    A killed process leaves a prefix of what it wrote, so while the machine has been up since, nothing valid can
-    lie behind a broken entry. A power loss may also keep later sectors and lose earlier ones, but none that an
-    fdatasync covered, and each BeginTxn says how far the last one before it reached.
+    A killed process leaves a prefix of what it wrote, so while the machine has been up since, nothing valid
+    can lie behind a broken entry. A power loss may also keep later sectors and lose earlier ones, but none
+    that an fdatasync covered, and each BeginTxn says how far the last one before it reached.
 
     Args:
       last: it is the last segment.

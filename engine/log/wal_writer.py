@@ -1,6 +1,7 @@
 """Opening the log for appending, after recovery. The appending itself is `_wal_appender.WalAppender`.
 
-Order at a coordinator start, each step durable before the next (crash in between: the next start repeats them):
+Order at a coordinator start, each step durable before the next (crash in between: the next start repeats
+them):
 
 1. `DatabaseDirectory.begin_incarnation`    the number of this start
 2. `recovery.recover`                       reads; then cuts a torn tail
@@ -58,9 +59,9 @@ def start_log(
 def begin_anew(directory: DatabaseDirectory, version: int) -> None:
     """Leave an empty segment behind a log that failed, once a checkpoint holds everything up to `version`.
 
-    A recovery from that checkpoint begins with the last segment that follows a version up to it: with this one. So it
-    does not matter what became of the failed one's bytes. A segment of the same name, which holds nothing that was
-    acknowledged, is replaced.
+    A recovery from that checkpoint begins with the last segment that follows a version up to it, which is
+    this one. So it does not matter what became of the bytes of the failed one. A segment of the same name,
+    which holds nothing that was acknowledged, is replaced.
 
     REQUIRES: no commit above `version` was acknowledged, or ever will be by this coordinator.
 
