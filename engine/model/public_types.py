@@ -29,6 +29,7 @@ __all__ = [
     "TransactionStatus",
     "TypeTag",
     "VersionedValue",
+    "tag_name",
     "tag_of",
 ]
 
@@ -65,6 +66,11 @@ class TypeTag(IntEnum):
     STATE = 0x03
     TRACE = 0x04
     RUN = 0x05
+
+
+def tag_name(tag: int) -> str:
+    """A tag for people: its name, or its number."""
+    return tag.name if isinstance(tag, TypeTag) else f"tag {tag:#04x}"
 
 
 def tag_of(number: int) -> TypeTag | int:
