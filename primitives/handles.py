@@ -191,7 +191,7 @@ def open(
     fork, and pickles as a way to attach.
 
         db = occamdb.open("agents.db")
-        db = occamdb.open("agents.db", durability="always", max_store_size="1GiB")
+        accounts = occamdb.open("accounts.db", durability="always", max_store_size="1GiB")
 
     Args:
       path: the database directory; made when missing.

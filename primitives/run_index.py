@@ -235,32 +235,56 @@ class RunIndex(Primitive[H_co]):
 
     @indexed
     def complete_run(self, run_id: RunLike) -> RunMetadata:
-        """Active to completed."""
+        """Active to completed.
+
+        Example:
+          db.runs.complete_run(run)
+        """
         return self._set_status(raw_run_id(run_id), RunStatus.COMPLETED)
 
     @indexed
     def fail_run(self, run_id: RunLike, error: str | BaseException) -> RunMetadata:
-        """Active to failed, with the error: text or an exception."""
+        """Active to failed, with the error: text or an exception.
+
+        Example:
+          db.runs.fail_run(run, "no answer from the model")
+        """
         return self._set_status(raw_run_id(run_id), RunStatus.FAILED, checked_run_error(error))
 
     @indexed
     def pause_run(self, run_id: RunLike) -> RunMetadata:
-        """Active to paused."""
+        """Active to paused.
+
+        Example:
+          db.runs.pause_run(run)
+        """
         return self._set_status(raw_run_id(run_id), RunStatus.PAUSED)
 
     @indexed
     def resume_run(self, run_id: RunLike) -> RunMetadata:
-        """Paused to active."""
+        """Paused to active.
+
+        Example:
+          db.runs.resume_run(run)
+        """
         return self._set_status(raw_run_id(run_id), RunStatus.ACTIVE)
 
     @indexed
     def cancel_run(self, run_id: RunLike) -> RunMetadata:
-        """Active or paused to cancelled."""
+        """Active or paused to cancelled.
+
+        Example:
+          db.runs.cancel_run(run)
+        """
         return self._set_status(raw_run_id(run_id), RunStatus.CANCELLED)
 
     @indexed
     def archive_run(self, run_id: RunLike) -> RunMetadata:
-        """Anything to archived, for good. The run's data stays: `delete_run` is what removes it."""
+        """Anything to archived, for good. The run's data stays: `delete_run` is what removes it.
+
+        Example:
+          db.runs.archive_run(run)
+        """
         return self._set_status(raw_run_id(run_id), RunStatus.ARCHIVED)
 
     def _set_status(self, raw: bytes, status: RunStatus, error: str | None = None) -> RunMetadata:
@@ -278,20 +302,29 @@ class RunIndex(Primitive[H_co]):
     def rename_run(self, run_id: RunLike, name: str) -> RunMetadata:
         """Give a run another name. Its id stays, also one that was made from the old name.
 
-        db.runs.rename_run(run, "agent 7, second try")
+        Example:
+          db.runs.rename_run(run, "agent 7, second try")
         """
         check_run_name(name)
         return self._edit(run_id, NAME, lambda old: name)
 
     @indexed
     def add_tags(self, run_id: RunLike, tags: Iterable[str]) -> RunMetadata:
-        """Add tags; those it has stay where they are."""
+        """Add tags; those it has stay where they are.
+
+        Example:
+          db.runs.add_tags(run, ["nightly"])
+        """
         added = checked_tags(tags)
         return self._edit(run_id, TAGS, lambda old: list(dict.fromkeys(old + added)))
 
     @indexed
     def remove_tags(self, run_id: RunLike, tags: Iterable[str]) -> RunMetadata:
-        """Remove tags; those it does not have are no error."""
+        """Remove tags; those it does not have are no error.
+
+        Example:
+          db.runs.remove_tags(run, ["nightly"])
+        """
         gone = checked_tags(tags)
         return self._edit(run_id, TAGS, lambda old: [tag for tag in old if tag not in gone])
 
@@ -299,7 +332,11 @@ class RunIndex(Primitive[H_co]):
     def update_metadata(
         self, run_id: RunLike, metadata: Mapping[str, Any], *, replace: bool = False
     ) -> RunMetadata:
-        """Set the given keys of the metadata and keep the others, or `replace` it whole."""
+        """Set the given keys of the metadata and keep the others, or `replace` it whole.
+
+        Example:
+          db.runs.update_metadata(run, {"cost": 0.12})
+        """
         given = checked_metadata(metadata) or {}
         return self._edit(run_id, METADATA, lambda old: given if replace else {**old, **given})
 
@@ -319,6 +356,9 @@ class RunIndex(Primitive[H_co]):
 
         Costs one range deletion a run in the commit, however much data there is. Without `cascade` its child runs
         stay, without a parent; with it all runs below it go as well, in the same commit.
+
+        Example:
+          db.runs.delete_run(run, cascade=True)
 
         Returns:
           How many runs were removed from the index: 0 for a run that was never in it, whose data is removed
@@ -343,7 +383,11 @@ class RunIndex(Primitive[H_co]):
 
     @lookup
     def get_run(self, run_id: RunLike) -> RunMetadata | None:
-        """The metadata of a run; None when the index has none of that id."""
+        """The metadata of a run; None when the index has none of that id.
+
+        Example:
+          status = db.runs.get_run(run).status
+        """
         raw = raw_run_id(run_id)
         record = self.space.get(layout.run(raw))
         return None if record is None else decode_run(raw, record)
@@ -408,7 +452,8 @@ class RunIndex(Primitive[H_co]):
     ) -> list[RunMetadata]:
         """All runs in order of creation; `after` and the rest as for `query_runs`.
 
-        newest = db.runs.list_runs(limit=20, reverse=True)
+        Example:
+          newest = db.runs.list_runs(limit=20, reverse=True)
         """
         return find_runs(self.space, RunFilter(after=after), limit, reverse)
 
@@ -418,14 +463,19 @@ class RunIndex(Primitive[H_co]):
     ) -> list[RunMetadata]:
         """The runs created under one, in order of creation; empty also when the index has no such run.
 
-        children = db.runs.get_child_runs(run)
+        Example:
+          children = db.runs.get_child_runs(run)
         """
         raw_run_id(run_id)  # without this None would mean that any parent will do
         return find_runs(self.space, RunFilter(parent=run_id, after=after), limit)
 
     @lookup
     def count(self, *, status: RunStatus | str | None = None) -> int:
-        """How many runs there are, of one status if given. Walks the index: O(count)."""
+        """How many runs there are, of one status if given. Walks the index: O(count).
+
+        Example:
+          failed = db.runs.count(status="failed")
+        """
         if status is None:
             return self.space.count(layout.RUN)
         return self.space.count(layout.runs_with_status(STATUS_NUMBER[RunStatus.of(status)]))

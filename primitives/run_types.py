@@ -12,6 +12,7 @@ from typing import Any
 from ..engine.model.errors import CorruptionError, InvalidArgumentError, InvalidTransition
 from ..engine.model.public_types import RunId
 from .extension import from_microseconds
+from .notebook import run_html
 
 __all__ = ["ALLOWED_TRANSITIONS", "RunMetadata", "RunStatus", "check_transition"]
 
@@ -114,6 +115,9 @@ class RunMetadata:
     updated_at: datetime
     completed_at: datetime | None
     error: str | None
+
+    def _repr_html_(self) -> str:
+        return run_html(self)
 
 
 # A stored record: [name, status, parent or None, tags, metadata, created, updated, completed or None, error or None];

@@ -54,7 +54,18 @@ class Span:
         span.set_result(search("x"))
     """
 
-    __slots__ = ("_error", "_id", "_options", "_result", "_run", "_started", "_store", "_token", "_trace")
+    __slots__ = (
+        "_ended",
+        "_error",
+        "_id",
+        "_options",
+        "_result",
+        "_run",
+        "_started",
+        "_store",
+        "_token",
+        "_trace",
+    )
 
     def __init__(self, store: Any, run: tuple[Any, ...], trace: TraceType, options: dict[str, Any]) -> None:
         self._store = store
@@ -66,6 +77,7 @@ class Span:
         self._result: Any = None
         self._error: str | None = None
         self._started = 0
+        self._ended = False
 
     @property
     def id(self) -> TraceId:
@@ -100,6 +112,7 @@ class Span:
         if self._token is not None:
             with suppress(ValueError):  # a generator that is closed in another context
                 _around.reset(self._token)
+        self._ended = True
         duration_ms = (monotonic_ns() - self._started) / 1e6
         text = self._error if error is None else error_text(error)
         try:
@@ -112,4 +125,5 @@ class Span:
             error.add_note(f"and the end of span {self._id} could not be recorded: {problem}")
 
     def __repr__(self) -> str:
-        return f"Span({type(self._trace).__name__} {self._id or 'not begun'})"
+        state = "not begun" if self._id is None else f"{'ended' if self._ended else 'open'} id={self._id}"
+        return f"<Span {type(self._trace).__name__} {state}>"

@@ -286,7 +286,11 @@ class TraceStore(Primitive[H_co]):
 
     @reader
     def get(self, trace_id: IdLike) -> Trace | None:
-        """The trace with an id; None when the run has none."""
+        """The trace with an id; None when the run has none.
+
+        Example:
+          trace = db.traces.get(run, step)
+        """
         raw = id_bytes(trace_id)
         stored = self.space.get(layout.trace(raw))
         if stored is None:
@@ -296,7 +300,11 @@ class TraceStore(Primitive[H_co]):
 
     @single
     def count(self) -> int:
-        """How many traces the run has. Walks them: O(count)."""
+        """How many traces the run has. Walks them: O(count).
+
+        Example:
+          steps = db.traces.count(run)
+        """
         return self.space.count(layout.TRACE)
 
     @reader
@@ -324,7 +332,8 @@ class TraceStore(Primitive[H_co]):
     ) -> list[Trace]:
         """The traces with a tag, in time order; `after` and the rest as for `query`.
 
-        plans = db.traces.query_by_tag(run, "plan")
+        Example:
+          plans = db.traces.query_by_tag(run, "plan")
         """
         return find_traces(self.space, TraceFilter(tags=(tag,), after=after), limit, reverse)
 
@@ -340,7 +349,8 @@ class TraceStore(Primitive[H_co]):
     ) -> list[Trace]:
         """The traces recorded from `start` up to but not including `end`, in time order; None leaves a side open.
 
-        hour = db.traces.query_by_time(run, datetime.now(UTC) - timedelta(hours=1))
+        Example:
+          hour = db.traces.query_by_time(run, datetime.now(UTC) - timedelta(hours=1))
         """
         return find_traces(self.space, TraceFilter(start=start, end=end, after=after), limit, reverse)
 
@@ -389,7 +399,8 @@ class TraceStore(Primitive[H_co]):
     ) -> list[Trace]:
         """The traces directly under one, in time order; empty also when the run has no such trace.
 
-        children = db.traces.get_children(run, step)
+        Example:
+          children = db.traces.get_children(run, step)
         """
         id_bytes(trace_id)  # without this None would mean that any parent will do
         return find_traces(self.space, TraceFilter(parent_id=trace_id, after=after), limit)
@@ -400,13 +411,17 @@ class TraceStore(Primitive[H_co]):
     ) -> list[Trace]:
         """The traces without a parent, in time order; `after` and the rest as for `query`.
 
-        newest = db.traces.get_roots(run, limit=1, reverse=True)
+        Example:
+          newest = db.traces.get_roots(run, limit=1, reverse=True)
         """
         return find_traces(self.space, TraceFilter(roots=True, after=after), limit, reverse)
 
     @reader
     def get_tree(self, trace_id: IdLike) -> TraceTree:
         """A trace with everything under it: O(its size).
+
+        Example:
+          for depth, trace in db.traces.get_tree(run, step).walk(): print("  " * depth, trace.type_name)
 
         Raises:
           NotFoundError: the run has no such trace.

@@ -19,6 +19,7 @@ from ..engine.model.errors import CorruptionError, InvalidArgumentError, OccamEr
 from ..engine.model.values import Codec
 from .extension import from_microseconds
 from .layout import ZERO_ID
+from .notebook import duration_text, trace_text, tree_html
 
 __all__ = [
     "Custom",
@@ -234,7 +235,13 @@ class TraceTree:
         return count
 
     def __repr__(self) -> str:
-        return f"TraceTree({self.trace.type_name} {self.trace.id}, {len(self.children)} children)"
+        trace, count = self.trace, len(self.children)
+        took = f" {duration_text(trace.duration_ms)}" if trace.duration_ms is not None else ""
+        children = f"{count} {'child' if count == 1 else 'children'}"
+        return f"<TraceTree {trace_text(trace)} {trace.status}{took} id={trace.id} {children}>"
+
+    def _repr_html_(self) -> str:
+        return tree_html(self)
 
 
 # --- Ids -----------------------------------------------------------------------------------------

@@ -21,10 +21,10 @@ WORDS = {
     "read_at": "when the figures were read, in seconds since 1970",
     "commits": "transactions committed",
     "batches": "turns of the commit thread; a turn decides on all commit requests that wait when it begins, "
-    "so commits / batches is the mean size of a group",
-    "group_commit": "commit requests in one batch, as p50, p90, p99 and max, each an upper bound: "
+    "and may refuse all of them",
+    "group_commit": "commits in one batch, as p50, p90, p99 and max, each an upper bound: "
     "counts are kept in buckets 1, 2-3, 4-7, 8-15 and so on, and the largest value of the bucket is shown. "
-    "Refused ones count too",
+    "Refused requests do not count, nor do batches that committed nothing",
     "latency_us": "microseconds that one batch took, from taking its requests to answering them, as p50, p90, p99 and "
     "max. Each is the upper end of a bucket; buckets double in width, so the true value is above half of it",
     "conflicts.read": "commits refused because a key that they had read changed after their snapshot",

@@ -199,7 +199,7 @@ def _lines(figures: dict[str, Any], before: dict[str, Any] | None) -> dict[str, 
         "version": f"{figures['version']:,}",
         "commits": f"{figures['commits']:,}{rate('commits', figures, before)} in {figures['batches']:,} batches, "
         f"{mean:.1f} each; refused {figures['refused']:,}",
-        "group size": f"p50 <= {group['p50']:,}, p99 <= {group['p99']:,} commit requests a batch (buckets)",
+        "group size": f"p50 <= {group['p50']:,}, p99 <= {group['p99']:,} commits a batch (buckets)",
         "latency": f"p50 <= {_microseconds(latency['p50'])}, p99 <= {_microseconds(latency['p99'])} "
         "a batch (buckets: up to twice the true value)",
         "conflicts": ", ".join(f"{kind} {number:,}" for kind, number in conflicts.items())

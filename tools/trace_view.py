@@ -28,42 +28,39 @@ def shorten(text: str, length_max: int | None = TEXT_LENGTH_MAX) -> str:
     return line if length_max is None or len(line) <= length_max else line[: length_max - 1] + "…"
 
 
-def duration_ms(trace: Trace) -> float | None:
-    """How long the step took, if that was recorded: of the trace itself, or of its tool call."""
-    found = getattr(trace, "duration_ms", None)
-    if found is None:
-        found = getattr(trace.trace_type, "duration_ms", None)
-    return None if found is None else float(found)
-
-
 def state(trace: Trace) -> str:
     """`open` for a step that has not ended, `error` for one that failed, else `ok`."""
-    if getattr(trace, "is_open", False):
+    if trace.is_open:
         return "open"
-    failed = type(trace.trace_type).__name__ == "Error" or bool(getattr(trace, "error", None))
+    failed = type(trace.trace_type).__name__ == "Error" or trace.error is not None
     return "error" if failed else "ok"
 
 
 def headline(trace: Trace, length_max: int | None = TEXT_LENGTH_MAX) -> str:
-    """What a trace says, on one line; cut to a length, or whole with None."""
+    """What a trace says, and what it failed with, on one line; cut to a length, or whole with None."""
+    content = shorten(_content(trace), length_max)
+    return content if trace.error is None else f"{content} failed: {shorten(trace.error, length_max)}"
+
+
+def _content(trace: Trace) -> str:
     content = trace.trace_type
     fields: dict[str, Any] = {name: getattr(content, name) for name in content.__dataclass_fields__}
     match type(content).__name__:
         case "ToolCall":
             took = f" in {fields['duration_ms']:.1f} ms" if fields["duration_ms"] is not None else ""
-            text = f"{fields['tool']}({_argument(fields['args'])}) → {to_json(fields['result'])}{took}"
+            back = f" → {to_json(fields['result'])}" if trace.error is None and not trace.is_open else ""
+            return f"{fields['tool']}({_argument(fields['args'])}){back}{took}"
         case "Decision":
             why = f" ({fields['reasoning']})" if fields["reasoning"] else ""
-            text = f"{fields['question']} {to_json(fields['chosen'])}{why}"
+            return f"{fields['question']} {to_json(fields['chosen'])}{why}"
         case "Query":
-            text = f"{fields['type']}: {to_json(fields['query'])} → {to_json(fields['results'])}"
+            return f"{fields['type']}: {to_json(fields['query'])} → {to_json(fields['results'])}"
         case "Thought":
-            text = fields["content"]
+            return str(fields["content"])
         case "Error":
-            text = f"{fields['type']}: {fields['message']}{'' if fields['recoverable'] else ' (fatal)'}"
+            return f"{fields['type']}: {fields['message']}{'' if fields['recoverable'] else ' (fatal)'}"
         case _:
-            text = to_json(fields["data"])
-    return shorten(text, length_max)
+            return to_json(fields["data"])
 
 
 def label(trace: Trace, full: bool = False) -> str:
@@ -88,7 +85,7 @@ class Detail(NamedTuple):
     def of(self, trace: Trace) -> str:
         """State, duration, start and id, in rich's markup."""
         colours = {"error": "[bold red]error[/] ", "open": "[bold yellow]open[/] "}
-        took = duration_ms(trace)
+        took = trace.duration_ms
         start = trace.timestamp.astimezone()
         when = start.isoformat(timespec="milliseconds") if self.full else f"{start:%H:%M:%S.%f}"[:-3]
         parts = [duration(took / 1000)] if took is not None else []
@@ -103,7 +100,7 @@ def fields(trace: Trace) -> list[str]:
 
 
 def _when(trace: Trace) -> list[str]:
-    took = duration_ms(trace)
+    took = trace.duration_ms
     start = trace.timestamp.isoformat(timespec="milliseconds")
     return [start, "" if took is None else f"{took:.3f}", state(trace)]
 

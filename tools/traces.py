@@ -131,7 +131,7 @@ def _show_one(db: Database, run_id: RunId, trace_id: str, as_json: bool) -> None
 
 
 def _as_dict(trace: Trace) -> dict[str, Any]:
-    from occamdb.tools.trace_view import duration_ms, state
+    from occamdb.tools.trace_view import state
 
     return {
         "id": trace.id,
@@ -139,8 +139,11 @@ def _as_dict(trace: Trace) -> dict[str, Any]:
         "type": trace.type_name,
         "content": asdict(trace.trace_type),
         "timestamp": trace.timestamp,
-        "duration_ms": duration_ms(trace),
+        "ended_at": trace.ended_at,
+        "duration_ms": trace.duration_ms,
         "state": state(trace),
+        "error": trace.error,
+        "result": trace.result,
         "tags": trace.tags,
         "metadata": trace.metadata,
     }

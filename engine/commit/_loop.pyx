@@ -63,7 +63,9 @@ cdef int _turn(Core *core, WalAppender log) noexcept nogil:
     cdef bint any_sync = core.sync_all
     cdef i64 started
     cdef u32 count
+    cdef u64 commits
     _close_channels(core, log)
+    commits = core.counters.commits
     started = read_clock(core)
     if is_due(core):
         # Before the batch, so that its range checks need not look for keys that are due.
@@ -77,7 +79,7 @@ cdef int _turn(Core *core, WalAppender log) noexcept nogil:
         return 0
     if batch_commit(core, any_sync, log):
         batch_answer(core)
-    _note_batch(core, count, started)
+    _note_batch(core, core.counters.commits - commits, started)
     housekeeping(core, False, log)
     return count
 
@@ -162,10 +164,11 @@ cdef inline u32 _bucket_of(u64 value) noexcept nogil:
     return bucket
 
 
-cdef void _note_batch(Core *core, u32 size, i64 started) noexcept nogil:
-    """Count a batch, its size and its duration."""
+cdef void _note_batch(Core *core, u64 commits, i64 started) noexcept nogil:
+    """Count a batch, its commits and its duration. One that committed nothing has no size."""
     core.counters.batches += 1
-    core.counters.batch_sizes[_bucket_of(size)] += 1
+    if commits:
+        core.counters.batch_sizes[_bucket_of(commits)] += 1
     core.counters.batch_ns[_bucket_of(<u64>(clock_monotonic_ns() - started))] += 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TypeAlias
 
-__all__ = ["TypeTag", "UserKey", "tag_of"]
+__all__ = ["TypeTag", "UserKey", "tag_name", "tag_of"]
 
 UserKey: TypeAlias = str | bytes
 
@@ -18,6 +18,11 @@ class TypeTag(IntEnum):
     STATE = 0x03
     TRACE = 0x04
     RUN = 0x05
+
+
+def tag_name(tag: int) -> str:
+    """A tag for people: its name, or its number."""
+    return tag.name if isinstance(tag, TypeTag) else f"tag {tag:#04x}"
 
 
 def tag_of(number: int) -> TypeTag | int:

@@ -106,6 +106,9 @@ cdef class ScanIterator:
         else:
             free(self.resume)
 
+    def __repr__(self):
+        return f"<{type(self).__name__} {'ended' if self.finished else 'open'}>"
+
     def __iter__(self):
         return self
 

@@ -24,7 +24,7 @@ from ._scan cimport ROWS_ITEMS, ROWS_KEYS, count_rows, new_scan
 
 from ..model.errors import InvalidArgumentError, InvalidKeyError
 from ..model.keys import RunId, encode_user_key, successor
-from ..model.public_types import tag_of
+from ..model.key_types import tag_name, tag_of
 
 cdef Codec PLAIN = Codec()
 cdef TransactionCore NEVER_BEGUN = TransactionCore.__new__(TransactionCore)
@@ -303,6 +303,9 @@ cdef class Space:
     def codec(self):
         """How the database stores values."""
         return PLAIN if self.core.codec is None else self.core.codec
+
+    def __repr__(self):
+        return f"<{type(self).__name__} {tag_name(self.tag)} run={self.run_id}>"
 
     def __reduce__(self):
         raise TypeError(f"a {type(self).__name__} cannot be pickled: it belongs to one thread of one process")

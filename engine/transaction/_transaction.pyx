@@ -23,7 +23,8 @@ from ._view cimport fork_generation
 
 from ..model.errors import ConflictError, InvalidArgumentError
 from ..model.keys import Namespace, RunId
-from ..model.public_types import RESERVED_RUN, TransactionStatus, tag_of
+from ..model.key_types import tag_name, tag_of
+from ..model.public_types import RESERVED_RUN, TransactionStatus
 
 # A cimported class is no attribute of the module by itself; this one is part of what it offers.
 globals()["Space"] = Space
@@ -290,6 +291,9 @@ cdef class ImplicitSpace:
     def tag(self):
         """Which part of the run."""
         return tag_of(self.prefix[len(self.prefix) - 1])
+
+    def __repr__(self):
+        return f"<{type(self).__name__} {tag_name(self.tag)} run={self.run_id} of {self.db!r}>"
 
     def __reduce__(self):
         raise TypeError("an ImplicitSpace cannot be pickled: pickle the Database and ask it for the space again")

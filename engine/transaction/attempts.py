@@ -285,6 +285,9 @@ class Attempt(Generic[X]):
         """Whether its block was begun."""
         return self._txn is not None
 
+    def __repr__(self) -> str:
+        return f"<Attempt {self.number} {'not entered' if self._txn is None else self._txn!r}>"
+
     def __enter__(self) -> X:
         if self._txn is not None:
             raise TransactionStateError("an attempt is entered once", hint="take the next one from the loop")

@@ -65,7 +65,7 @@ def test_one_worker_commits_in_groups_of_one(shell: Shell, db: occamdb.Database)
     sizes = shell.json("stats", "DB", "--json")["group_commit"]
     assert (sizes["p50"], sizes["max"]) == (1, 1)
     text = dict(line.split("\t", 1) for line in shell("stats", "DB").splitlines())
-    assert text["group size"] == "p50 <= 1, p99 <= 1 commit requests a batch (buckets)"
+    assert text["group size"] == "p50 <= 1, p99 <= 1 commits a batch (buckets)"
 
 
 def test_status_and_stats_agree_on_the_log(shell: Shell, db: occamdb.Database) -> None:

@@ -4,7 +4,6 @@ import io
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,8 @@ import occamdb
 from occamdb.primitives import Custom, Decision, Error, Query, Thought, ToolCall, Trace, TraceTree
 from occamdb.tools.trace_view import (
     TEXT_LENGTH_MAX,
-    duration_ms,
+    Detail,
+    fields,
     headline,
     label,
     render,
@@ -62,14 +62,24 @@ def test_a_headline_says_what_happened(content: Any, expected: str) -> None:
 
 def test_the_state_and_duration_of_a_trace() -> None:
     assert [state(trace(each)) for each in (Thought("x"), Error("E"))] == ["ok", "error"]
-    assert [duration_ms(trace(each)) for each in (Thought("x"), ToolCall("t", duration_ms=2))] == [None, 2.0]
 
 
-@pytest.mark.parametrize("is_open", [True, False])
-def test_a_trace_that_records_its_own_duration_and_whether_it_is_open(is_open: bool) -> None:
-    span: Any = SimpleNamespace(trace_type=ToolCall("t", duration_ms=1), duration_ms=5.0, is_open=is_open)
-    assert state(span) == ("open" if is_open else "ok")
-    assert duration_ms(span) == 5.0
+def test_a_span_shows_that_it_is_open_and_then_its_duration_or_its_error(db: occamdb.Database) -> None:
+    detail = Detail(None, full=True)
+    call = db.traces.begin_span(RUN, ToolCall("search", {"q": "x"}))
+    other = db.traces.begin_span(RUN, ToolCall("fetch"))
+    (line,) = printed(db.traces.get_tree(RUN, call), detail=detail)
+    assert line.startswith('ToolCall search(q="x")  open ') and "→" not in line
+    db.traces.end_span(RUN, call, result=[1], duration_ms=12.0)
+    db.traces.end_span(RUN, other, error="TimeoutError:\n no answer", duration_ms=2500)
+    (line,) = printed(db.traces.get_tree(RUN, call), detail=detail)
+    assert line.startswith('ToolCall search(q="x") → [1] in 12.0 ms  12') and " open " not in line
+    (line,) = printed(db.traces.get_tree(RUN, other), detail=detail)
+    assert line.startswith("ToolCall fetch() in 2500.0 ms failed: TimeoutError: no answer  error 2.5")
+    whole = db.traces.get(RUN, other)
+    assert whole is not None
+    assert whole.started_at.astimezone().isoformat(timespec="milliseconds") in line
+    assert fields(whole)[2:4] == ["2500.000", "error"] and "no answer" in fields(whole)[5]
 
 
 def test_long_texts_are_cut() -> None:
