@@ -17,7 +17,7 @@ from tests.support.processes import (
 
 STORE_SIZE = 32 << 20
 VALUE = b"v" * 4000
-PAUSE = "sleep:2000*1"
+POINT, SLOW = "checkpoint.block", "sleep:200"
 
 
 @pytest.fixture
@@ -38,10 +38,16 @@ def fill(db: Database, run: RunId, share: float) -> int:
     return count
 
 
-def begin_checkpoint(db: Database, path: Path) -> None:
-    """One that stands still after its first block."""
-    set_coordinator_failpoint(path, "checkpoint.block", PAUSE)
+def begin_checkpoint(path: Path) -> None:
+    """One that takes some 20 s, unless `let_go` is called."""
+    set_coordinator_failpoint(path, POINT, SLOW)
     ask_coordinator(path, "checkpoint")
+    # Its file is made behind its pin.
+    wait_until(lambda: any((path / "checkpoints").iterdir()), what="the checkpoint's draft")
+
+
+def let_go(path: Path) -> None:
+    set_coordinator_failpoint(path, POINT, "off")
 
 
 def overwrite(db: Database, run: RunId, first: int, count: int) -> None:
@@ -58,10 +64,11 @@ def checkpoint_of(db: Database) -> dict[str, object]:
 def test_overwrites_do_not_revoke_it(db: Database, database_path: Path, run: RunId) -> None:
     """They overwrite more than the store has left."""
     count = fill(db, run, 0.85)
-    begin_checkpoint(db, database_path)
+    begin_checkpoint(database_path)
     version = db.stats()["version"]
     overwrite(db, run, 0, int(0.25 * STORE_SIZE / 4160))
     assert db.stats()["version"] > version
+    let_go(database_path)
     wait_until(lambda: not checkpoint_of(db)["running"], what="the checkpoint")
     assert checkpoint_of(db)["error"] == ""
     assert checkpoint_of(db)["version"] == version
@@ -76,7 +83,7 @@ def test_overwrites_do_not_revoke_it(db: Database, database_path: Path, run: Run
 def test_snapshots_go_first(db: Database, database_path: Path, run: RunId) -> None:
     """Younger ones too, which hold what was replaced twice since the checkpoint began."""
     count = fill(db, run, 0.8)
-    begin_checkpoint(db, database_path)
+    begin_checkpoint(database_path)
     version = db.stats()["version"]
     overwrite(db, run, 0, 400)
     view = db.snapshot(run)
@@ -85,6 +92,7 @@ def test_snapshots_go_first(db: Database, database_path: Path, run: RunId) -> No
         overwrite(db, run, done, 1)
         done += 1
         assert done < count
+    let_go(database_path)
     wait_until(lambda: not checkpoint_of(db)["running"], what="the checkpoint")
     assert checkpoint_of(db)["error"] == ""
     assert checkpoint_of(db)["version"] == version
@@ -97,8 +105,9 @@ def test_a_checkpoint_gives_way_at_last(
 ) -> None:
     """Commits are not refused for it; that it keeps failing is to be seen."""
     count = fill(db, run, 0.85)
-    begin_checkpoint(db, database_path)
+    begin_checkpoint(database_path)
     overwrite(db, run, 0, count)
+    let_go(database_path)
     wait_until(lambda: not checkpoint_of(db)["running"], what="the checkpoint")
     assert "revoked" in str(checkpoint_of(db)["error"])
     assert checkpoint_of(db)["failures"] == 1

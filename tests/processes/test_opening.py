@@ -28,7 +28,7 @@ from occamdb.tools.coordinator import coordinator_of
 from tests.support import processes
 from tests.support.processes import Peer, Worker, open_database, segments_of, stop_coordinator, wait_until
 
-OPENINGS = 100
+OPENINGS = 30
 
 
 def open_each(peer: Peer, base: Path, run: RunId, number: int, barrier: Any) -> list[str]:
@@ -53,7 +53,7 @@ def open_each(peer: Peer, base: Path, run: RunId, number: int, barrier: Any) -> 
 def test_two_processes_open_a_new_directory_at_the_same_instant(
     tmp_path: Path, run: RunId, start: Callable[..., Worker]
 ) -> None:
-    """A hundred times: one database, one coordinator, both commit. Each coordinator ends when both have left."""
+    """Time and again: one database, one coordinator, both commit. Each coordinator ends when both have left."""
     barrier = get_context("forkserver").Manager().Barrier(2)
     team = [start(open_each, tmp_path, run, number, barrier) for number in range(2)]
     ids = [worker.result(300) for worker in team]

@@ -190,17 +190,19 @@ def test_traces_are_listed_and_drawn(shell: Shell, db: occamdb.Database) -> None
 
 
 def test_a_tree_of_any_depth_is_printed_whole(shell: Shell, db: occamdb.Database) -> None:
+    depth = sys.getrecursionlimit() + 200
+
     def record(txn: occamdb.Transaction) -> None:
         last = txn.traces.record(Thought("0"))
-        for level in range(1, 3000):
+        for level in range(1, depth):
             last = txn.traces.record_child(last, Thought(str(level)))
 
     db.transaction(RUN, record)
     lines = shell("traces", "DB", RUN, "--tree").splitlines()
     assert [line.partition("\t")[0].rpartition("Thought ")[2] for line in lines] == [
-        str(level) for level in range(3000)
+        str(level) for level in range(depth)
     ]
-    assert len(shell.lines("traces", "DB", RUN, "--tree", "--json")) == 3000
+    assert len(shell.lines("traces", "DB", RUN, "--tree", "--json")) == depth
 
 
 # --- Coordinator ---------------------------------------------------------------------------------

@@ -96,7 +96,9 @@ class ArenaMachine(RuleBasedStateMachine):
             assert self.arena.stats()["allocated"] == PAGE
 
 
-ArenaMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+ArenaMachine.TestCase.settings = settings(
+    max_examples=max(120, settings().max_examples), stateful_step_count=50, deadline=None
+)
 TestArenaMachine = ArenaMachine.TestCase
 
 

@@ -139,5 +139,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.writer.stats()["keys"] == self.model.live_keys()
 
 
-StoreMachine.TestCase.settings = settings(max_examples=250, stateful_step_count=50, deadline=None)
+StoreMachine.TestCase.settings = settings(
+    max_examples=max(120, settings().max_examples), stateful_step_count=50, deadline=None
+)
 TestStoreMachine = StoreMachine.TestCase
