@@ -107,13 +107,13 @@ def copy_live(path: Path, destination: Path) -> Copied:
         db.begin(RunId.new(), read_only=True) as txn,
         _store_of(txn, meta.database_id) as store,
     ):
-        # From here on the coordinator may die: then nobody changes its store, and the mapping keeps it alive.
+        # A coordinator that dies from here on does no harm: nobody changes its store then, and the mapping keeps it.
         return _write(store.map, txn.start_version, destination, db.durability, lambda: _check_pin(txn))
 
 
 def _store_of(txn: Any, database_id: bytes) -> Segment:
-    """The store in which the transaction's snapshot is pinned. The store of a new coordinator will not do,
-    because it does not hold that version for us.
+    """The store that the transaction's snapshot is pinned in, and no other: what a new coordinator's store has at that
+    version is not held for us.
 
     Raises:
       SnapshotExpired: a new coordinator has taken it away.

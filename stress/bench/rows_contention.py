@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from occamdb.engine.model.errors import ConflictError
-from occamdb.stress.bench.model import OCCAM, Row, Scale, Target
+from occamdb.stress.bench.model import OCCAM, Row, Scale, Target, own_row
 from occamdb.stress.bench.occam import OccamTask, SoloSide, fill, open_db
 from occamdb.stress.bench.pool import Task
 from occamdb.stress.bench.stores import RUN, key_name, key_prefix, value_of
@@ -215,26 +215,22 @@ def _begin_row(name: str, keys: int, target: Target) -> Row:
 def contention_rows() -> list[Row]:
     """Conflict rate by contention, and of the agents pipeline."""
     rows = [
-        Row(
+        own_row(
             f"conflicts-{keys}",
             f"attempts that conflict, 4 processes on {keys:,} shared key{'s' if keys > 1 else ''}",
             "%",
             {OCCAM: _contended_side(keys, 4)},
             "contention",
-            baseline=None,
-            more_is_better=False,
         )
         for keys in CONTENDED_KEYS
     ]
     rows.append(
-        Row(
+        own_row(
             "conflicts-agents",
             "attempts that conflict in the agents pipeline, 4 processes",
             "%",
             {OCCAM: _agents_side(4)},
             "contention",
-            baseline=None,
-            more_is_better=False,
             target=Target(absolute=5.0),
         )
     )
@@ -253,14 +249,12 @@ def growth_rows() -> list[Row]:
         _begin_row("begin-100k", 100_000, Target(ratio=0.8, of_row="begin-1k")),
         _begin_row("begin-1m", 1_000_000, Target(ratio=0.8, of_row="begin-1k")),
         *(
-            Row(
+            own_row(
                 name,
                 title,
                 "ms",
                 {OCCAM: side},
                 "growth",
-                baseline=None,
-                more_is_better=False,
                 target=Target(absolute=limit),
             )
             for name, title, side, limit in latencies

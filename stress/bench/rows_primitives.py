@@ -12,7 +12,7 @@ from typing import Any
 
 from occamdb.primitives.run_types import RunStatus
 from occamdb.primitives.trace_types import Custom, Thought, ToolCall
-from occamdb.stress.bench.model import OCCAM, Row, Scale, Target
+from occamdb.stress.bench.model import OCCAM, Row, Scale, Target, own_row
 from occamdb.stress.bench.occam import OccamTask, SoloSide, open_db
 from occamdb.stress.bench.pool import Task
 from occamdb.stress.bench.stores import RUN, key_name, value_of
@@ -277,26 +277,22 @@ def primitive_rows() -> list[Row]:
     )
     for query in ("type", "tag", "time"):
         rows.append(
-            Row(
+            own_row(
                 f"trace-by-{query}",
                 f"query_by_{query} on 100,000 traces returning 100",
                 "ms",
                 {OCCAM: _query_side(query)},
                 "primitives",
-                baseline=None,
-                more_is_better=False,
                 target=Target(absolute=2.0),
             )
         )
     rows.append(
-        Row(
+        own_row(
             "trace-tree",
             "get_tree of 10,000 nodes",
             "ms",
             {OCCAM: TraceTree},
             "primitives",
-            baseline=None,
-            more_is_better=False,
             target=Target(absolute=100),
         )
     )
