@@ -1,6 +1,7 @@
 """The two functions by which a database stores values of the user's own types.
 
-A module of its own, below the writer and the reader that call them and below `Codec`, which calls the writer and the reader.
+A module of its own, below the writer and the reader that call them and below `Codec`, which calls the writer
+and the reader.
 """
 
 cimport cython

@@ -1,6 +1,6 @@
-"""The records handed out with values and commits; compiled, since one is made for every read or commit.
+"""The records that reads and commits return. They are compiled, because each read or commit makes one.
 
-Immutable to Python. Times are kept as nanoseconds since the epoch; datetimes are made when asked for.
+Python code cannot change them. They hold times as nanoseconds since the epoch and make datetimes on request.
 """
 
 cimport cython
@@ -97,7 +97,7 @@ cdef VersionedValue make_versioned(object value, u64 version, i64 timestamp_ns, 
 @cython.final
 @cython.freelist(16)
 cdef class CommitReceipt:
-    """What a commit returned.
+    """The result of a commit.
 
     Attributes:
       version: the version of everything it wrote; for a read-only transaction, the one it read at.

@@ -30,5 +30,6 @@ cdef enum:
 
 
 cdef inline bint is_storable_second(i64 seconds) noexcept nogil:
-    """Whether this second since the epoch is in the years 1 to 9999 of UTC, which is what a datetime can hold."""
+    """Whether this second since the epoch is in the years 1 to 9999 of UTC, which is what a datetime can
+    hold."""
     return -<i64>62135596800 <= seconds <= <i64>253402300799

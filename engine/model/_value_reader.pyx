@@ -2,8 +2,8 @@
 
 Called for every read. What comes back is equal to what was put, of the same types, and a fresh object.
 
-1. The reader never reads past `size` bytes, never recurses deeper than NESTING_MAX, and allocates no more than a small
-   multiple of `size`, whatever the bytes are.
+1. The reader never reads past `size` bytes, never recurses deeper than NESTING_MAX, and allocates no more
+   than a small multiple of `size`, whatever the bytes are.
 2. Bytes that are not exactly one storable value are damage: a CorruptionError with the position.
 """
 
@@ -42,7 +42,8 @@ import_datetime()
 cdef object EPOCH = datetime(1970, 1, 1, 0, 0, 0, 0, timezone.utc)
 
 
-# Recently seen dict keys, by a hash of their bytes; a slot keeps the newest. Owned references, guarded by the GIL.
+# Recently seen dict keys, by a hash of their bytes; a slot keeps the newest. Owned references, guarded by the
+# GIL.
 cdef PyObject *key_cache[512]
 
 

@@ -1,11 +1,11 @@
 """Values to msgpack.
 
-Called for every put, so the format is written here directly. The msgpack library is the model in tests: the bytes
-are the same.
+Called for every put, so the format is written here directly. The msgpack library is the model in tests: the
+bytes are the same.
 
 1. Only the exact types that `values.py` names are stored, and what a codec's `default` makes of others.
-2. Nothing is trusted to stay as it was: containers are counted while they are written, because a datetime's `tzinfo`
-   and a codec's `default` run the user's code in between.
+2. Nothing is trusted to stay as it was: containers are counted while they are written, because a datetime's
+   `tzinfo` and a codec's `default` run the user's code in between.
 3. The writer only says that it refuses; `value_refusal.explain` then walks the value again to name the path.
 """
 
@@ -116,8 +116,8 @@ cdef inline void put64(Writer *w, u8 code, u64 value) noexcept:
 
 cdef inline int write_sized(Writer *w, const char *data, Py_ssize_t size, u8 short_code, Py_ssize_t short_end,
                             u8 code) except FAILED:
-    """`data` with its size in front. Below `short_end` the size is a part of `short_code`; else `code` says that one byte
-    of size follows, `code` + 1 that there are two, and `code` + 2 four."""
+    """`data` with its size in front. Below `short_end` the size is a part of `short_code`; else `code` says
+    that one byte of size follows, `code` + 1 that there are two, and `code` + 2 four."""
     cdef int rc
     if size > <Py_ssize_t>0xFFFFFFFF:
         w.size += size

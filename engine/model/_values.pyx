@@ -1,5 +1,5 @@
-"""`Codec`: how the values of one database are stored. Python code encodes and decodes through it; compiled code calls the writer
-and the reader directly.
+"""`Codec`: how the values of one database are stored. Python code encodes and decodes through it; compiled
+code calls the writer and the reader directly.
 """
 
 cimport cython
@@ -19,8 +19,8 @@ cdef class Codec(CodecHooks):
     """How the values of one database are stored, those of the user's own types included.
 
     Args:
-      default: called with a value whose type is not storable. Returns (name, storable value), or None when it does not
-        know the type either.
+      default: called with a value whose type is not storable. Returns (name, storable value), or None when it
+        does not know the type either.
       restore: called with such a pair when it is read back; returns the value.
     """
 

@@ -1,6 +1,7 @@
 """Conflict records made from stored keys: they name the user key, the run and the tag.
 
-The commit core reports a conflict by its stored key; the worker makes the record that `ConflictError` carries.
+The commit core reports a conflict by its stored key; the worker makes the record that `ConflictError`
+carries.
 """
 
 from __future__ import annotations

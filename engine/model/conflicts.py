@@ -1,9 +1,9 @@
-"""What a commit can conflict on: the records, and the errors that carry them.
+"""Conflicts of a commit: the records, and the errors that carry them.
 
-`except ConflictError` catches everything that means "somebody else was first": a refused commit, a failed
-compare-and-swap and exhausted retries. `CASConflict` is both: the record of a failed CAS in
-`ConflictError.conflicts`, and the exception a single compare-and-swap raises (`.conflicts` is then itself
-alone). Import all of them from `errors`.
+`except ConflictError` catches everything that means "another transaction was first": a refused commit, a
+failed compare-and-swap and exhausted retries. `CASConflict` is both the record of a failed CAS in
+`ConflictError.conflicts` and the exception that a single compare-and-swap raises; its own `conflicts` holds
+only itself. Import all of them from `errors`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .key_types import TypeTag
 
 @dataclass(frozen=True, slots=True)
 class ReadConflict:
-    """A key, or a scanned range, that was read and then written by somebody else.
+    """A key, or a scanned range, that was read and then written by another transaction.
 
     Attributes:
       key: the user key; for a range its start.
@@ -48,10 +48,10 @@ class ReadConflict:
 
 @dataclass(frozen=True, slots=True)
 class WriteConflict:
-    """A key to be written that somebody else wrote or deleted after the transaction's snapshot.
+    """A key to be written that another transaction wrote or deleted after this one's snapshot.
 
-    Deleting a range, a whole run for example, counts as a write of every possible key in it: it conflicts with a
-    key that was never there, and also with an increment or a CAS that expects absence.
+    Deleting a range, a whole run for example, counts as a write of every possible key in it: it conflicts
+    with a key that was never there, and also with an increment or a CAS that expects absence.
 
     Attributes:
       key: the user key.
@@ -108,9 +108,8 @@ class ConflictError(OccamError):
 class CASConflict(ConflictError):
     """A compare-and-swap met another version than the expected one.
 
-    Compares, hashes and matches (`case CASConflict(key, expected, found)`) by its fields, as other records
-    do.
-    Not retryable as it stands: the same expected version fails again; read the current version first.
+    It compares, hashes and matches (`case CASConflict(key, expected, found)`) by its fields, as other records
+    do. It is not retryable: the same expected version fails again. Read the current version first.
 
     Attributes:
       key: the user key, or the name of the cell.
@@ -145,7 +144,7 @@ class CASConflict(ConflictError):
 
     @property
     def conflicts(self) -> tuple[Conflict, ...]:
-        """Itself alone."""
+        """A tuple of this conflict alone."""
         return (self,)
 
     def _fields(self) -> tuple[object, ...]:

@@ -1,6 +1,7 @@
 """How errors travel over the control socket: by class name and fields, never as pickles.
 
-A pickle from the other end of a socket could run code; a name can only pick one of the errors listed in errors.py.
+A pickle from the other end of a socket could run code; a name can only pick one of the errors listed in
+errors.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _PLAIN = (str, bytes, int, float, bool, type(None))
 
 
 def refusal(error: OccamError) -> dict[str, Any]:
-    """The frame that reports `error`."""
+    """The control frame that reports an error."""
     details = {key: _plain(value) for key, value in error.details.items()}
     return {
         "ok": False,
@@ -32,7 +33,8 @@ def refusal(error: OccamError) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as a frame can carry it: plain data as it is, in dicts and lists too; the text of anything else."""
+    """A value as a frame can carry it: plain data as it is, in dicts and lists too; the text of anything
+    else."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -41,7 +43,7 @@ def _plain(value: Any) -> Any:
 
 
 def raise_refusal(reply: dict[str, Any]) -> None:
-    """Raise what a frame reports; returns when it reports success."""
+    """Raise the error that a frame reports; return if it reports success."""
     if reply.get("ok"):
         return
     name = str(reply.get("error", ""))

@@ -1,9 +1,10 @@
-"""Every error a user of occamdb can meet, and the records that say what conflicted.
+"""Every error that a user of occamdb can meet, and the records of what conflicted.
 
-Raised by the engine and the primitives, in any process; control frames and process pools carry them, so:
+The engine and the primitives raise them in any process. Control frames and process pools carry them,
+therefore:
 
-1. Each class has one dotted `code` that never changes and extends that of the class above it; `retryable`
-   says whether the same call may succeed when simply made again.
+1. Each class has one dotted `code`, which never changes and extends that of its base class. `retryable` says
+   whether the same call may succeed when it is made again.
 2. `details` holds only plain values (numbers, text, bytes, None); named attributes hold the same facts typed.
 3. Every error survives pickling exactly: class, attributes, message and hint.
 
@@ -196,7 +197,7 @@ def _value_of(key: str | None) -> str:
 
 
 class NotAnIntegerError(OccamError):
-    """`increment` met a stored value that is no integer; nothing was changed.
+    """`increment` met a stored value that is not an integer; nothing was changed.
 
     Attributes:
       key: the user key.
@@ -374,14 +375,14 @@ class DatabaseClosedError(OccamError):
         self,
         message: str = "the database is closed",
         *,
-        hint: str = "open it again, and close it when nothing uses it any more",
+        hint: str = "open it again, and close it only when nothing uses it",
         details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message, hint=hint, details=details)
 
 
 class ProtocolError(OccamError):
-    """The two sides of a connection do not understand one another: a damaged frame, or a fault in occamdb."""
+    """A message on a connection is damaged, or the two sides are different builds, or occamdb has a fault."""
 
     code = "occam.protocol"
 
@@ -519,12 +520,12 @@ class RunNotActive(OccamError):
 
 
 class NotFoundError(OccamError):
-    """What the call needs does not exist."""
+    """Something that the call needs does not exist."""
 
     code = "occam.not_found"
 
 
 class AlreadyExistsError(OccamError):
-    """What the call would create is already there."""
+    """The call would create something that already exists."""
 
     code = "occam.already_exists"

@@ -6,9 +6,9 @@
    cannot contain, and the run id and tag have fixed sizes. So one run is the contiguous range [prefix,
    successor(prefix)), and so is one tag in it.
 2. "default", the usual namespace part, is written as the empty string: short keys for most databases.
-3. User keys are bytes in the store; `str` keys are their UTF-8, so "a" and b"a" are the same key. A key read
-   back (a scan, a conflict) is a `str`. Bytes that are not UTF-8 become lone surrogates (`surrogateescape`, as in
-   file names), and such a `str` names the same bytes again.
+3. User keys are bytes in the store. A `str` key is stored as its UTF-8, so "a" and b"a" are the same key. A
+   scan or a conflict gives a key as `str`. Bytes that are not UTF-8 become lone surrogates in it
+   (`surrogateescape`, as in file names), and such a `str` names the same bytes again.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _check_part(name: str, part: object) -> None:
 
 
 def tag_prefix(run_prefix: bytes, tag: int) -> bytes:
-    """What every key of one tag in a run begins with."""
+    """The prefix of every key of one tag in a run."""
     return run_prefix + bytes((tag,))
 
 
@@ -219,7 +219,7 @@ def _malformed(key: bytes, expected: str) -> CorruptionError:
 
 
 def successor(prefix: bytes) -> bytes | None:
-    """The first byte string after every one that begins with `prefix`; None when there is none (all 0xFF)."""
+    """The first byte string behind all that begin with `prefix`; None when there is none (all 0xFF)."""
     stem = prefix.rstrip(b"\xff")
     return stem[:-1] + bytes((stem[-1] + 1,)) if stem else None
 

@@ -1,7 +1,7 @@
-"""How large keys, values and transactions may be, and reading sizes written as text.
+"""The limits on keys, values and transactions, and how sizes are read from text.
 
 1. A `Limits` that exists is valid: every limit is within the range the formats can carry.
-2. The size of a key counts the user's bytes only; `stored_key_size_max` adds what goes in front of them.
+2. The size of a key counts only the user's bytes; `stored_key_size_max` includes the prefix.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
-TIMEOUT_MAX = 1e9  # seconds: 31 years; clocks and system calls can still add it up
+TIMEOUT_MAX = 1e9  # seconds, 31 years: small enough that adding it to a clock never overflows
 
 # Three namespace parts of up to 64 bytes with their NULs, 16 bytes of run id, one of tag (`keys.py`).
 PREFIX_SIZE_MAX = 3 * 65 + 16 + 1
@@ -76,7 +76,8 @@ class Limits:
         return PREFIX_SIZE_MAX + self.key_size_max
 
 
-# A key's size is 16 bits in the store and on the wire, a value's 32; both leave room for what goes around.
+# In the store and on the wire the size of a key has 16 bits and that of a value 32. Both leave room for
+# headers.
 _RANGES = {
     "key_size_max": (64, 60 * KIB),
     "value_size_max": (1 * KIB, 1 * GIB),

@@ -55,7 +55,10 @@ IsolationName: TypeAlias = Isolation | Literal["serializable", "snapshot"]
 
 
 class Durability(StrEnum):
-    """What an acknowledged commit survives: a worker's death, that of every process, or power loss."""
+    """What an acknowledged commit survives.
+
+    NONE: the death of a worker. STANDARD: the death of every process. ALWAYS: a power loss too.
+    """
 
     NONE = "none"
     STANDARD = "standard"
@@ -72,7 +75,7 @@ _NAMED = uuid.UUID("6f1c9a52-3c0e-5d8b-9b64-0c5a4f0d7a11")
 
 
 class HasRunId(Protocol):
-    """What knows the run it is about, such as the `RunMetadata` that the run index gives."""
+    """An object that names a run, such as the `RunMetadata` that the run index gives."""
 
     @property
     def run_id(self) -> RunId:
@@ -80,7 +83,8 @@ class HasRunId(Protocol):
 
 
 class RunId(uuid.UUID):
-    """The id of a run: a UUID, time-ordered (version 7) when made by `new`, of version 5 when made by `named`.
+    """The id of a run: a UUID, time-ordered (version 7) when made by `new`, of version 5 when made by
+    `named`.
 
     Equal to, and hashing like, the `uuid.UUID` of the same bits. Immutable, pickles.
     """
@@ -104,8 +108,8 @@ class RunId(uuid.UUID):
     def named(cls, name: str) -> RunId:
         """The id that belongs to a name: the same in every process, today and later.
 
-        Each namespace of a database has runs of its own, so one name means a different run in each of them although
-        the id is the same.
+        Each namespace of a database has runs of its own, so one name means a different run in each of them
+        although the id is the same.
 
             run = RunId.named("thread-42")
             db.kv.put(run, "step", 1)
@@ -129,7 +133,8 @@ class RunId(uuid.UUID):
 
     @classmethod
     def of(cls, run: RunId | uuid.UUID | str | HasRunId) -> RunId:
-        """Take a run id in any form: a RunId (returned as it is), a `uuid.UUID`, its text, or a `RunMetadata`.
+        """Take a run id in any form: a RunId (returned as it is), a `uuid.UUID`, its text, or a
+        `RunMetadata`.
 
             assert RunId.of(str(run)) == run
 
@@ -158,8 +163,8 @@ class RunId(uuid.UUID):
         )
 
 
-# Where a namespace keeps what belongs to none of its runs. A database accepts this very object and no other id of
-# the same bits: what users name is never it.
+# The run in which a namespace keeps what belongs to none of its runs. A database accepts only this object,
+# and refuses another id of the same bits, so a user cannot name it.
 RESERVED_RUN = RunId(int=0)
 
 
@@ -178,7 +183,7 @@ def _next_ticks() -> int:
 
 
 def _renew_lock() -> None:
-    # A fork while another thread holds the lock would leave it held in the child for ever.
+    # If another thread holds the lock during a fork, it would stay locked in the child for ever.
     global _ticks_lock
     _ticks_lock = threading.Lock()
 

@@ -1,14 +1,14 @@
-"""How often, and after which pauses, a conflicting transaction is tried again.
+"""The retry policy: how often a conflicting transaction is tried again, and after which pauses.
 
 The pauses grow exponentially and are drawn with full jitter: each is uniform between 0 and the current bound
 (Brooker, "Exponential Backoff and Jitter", 2015), which spreads contenders out best for the work they do.
 
 Why these defaults. A commit takes microseconds, so the first pauses do too: up to 20 us, doubling to at
-most 50 ms. When N workers fight over one key, each round of the commit order has exactly one winner (first
-committer wins), so an attempt succeeds with a chance of about 1/N, and backing off raises that. Even
-without its help, 16 workers fail 1,000 times in a row with a chance of (15/16)**1000, below 1e-28: 1,000
-attempts never end by bad luck, only by something that makes success impossible. They are bounded in time,
-too: about 25 s of pauses.
+most 50 ms. When N workers compete for one key, each round of the commit order has exactly one winner (the
+first committer), so an attempt succeeds with a probability of about 1/N, and backing off raises it. Even
+without backing off, one of 16 workers fails 1,000 times in a row with a probability of (15/16)**1000, below
+1e-28. So 1,000 attempts are not used up by bad luck, but only when something makes success impossible. They
+are also bounded in time: about 25 s of pauses.
 """
 
 from __future__ import annotations

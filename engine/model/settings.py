@@ -1,8 +1,8 @@
-"""What can be tuned, with defaults: keywords of `open` over `settings.toml` in the database directory.
+"""The settings and their defaults: keywords of `open` win over `settings.toml` in the database directory.
 
 1. A `Settings` that exists is valid and complete.
-2. The settings of a running coordinator are the ones in force; who attaches asking for others is told so
-   (`require_match`), never silently given something else.
+2. The settings of the running coordinator are in force. A worker that attaches and asks for others gets an
+   error (`require_match`); it is never silently given something else.
 """
 
 from __future__ import annotations
@@ -45,14 +45,16 @@ class Settings:
     """Every setting of a database. Sizes in bytes (or text such as "64MiB"), times in seconds.
 
     Attributes:
-      max_store_size: the most shared memory commits may fill (`StoreFullError` beyond); recovering a full store may
-        take up to a quarter and 4 MiB more.
+      max_store_size: the most shared memory commits may fill (`StoreFullError` beyond); recovering a full
+        store may take up to a quarter and 4 MiB more.
       ring_size: of each of a connection's two rings; larger requests stream through in pieces.
-      request_memory_max: private memory of the coordinator in which requests larger than 1 MiB are received, all
-        connections together. Further ones wait in their rings; a single request may always take what it needs.
+      request_memory_max: private memory of the coordinator in which requests larger than 1 MiB are received,
+        all connections together. Further ones wait in their rings; a single request may always take what it
+        needs.
       wal_segment_size: a log file this long is closed and the next begun.
-      checkpoint_bytes: a checkpoint is made when the log has grown by this much since the last.
-      checkpoint_interval: ... or when this long passed since the last and anything was written; 0: never.
+      checkpoint_bytes: a checkpoint is made when the log has grown by this much since the last one.
+      checkpoint_interval: a checkpoint is also made when this long passed since the last and something was
+        written; 0: never for that reason.
       sync_interval: how soon after a commit `fdatasync` follows, with durability "standard".
       snapshot_max_age: an older snapshot may be revoked (`SnapshotExpired`).
       idle_timeout: an auto-started coordinator ends this long after its last worker left.
@@ -60,7 +62,7 @@ class Settings:
       limits: the sizes of keys, values and transactions; their names are settings too.
     """
 
-    # Refs in the store are 32 bits in units of 16 bytes: 64 GiB is the most it can name.
+    # A ref in the store has 32 bits and counts units of 16 bytes, so it can address 64 GiB.
     max_store_size: int = _size(4 * GIB, 1 * MIB, 64 * GIB - 16)
     ring_size: int = _size(256 * KIB, 4 * KIB, 64 * MIB, power_of_two=True)
     request_memory_max: int = _size(256 * MIB, 1 * MIB, 64 * GIB)
@@ -147,7 +149,8 @@ def setting_names() -> tuple[str, ...]:
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values by flat name: limits given as a `Limits` give way to those by their own names, a table's do not."""
+    """The values by flat name. A limit given by its own name wins over one in a `Limits`, but not over a
+    table."""
     flat = dict(values)
     nested = flat.pop("limits", None)
     if nested is None:

@@ -1,7 +1,7 @@
 """Both ends of `EngineHandle.submit`: the seal that completes a request, and the answer that it returns.
 
-A transaction encodes its request without a sequence, because only the handle knows which session will carry it. The
-handle seals the request just before it sends it. (session, sequence) then names the commit for ever.
+A transaction encodes its request without a sequence, because only the handle knows which session will carry
+it. The handle seals the request just before it sends it. (session, sequence) then names the commit for ever.
 """
 
 cimport cython
@@ -19,8 +19,8 @@ cdef class Answer:
 
     Args:
       session, sequence: the name of the commit.
-      reply: the reply message as bytes, or a `messages.Reply` when there is no message, because the outcome was
-        recovered from the log.
+      reply: the reply message as bytes, or a `messages.Reply` when there is no message, because the outcome
+        was recovered from the log.
       durability: what the engine waited for before it acknowledged the commit.
     """
 

@@ -1,14 +1,18 @@
 """Committing a transaction: fail early, encode one request, submit it, read the one reply.
 
-Called by the thread that owns the transaction, with the GIL; only the handle's `submit` may let go of it, and during
-that the state VALIDATING keeps other threads out.
+The thread that owns the transaction calls this with the GIL. Only the handle's `submit` may release the GIL,
+and the state VALIDATING keeps other threads out meanwhile.
 
-1. Nothing is sent that is certain to be refused: doomed checks and reads already stale end here, without a round trip.
-   The commit core is the only judge; what the worker finds early is certain, and the commit core would find it too.
-2. A transaction without writes is done at once: it read one snapshot, so it stands at that version in the order.
-3. The pin is given back only when the answer is there, so the tombstones validation needs are still in the store.
-4. After `submit` was called, an OccamError other than CommitOutcomeUnknown says that nothing was committed: ABORTED. Any
-   other exception (a signal handler's, whatever its class) leaves the outcome open and the state VALIDATING.
+1. The commit core is the only judge of conflicts. A commit that it would certainly refuse is not sent: two
+   expectations that cannot both hold, and versions that are certainly gone, end the transaction here without
+   a round trip.
+2. A transaction without writes commits without a request. It read one snapshot, so that version is its place
+   in the order.
+3. The pin is released only after the answer has arrived. Until then the tombstones that validation needs stay
+   in the store.
+4. After `submit` was called, an OccamError other than CommitOutcomeUnknown means that nothing was committed:
+   the state becomes ABORTED. Any other exception, such as one that a signal handler raises, leaves the
+   outcome open and the state VALIDATING.
 """
 
 import sys
@@ -45,7 +49,7 @@ from ..model.errors import (
 from ..model.limits import PREFIX_SIZE_MAX as _PREFIX_SIZE_MAX
 
 cdef u64 PREFIX_SIZE_MAX = _PREFIX_SIZE_MAX
-cdef object U64_MAX = (1 << 64) - 1       # results travel as the two's complement of 64 bits
+cdef object U64_MAX = (1 << 64) - 1       # a result travels as 64 bits in two's complement
 
 cdef enum:
     OWN_COMMITS_KEPT = 64
@@ -58,8 +62,9 @@ cdef enum:
 cdef bint has_live(TransactionCore txn, bytes key, u64 newest, Found *found):
     """Whether a key has a value in the newest state, expired or not.
 
-    No pin holds the newest state. The walk is safe without one, and only the version is taken from it, no bytes. That a
-    key has no value is not certain; the commit core can tell, and it can tell a delete from an expiry.
+    No pin holds the newest state. The walk is safe without one, and only the version is taken from it, no
+    bytes. That a key has no value is not certain; the commit core can tell, and it can tell a delete from an
+    expiry.
     """
     cdef Reader *reader = &txn.attachment.reader
     cdef const u8 *data = <const u8 *>PyBytes_AS_STRING(key)
@@ -68,7 +73,8 @@ cdef bint has_live(TransactionCore txn, bytes key, u64 newest, Found *found):
 
 
 cdef bint has_changed(TransactionCore txn, bytes key, u64 version, u64 newest, u64 *current):
-    """Whether a key certainly no longer has this version; `current` is the version it has, 0 if its value has expired."""
+    """Whether a key certainly no longer has this version; `current` is the version it has, 0 if its value has
+    expired."""
     cdef i64 expiry_time = <i64>load_acquire_u64(&txn.attachment.header.expiry_time)
     cdef Found found
     if not has_live(txn, key, newest, &found):
@@ -111,14 +117,15 @@ cdef list certain_conflicts(TransactionCore txn, u64 newest):
 cdef void refuse_stale(TransactionCore txn) except *:
     """Abort if a version that the transaction relies on is certainly gone.
 
-    This is not a second validation: it compares the versions of single keys, and it can only refuse. A transaction that
-    walked or deletes a range is left to the commit core, which has to judge the range and then names all conflicts.
+    This is not a second validation: it compares the versions of single keys, and it can only refuse. A
+    transaction that walked or deletes a range is left to the commit core, which has to judge the range and
+    then names all conflicts.
     """
     cdef u64 newest = load_acquire_u64(&txn.attachment.header.committed_version)
     cdef bytes stale
     cdef bint cas = False
-    # A newer coordinator's commits are not in this store: a version learnt from them would look wrong here. Acquire: the
-    # mark was set before anything that the caller can have learnt was acknowledged.
+    # A newer coordinator's commits are not in this store: a version learnt from them would look wrong here.
+    # Acquire: the mark was set before anything that the caller can have learnt was acknowledged.
     if newest == txn.version or load_acquire_u32(&txn.attachment.header.superseded):
         return
     if txn.scans is not None or txn.cleared is not None:
@@ -195,7 +202,7 @@ cdef object explained(TransactionCore txn, object error):
 
 
 cdef list walked_ranges(TransactionCore txn):
-    """What scans have walked as disjoint (start, end, rows), in order."""
+    """The ranges that scans have walked, merged where they meet: (start, end, rows), in key order."""
     cdef list merged = []
     if txn.scans is None:
         return merged
@@ -205,7 +212,7 @@ cdef list walked_ranges(TransactionCore txn):
         if walked is not None:
             bounds.append((walked[0], walked[1], (<ScanRange>scan).rows))
     if txn.attachment is not None and bounds:
-        # The last keys were copied from the store.
+        # `bounds` copied the last keys from the store, so the pin must still have held.
         txn.require_alive()
     low = high = None
     count = 0
@@ -268,10 +275,10 @@ cdef u8 *put_effects(u8 *p, dict effects, dict checks):
 
 
 cdef bytearray encode_request(TransactionCore txn, bint durable):
-    """The request, its sequence still 0.
+    """The request, with a sequence of 0: the handle fills that in.
 
     Raises:
-      TransactionTooLarge: with everything that was read it is larger than `transaction_size_max`.
+      TransactionTooLarge: with everything that was read, it is larger than `transaction_size_max`.
     """
     cdef list ranges = walked_ranges(txn)
     cdef u64 size = REQUEST_HEADER_SIZE + txn.size, count = len(ranges)
@@ -320,7 +327,8 @@ cdef bytearray encode_request(TransactionCore txn, bint durable):
 
 
 cdef object require_log(TransactionCore txn):
-    """`durable=True` cannot be kept without a log. Called before anything is sent; the transaction stays active."""
+    """Refuse `durable=True` where there is no log. Called before anything is sent, so the transaction stays
+    active."""
     if txn.state == STATE_ACTIVE and txn.handle.log_mode == "none":
         raise InvalidArgumentError(
             "commit(durable=True) needs a log, and this database keeps none (durability 'none')",
@@ -364,10 +372,11 @@ cdef object commit_transaction(TransactionCore txn, bint durable):
     """Validate and apply everything; a CommitReceipt.
 
     Raises:
-      ConflictError: somebody else was first; nothing was applied.
-      StoreFullError, LogWriteError, NotAnIntegerError, IntegerOverflowError, TransactionTooLarge: nothing was applied.
+      ConflictError: another transaction committed first; nothing was applied.
+      StoreFullError, LogWriteError, NotAnIntegerError, IntegerOverflowError, TransactionTooLarge: nothing was
+        applied.
       TransactionTimeout, CoordinatorUnavailable: nothing was applied.
-      CommitOutcomeUnknown: no coordinator came back in time to tell.
+      CommitOutcomeUnknown: no coordinator came back in time to say what became of it.
     """
     if txn.state != STATE_ACTIVE or txn.generation != fork_generation or txn.deadline_ns != 0:
         txn.refuse()
@@ -379,7 +388,7 @@ cdef object commit_transaction(TransactionCore txn, bint durable):
         raise ConflictError(conflicts=conflicts)
     if not txn.effects and not txn.cleared and not txn.checks:
         txn.finish(STATE_COMMITTED)
-        # Nothing was written; what it has read is as safe as the engine makes every commit.
+        # It wrote nothing. What it read is as durable as the engine makes every commit.
         txn.receipt = make_receipt(txn.version, txn.now(), txn.handle.log_mode, txn.attempts)
         return txn.receipt
     if txn.guard is not None:
@@ -436,7 +445,7 @@ cdef object submit(TransactionCore txn, bint durable):
     except OccamError:
         txn.finish(STATE_ABORTED)
         raise
-    except BaseException:           # a signal handler's exception, or no memory: the outcome is not known here
+    except BaseException:           # from a signal handler, or out of memory: the outcome is not known here
         txn.release()
         raise
     txn.session = answer.session
@@ -447,7 +456,7 @@ cdef object submit(TransactionCore txn, bint durable):
 
 
 cdef object accept_reply(TransactionCore txn, bytearray request, Answer answer, bytes reply):
-    """Take over a reply message: every commit that was not interrupted comes here."""
+    """Finish the transaction as a reply message says. Every commit that was not interrupted comes here."""
     cdef const ReplyHeader *header = <const ReplyHeader *>PyBytes_AS_STRING(reply)
     cdef const ResultEntry *result = <const ResultEntry *>(PyBytes_AS_STRING(reply) + REPLY_HEADER_SIZE)
     cdef u64 size = PyBytes_GET_SIZE(reply)
@@ -467,7 +476,7 @@ cdef object accept_reply(TransactionCore txn, bytearray request, Answer answer, 
 
 
 cdef object accept_outcome(TransactionCore txn, bytearray request, Answer answer):
-    """Take over an outcome without a message: the reply was lost, and the handle recovered the outcome."""
+    """Finish the transaction by an outcome that the handle recovered, because the reply message was lost."""
     outcome = answer.reply
     if outcome.status != STATUS_COMMITTED:
         txn.finish(STATE_ABORTED)

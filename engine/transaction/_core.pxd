@@ -28,7 +28,7 @@ cdef class RunGuard:                # which runs may be written to; see _guard.p
     cdef readonly object rule
 
 
-cdef class Effect:                  # never changed once made: scans that captured it go on seeing it
+cdef class Effect:                  # immutable: a scan that captured it continues to see it
     cdef u8 code                    # OP_PUT, OP_DELETE, OP_ADD
     cdef bint wanted                # ask for its result
     cdef bytes value                # encoded, of a put
@@ -36,12 +36,12 @@ cdef class Effect:                  # never changed once made: scans that captur
     cdef i64 delta
 
 
-cdef class ScanRange:               # how far a scan has walked; owned by the transaction, advanced by the iterator
+cdef class ScanRange:               # how far a scan has walked; the transaction owns it, the iterator advances it
     cdef bytes start
     cdef bytes end
     cdef bint reverse
     cdef bint exhausted
-    cdef const u8 *last             # key of the last row given out: in the store (pin held) or in `owner`
+    cdef const u8 *last             # key of the last row that was returned: in the store, while the pin holds, or in `owner`
     cdef u32 last_size
     cdef bytes owner
     cdef u64 rows
@@ -65,13 +65,13 @@ cdef class TransactionCore(PinnedView):
     cdef dict checks                # stored key -> expected version of its CAS
     cdef list scans                 # ScanRange
     cdef list cleared               # (start, end) of range deletes
-    cdef list doomed                # CASConflicts that are certain already
+    cdef list doomed                # CASConflicts that are already certain
     cdef bytes doomed_key           # of the first of them
-    cdef list order                 # keys of `effects`, sorted; behind by `unordered`
+    cdef list order                 # keys of `effects`, sorted, except those in `unordered`
     cdef list unordered
     cdef u64 size                   # of the effects, checks and range deletes on the wire
-    cdef bytes prefix               # of the run it was begun in, tag included
-    cdef u64 attempts               # which attempt of a retried transaction it is
+    cdef bytes prefix               # of the run that it was begun in, with the tag
+    cdef u64 attempts               # 1 for the first attempt, one more for each retry
     cdef object receipt             # CommitReceipt, None before the commit
     cdef u64 sequence               # of the commit request, 0 before
     cdef u64 session

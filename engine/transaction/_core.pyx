@@ -1,20 +1,27 @@
-"""A transaction's private state: snapshot, read set, effects, checks, ranges. `_commit.pyx` makes them a commit.
+"""A transaction's private state: snapshot, read set, effects, checks, ranges. `_commit.pyx` makes them a
+commit.
 
-Read and written by the thread that began it; any other gets an error (`refuse_thread`). A transaction that is read-only
-or that no caller can share has no owner. Every method runs under the GIL, so threads interleave and never crash. Only
-committing and aborting are open to every thread: they happen once, whoever asks first. Keys in here are stored keys (namespace, run, tag, user key): one transaction can span runs.
+The thread that began a transaction reads and writes it; any other gets an error (`refuse_thread`). A transaction
+that is read-only, or that no caller can share, has no owner. Any thread may commit or abort: that happens once.
+Every method runs under the GIL, so a second thread meets an error or an interleaving, but never a crash. The keys
+here are stored keys (namespace, run, tag, user key), so one transaction can span runs.
 
-1. A read is answered by the own effect if there is one, else by the snapshot at `version`; what came from the
-   snapshot is in `reads` with the version found there (0 absent) when the transaction is tracking.
-2. One effect per key, the last one. `checks` outlive the effects they came with: a put after a cas keeps the check.
-   The effect of a key with a check is sent UNCHECKED: its expected version is all it is checked by.
-3. A range delete takes the effects in its range out; the commit core applies range deletes first, so what is written
-   to the range afterwards stands.
-4. The version of an own write, for cas, is that of the committed value it builds on; so read, cas, read, cas on
-   one key works inside one transaction and is one check at commit. Absent after an own delete is version 0.
-5. The pin is held until the answer is there: tombstones newer than the snapshot stay, and validation is exact.
-6. ACTIVE -> VALIDATING -> COMMITTED | ABORTED, one way. A transaction whose outcome stays unknown (the
-   coordinator did not come back, or the wait was interrupted) stays VALIDATING.
+1. A read sees the transaction's own effect on the key if there is one, else the snapshot at `version`. When
+   the transaction is tracking, a read of the snapshot enters `reads` with the version found there (0:
+   absent).
+2. There is one effect per key, the last one. A check outlives the effect that it came with: a put after a cas
+   keeps the check. The effect of a key with a check is sent UNCHECKED, because the expected version alone
+   decides.
+3. A range delete removes the effects in its range. The commit core applies range deletes first, so what is
+   written to the range afterwards stays.
+4. The version of an own write, for cas, is that of the committed value it builds on; so read, cas, read, cas
+   on one key works inside one transaction and is one check at commit. Absent after an own delete is version
+   0.
+5. The pin is held until the answer has arrived. Tombstones newer than the snapshot therefore stay in the
+   store, and validation is exact.
+6. The state goes from ACTIVE through VALIDATING to COMMITTED or ABORTED. A question about conflicts
+   (`validate`) leads back to ACTIVE. A transaction whose outcome stays unknown, because the coordinator did
+   not come back or the wait was interrupted, stays VALIDATING.
 """
 
 from bisect import bisect_left, insort
@@ -41,14 +48,14 @@ from ..model.errors import (
 from ..model.keys import decode_key, successor
 
 cdef enum:
-    PENDING_MAX = 64                # new keys inserted one by one into `order`; more are sorted in
+    PENDING_MAX = 64                # up to so many new keys are inserted into `order` one by one; more are sorted in
 
 STATES = ("active", "validating", "committed", "aborted")
 DELTA_MIN = -(2**63)
 DELTA_MAX = 2**63 - 1
 INTEGER_MIN = -(2**63)
 INTEGER_MAX = 2**64 - 1
-DAYS_MAX = 36_500                   # of a ttl: keeps expiry times far inside 64 bits of nanoseconds
+DAYS_MAX = 36_500                   # the longest ttl: expiry times stay far below 2**63 nanoseconds
 
 
 cdef bytes join_key(bytes prefix, const u8 *key, Py_ssize_t size):
@@ -65,14 +72,14 @@ cdef i64 expiry_of(object ttl, i64 now) except -1:
     """When a value put at `now` with this time to live expires, in ns since the epoch.
 
     Raises:
-      InvalidArgumentError: no positive, finite number of seconds (or timedelta) up to 100 years.
+      InvalidArgumentError: not a positive, finite number of seconds (or timedelta) up to 100 years.
     """
     cdef double seconds
     if isinstance(ttl, timedelta):
         ttl = ttl.total_seconds()
     if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
         raise InvalidArgumentError(
-            f"ttl must be a number of seconds or a timedelta, got {type(ttl).__name__}", hint="None means for ever"
+            f"ttl must be a number of seconds or a timedelta, got {type(ttl).__name__}", hint="ttl=None keeps it for ever"
         )
     if not 0 < ttl <= DAYS_MAX * 86_400:        # false for NaN as well
         raise InvalidArgumentError(
@@ -86,7 +93,7 @@ cdef object add_integers(bytes key, object base, object delta):
     """base + delta as the commit core would add them.
 
     Raises:
-      NotAnIntegerError, IntegerOverflowError: as at commit, only sooner.
+      NotAnIntegerError, IntegerOverflowError: as the commit would.
     """
     if type(base) is not int:
         raise NotAnIntegerError(key=decode_key(key).user_key)
@@ -128,10 +135,10 @@ cdef Effect new_effect(u8 code, bytes value, i64 expires_at, i64 delta, bint wan
 @cython.no_gc
 @cython.auto_pickle(False)
 cdef class ScanRange:
-    """What a scan has walked so far, from `start` up (or from `end` down) to `last`."""
+    """How far a scan has walked: from `start` up to `last`, or in reverse from `end` down to it."""
 
     cdef tuple bounds(self, u64 stored_size_max):
-        """[start, end) really walked; None when nothing was."""
+        """[start, end) of the keys that were walked; None when there were none."""
         cdef bytes last
         if self.exhausted:
             return self.start, self.end
@@ -172,7 +179,7 @@ cdef class TransactionCore(PinnedView):
         )
 
     cdef int refuse(self) except -1:
-        """Say why the transaction cannot be used; nothing if it can."""
+        """Raise the reason why the transaction cannot be used; return if it can."""
         if self.generation != fork_generation:
             raise ForkedHandleError("this transaction was begun in the parent process")
         if self.state == STATE_VALIDATING:
@@ -198,7 +205,7 @@ cdef class TransactionCore(PinnedView):
         return 0
 
     cdef int finish(self, int state) except -1:
-        """End the transaction: give the snapshot back and drop what it gathered."""
+        """End the transaction: release the snapshot and drop the read and write sets."""
         self.state = state
         self.release()
         self.reads = self.effects = self.checks = None
@@ -208,7 +215,8 @@ cdef class TransactionCore(PinnedView):
     # ---- reading --------------------------------------------------------------------------------------------
 
     cdef int lookup(self, bytes key, bint track, Found *found) except -1:
-        """Find a key in the snapshot; enters the read set if `track` and the transaction is tracking."""
+        """Find a key in the snapshot. With `track`, and if the transaction is tracking, the key enters the
+        read set."""
         cdef int status = self.find(<const u8 *>PyBytes_AS_STRING(key), <u32>PyBytes_GET_SIZE(key), found)
         if not status:
             found.version = 0
@@ -237,7 +245,8 @@ cdef class TransactionCore(PinnedView):
         return SEEN_STORED if self.lookup(key, track, found) else SEEN_ABSENT
 
     cdef bint live_base(self, bytes key, Found *found) except -1:
-        """Whether an own write of this key stands on a live committed record; not tracked."""
+        """Whether there is a live committed record below an own write of this key. Does not enter the read
+        set."""
         if self.cleared is not None and self.is_cleared(key):
             return False
         return self.lookup(key, False, found)
@@ -267,7 +276,7 @@ cdef class TransactionCore(PinnedView):
     # ---- writing --------------------------------------------------------------------------------------------
 
     cdef int grow(self, u64 more, u64 less) except -1:
-        """Account for bytes on the wire; refuse what would exceed the limit of a transaction."""
+        """Count the bytes on the wire. Raises TransactionTooLarge if they would exceed the limit."""
         cdef u64 size = self.size + more - less
         if size + REQUEST_HEADER_SIZE > self.transaction_size_max:
             raise TransactionTooLarge(size=size + REQUEST_HEADER_SIZE, limit=self.transaction_size_max)
@@ -293,14 +302,14 @@ cdef class TransactionCore(PinnedView):
         return self.set_effect(key, new_effect(OP_PUT, encode_value(value, self.value_size_max, self.codec), expires_at, 0, False))
 
     cdef int delete(self, bytes key) except -1:
-        """Delete, reporting whether the transaction saw the key: 1 or 0. That it looked is in the read set."""
+        """Delete a key. Returns 1 if the transaction saw it, else 0; looking for it enters the read set."""
         cdef Found found
         cdef PyObject *own = NULL
         cdef bint was_there
         if self.effects is not None:
             own = PyDict_GetItem(self.effects, key)
         if own != NULL:
-            # Put or added to by ourselves: there, whatever the snapshot has.
+            # This transaction put it or added to it, so it is there even if the snapshot does not have it.
             was_there = (<Effect>own).code != OP_DELETE
         else:
             was_there = self.look(key, True, &found, &own) != SEEN_ABSENT
@@ -319,7 +328,8 @@ cdef class TransactionCore(PinnedView):
         else:
             gone = self.cleared is not None and self.is_cleared(key)
         if gone:
-            # Deleted by ourselves, so absent here; the delete's own check at commit covers the committed value.
+            # This transaction deleted it, so it is absent here. The check of the delete covers the committed
+            # value.
             if expected != 0:
                 self.doom(key, expected, 0)
         elif self.checks is not None and key in self.checks:
@@ -333,7 +343,7 @@ cdef class TransactionCore(PinnedView):
         return self.set_effect(key, effect)
 
     cdef doom(self, bytes key, u64 expected, u64 found):
-        """Two expectations of one key cannot both hold: the commit will fail, and say so."""
+        """Note that two expectations of one key cannot both hold. The commit will fail and name them."""
         if self.doomed is None:
             self.doomed = []
             self.doomed_key = key
@@ -368,7 +378,8 @@ cdef class TransactionCore(PinnedView):
         return 0
 
     cdef list own_between(self, bytes start, bytes end):
-        """The keys of own effects in [start, end), sorted. Cost: O(new keys since the last call) plus the answer."""
+        """The keys of own effects in [start, end), sorted. O(new keys since the last call) plus the size of
+        the answer."""
         if not self.effects:
             return []
         if self.order is None:

@@ -1,11 +1,13 @@
 """Ordered walks over a snapshot, merged with the transaction's own writes, a page at a time.
 
-1. Rows come in key order (or the reverse): the snapshot's live rows, with the own writes *made before the scan was
-   called* laid over them. Writes made while iterating do not show, so a loop may write to what it walks over.
-2. What was walked is exactly what is checked at commit: from the start to the last row given out, or the whole range
-   once the iterator has ended by itself. Rows read ahead in a page, but not given out, are not part of it.
-3. Pages hold pointers into the store, good while the transaction's pin holds; every step first asks whether the
-   transaction still is active, and every copy is followed by a look at the pin.
+1. Rows come in key order, or in reverse: the live rows of the snapshot, with the writes that the transaction
+   made before `scan` was called laid over them. Writes made while iterating do not show, so a loop may write
+   to the range that it walks over.
+2. The commit checks exactly what was walked: from the start to the last row that was returned, or the whole
+   range once the iterator has reached its end. Rows that were read ahead in a page but not returned are not
+   part of it.
+3. A page holds pointers into the store, which are valid while the transaction's pin holds. Every step first
+   asks whether the transaction is still active, and every copy is followed by a check of the pin.
 4. Keys are copied before they are decoded, like values.
 """
 
@@ -24,7 +26,7 @@ from ._core cimport STACK_KEY_SIZE
 from ..model.errors import CorruptionError, InvalidArgumentError
 
 
-cdef u8 *spare_resume = NULL        # the buffer of a scan that ended, for the next: most scans are short
+cdef u8 *spare_resume = NULL        # the buffer of a scan that ended, kept for the next one
 
 
 cdef u8 *take_resume() except NULL:
@@ -93,7 +95,7 @@ cdef u64 count_rows(TransactionCore txn, bytes low, bytes high) except? 0xFFFFFF
 @cython.no_gc
 @cython.auto_pickle(False)
 cdef class ScanIterator:
-    """Rows in key order, read lazily; ends for good at its end, at its limit, or when closed."""
+    """Rows in key order, read lazily. It ends at the end of the range, at its limit, or when it is closed."""
 
     def __cinit__(self):
         self.finished = True
@@ -118,7 +120,7 @@ cdef class ScanIterator:
         return self.build()
 
     def close(self):
-        """Stop here. What was walked so far is all that the commit will check."""
+        """Stop here. The commit checks only what was walked so far."""
         self.finished = True
 
     cdef int load_page(self) except -1:
@@ -172,7 +174,7 @@ cdef class ScanIterator:
         return False
 
     cdef int choose(self) except -1:
-        """Take the next candidate, stored or own, into `stored`, `effect`, `own_key`. 0: there is none."""
+        """Put the next candidate into `stored`, `effect` and `own_key`. 0: there is none."""
         cdef int order = -1
         cdef bytes key
         while self.index == self.count and not self.page_done:
@@ -204,7 +206,7 @@ cdef class ScanIterator:
         return 1
 
     cdef bint advance(self) except -1:
-        """Go to the next row that there is; False at the end."""
+        """Go to the next row; False at the end."""
         if self.finished:
             return False
         self.txn.require_active()
@@ -236,7 +238,7 @@ cdef class ScanIterator:
         return True
 
     cdef object build(self):
-        """The row `advance` stopped at, as the caller sees it."""
+        """The row at which `advance` stopped, as an object for the caller."""
         cdef object key
         if self.own_key is not None:
             key = self.key_object(<const u8 *>PyBytes_AS_STRING(self.own_key), <u32>PyBytes_GET_SIZE(self.own_key))

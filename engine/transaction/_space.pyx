@@ -1,11 +1,12 @@
 """`Space`: one tag of one run inside a transaction, with the calls that everything else is made of.
 
-This is the hot path: arguments are checked here, keys are put together, everything else is `_core` (state) and
-`_scan` (walks).
+This is the hot path: arguments are checked here, keys are put together, everything else is `_core` (state)
+and `_scan` (walks).
 
 1. Any number of spaces share one `TransactionCore`.
 2. What a call returns is a fresh object; nothing returned refers to the store.
-3. A read that needs no tracking and can meet no own write makes no bytes object: its key is put together on the stack.
+3. A read that needs no tracking and can meet no own write makes no bytes object: its key is put together on
+   the stack.
 """
 
 cimport cython
@@ -32,7 +33,8 @@ NEVER_BEGUN.state = STATE_ABORTED
 
 
 cdef inline const u8 *key_bytes(object key, u64 size_max, Py_ssize_t *size) except? NULL:
-    """The bytes of a user key, borrowed from `key`; NULL when it is text with escaped bytes, and has to be encoded first.
+    """The bytes of a user key, borrowed from `key`; NULL for text with escaped bytes, which has to be encoded
+    first.
 
     Raises InvalidKeyError or KeyTooLarge.
     """
@@ -96,14 +98,14 @@ cdef Space make_space(TransactionCore core, bytes prefix, bint raw):
 @cython.freelist(16)
 @cython.auto_pickle(False)
 cdef class Space:
-    """One tag of one run inside a transaction: what every primitive is made of.
+    """One tag of one run inside a transaction. Every primitive is built on one.
 
-    Keys are the part after namespace, run and tag. Scans give them back as str, with `surrogateescape` for bytes that
-    are not UTF-8; with `raw=True`, and from a raw space, as bytes.
+    Its keys are the part of a stored key behind namespace, run and tag. Scans return them as str, with
+    `surrogateescape` for bytes that are not UTF-8; with `raw=True`, and from a raw space, they return bytes.
     """
 
     def __cinit__(self):
-        self.core = NEVER_BEGUN     # so that one made by hand refuses calls instead of crashing
+        self.core = NEVER_BEGUN     # a Space that was made by hand then refuses calls instead of crashing
 
     def __init__(self):
         raise TypeError(f"{type(self).__name__} is not made directly: use db.begin(run_id)")
@@ -192,8 +194,8 @@ cdef class Space:
     def get_versioned(self, key, *, bint track=True):
         """The value with version and times, None when absent.
 
-        The version of an own write, not committed yet, is that of the committed value it replaces (0: none): the one
-        that a cas in this transaction has to expect.
+        The version of an own write, not committed yet, is that of the committed value it replaces (0: none):
+        the one that a cas in this transaction has to expect.
         """
         cdef Found found
         cdef PyObject *own = NULL
@@ -225,17 +227,19 @@ cdef class Space:
         Args:
           key: non-empty str or bytes.
           value: None, bool, int, float, str, bytes, list, dict with str keys, aware datetime.
-          ttl: seconds (or a timedelta) until it expires, counted from the transaction's clock reading; None: never.
+          ttl: seconds (or a timedelta) until it expires, counted from the transaction's clock reading; None:
+            never.
 
         Raises:
-          KeyTooLarge, ValueTooLarge, TransactionTooLarge, InvalidKeyError, ValueEncodingError: nothing was changed.
+          KeyTooLarge, ValueTooLarge, TransactionTooLarge, InvalidKeyError, ValueEncodingError: nothing was
+            changed.
         """
         self.core.require_writable()
         cdef bytes full = self.full_key(key)
         self.core.put(full, value, expiry_of(ttl, self.core.now()) if ttl is not None else 0)
 
     def delete(self, key):
-        """Remove a key; whether it was there. That it was looked at enters the read set."""
+        """Remove a key; returns whether it was there. Looking for it enters the read set."""
         self.core.require_writable()
         return self.core.delete(self.full_key(key)) == 1
 
@@ -250,10 +254,12 @@ cdef class Space:
         self.core.cas(full, expected, value, expiry_of(ttl, self.core.now()) if ttl is not None else 0)
 
     def add(self, key, delta=1):
-        """Add to an integer when the commit is applied; an absent key counts as 0. Reads nothing, so never conflicts.
+        """Add to an integer when the commit is applied; an absent key counts as 0. It reads nothing, so it
+        cannot conflict.
 
         Raises:
-          NotAnIntegerError, IntegerOverflowError: at once when this transaction wrote the value itself, else at commit.
+          NotAnIntegerError, IntegerOverflowError: at once if this transaction wrote the value itself, else at
+            commit.
         """
         self.core.require_writable()
         self.core.add(self.full_key(key), delta_argument(delta), False)
@@ -261,26 +267,27 @@ cdef class Space:
     def scan(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False):
         """(key, VersionedValue) of every key with this prefix in [start, end), in key order, read lazily.
 
-        The transaction's own writes are merged in as of this call; what is written while iterating does not show. The
-        commit checks the part that was really walked. `raw`: keys are bytes.
+        The transaction's own writes before this call are merged in; writes made while iterating do not show.
+        The commit checks the part of the range that was walked. `raw`: keys are bytes.
         """
         low, high = self.bounds(prefix, start, end)
         return new_scan(self.core, low, high, <u32>PyBytes_GET_SIZE(self.prefix), limit, reverse, ROWS_ITEMS,
                         self.raw or raw)
 
     def keys(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False):
-        """Like `scan`, the keys alone: values are not decoded."""
+        """Like `scan`, but only the keys: values are not decoded."""
         low, high = self.bounds(prefix, start, end)
         return new_scan(self.core, low, high, <u32>PyBytes_GET_SIZE(self.prefix), limit, reverse, ROWS_KEYS,
                         self.raw or raw)
 
     def count(self, prefix="", *, start=None, end=None):
-        """How many keys a scan would give. O(n), nothing is decoded."""
+        """How many keys a scan would give. O(n); nothing is decoded."""
         low, high = self.bounds(prefix, start, end)
         return count_rows(self.core, low, high)
 
     def delete_range(self, prefix="", *, start=None, end=None):
-        """Delete every key with this prefix in [start, end), in one step at commit. Own writes there are dropped.
+        """Delete every key with this prefix in [start, end), in one step at commit. Own writes there are
+        dropped.
 
         Conflicts with any key in the range that was written after the snapshot.
         """

@@ -1,7 +1,8 @@
-"""The faces of a transaction: `TransactionBase` (a `Space` with a life cycle), `ImplicitSpace` (each call a transaction of its
-own) and `DatabaseBase`, which begins them. `Space` itself is in `_space.pyx`.
+"""The faces of a transaction: `TransactionBase` (a `Space` with a life cycle), `ImplicitSpace` (each call a
+transaction of its own) and `DatabaseBase`, which begins them. `Space` itself is in `_space.pyx`.
 
-1. Any number of spaces and runs share one `TransactionCore`: a commit through one of them is the commit of all.
+1. Any number of spaces and runs share one `TransactionCore`: a commit through one of them is the commit of
+   all.
 2. A run id is parsed once: its prefix is kept by the object that named it.
 """
 
@@ -26,7 +27,7 @@ from ..model.keys import Namespace, RunId
 from ..model.key_types import tag_name, tag_of
 from ..model.public_types import RESERVED_RUN, TransactionStatus
 
-# A cimported class is no attribute of the module by itself; this one is part of what it offers.
+# A cimported class is not an attribute of the module. Python code imports this one from here.
 globals()["Space"] = Space
 
 cdef enum:
@@ -53,7 +54,7 @@ cdef class TransactionBase(Space):
 
     @property
     def txn_id(self):
-        """(session id, sequence) of the commit request; None before it was sent, and when there was nothing to send."""
+        """(session id, sequence) of the commit request; None if none was sent."""
         return (self.core.session, self.core.sequence) if self.core.sequence else None
 
     @property
@@ -83,12 +84,13 @@ cdef class TransactionBase(Space):
 
     @property
     def store_incarnation(self):
-        """Which coordinator start's store holds its snapshot. A new coordinator has another, where nothing is pinned."""
+        """The incarnation of the store that holds its snapshot. Each start of a coordinator makes another
+        store."""
         return self.core.attachment.incarnation
 
     @property
     def read_time(self):
-        """The one clock reading that a ttl is counted from, in ns since the epoch."""
+        """The one clock reading from which a ttl counts, in ns since the epoch."""
         return self.core.now()
 
     @property
@@ -111,7 +113,8 @@ cdef class TransactionBase(Space):
         return make_transaction(self.db, self.core, self.db.kv_prefix(run_id))
 
     def delete_run_range(self, run_id=None):
-        """Delete everything of a run, whatever its tag, in one step at commit; None: of this one."""
+        """Delete everything of a run, of every tag, in one step at commit. None means the run of this
+        transaction."""
         cdef bytes prefix = self.prefix if run_id is None else self.db.kv_prefix(run_id)
         self.core.require_writable()
         prefix = prefix[:len(prefix) - 1]
@@ -123,11 +126,12 @@ cdef class TransactionBase(Space):
     def validate(self):
         """What a commit would conflict with as of now: up to 16 conflicts, () when there are none.
 
-        Asks the coordinator, in one round trip, and changes nothing: the transaction stays active. Another transaction may
-        still commit before this one does.
+        Asks the coordinator, in one round trip, and changes nothing: the transaction stays active. Another
+        transaction may still commit before this one does.
 
         Raises:
-          TransactionTooLarge: with everything that was read, the request is larger than `transaction_size_max`.
+          TransactionTooLarge: with everything that was read, the request is larger than
+            `transaction_size_max`.
           TransactionTimeout, CoordinatorUnavailable: there was no answer in time.
         """
         self.core.require_active()
@@ -142,7 +146,8 @@ cdef class TransactionBase(Space):
           durable: return only when the commit is on disk.
 
         Raises:
-          InvalidArgumentError: `durable` where there is no log; nothing was sent, and the transaction is still active.
+          InvalidArgumentError: `durable` where there is no log; nothing was sent, and the transaction is
+            still active.
           ConflictError: another transaction committed first.
           TransactionStateError: it was committed or aborted already.
           CommitOutcomeUnknown: the coordinator went away and did not come back in time.
@@ -157,7 +162,7 @@ cdef class TransactionBase(Space):
             raise
 
     def abort(self):
-        """Give up: nothing of it will be seen."""
+        """End the transaction without applying any of its writes."""
         if self.core.state != STATE_ACTIVE or self.core.generation != fork_generation:
             self.core.refuse()
         self.core.finish(STATE_ABORTED)
@@ -191,14 +196,15 @@ cdef TransactionBase make_transaction(DatabaseBase db, TransactionCore core, byt
 cdef class ImplicitSpace:
     """One tag of one run outside any transaction: each call is a transaction of its own.
 
-    Writes are blind: they begin and commit inside the coordinator's order, in one round trip, and cannot conflict.
+    Writes are blind: they begin and commit inside the coordinator's order, in one round trip, and cannot
+    conflict.
     """
 
     def __init__(self):
         raise TypeError("an ImplicitSpace is not made directly: use db.space(run_id, tag)")
 
     cdef Space reading(self):
-        """A new snapshot, given back when the returned space goes."""
+        """A space on a new snapshot, which is released when the space is deallocated."""
         if self.db is None:
             self.__init__()
         return make_space(self.db.new_reader(self.prefix), self.prefix, self.raw)
@@ -232,7 +238,7 @@ cdef class ImplicitSpace:
         return commit_transaction(space.core, False).version
 
     def delete(self, key):
-        """Remove a key; whether it was there."""
+        """Remove a key; returns whether it was there."""
         cdef Space space = self.writing()
         space.core.drop(space.full_key(key), True)
         commit_transaction(space.core, False)
@@ -304,7 +310,8 @@ cdef class DatabaseBase:
     """Begins transactions over one engine handle; safe from several threads.
 
     Attributes:
-      transaction_class: what `begin` makes instances of: a subclass of `TransactionBase` without fields of its own.
+      transaction_class: what `begin` makes instances of: a subclass of `TransactionBase` without fields of
+        its own.
     """
 
     transaction_class = TransactionBase
@@ -332,10 +339,11 @@ cdef class DatabaseBase:
         return None if self.guard is None else self.guard.rule
 
     cdef StoreAttachment attach(self):
-        """The current store. Asks the handle when the last answer can no longer be used, when a key is due and nobody has let
-        it expire yet, and once a second.
+        """The current store. Asks the handle when the store at hand can no longer be used, when a key is due
+        to expire and has not expired yet, and once a second.
 
-        The mark in a store does not reach us when its name was lost together with its coordinator: then the handle knows.
+        A store whose name was lost together with its coordinator is never marked superseded; only the handle
+        can tell.
         """
         cdef i64 now = clock_coarse_ns()
         if self.current is None or not self.current.is_usable() or now >= self.next_look or self.current.is_due(now):
@@ -348,9 +356,10 @@ cdef class DatabaseBase:
         return self.attach()
 
     cdef bytes kv_prefix(self, object run):
-        """Namespace, run and KV tag. Parsing and encoding a run id is dear; what was asked for lately is kept.
+        """Namespace, run and KV tag. Parsing and encoding a run id is expensive, so recent prefixes are kept.
 
-        Run ids are immutable, so the object itself is a sound cache key: hashing a UUID costs as much as a read.
+        Hashing a UUID costs as much as a read. A run id is immutable, so its identity serves as the cache
+        key.
         """
         cdef tuple entry
         cdef bytes prefix
@@ -362,8 +371,10 @@ cdef class DatabaseBase:
         else:
             named = RunId.of(run)
             if not isinstance(run, (UUID, str)):
-                return self.kv_prefix(named)  # what knows a run may come to know another: it is not a cache key
-            # Known by identity: an id that a caller made of the same bits gets an error.
+                # An object that knows a run may later know another run, so it is not a cache key.
+                return self.kv_prefix(named)
+            # The reserved run is recognised by identity: an id that a caller makes of the same bits is
+            # refused.
             if named.int == 0 and named is not RESERVED_RUN:
                 raise reserved_run()
             prefix = self.base + named.bytes + b"\x01"
@@ -379,7 +390,7 @@ cdef class DatabaseBase:
         return with_tag(self.kv_prefix(run), tag)
 
     def prefix_of(self, run_id, tag=TAG_KV):
-        """What every stored key of one tag in a run begins with."""
+        """The prefix of every stored key of one tag in a run."""
         return self.tag_prefix(run_id, tag)
 
     cdef TransactionCore new_core(self, bytes prefix):
@@ -396,7 +407,8 @@ cdef class DatabaseBase:
         return core
 
     def first_key(self, bytes start not None):
-        """The first stored key (namespace, run, tag, user key) from `start` on, of any namespace; None when none is.
+        """The first stored key (namespace, run, tag, user key) from `start` on, of any namespace; None when
+        none is.
 
         For tools that go through a whole database. Raises as a read does.
         """
@@ -412,7 +424,7 @@ cdef class DatabaseBase:
         return core
 
     def begin(self, run_id, *, isolation=None, bint read_only=False, timeout=None, u64 attempts=1):
-        """An explicit transaction on a fresh snapshot; it never retries by itself.
+        """An explicit transaction on a fresh snapshot. It does not retry by itself.
 
         As a context manager it commits on a clean exit and aborts on an exception.
 
@@ -420,7 +432,7 @@ cdef class DatabaseBase:
           run_id: a RunId, a `uuid.UUID` or its text.
           isolation: "serializable" or "snapshot"; None: as the database was opened.
           read_only: refuse writes, and track no reads.
-          timeout: seconds after which every call raises TransactionTimeout; None: none.
+          timeout: seconds after which every call raises TransactionTimeout; None: no limit.
           attempts: which attempt this is, for the receipt.
         """
         cdef bytes prefix = self.kv_prefix(run_id)
@@ -467,5 +479,5 @@ cdef bint is_serializable(object isolation) except -1:
 
 cdef i64 deadline_after(object timeout) except -1:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
-        raise InvalidArgumentError(f"timeout must be a number of seconds from 0, got {timeout!r}", hint="None means none")
+        raise InvalidArgumentError(f"timeout must be a number of seconds from 0, got {timeout!r}", hint="timeout=None sets no limit")
     return clock_monotonic_ns() + <i64>(min(timeout, 1e9) * 1e9)

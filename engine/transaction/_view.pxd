@@ -1,4 +1,5 @@
-"""A process's view of one store: the mapping, its pin slots, and snapshots pinned through them. See _view.pyx."""
+"""A process's view of one store: the mapping, its pin slots, and snapshots pinned through them. See
+_view.pyx."""
 
 from cpython.buffer cimport Py_buffer
 
@@ -19,7 +20,8 @@ cdef enum:
 cdef u64 fork_generation            # grows by 1 in each forked child: handles of another generation are not ours
 
 
-# At TALLY_OFFSET of the channel segment; engine/coordinator/tally.py reads it. Written with the GIL, by the worker alone.
+# At TALLY_OFFSET of the channel segment; engine/coordinator/tally.py reads it. Written with the GIL, by the
+# worker alone.
 cdef struct Tally:
     u64 retries                     # transactions tried again
     u64 conflicts_read              # commits refused in the worker, by the kind of conflict
@@ -34,16 +36,16 @@ cdef class StoreAttachment:
     cdef bint store_held
     cdef bint channel_held
     cdef readonly bint retired
-    cdef readonly bint unserved     # nobody commits to this store any more: our own clock says what has expired
-    cdef bint shut                  # the handle was closed: nothing is read any more
+    cdef readonly bint unserved     # its coordinator is gone: our own clock decides what has expired
+    cdef bint shut                  # the handle was closed: reads raise DatabaseClosedError
     cdef u64 generation
     cdef Reader reader
     cdef const StoreHeader *header
     cdef u8 *slots
     cdef void *slots_high
-    cdef const void *closed         # u32: the coordinator looks at our slots no more
+    cdef const void *closed         # u32: the coordinator no longer looks at our slots
     cdef Tally *tally
-    cdef u32 high                   # own copy of slots_high: never re-read from shared memory
+    cdef u32 high                   # our copy of slots_high; shared memory is never read for it
     cdef u32 free_count
     cdef u32 free_slots[SLOT_COUNT]
     cdef u32 pin(self, u64 *version, i64 *expiry_time) except 0x7FFFFFFF

@@ -1,19 +1,20 @@
 """Snapshots of a store in shared memory: pinning a version, finding a key in it, copying a value out.
 
-Used by transactions, snapshots and implicit reads of one process, any thread holding the GIL. Who writes what: the
-store is mapped read-only; of the channel segment this module writes slot values, slot marks (to 0, when a slot
-is taken), `slots_high` and the tally; the coordinator writes marks, to revoke.
+Transactions, snapshots and implicit reads of one process use this, from any thread that holds the GIL. Who
+writes what: the store is mapped read-only. In the channel segment this module writes slot values, slot marks
+(to 0, when a slot is taken), `slots_high` and the tally. The coordinator writes a mark to revoke a pin.
 
-1. A slot belongs to one `PinnedView` from `pin` to `unpin`; the free list is private to the process and the GIL
-   guards it (nothing between taking and giving back a slot releases the GIL).
-2. Between pin and unpin every record visible at `version` stays in place, unless the pin is revoked. So pointers in a
-   `Found` are good for as long as the pin, and every copy through one is followed by a look at the mark.
-3. Bytes from the store are parsed only in private memory: a decoder that reads shared bytes twice could be
-   fed different ones once a pin is revoked.
-4. A forked child shares the slots' memory with its parent but owns none: all it may do with an inherited attachment
-   or view is let go of it, without touching a slot.
-5. A mark left over from the slot's last user can only equal the new value if that user held the same version;
-   the consequence is a spurious SnapshotExpired, never a missed one.
+1. A slot belongs to one `PinnedView` from `pin` to `unpin`. The free list is private to the process and
+   guarded by the GIL: nothing between taking and returning a slot releases the GIL.
+2. Between pin and unpin every record visible at `version` stays in place, unless the pin is revoked. The
+   pointers in a `Found` are therefore valid as long as the pin holds, and each copy through one is followed
+   by a check of the mark.
+3. Bytes from the store are parsed only in private memory. A decoder that read shared bytes twice could see
+   different ones once a pin is revoked.
+4. A forked child shares the memory of the slots with its parent but owns none of them. All it may do with an
+   inherited attachment or view is to drop it, without touching a slot.
+5. A mark left by the slot's last user can equal the new value only if that user held the same version. The
+   only consequence is a spurious SnapshotExpired; a revocation is never missed.
 """
 
 import os
@@ -57,8 +58,9 @@ cdef class StoreAttachment:
     """One process's mapping of one store, and the pin slots through which it holds snapshots.
 
     Args:
-      store: the store segment's memory (read-only will do); stays exported while the attachment lives.
-      channel: the channel segment's memory, writable; its header, slots and nothing else are used here.
+      store: the memory of the store segment, which may be read-only; it stays exported as long as the
+        attachment lives.
+      channel: the memory of the channel segment, writable; only its header, slots and tally are used here.
 
     Raises:
       CorruptionError: the memory is not a store of this build's layout.
@@ -100,7 +102,8 @@ cdef class StoreAttachment:
             PyBuffer_Release(&self.store_buffer)
 
     cdef u32 pin(self, u64 *version, i64 *expiry_time) except 0x7FFFFFFF:
-        """Hold a snapshot of the newest committed version, with its expiry time; the slot that holds it."""
+        """Pin the newest committed version. Returns the slot; `version` and `expiry_time` are those of the
+        snapshot."""
         cdef u32 slot, turns = 0
         cdef u8 *words
         cdef u64 newest = 0
@@ -118,7 +121,8 @@ cdef class StoreAttachment:
         slot = self.free_slots[self.free_count]
         if slot >= self.high:
             self.high = slot + 1
-            # Before the value: a scan that could miss the slot reads `slots_high` before the value was stored.
+            # Before the value: a scan that could miss the slot reads `slots_high` before the value was
+            # stored.
             store_seq_cst_u32(self.slots_high, self.high)
         words = self.slots + <u64>slot * SLOT_SIZE
         # Relaxed: a revoker compares with the value, which is stored after this.
@@ -127,12 +131,13 @@ cdef class StoreAttachment:
             turns += 1
             # Acquire: everything committed up to `newest` is visible to the walks that follow.
             newest = load_acquire_u64(&self.header.committed_version)
-            # Sequentially consistent, both: either the coordinator's scan sees this value, or we see its raised horizon.
+            # Sequentially consistent, both: either the coordinator's scan sees this value, or we see its
+            # raised horizon.
             store_seq_cst_u64(words, newest + 1)
             if load_seq_cst_u64(&self.header.gc_horizon) > newest:
                 continue
-            # Acquire: between two equal readings of the version, so the time is that of this version or was set since,
-            # and before the next version.
+            # Acquire: between two equal readings of the version, so the time is that of this version or was
+            # set since, and before the next version.
             expiry_time[0] = <i64>load_acquire_u64(&self.header.expiry_time)
             if load_acquire_u64(&self.header.committed_version) == newest:
                 break
@@ -142,8 +147,8 @@ cdef class StoreAttachment:
                 f"the store's header says that versions up to {self.header.gc_horizon} are gone, but the newest is {newest}",
                 expected="gc_horizon at or below committed_version",
             )
-        # Sequentially consistent: a coordinator that closes the channel sets the word, then reads the slots. So either it
-        # saw our value and revoked it, or we see the word and do so.
+        # Sequentially consistent: a coordinator that closes the channel sets the word, then reads the slots.
+        # So either it saw our value and revoked it, or we see the word and do so.
         if load_seq_cst_u32(self.closed):
             store_seq_cst_u64(words + 8, newest + 1)
         # A new coordinator marks this store before it reads the clock for its first commit.
@@ -161,29 +166,29 @@ cdef class StoreAttachment:
         self.free_count += 1
 
     cdef i64 clock(self) noexcept:
-        """The clock by which keys expire, in ns since the epoch; for what a ttl is added to."""
+        """The clock by which keys expire, in ns since the epoch. A ttl is added to it."""
         # Relaxed: see _expiry_time.pxd.
         return clock_monotonic_ns() + <i64>load_relaxed_u64(&self.header.clock_offset)
 
     cdef bint is_due(self, i64 now) noexcept:
         """Whether the expiry time should have been raised by `now`, a coarse monotonic time."""
         cdef i64 due = <i64>load_relaxed_u64(&self.header.next_due)
-        # The exact clock is read only close to the time, or past it.
+        # The exact clock is read only shortly before that time, or after it.
         return due != 0 and now + COARSE_NS_MAX >= due and clock_monotonic_ns() >= due
 
     cdef bint is_usable(self) noexcept:
-        # Acquire: pairs with the new coordinator's store before its first acknowledgement. A begin that follows an
-        # acknowledged commit in real time therefore sees the mark.
+        # Acquire: pairs with the new coordinator's store before its first acknowledgement. A begin that
+        # follows an acknowledged commit in real time therefore sees the mark.
         return (not self.retired and self.generation == fork_generation
                 and load_acquire_u32(&self.header.superseded) == 0 and load_acquire_u32(self.closed) == 0)
 
     cdef void note_retry(self) noexcept:
-        """A transaction is tried again: the coordinator does not hear of it otherwise. For display."""
+        """Count that a transaction is tried again, for `stats`: the coordinator cannot see it."""
         if self.generation == fork_generation:
             self.tally.retries += 1
 
     cdef void note_conflict(self, bint cas, bytes key) noexcept:
-        """A commit was refused without asking the commit core, because of this stored key. For display."""
+        """Count a commit that was refused early because of this stored key, for `stats`."""
         if self.generation != fork_generation:
             return
         if cas:
@@ -197,21 +202,22 @@ cdef class StoreAttachment:
         self.unserved = True
 
     def retire(self):
-        """Begin nothing more on this store. Snapshots already open stay readable."""
+        """Let no snapshot begin on this store from now on. Those that are open stay readable."""
         self.retired = True
 
     def shut_down(self):
-        """End what is open on this store, because its handle is closed: calls raise DatabaseClosedError from here on."""
+        """The handle is closed: calls on open snapshots raise DatabaseClosedError from now on."""
         self.shut = self.retired = True
 
     @property
     def usable(self):
-        """Whether new snapshots may begin here: not retired, superseded, thrown out, or inherited through a fork."""
+        """Whether new snapshots may begin here: not retired, superseded, thrown out, or inherited through a
+        fork."""
         return self.is_usable()
 
     @property
     def address(self):
-        """Where the store is mapped, for compiled neighbours that look at header words."""
+        """The address of the mapped store, for compiled modules that read its header."""
         return <size_t>self.store_buffer.buf
 
     @property
@@ -221,7 +227,7 @@ cdef class StoreAttachment:
 
     @property
     def incarnation(self):
-        """Which start of a coordinator made this store."""
+        """The number of the coordinator start that made this store."""
         return self.header.incarnation
 
     @property
@@ -238,7 +244,7 @@ cdef class StoreAttachment:
 @cython.no_gc
 @cython.auto_pickle(False)
 cdef class PinnedView:
-    """A snapshot of the store held by one pin slot; made by `open`, given back by `release` or by deallocation."""
+    """A snapshot held by one pin slot. `open` takes the slot; `release`, or deallocation, returns it."""
 
     def __cinit__(self):
         self.slot = NO_SLOT
@@ -267,8 +273,8 @@ cdef class PinnedView:
         if self.attachment.shut:
             return True
         words = self.attachment.slots + <u64>self.slot * SLOT_SIZE
-        # The fence keeps the copies before it from being read after the mark: memory is reused only after the mark
-        # is set, so a copy of reused bytes is always noticed. The value is our own word, relaxed.
+        # The fence keeps the copies before it from being read after the mark: memory is reused only after the
+        # mark is set, so a copy of reused bytes is always noticed. The value is our own word, relaxed.
         fence_acquire()
         return load_acquire_u64(words + 8) == load_relaxed_u64(words)
 
@@ -288,14 +294,15 @@ cdef class PinnedView:
         return 0
 
     cdef i64 now(self) noexcept:
-        """The one clock reading that a ttl is counted from and own writes are stamped with; taken when first needed.
-        Whether a key has expired is judged by `expiry_time`."""
+        """The one clock reading from which a ttl counts and with which own writes are stamped. It is taken
+        when first needed. It does not decide whether a key has expired; `expiry_time` does."""
         if self.clock == 0:
             self.clock = clock_realtime_ns() if self.attachment is None else self.attachment.clock()
         return self.clock
 
     cdef int find(self, const u8 *key, u32 key_size, Found *found) except -1:
-        """1 if the key has a live value at `version`, 0 if it is absent or expired. REQUIRES: require_alive was called."""
+        """1 if the key has a live value at `version`, 0 if it is absent or expired. REQUIRES: require_alive
+        was called."""
         cdef Reader *reader = &self.attachment.reader
         cdef int status = reader_get(reader, key, key_size, key_hash(key, key_size, reader.hash_seed), self.version, found)
         # The answer is good only if the pin held throughout the walk, absence included.

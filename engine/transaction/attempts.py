@@ -1,9 +1,10 @@
 """Running transactions again until they commit: `db.transaction`, `@db.transactional` and `db.attempts`.
 
-1. Each attempt is a transaction of its own on a fresh snapshot. Only a conflict of *that* transaction, or the loss of
-   its snapshot, leads to another attempt; whatever else the function raises aborts it and goes to the caller.
-2. A `TransactionTimeout` is never reported as a conflict, nor a conflict as a timeout: past the deadline the timeout is
-   raised, with the last conflict as its cause.
+1. Each attempt is a transaction of its own on a fresh snapshot. Only a conflict of *that* transaction, or the
+   loss of its snapshot, leads to another attempt. Any other exception aborts the transaction and goes to the
+   caller.
+2. A timeout is not reported as a conflict. After the deadline `TransactionTimeout` is raised, with the last
+   conflict as its cause.
 3. An unknown outcome is not retried: the commit may have happened.
 """
 
@@ -37,7 +38,7 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 X = TypeVar("X", bound=Transaction)
 
-# In what follows `begin` is that of the database, with its keywords.
+# In the functions below, `begin` is the method of the database.
 
 # A function that commits by itself what its transaction read loses to itself at each attempt. That often in a row it
 # is no accident, and further attempts would only repeat its side effects. A caller's own policy or timeout is kept to.
@@ -49,13 +50,13 @@ _LAZY_FLAGS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GEN
 
 
 class TransactionalFunction(Protocol[P, T_co]):
-    """What `@db.transactional` makes: call it with a run id, or with a transaction to join."""
+    """A function decorated with `@db.transactional`: call it with a run id, or with a transaction to join."""
 
     def __call__(self, run_or_txn: Any, /, *args: P.args, **kwargs: P.kwargs) -> T_co: ...
 
 
 def refuse_lazy_function(fn: Callable[..., Any]) -> None:
-    """Refuse functions whose body runs only after they returned: the transaction would be over by then.
+    """Refuse a function whose body runs only after it has returned, when the transaction is over.
 
     Raises:
       InvalidArgumentError: not callable, or a generator or async function.
@@ -103,7 +104,7 @@ def deadline_of(timeout: float | None) -> float | None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
         raise InvalidArgumentError(
-            f"timeout must be a number of seconds from 0, got {timeout!r}", hint="None: none"
+            f"timeout must be a number of seconds from 0, got {timeout!r}", hint="timeout=None sets no limit"
         )
     return time.monotonic() + min(timeout, TIMEOUT_MAX)
 
@@ -117,7 +118,8 @@ def _require_policy(retry: object) -> None:
 
 
 class _Retrying(Generic[X]):
-    """The bookkeeping shared by `run_transaction` and `attempts`: what was tried, what comes next."""
+    """The bookkeeping that `run_transaction` and `attempts` share: attempts made, pauses left, the
+    deadline."""
 
     __slots__ = (
         "_begin",
@@ -157,7 +159,7 @@ class _Retrying(Generic[X]):
         return self._begin(self._run_id, isolation=self._isolation, timeout=left, attempts=self.count)
 
     def pause(self, error: ConflictError | SnapshotExpired) -> None:
-        """Wait before the next attempt, or raise because there is none."""
+        """Wait before the next attempt; raise if there is none left."""
         self._lost_to_itself = self._lost_to_itself + 1 if "own_commit" in error.details else 0
         if self._lost_to_itself == self._loses_at_most:
             raise self._exhausted(error) from error
@@ -185,9 +187,11 @@ class _Retrying(Generic[X]):
 
 
 def _calls_for_retry(txn: Transaction, error: BaseException) -> bool:
-    """Whether `error`, met while `txn` was in use, is that transaction's own conflict or lost snapshot."""
+    """Whether `error`, raised while `txn` was in use, is a conflict or a lost snapshot of that very
+    transaction."""
     if isinstance(error, SnapshotExpired):
-        # Asked before the pin is given back; after a failed commit there is none left to ask.
+        # Call this before the pin is released: `expired` is a property of the pin. A failed commit has
+        # released it.
         return txn.expired or txn.status is TransactionStatus.ABORTED
     # A conflict of another transaction inside the function leaves this one active.
     return isinstance(error, ConflictError) and txn.status is TransactionStatus.ABORTED
@@ -202,7 +206,7 @@ def run_transaction(
     timeout: float | None = None,
     isolation: IsolationName | None = None,
 ) -> T:
-    """Call `fn(txn)` and commit, again on a fresh snapshot after each conflict; what `fn` returned.
+    """Call `fn(txn)` and commit; after a conflict try again on a fresh snapshot. Returns what `fn` returned.
 
     Raises:
       RetriesExhausted: it conflicted on every attempt that `retry` allows.
@@ -243,7 +247,7 @@ def transactional(
     timeout: float | None,
     isolation: IsolationName | None,
 ) -> TransactionalFunction[P, T]:
-    """The function that runs `fn` in a transaction of its own, or joins the one it is given."""
+    """A function that runs `fn` in a transaction of its own, or in the one that it is given."""
     refuse_lazy_function(fn)
 
     @functools.wraps(fn)
@@ -265,11 +269,12 @@ def transactional(
 class Attempt(Generic[X]):
     """One pass of the loop `for attempt in db.attempts(run_id): with attempt as txn: ...`.
 
-    A conflict at the end of the block is kept back and makes the loop go on; everything else goes to the caller.
+    A conflict at the end of the block is kept in `conflict`, and the loop continues. Any other exception goes
+    to the caller.
 
     Attributes:
       number: which attempt this is, from 1.
-      conflict: why it has to be made again; None before its end, and when it need not be.
+      conflict: why another attempt is needed; None before the end of the block, and when none is needed.
     """
 
     __slots__ = ("_begin", "_txn", "conflict", "number")
@@ -282,7 +287,7 @@ class Attempt(Generic[X]):
 
     @property
     def entered(self) -> bool:
-        """Whether its block was begun."""
+        """Whether its block was entered."""
         return self._txn is not None
 
     def __repr__(self) -> str:
@@ -322,7 +327,7 @@ def attempts(
     timeout: float | None,
     isolation: IsolationName | None,
 ) -> Generator[Attempt[X]]:
-    """The loop behind `db.attempts`: goes on until an attempt committed, or its policy gives up."""
+    """The loop behind `db.attempts`: it ends when an attempt has committed or the policy allows no more."""
     # Wrong arguments are refused at the call, not at the first pass of the loop.
     return _attempts(_Retrying(begin, run_id, retry, timeout, isolation))
 
@@ -333,7 +338,7 @@ def _attempts(retrying: _Retrying[X]) -> Generator[Attempt[X]]:
         try:
             yield attempt
         except GeneratorExit:
-            # The loop was left by break or return, and nobody will run the block again.
+            # The loop was left by break or return, so the block is not run again.
             if attempt.conflict is not None:
                 raise _lost(attempt.conflict) from attempt.conflict
             raise

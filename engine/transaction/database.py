@@ -1,7 +1,8 @@
-"""A database as users hold it: transactions with retries, one-operation transactions, snapshots, administration.
+"""A database as users hold it: transactions with retries, one-operation transactions, snapshots,
+administration.
 
-1. It owns nothing but its handle and the namespace it is bound to: `db.namespace(...)` gives another face of the same
-   engine, and closing one closes all.
+1. It owns nothing but its handle and the namespace it is bound to: `db.namespace(...)` gives another face of
+   the same engine, and closing one closes all.
 2. Safe from several threads. A fork is harmless: the child attaches anew at its first call.
 3. It pickles as a way to attach, if its handle does.
 """
@@ -56,8 +57,8 @@ class Database(Extensible, DatabaseBase, Generic[X]):
 
     Args:
       handle: the engine.
-      isolation: of transactions that do not say: "serializable" or "snapshot".
-      namespace: tenant, app and agent whose runs these are; None: the default ones.
+      isolation: of a transaction that does not name one: "serializable" or "snapshot".
+      namespace: the tenant, app and agent to which the runs belong; None: the default ones.
       codec: how values are stored; None: without hooks for types of the user's own.
       run_rule: which runs may be written to; None: all. It has to pickle.
     """
@@ -107,14 +108,14 @@ class Database(Extensible, DatabaseBase, Generic[X]):
     ) -> T:
         """Call `fn(txn)` and commit; on a conflict again, on a fresh snapshot. Returns what `fn` returned.
 
-        `fn` may be called several times: what it does besides using `txn` should bear that. Using this database inside
-        it is allowed, in transactions of their own.
+        `fn` may be called several times, so its other effects must bear repetition. It may use this database
+        for transactions of their own.
 
         Args:
           run_id: the run that `txn` shows.
           fn: not a generator or async function.
           retry: how often, after which pauses.
-          timeout: seconds for all attempts together; None: none.
+          timeout: seconds for all attempts together; None: no limit.
           isolation: None: as the database was opened.
 
         Raises:
@@ -145,7 +146,8 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         timeout: float | None = None,
         isolation: IsolationName | None = None,
     ) -> Any:
-        """Decorator for `f(txn, ...)`: `f(run_id, ...)` then runs as by `transaction`, and `f(txn, ...)` joins.
+        """Decorator for `f(txn, ...)`: `f(run_id, ...)` then runs as by `transaction`, and `f(txn, ...)`
+        joins.
 
         Raises:
           InvalidArgumentError: `f` is a generator or async function.
@@ -164,14 +166,15 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         timeout: float | None = None,
         isolation: IsolationName | None = None,
     ) -> Iterator[Attempt[X]]:
-        """The same retries for code that cannot be a function.
+        """Retries for code that cannot be put into a function.
 
             for attempt in db.attempts(run_id):
                 with attempt as txn:
                     ...
 
-        Leave the block at its end. A `break` or `return` in it commits too, but a commit that then conflicts cannot be
-        tried again: the loop ends with a ConflictError, which Python can only print (`sys.unraisablehook`).
+        Leave the block at its end. A `break` or `return` in it commits too, but a commit that then conflicts
+        cannot be tried again: the loop ends with a ConflictError, which Python can only print
+        (`sys.unraisablehook`).
         """
         return attempts(self.begin, run_id, retry=retry, timeout=timeout, isolation=isolation)
 
@@ -186,11 +189,12 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         return self.space(run_id, KV).get_versioned(key)
 
     def put(self, run_id: Run, key: UserKey, value: Any, *, ttl: float | timedelta | None = None) -> int:
-        """Set a key; the commit's version. It cannot conflict: it begins and commits inside the coordinator's order."""
+        """Set a key; returns the version of the commit. It begins and commits in one step, so it cannot
+        conflict."""
         return self.space(run_id, KV).put(key, value, ttl=ttl)
 
     def delete(self, run_id: Run, key: UserKey) -> bool:
-        """Remove a key; whether it was there."""
+        """Remove a key; returns whether it was there."""
         return self.space(run_id, KV).delete(key)
 
     def cas(
@@ -202,7 +206,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         *,
         ttl: float | timedelta | None = None,
     ) -> int:
-        """Set a key if its version is the expected one (0: absent); the new version.
+        """Set a key if its version is the expected one (0: absent); returns the new version.
 
         Raises:
           CASConflict: it has another version.
@@ -214,7 +218,8 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         return self.space(run_id, KV).exists(key)
 
     def increment(self, run_id: Run, key: UserKey, by: int = 1) -> int:
-        """Add to an integer, where an absent key counts as 0; the new value. Increments cannot conflict.
+        """Add to an integer, where an absent key counts as 0; returns the new value. Increments cannot
+        conflict.
 
         Raises:
           NotAnIntegerError: the key holds something else; nothing was changed.
@@ -232,13 +237,14 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         limit: int | None = None,
         reverse: bool = False,
     ) -> Iterator[tuple[str, VersionedValue]]:
-        """(key, VersionedValue) of the keys with a prefix, in key order, on one snapshot, read while iterated.
+        """(key, VersionedValue) of the keys with a prefix, in key order, on one snapshot, read while
+        iterated.
 
         Args:
-          start: the first key that may come.
-          end: the first key that may not.
-          limit: at most so many.
-          reverse: from the last to the first.
+          start: no key before this one.
+          end: no key from this one on.
+          limit: the most rows.
+          reverse: from the last key to the first.
         """
         return self.space(run_id, KV).scan(prefix, start=start, end=end, limit=limit, reverse=reverse)
 
@@ -257,19 +263,19 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         return [*self.space(run_id, KV).keys(prefix, limit=limit, raw=raw)]
 
     def snapshot(self, run_id: Run) -> SharedSnapshotView:
-        """A read-only view of a run; needs no coordinator, and goes on working while it is down. Close it when done."""
+        """A read-only view of a run. It works while the coordinator is down. Close it when done."""
         return SharedSnapshotView(self.begin(run_id, read_only=True))
 
     # --- Namespaces ------------------------------------------------------------------------------------
 
     @property
     def current_namespace(self) -> Namespace:
-        """Tenant, app and agent whose runs these are."""
+        """The tenant, app and agent to which the runs belong."""
         namespace: Namespace = self.namespace_
         return namespace
 
     def namespace(self, tenant: str | None = None, app: str | None = None, agent: str | None = None) -> Self:
-        """The same database for another tenant, app or agent; what is left out stays as it is here."""
+        """The same database for another tenant, app or agent. A part that is left out stays as it is here."""
         here = self.current_namespace
         chosen = Namespace(
             here.tenant if tenant is None else tenant,
@@ -288,7 +294,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
 
     @property
     def isolation(self) -> Literal["serializable", "snapshot"]:
-        """The isolation of transactions that do not say."""
+        """The isolation of a transaction that does not name one."""
         return self._isolation
 
     @property
@@ -303,14 +309,13 @@ class Database(Extensible, DatabaseBase, Generic[X]):
     def stats(self) -> dict[str, Any]:
         """Figures of the engine since the coordinator started, from all processes.
 
-        Commits, aborts by kind, retries, hot keys, sizes, latencies, workers.
-
-        `conflicts_found_early` of the conflicts were found in the workers, without asking the coordinator.
+        They are commits, aborts by kind, retries, hot keys, sizes, latencies and workers.
+        `conflicts_found_early` counts the conflicts that workers found without asking the coordinator.
         """
         return self.handle.admin({"kind": "stats"})
 
     def close(self) -> None:
-        """Let go of the engine; every namespace of this database is closed with it. Closing twice is harmless."""
+        """Close the engine, and with it every namespace of this database. Closing twice is harmless."""
         self.handle.close()
 
     def __enter__(self) -> Self:

@@ -1,11 +1,12 @@
-"""The seam between a database's worker side and whatever commits for it.
+"""The interface between the worker's side of a database and the engine that commits for it.
 
-There are two engines: a coordinator process reached through shared-memory rings (client/shared_handle.py), and the
-in-process commit core of `open_in_memory` (client/local_handle.py). Everything above them (transactions, retries,
-snapshots, primitives) is the same code for both. Another engine, a distributed one for instance, would implement
-these few methods.
+There are two engines: a coordinator process reached through shared-memory rings (client/shared_handle.py),
+and the in-process commit core of `open_in_memory` (client/local_handle.py). Everything above them
+(transactions, retries, snapshots, primitives) is the same code for both. Another engine, a distributed one
+for instance, would implement these few methods.
 
-1. A handle may be used from several threads; each call of `submit` is one commit request and waits for its answer.
+1. A handle may be used from several threads; each call of `submit` is one commit request and waits for its
+   answer.
 2. After a fork the child's first call of `attachment` or `submit` attaches anew.
 3. `submit` returns exactly one outcome for a request, across restarts of the coordinator.
 """
@@ -43,10 +44,10 @@ class EngineHandle(Protocol):
     def attachment(self) -> StoreAttachment:
         """The store to begin snapshots on.
 
-        Attaches anew after a fork, when a new coordinator marked the store superseded, or when no coordinator can
-        mark it any longer; otherwise returns the same object. A database asks when it cannot use its last attachment,
-        and about once a second when a transaction begins.
-        May block while attaching, for as long as a coordinator takes to start.
+        Attaches anew after a fork, when a new coordinator marked the store superseded, or when no coordinator
+        can mark it any longer. Otherwise it returns the same object. A database asks when it cannot use its
+        last attachment, and about once a second when a transaction begins. Attaching may block as long as a
+        coordinator takes to start.
 
         Raises:
           CoordinatorUnavailable: there is no store to attach to and none could be made in time.
@@ -77,7 +78,8 @@ class EngineHandle(Protocol):
         """
 
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Ask the control plane: `{"kind": "checkpoint" | "stats" | ...}`; returns its answer."""
+        """Send a message such as `{"kind": "stats"}` to the control plane; returns the answer."""
 
     def close(self) -> None:
-        """Let go of the engine. Open transactions on it end with errors; closing twice is harmless."""
+        """Close the engine. Calls on its open transactions raise errors from then on. Closing twice is
+        harmless."""

@@ -1,9 +1,10 @@
-"""How a primitive becomes `txn.<name>` and `db.<name>` without the engine knowing of it.
+"""Extensions: how a primitive becomes `txn.<name>` and `db.<name>` although the engine does not know it.
 
-1. An extension is a name and a factory. The factory takes the transaction or the database and returns a facade. It is
-   called at each access, so a facade should be cheap and hold nothing but its owner.
+1. An extension is a name and a factory. The factory takes the transaction or the database and returns a
+   facade. It is called at each access, so a facade should be cheap and hold nothing but its owner.
 2. A factory may be named as text, "package.module:attribute". It is then imported at the first use.
-3. Registration changes no class: `Database` and `Transaction` look here for a name that they do not have themselves.
+3. Registration changes no class: `Database` and `Transaction` look here for a name that they do not have
+   themselves.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _factory(name: str) -> Factory:
 
 
 def register_extension(name: str, factory: Factory | str) -> None:
-    """Make `txn.<name>` and `db.<name>` give what `factory` makes of the transaction or database.
+    """Make `txn.<name>` and `db.<name>` return what `factory` makes of the transaction or database.
 
     Registering the same factory again changes nothing.
 
@@ -65,7 +66,7 @@ def register_extension(name: str, factory: Factory | str) -> None:
 
     Raises:
       InvalidArgumentError: not a usable name or factory.
-      AlreadyExistsError: the name means something else already.
+      AlreadyExistsError: the name already has another meaning.
     """
     if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
         raise InvalidArgumentError(

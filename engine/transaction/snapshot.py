@@ -1,9 +1,9 @@
 """Read-only views of one run at one version.
 
-`SharedSnapshotView` holds a pin in the shared store. It is made in O(1) whatever the size, is read without the
-coordinator, and offers every read of a read-only transaction, primitives included. It keeps what it can see from being
-reclaimed, so it is closed when done (or revoked when held too long: `SnapshotExpired`). `ClonedSnapshotView` is a
-private copy that pins nothing, lives as long as it likes, and pickles.
+`SharedSnapshotView` holds a pin in the shared store. Making one takes O(1), and reading it needs no
+coordinator. It offers every read of a read-only transaction, primitives included. What it can see is not
+reclaimed, so close it when done; one that is held too long is revoked (`SnapshotExpired`).
+`ClonedSnapshotView` is a private copy. It pins nothing, lives as long as it is needed, and pickles.
 
 1. Both show exactly the committed state at `version`, less what had expired when the view was made.
 2. What they return is a fresh object each time.
@@ -27,7 +27,7 @@ from .transaction import Transaction
 
 __all__ = ["ClonedSnapshotView", "SharedSnapshotView", "SnapshotView"]
 
-_ANY_SIZE = 1 << 31  # what was stored once may always be copied
+_ANY_SIZE = 1 << 31  # a value that was stored may always be copied
 
 
 @runtime_checkable
@@ -49,7 +49,7 @@ class SharedSnapshotView(Extensible):
     """A pinned view of the shared store; made by `db.snapshot(run_id)`. A context manager.
 
     Args:
-      transaction: read-only, and not used by anybody else.
+      transaction: read-only, and used by this view alone.
     """
 
     __slots__ = ("_run_id", "_transaction", "_version")
@@ -199,7 +199,7 @@ class SharedSnapshotView(Extensible):
         return ClonedSnapshotView(self.version, self.scan_prefix(prefix), self._open.codec)
 
     def close(self) -> None:
-        """Give the pin back. Closing twice is harmless."""
+        """Release the pin. Closing twice is harmless."""
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
             transaction.__exit__(TransactionStateError, None, None)
@@ -218,7 +218,8 @@ class SharedSnapshotView(Extensible):
 
 
 class ClonedSnapshotView:
-    """A private copy of part of a run; holds encoded values, so that each read gives a fresh object. Pickles.
+    """A private copy of part of a run. It holds encoded values, so each read gives a fresh object. It
+    pickles.
 
     Args:
       version: of the state the rows come from.

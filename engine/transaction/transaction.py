@@ -1,17 +1,18 @@
 """The transaction that users hold.
 
 The work is compiled: `_transaction.pyx` (calls and arguments), `_core.pyx` (read set, effects, checks),
-`_scan.pyx` (ordered walks) and `_commit.pyx` (the commit). The class here adds the extensions (`extensions.py`); it
-adds no state and no cost to a call.
+`_scan.pyx` (ordered walks) and `_commit.pyx` (the commit). The class here adds the extensions
+(`extensions.py`); it adds no state and no cost to a call.
 
-Semantics that follow from there, in one place:
+The semantics, in one place:
 
-1. Reads see the snapshot at `start_version` under the transaction's own writes. A scan sees the own writes made
-   before `scan` was called; the commit checks the part of a scan that was really walked.
-2. `get_versioned` of an own write reports the version of the committed value it replaces: what a cas in the same
-   transaction has to expect, so read and cas may be repeated. After an own delete that is 0: absent.
+1. Reads see the snapshot at `start_version` with the transaction's own writes on top. A scan sees the writes
+   that were made before `scan` was called. The commit checks the part of a scan that was walked.
+2. `get_versioned` of an own write reports the version of the committed value that it replaces. This is the
+   version that a cas in the same transaction has to expect, so read and cas may be repeated. After an own
+   delete it is 0.
 3. A put or delete after a cas of the same key replaces its effect and keeps its check.
-4. A transaction that wrote nothing commits without asking anybody, at its `start_version`.
+4. A transaction that wrote nothing commits at its `start_version` without asking the coordinator.
 5. A transaction is for one thread. Touched after a fork, in the child, it raises ForkedHandleError.
 """
 
@@ -25,17 +26,17 @@ __all__ = ["CommitReceipt", "ImplicitSpace", "Space", "Transaction", "Transactio
 
 
 class Transaction(Extensible, TransactionBase):
-    """One unit of work on one snapshot, in one run: reads and writes of it, then `commit` or `abort`.
+    """One unit of work on one snapshot, in one run: reads and writes, then `commit` or `abort`.
 
-    `db.begin(run_id)` makes one, and `db.transaction(run_id, fn)` calls `fn` with one. As a context manager it commits
-    at the end of the block, and aborts when an exception leaves it.
+    `db.begin(run_id)` makes one, and `db.transaction(run_id, fn)` calls `fn` with one. As a context manager
+    it commits at the end of the block, and aborts when an exception leaves it.
 
         with db.begin(run_id) as txn:
             txn.put("plan", [*txn.get("plan", []), "think"])
 
-    A transaction belongs to one thread of one process. Read or written by another thread it raises
-    TransactionStateError, touched in the child of a fork ForkedHandleError. Any thread may commit or abort it, and what
-    is read-only may be shared.
+    A transaction belongs to one thread of one process. Read or written by another thread, it raises
+    TransactionStateError; touched in the child of a fork, ForkedHandleError. Any thread may commit or abort it, and a
+    read-only transaction may be shared.
     """
 
     __slots__ = ()
