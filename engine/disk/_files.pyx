@@ -7,8 +7,8 @@ recorded when a trace is on, so a test can rebuild what a power cut may leave be
 Invariants:
 1. No write is taken for done before all of its bytes are (short writes are continued).
 2. fsync and fdatasync are called once: EINTR is the only error that is repeated, never EIO.
-3. A call is recorded after it succeeded and before it returns; `trace_mark` puts the test's own notes in order
-   with the calls. The trace's own file is written directly, with no hooks.
+3. A call is recorded after it succeeded and before it returns; `trace_mark` puts the test's own notes in
+   order with the calls. The trace's own file is written directly, with no hooks.
 """
 
 from libc.errno cimport EFAULT, EINTR, EIO, ENOSPC, errno
@@ -128,7 +128,7 @@ cdef int _take(int which, i64 *limit, bint *torn) noexcept nogil:
 
 
 cdef int _enter(int which, i64 *limit, bint *torn) noexcept nogil:
-    """Pass the failpoints of one call: its errno if it is to fail; for a write how many bytes it may transfer."""
+    """Pass the failpoints of one call: the errno it fails with, and for a write the bytes it may transfer."""
     cdef int error, specific
     limit[0] = NO_LIMIT
     torn[0] = False
@@ -188,28 +188,44 @@ cdef i64 file_read(int fd, u8 *into, u64 size, u64 offset) noexcept nogil:
     return done
 
 
-cdef i64 file_write(int fd, const u8 *data, u64 size, u64 offset) noexcept nogil:
+cdef i64 _transfer(int fd, u8 *map, const u8 *data, u64 size, u64 offset) noexcept nogil:
+    """Write all of `data`: with pwrite if `map` is NULL, else by a guarded copy to `map`."""
     cdef u64 done = 0
     cdef i64 count, limit
-    cdef bint torn
+    cdef bint torn, copied = True
     cdef int error
     while done < size:
         error = _enter(FP_FILE_WRITE, &limit, &torn)
         if error:
             return -error
         count = size - done
-        count = c_pwrite(fd, data + done, count if count < limit else limit, offset + done)
-        if count < 0:
-            if errno == EINTR:
-                continue
-            return -errno
+        if count > limit:
+            count = limit
+        if map != NULL:
+            copied = guarded_copy(map + done, data + done, count)
+        else:
+            count = c_pwrite(fd, data + done, count, offset + done)
+            if count < 0:
+                if errno == EINTR:
+                    continue
+                return -errno
         if torn:
             failpoint_perform(ACTION_KILL, 0)
+        if not copied:
+            return -EFAULT
         if count == 0:
             return -ENOSPC      # a file that takes no byte will not take one the next time either
         _trace(TRACE_WRITE, fd, offset + done, data + done, count, NULL, 0)
         done += count
     return done
+
+
+cdef i64 file_write(int fd, const u8 *data, u64 size, u64 offset) noexcept nogil:
+    return _transfer(fd, NULL, data, size, offset)
+
+
+cdef i64 file_store(int fd, u8 *map, const u8 *data, u64 size, u64 offset) noexcept nogil:
+    return _transfer(fd, map, data, size, offset)
 
 
 cdef u8 *file_map(int fd, u64 *offset, u64 *size) noexcept nogil:
@@ -223,61 +239,27 @@ cdef void file_unmap(u8 *map, u64 size) noexcept nogil:
     c_munmap(map, size)
 
 
-cdef i64 file_store(int fd, u8 *map, const u8 *data, u64 size, u64 offset) noexcept nogil:
-    cdef u64 done = 0
-    cdef i64 count, limit
-    cdef bint torn, copied
-    cdef int error
-    while done < size:
-        error = _enter(FP_FILE_WRITE, &limit, &torn)
-        if error:
-            return -error
-        count = size - done
-        if count > limit:
-            count = limit
-        copied = guarded_copy(map + done, data + done, count)
-        if torn:
-            failpoint_perform(ACTION_KILL, 0)
-        if not copied:
-            return -EFAULT
-        if count == 0:
-            return -ENOSPC      # as file_write
-        _trace(TRACE_WRITE, fd, offset + done, data + done, count, NULL, 0)
-        done += count
-    return done
+cdef i64 _sync(int fd, int failpoint, bint data_only, int traced) noexcept nogil:
+    cdef int error = _pass(failpoint)
+    if error:
+        return -error
+    while c_fdatasync(fd) if data_only else c_fsync(fd):
+        if errno != EINTR:
+            return -errno
+    _trace(traced, fd, data_only, NULL, 0, NULL, 0)
+    return 0
 
 
 cdef i64 file_sync(int fd) noexcept nogil:
-    cdef int error = _pass(FP_FILE_SYNC)
-    if error:
-        return -error
-    while c_fsync(fd):
-        if errno != EINTR:
-            return -errno
-    _trace(TRACE_SYNC, fd, 0, NULL, 0, NULL, 0)
-    return 0
+    return _sync(fd, FP_FILE_SYNC, False, TRACE_SYNC)
 
 
 cdef i64 file_datasync(int fd) noexcept nogil:
-    cdef int error = _pass(FP_FILE_SYNC)
-    if error:
-        return -error
-    while c_fdatasync(fd):
-        if errno != EINTR:
-            return -errno
-    _trace(TRACE_SYNC, fd, 1, NULL, 0, NULL, 0)
-    return 0
+    return _sync(fd, FP_FILE_SYNC, True, TRACE_SYNC)
 
 
 cdef i64 file_sync_directory(int fd) noexcept nogil:
-    cdef int error = _pass(FP_FILE_DIRECTORY_SYNC)
-    if error:
-        return -error
-    while c_fsync(fd):
-        if errno != EINTR:
-            return -errno
-    _trace(TRACE_DIRECTORY_SYNC, fd, 0, NULL, 0, NULL, 0)
-    return 0
+    return _sync(fd, FP_FILE_DIRECTORY_SYNC, False, TRACE_DIRECTORY_SYNC)
 
 
 cdef i64 file_truncate(int fd, u64 size) noexcept nogil:

@@ -1,8 +1,8 @@
 """Audit of every invariant of the store, for tests, stress runs and `occamdb check`.
 
-Walks everything once with a private bitmap of one bit per 16 bytes: each block the store knows of is marked by
-whoever owns it. A block marked twice, a mark where the allocator has no block, or a sum that differs from what
-the allocator handed out (a leak) is an error. The writer's thread only; also sound inside a batch.
+Walks everything once with a private bitmap of one bit per 16 bytes: each block that the store knows of is
+marked by its owner. A block marked twice, a mark where the allocator has no block, or a sum that differs from
+what the allocator handed out (a leak) is an error. The writer's thread only; also sound inside a batch.
 """
 
 from libc.stdio cimport snprintf
@@ -10,7 +10,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from ...ipc._atomics cimport u8, u32, u64
-from ._arena cimport arena_block_size, arena_check
+from ._arena cimport arena_block_size
+from ._arena_check cimport arena_check
 from ._hash_index cimport hash_find
 from ._layout cimport BUCKET_SLOTS, HEIGHT_MAX, PAGE_SIZE, RANGE_BLOCK_SIZE, RANGE_SLOTS, RECORD_SIZE, RECORD_TOMBSTONE
 from ._layout cimport Bucket, Node, Record, block_at, bucket_at, key_compare, key_hash, node_at, node_key, node_next
@@ -41,7 +42,7 @@ cdef int fail(Audit *audit, const char *what, u64 where) noexcept nogil:
 
 
 cdef inline bint mark(u64 *marks, u32 ref) noexcept nogil:
-    """Was the bit clear?"""
+    """Set the bit of a ref. True: it was clear."""
     cdef u64 bit = <u64>1 << (ref & 63)
     if marks[ref >> 6] & bit:
         return False
@@ -50,7 +51,9 @@ cdef inline bint mark(u64 *marks, u32 ref) noexcept nogil:
 
 
 cdef u64 claim(Audit *audit, u32 ref, u64 need) noexcept nogil:
-    """Mark a block as owned; its size, or 0 when it is no block, too small, or owned by another already."""
+    """Mark a block as owned, and return its size. 0: it is not a block, is too small, or has an owner
+    already.
+    """
     cdef u64 size = arena_block_size(&audit.store.arena, ref)
     if size < need or not mark(audit.marks, ref):
         return 0
@@ -66,7 +69,7 @@ cdef int check_chain(Audit *audit, u32 node) noexcept nogil:
     while ref:
         size = claim(audit, ref, RECORD_SIZE)
         if size == 0:
-            return fail(audit, "record is no block of its own", ref)
+            return fail(audit, "record is not a block of its own", ref)
         record = record_at(s.base, ref)
         if RECORD_SIZE + <u64>record.value_size > size:
             return fail(audit, "record larger than its block", ref)
@@ -92,7 +95,7 @@ cdef int check_node(Audit *audit, u32 ref, u32 previous) noexcept nogil:
     cdef Node *before
     cdef u64 size = claim(audit, ref, 16)
     if size == 0:
-        return fail(audit, "node is no block of its own", ref)
+        return fail(audit, "node is not a block of its own", ref)
     if node.height == 0 or node.height > HEIGHT_MAX or 16 + 4 * <u64>node.height + node.key_size > size:
         return fail(audit, "node with impossible height or key size", ref)
     if previous != s.order.first:
@@ -115,7 +118,7 @@ cdef int check_order(Audit *audit) noexcept nogil:
     cdef u32 level, previous = s.order.first, ref
     cdef Node *node
     if claim(audit, s.order.first, 16 + 4 * HEIGHT_MAX) == 0:
-        return fail(audit, "first node is no block", s.order.first)
+        return fail(audit, "first node is not a block", s.order.first)
     for level in range(HEIGHT_MAX):
         expected[level] = node_next(node_at(s.base, previous))[level]
     while expected[0]:
@@ -145,7 +148,7 @@ cdef int check_bucket_chain(Audit *audit, u64 index, u64 *found) noexcept nogil:
     while ref:
         buckets += 1
         if claim(audit, ref, 256) == 0:
-            return fail(audit, "bucket is no block of its own", ref)
+            return fail(audit, "bucket is not a block of its own", ref)
         audit.index_bytes += 256
         bucket = bucket_at(s.base, ref)
         depth = bucket.depth
@@ -174,11 +177,11 @@ cdef int check_hash(Audit *audit) noexcept nogil:
     if s.header.hash_root != (<u64>s.hashes.directory << 8 | depth):
         return fail(audit, "hash root differs from the writer's", s.header.hash_root)
     if claim(audit, s.hashes.directory, bytes) == 0:
-        return fail(audit, "hash directory is no block of its own", s.hashes.directory)
+        return fail(audit, "hash directory is not a block of its own", s.hashes.directory)
     audit.index_bytes += bytes
     for i in range(<u64>1 << depth):
         if arena_block_size(&s.arena, directory[i]) == 0:
-            return fail(audit, "directory entry is no block", i)
+            return fail(audit, "directory entry is not a block", i)
         local = bucket_at(s.base, directory[i]).depth
         if local > depth or directory[i] != directory[i & ((<u64>1 << local) - 1)]:
             return fail(audit, "directory entries of one bucket differ", i)
@@ -262,7 +265,7 @@ cdef int count_head_tombstones(Audit *audit) noexcept nogil:
     cdef u32 ref = node_next(node_at(s.base, s.order.first))[0], head, i
     for i in range(s.fresh_count):
         if not (audit.marks[s.fresh[i] >> 6] >> (s.fresh[i] & 63)) & 1:
-            return fail(audit, "fresh list names something that is no node", s.fresh[i])
+            return fail(audit, "fresh list names something that is not a node", s.fresh[i])
     while ref:
         head = node_at(s.base, ref).head
         if head and record_at(s.base, head).flags & RECORD_TOMBSTONE:
@@ -272,7 +275,7 @@ cdef int count_head_tombstones(Audit *audit) noexcept nogil:
 
 
 cdef int check_ranges(Audit *audit) noexcept nogil:
-    """Every active range tombstone is a block of its own, in a slot below the count that readers go by."""
+    """Every active range tombstone is a block of its own, in a slot below the count that readers use."""
     cdef Store *s = audit.store
     cdef u32 slot, active = 0, ref
     cdef RangeBlock *block
@@ -285,7 +288,7 @@ cdef int check_ranges(Audit *audit) noexcept nogil:
             return fail(audit, "range tombstone that readers do not see", slot)
         block = range_at(s.base, ref)
         if claim(audit, ref, RANGE_BLOCK_SIZE) < RANGE_BLOCK_SIZE + <u64>block.start_size + block.end_size:
-            return fail(audit, "range tombstone is no block of its own", ref)
+            return fail(audit, "range tombstone is not a block of its own", ref)
     if active != s.range_active or (active == 0) != (s.header.range_count == 0):
         return fail(audit, "range tombstones and their count differ", active)
     return 0
@@ -323,7 +326,7 @@ cdef int check_sums(Audit *audit) noexcept nogil:
 
 
 cdef int check_store(Store *s, char *message, size_t size) noexcept nogil:
-    """0: sound. 1: `message` tells the first thing found wrong (records created but not installed count as leaked)."""
+    """Audit the store; see _check.pxd. Records that were created but not installed count as leaked."""
     cdef Audit audit
     cdef size_t words = <size_t>(s.size >> 10) + 1
     cdef int wrong

@@ -7,10 +7,12 @@ from ._store cimport PinBucket, Store
 
 # Free superseded records that no pin needs. Also inside a batch: every node stays.
 cdef void collect_records(Store *s, const u64 *pins, u32 count, u32 budget) noexcept nogil
-# Remove the nodes of failed commits and of old deletes. REQUIRES: no batch is open, for node refs become stale.
+# Remove the nodes of failed commits and of old deletes. REQUIRES: no batch is open, for node refs become
+# stale.
 cdef void collect_nodes(Store *s, const u64 *pins, u32 count, u32 budget) noexcept nogil
-# Queue a tombstone for collection, at the end; take one out. REQUIRES: it is not queued; it is queued.
+# Queue a tombstone for collection, at the end. REQUIRES: it is not queued.
 cdef void tombstone_append(Store *s, u32 ref) noexcept nogil
+# Take a tombstone out of the queue. REQUIRES: it is queued.
 cdef void tombstone_unlink(Store *s, u32 ref) noexcept nogil
 # The index of the first bucket whose pin is at or above `pin`; s.bucket_count: there is none.
 cdef u32 bucket_search(const Store *s, u64 pin) noexcept nogil

@@ -1,23 +1,24 @@
-"""Garbage collection of the store: which record versions, tombstones and nodes nobody can see any more.
+"""Garbage collection of the store: which record versions, tombstones and nodes no reader can see any longer.
 
 A superseded record is needed by the snapshots in [its version, version of the record that replaced it). It
-waits in the superseded queue until that replacement is at or below `gc_horizon` (from then on no new pin can
-fall into the interval); then it is freed, or joins the bucket of the oldest pin inside the interval. When that
-pin is gone the bucket is looked at again. So a record is looked at once, and once more for each pin that held
-it back: O(1) however long the queues are.
+waits in the superseded queue until that replacement is at or below `gc_horizon`: from then on no new pin can
+fall into the interval. Then it is freed, or joins the bucket of the oldest pin inside the interval. When that
+pin is gone, the bucket is looked at again. So a record is looked at once, and once more for each pin that
+held it back: O(1) however long the queues are.
 
-1. Both queues are in the order in which their records were replaced or installed. That is the order of
-   versions, but for the tombstones that take the place of a range tombstone: they carry its older version t.
-   Such an entry can wait behind newer ones (a round stops at the first that is too new), never the reverse;
-   whether an entry may go is judged by its own versions: t <= gc_horizon, so no new pin can fall below t, and
-   every pin below t is seen.
+1. Both queues are in the order in which their records were replaced or installed. This is the order of
+   versions, except for the tombstones that replace a range tombstone, which carry its older version t. Such
+   an entry may wait behind newer ones, because a round stops at the first entry that is too new. It never
+   goes too early, because each entry is judged by its own versions: t <= gc_horizon, so no new pin can fall
+   below t, and every pin below t is seen.
 2. Every linked record that is not its node's head is in exactly one of: pending stack (current batch),
    superseded queue, one pin bucket. Every tombstone not replaced by a published record is in the tombstone
    queue.
-3. Freeing a record from the middle of a chain only widens the interval of the next older record by versions
-   that no pin holds and none can take any more.
-4. A node goes with its tombstone, once no pin is older than the tombstone: then nobody sees a difference, and
-   nobody may still need to learn that the key was written (`tombstone_horizon` tells those that come late).
+3. Freeing a record from the middle of a chain widens the interval of the next older record only by versions
+   that no pin holds and none can still take.
+4. A node is removed with its tombstone, once no pin is older than the tombstone. No reader sees a difference
+   then. An older transaction that comes later learns from `tombstone_horizon` that the key may have been
+   written.
 """
 
 from libc.stdlib cimport realloc
@@ -96,7 +97,8 @@ cdef void free_superseded(Store *s, u32 ref) noexcept nogil:
     """Unlink a record from the middle or end of its chain and retire it (one place is reserved)."""
     cdef Record *record = record_at(s.base, ref)
     cdef u64 bytes
-    # Release: a reader that takes the shortcut sees the older record whole; one on this record walks on from it.
+    # Release: a reader that takes the shortcut sees the older record whole; one on this record walks on from
+    # it.
     store_release_u32(&record_at(s.base, record.newer).prev, record.prev)
     if record.prev:
         record_at(s.base, record.prev).newer = record.newer
@@ -108,7 +110,7 @@ cdef void free_superseded(Store *s, u32 ref) noexcept nogil:
 
 
 cdef bint settle(Store *s, u32 ref, const u64 *pins, u32 count) noexcept nogil:
-    """Free the record, or hand it to the oldest pin that sees it. False: out of private memory, nothing done."""
+    """Free the record, or hand it to the oldest pin that sees it. False: no private memory, nothing done."""
     cdef Record *record = record_at(s.base, ref)
     cdef u32 i = first_pin_from(pins, count, record.version)
     cdef PinBucket *bucket
@@ -172,7 +174,8 @@ cdef void collect_buckets(Store *s, const u64 *pins, u32 count, u32 budget) noex
             i += 1
         elif not empty_bucket(s, i, pins, count, &budget):
             return
-        # else: the next bucket is at i. A bucket made meanwhile belongs to a live pin, so passing it by is right.
+        # else: the next bucket is at i. A bucket made meanwhile belongs to a live pin, so passing it by is
+        # right.
 
 
 # ---- tombstones and nodes ----
@@ -218,10 +221,10 @@ cdef void collect_tombstones(Store *s, u64 limit, u32 budget) noexcept nogil:
     while budget and s.tombstone_first:
         ref = s.tombstone_first
         record = record_at(s.base, ref)
-        # prev: an older record still waits for its queue's turn.
+        # With a `prev`, an older record still waits in its queue.
         if record.version > limit or record.prev or not arena_reserve(&s.arena, 2):
             return
-        # The fresh list must not name removed nodes; it is longer than the budget now and then.
+        # The fresh list must not name removed nodes, and it can be longer than the budget.
         if node_at(s.base, record.node).flags & NODE_FRESH:
             return
         tombstone_unlink(s, ref)
@@ -250,7 +253,7 @@ cdef void collect_fresh(Store *s, u32 budget) noexcept nogil:
 
 
 cdef void collect_records(Store *s, const u64 *pins, u32 count, u32 budget) noexcept nogil:
-    """Free superseded records. Inside a batch too: nothing above gc_horizon is touched, and every node stays."""
+    """Free superseded records. Also inside a batch: nothing above gc_horizon is touched, every node stays."""
     cdef u64 horizon = load_relaxed_u64(&s.header.gc_horizon)    # own word: no order needed
     collect_superseded(s, pins, count, horizon, budget)
     collect_buckets(s, pins, count, budget)

@@ -2,8 +2,8 @@
 
 Source: Fagin, Nievergelt, Pippenger, Strong, "Extendible hashing", ACM TODS 4(3), 1979; splits here copy.
 
-1. Directory entry i is the bucket of all keys whose hash ends in the bits of i; a bucket of depth d is named by
-   all entries that agree in their low d bits.
+1. Directory entry i is the bucket of all keys whose hash ends in the bits of i; a bucket of depth d is named
+   by all entries that agree in their low d bits.
 2. A bucket's slots only change one at a time, each by one release store of its ref. Splits and doublings make
    new pages and then redirect; the old pages stay as they were until the quarantine gives them back. So a
    reader in an old bucket or directory finds everything that was in the index when it started.
@@ -62,7 +62,7 @@ cdef int hash_open(HashIndex *h, Arena *a, StoreHeader *header) noexcept nogil:
 
 
 cdef u32 hash_find(const HashIndex *h, const u8 *base, const u8 *key, u32 key_size, u64 hash) noexcept nogil:
-    """Node of the key or 0. The writer's own look-up: it trusts what it reads."""
+    """Node of the key, or 0. This is the writer's own look-up, so it trusts what it reads."""
     cdef u32 ref = directory_at(h, base)[low_bits(hash, h.depth)]
     cdef u32 tag = <u32>(hash >> 32), i, n
     cdef const Bucket *bucket
@@ -97,8 +97,8 @@ cdef bint put_in_chain(const u8 *base, u32 ref, u64 hash, u32 node, u32 *last, u
         bucket = bucket_at(base, ref)
         if bucket.count < BUCKET_SLOTS:
             i = free_slot(bucket, <u32>(hash >> 32))
-            # The tag first: a reader that sees the ref (acquire) compares the right tag or, having read the tag
-            # early, misses a key that is not visible to it anyhow.
+            # The tag first: a reader that sees the ref (acquire) compares the right tag or, having read the
+            # tag early, misses a key that is not visible to it anyhow.
             store_relaxed_u32(&bucket.slots[i].tag, <u32>(hash >> 32))
             store_release_u32(&bucket.slots[i].ref, node)
             bucket.count += 1
@@ -155,7 +155,8 @@ cdef bint double_directory(HashIndex *h, Arena *a) noexcept nogil:
         grown[i] = current[i]
         grown[half + i] = current[i]
     h.bytes += directory_bytes(h.depth + 1) - directory_bytes(h.depth)
-    # Release: all entries before the root that names them. Readers in the old directory go on; it stays as it is.
+    # Release: all entries are complete before the root names them. Readers continue in the old directory,
+    # which stays as it is.
     store_release_u64(&h.header.hash_root, (<u64>ref << 8) | (h.depth + 1))
     arena_retire(a, h.directory)
     h.directory = ref
@@ -228,7 +229,8 @@ cdef bint split(HashIndex *h, Arena *a, u64 hash, u32 first, u32 pages) noexcept
     directory = directory_at(h, a.base)
     i = low_bits(hash, depth - 1)
     while i < (<u64>1 << h.depth):
-        # Release: the copy is complete before an entry names it. Until then the old page answers just as well.
+        # Release: the copy is complete before an entry names it. Until then the old page answers just as
+        # well.
         store_release_u32(&directory[i], sides[(i >> (depth - 1)) & 1].first)
         i += <u64>1 << (depth - 1)
     while ref:

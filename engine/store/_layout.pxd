@@ -3,8 +3,8 @@
 The segment is addressed by *refs*: u32, byte offset / 16, 0 is null; so a store is at most 64 GiB.
 
 1. All words are little-endian and naturally aligned; blocks are 16-byte aligned.
-2. Only the coordinator writes; workers map the segment read-only. Words that change while a reader may look at
-   them (head, prev, next, directory entries, bucket slots, header words) are accessed with the orders of
+2. Only the coordinator writes; workers map the segment read-only. Words that change while a reader may look
+   at them (head, prev, next, directory entries, bucket slots, header words) are accessed with the orders of
    `ipc/_atomics.pxd`; all other bytes of a block are final before the block's ref is published.
 3. The sizes below are asserted when `engine._store` is imported.
 """
@@ -17,8 +17,8 @@ cdef enum:
     STORE_LAYOUT_VERSION = 2
     STORE_HEADER_SIZE = 1024
     PAGE_SIZE = 16384           # allocation page; page 0 holds the header
-    SLACK_PAGES = 5             # preallocated but unused past the last page: whatever a reader takes for a node at a
-                                # readable offset (tower of 255, key of 65535 bytes) still lies inside memory
+    SLACK_PAGES = 5             # preallocated but unused past the last page: what a reader takes for a node
+                                # at a readable offset (tower of 255, key of 65535 bytes) lies inside memory
     REF_SHIFT = 4
     NODE_SIZE = 16              # fixed part of a node; the tower and the key follow
     RECORD_SIZE = 48            # fixed part of a record; the value follows
@@ -30,7 +30,7 @@ cdef enum:
     DEPTH_MAX = 24              # of the hash directory
     BUCKET_CHAIN_MAX = 65536    # pages of one overflow chain
     RECORD_TOMBSTONE = 1        # record.flags: the key is deleted; there is no value
-    RECORD_EXPIRY = 2           # record.flags: a tombstone made by expiry; expires_at = version of the record it removed
+    RECORD_EXPIRY = 2           # record.flags: a tombstone made by expiry; expires_at: version it removed
     RANGE_SLOTS = 64            # range tombstones that can be active at a time
     RANGE_BLOCK_SIZE = 24       # fixed part of a range tombstone; start key and end key follow
     RANGE_KEYS_MAX = 65536      # both keys together: with the fixed part less than the slack
@@ -43,32 +43,34 @@ cdef struct StoreHeader:
     u8 database_id[16]
     u64 incarnation
     u64 size
-    u64 hash_seed               # argument of key_hash; a function of database_id, so the same in every incarnation
+    u64 hash_seed               # for key_hash; derived from database_id, so the same in every incarnation
     u32 first_node              # sentinel of the ordered index: a node of full height without a key
     u32 reserved
-    # +64: the newest version snapshots may take. Written by the commit thread (release), read by all (acquire).
+    # +64: the newest version snapshots may take. Written by the commit thread (release), read by all
+    # (acquire).
     u64 committed_version
     # Expiry, see _expiry_time.pxd; ns. Written by the commit thread.
     i64 expiry_time             # keys with an expiry time up to this are absent
     i64 clock_offset            # what makes CLOCK_MONOTONIC the clock by which keys expire
-    i64 next_due                # monotonic: when `expiry_time` has to be raised next; 0: no key waits for that
+    i64 next_due                # monotonic: when `expiry_time` has to be raised next; 0: never, so far
     u64 _pad1[4]
     # +128: records replaced at or below this may be gone. Commit thread (seq_cst), pin protocol.
     u64 gc_horizon
     u64 _pad2[7]
-    # +192: grows by 1 before unlinked blocks are used again. Commit thread (seq_cst); readers check their walk by it.
+    # +192: grows by 1 before unlinked blocks are used again. Commit thread (seq_cst); readers check their
+    # walk by it.
     u64 reclaim_sequence
     u64 _pad3[7]
     # +256: 1 once a newer incarnation serves this database. Written once, by the new coordinator.
     u32 superseded
     u32 reserved2
-    u64 readable                # block starts lie below; raised (release) before a ref to a higher block is published
+    u64 readable                # block starts lie below; raised (release) before a higher ref is published
     u64 _pad4[6]
     # +320: hash directory ref << 8 | depth. Commit thread (release).
     u64 hash_root
     u64 _pad5[7]
     # +384: statistics, relaxed; may lag by one batch.
-    u64 key_count               # keys whose newest record is no tombstone
+    u64 key_count               # keys whose newest record is not a tombstone
     u64 record_count            # linked records, superseded ones and tombstones included
     u64 node_bytes
     u64 record_bytes            # of which superseded_bytes
@@ -83,8 +85,9 @@ cdef struct StoreHeader:
     # +512: 1 while a core is free, so that workers may spin. Commit thread, relaxed.
     u32 spin_hint
     u32 _pad7[15]
-    # +576: refs of the active range tombstones (`_range_tombstones.pyx`). Commit thread (release), readers (acquire).
-    u32 range_count             # slots at and above this are free; 0 in ordinary life
+    # +576: refs of the active range tombstones (`_range_tombstones.pyx`). Commit thread (release), readers
+    # (acquire).
+    u32 range_count             # slots at and above this are free; usually 0
     u32 ranges[64]              # 0: free
     u32 _pad8[15]
 
@@ -113,7 +116,7 @@ cdef struct Tombstone:          # writer only: what follows the fixed part of a 
     u32 newer
     u64 reserved
 
-cdef struct RangeBlock:         # a range tombstone: keys in [start, end) with a version below its own are deleted
+cdef struct RangeBlock:         # range tombstone: keys in [start, end) with a lower version are deleted
     u64 version
     i64 timestamp
     u32 start_size

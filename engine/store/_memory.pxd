@@ -1,4 +1,4 @@
-"""May shared memory grow? See _memory.pyx."""
+"""Whether shared memory may grow; see _memory.pyx."""
 
 from ...ipc._atomics cimport u32, u64
 

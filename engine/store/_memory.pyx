@@ -1,16 +1,16 @@
-"""The memory behind shared memory: what the kernel can still give without killing somebody.
+"""The memory behind shared memory: what the kernel can still give without killing a process.
 
 /dev/shm may be as large as the memory, or larger. Then a preallocation that does not fit succeeds, and the
-out-of-memory killer ends some process. So whoever grows a segment asks here first, and a store that cannot grow
-is full, not dead.
+out-of-memory killer ends some process. So the store asks here before its segment grows. A store that cannot
+grow is full, and nobody is killed.
 
-1. Asked once a growth step (a megabyte and more), never on the path of a commit: reading the files takes 30 us
-   and more.
-2. A figure that cannot be read allows everything: then the kernel's answer to the preallocation is all there
-   is.
-3. Others may take the memory between the question and its use; RESERVE is kept for them and for ourselves.
-4. Shared memory counts against the limits of the control groups a process is in, in a container above all. The
-   files to read are named once, by `watch`, before anything grows; a limit that is changed later is seen.
+1. Asked once for each growth step (a megabyte and more), never on the path of a commit: reading the files
+   takes 30 us and more.
+2. A figure that cannot be read forbids nothing. Only the kernel's answer to the preallocation counts then.
+3. Other processes may take the memory between the question and its use. RESERVE is kept for them and for
+   ourselves.
+4. Shared memory counts against the limits of the control groups of a process, above all in a container. The
+   files to read are named once, by `watch`, before anything grows. A limit that is changed later is seen.
 """
 
 import os
@@ -91,7 +91,8 @@ cdef u64 _machine_available() noexcept nogil:
 
 
 cdef u64 _group_available(const Group *group) noexcept nogil:
-    """What a group may take yet. Its cached file pages go before it is refused anything."""
+    """What a group may still take. Its cached file pages count as free, because the kernel drops them first.
+    """
     cdef char[FILE_SIZE] text
     cdef u64 limit = _number(group.limit)
     cdef u64 usage, cached = 0
@@ -131,14 +132,14 @@ def watch(found):
     group_count = 0
     for limit, usage, statistics, reclaimable in found[:GROUPS_MAX]:
         group = &groups[group_count]
-        # A path too long to keep is one limit less to respect.
+        # A limit whose path is too long to keep is not respected.
         if (_name(group.limit, limit, PATH_SIZE) and _name(group.usage, usage, PATH_SIZE)
                 and _name(group.statistics, statistics, PATH_SIZE) and _name(group.reclaimable, reclaimable + " ", 32)):
             group_count += 1
 
 
 cdef u32 memory_shortage(u64 size) noexcept nogil:
-    """What forbids to take `size` more bytes; SHORT_OF_NOTHING if they may be taken."""
+    """What is short for `size` more bytes; SHORT_OF_NOTHING if they may be taken."""
     if failpoint_armed() and failpoint_hit(FP_SHM_GROW):
         return SHORT_OF_SHM
     if size + RESERVE > _machine_available():

@@ -8,9 +8,9 @@ cdef struct OrderedIndex:       # private to the writer
     u64 random                  # state of the height generator
     u32 finger[16]              # per level: last node at or before the latest insertion
 
-# All of these: the commit thread, or the recovery that stands in for it. Readers in other processes walk the links
-# of the nodes themselves, without these functions (`_reader`). `base` is where the store is mapped; a `u32 node` is
-# a reference into it, 0 for none.
+# All of these: the commit thread, or the recovery that stands in for it. Readers in other processes walk the
+# links of the nodes themselves, without these functions (`_reader`). `base` is where the store is mapped; a
+# `u32 node` is a reference into it, 0 for none.
 
 # Make an empty index. 0, or ENOSPC: the arena has no room for the sentinel.
 cdef int ordered_open(OrderedIndex *o, Arena *a) noexcept nogil

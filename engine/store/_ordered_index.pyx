@@ -4,8 +4,8 @@ Source: Pugh, "Skip lists: a probabilistic alternative to balanced trees", CACM 
 LevelDB's skiplist.h; search fingers as in Pugh, "A skip list cookbook", 1990.
 
 1. Level 0 links all nodes in strictly ascending key order; level l links those of height > l.
-2. A node is complete, its whole tower included, before any level links it; it is linked bottom level first and
-   unlinked top level first. Every level is at every moment a sorted list, so a reader may stand anywhere.
+2. A node is complete, its whole tower included, before any level links it; it is linked bottom level first
+   and unlinked top level first. Every level is at every moment a sorted list, so a reader may stand anywhere.
 3. An unlinked node keeps its tower: a reader standing on it walks on.
 4. finger[l] is the sentinel or a linked node of height > l; finger[l + 1] is not after finger[l].
 """
@@ -86,7 +86,7 @@ cdef void ordered_insert(OrderedIndex *o, const u8 *base, u32 node) noexcept nog
     for level in range(n.height):
         tower[level] = node_next(node_at(base, path[level]))[level]
     for level in range(n.height):
-        # Release: whoever reaches the node sees its key and its whole tower.
+        # Release: a reader that reaches the node sees its key and its whole tower.
         store_release_u32(&node_next(node_at(base, path[level]))[level], node)
     for level in range(HEIGHT_MAX):
         o.finger[level] = node if level < n.height else path[level]

@@ -1,17 +1,17 @@
 """Deleting a large range at once: a range tombstone in the store's header, converted piece by piece.
 
-`_range_view.pxd` is the readers' side, with the memory order. The commit thread alone writes.
+`_range_view.pxd` is the readers' side, with the memory order. Only the commit thread writes.
 
-1. A key in [start, end) whose newest record has version v < t and is no tombstone is *covered*: deleted at t.
-   With several such ranges it was deleted by the oldest of them newer than v; the others found nothing there.
+1. A key in [start, end) whose newest record is not a tombstone and has a version v < t is *covered*: deleted
+   at t. With several such ranges, the oldest of them newer than v deleted it; the others found nothing there.
 2. Whatever judges a key's newest version asks `ranges_cover` first. Whatever writes to a covered key first
-   installs the ordinary tombstone of version t, then its own record. So versions on a chain never go down, and
-   no record is ever put into the middle of a chain.
-3. An entry is added before t is published, and taken back with the batch. It is dropped when its conversion has
-   passed its end: from then on every key that was covered carries a tombstone of version t (or of an older
-   range's). Keys written behind the cursor have newer versions, or a tombstone by 2.
-4. Conversion goes on between batches only, the oldest version first. Its tombstones carry a published version,
-   which says what readers saw before: nothing changes for anybody, so they are neither logged nor undone. A
+   installs the ordinary tombstone of version t, then its own record. So versions on a chain never go down,
+   and no record is ever put into the middle of a chain.
+3. An entry is added before t is published, and taken back with the batch. It is dropped when its conversion
+   has passed its end: from then on every key that was covered carries a tombstone of version t (or of an
+   older range's). Keys written behind the cursor have newer versions, or a tombstone by 2.
+4. Conversion runs only between batches, the oldest version first. Its tombstones carry a published version
+   and say what readers saw before. So nothing changes for anybody, and they are neither logged nor undone. A
    restart replays the log's DeleteRange entry as a whole.
 """
 
@@ -38,7 +38,7 @@ cdef int ranges_add(Store *s, const u8 *start, u32 start_size, const u8 *end, u3
         return -1
     while slot < RANGE_SLOTS and s.header.ranges[slot] != 0:
         slot += 1
-    # The place in the quarantine is taken ahead: undoing must not fail.
+    # Reserve the place in the quarantine now, because undoing must not fail.
     if slot == RANGE_SLOTS or not arena_reserve(&s.arena, 1):
         return -1
     s.arena.urgent = True           # a full store can still delete
@@ -54,7 +54,8 @@ cdef int ranges_add(Store *s, const u8 *start, u32 start_size, const u8 *end, u3
     block.end_size = end_size
     memcpy(range_start(block), start, start_size)
     memcpy(range_end(block), end, end_size)
-    # Release: the block is complete before a reader can reach it; the count comes last, before `committed_version`.
+    # Release: the block is complete before a reader can reach it; the count comes last, before
+    # `committed_version`.
     store_release_u32(&s.header.ranges[slot], ref)
     if slot >= s.header.range_count:
         store_release_u32(&s.header.range_count, slot + 1)
@@ -65,7 +66,7 @@ cdef int ranges_add(Store *s, const u8 *start, u32 start_size, const u8 *end, u3
 cdef void _unlink(Store *s, u32 slot) noexcept nogil:
     """Empty a slot and retire its block (one place is reserved)."""
     cdef u32 ref = s.header.ranges[slot], count
-    # Release: whoever sees the slot empty sees the tombstones that took its place.
+    # Release: a reader that sees the slot empty sees the tombstones that took its place.
     store_release_u32(&s.header.ranges[slot], 0)
     count = s.header.range_count
     while count and s.header.ranges[count - 1] == 0:
@@ -108,7 +109,7 @@ cdef u32 _oldest(const Store *s) noexcept nogil:
 
 
 cdef bint _remember(Store *s, u32 node) noexcept nogil:
-    """Note where to go on. False: private memory ran out, and the conversion begins again."""
+    """Note where to continue. False: private memory ran out, and the conversion begins again."""
     cdef const Node *entry = node_at(s.base, node)
     cdef void *grown = realloc(s.range_cursor, entry.key_size + 1)
     if grown == NULL:
@@ -137,7 +138,8 @@ cdef bint ranges_convert(Store *s, u32 budget) noexcept nogil:
     cdef u32 slot = _oldest(s), node
     cdef const RangeBlock *block = range_at(s.base, s.header.ranges[slot])
     cdef bint fits = True, ended = False
-    # A slot holds one range a version, and what is converted is published: the pair names one entry for good.
+    # Slot and version name one entry for good: a slot holds one range of a version, and only published ranges
+    # are converted.
     if s.range_version == block.version and s.range_slot == slot:
         node = store_seek(s, s.range_cursor, s.range_cursor_size)
     else:

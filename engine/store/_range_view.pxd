@@ -1,11 +1,13 @@
-"""Range tombstones as a reader sees them: the list is copied at the start of each walk, before any `head` is loaded.
+"""Range tombstones as a reader sees them: the list is copied at the start of each walk, before any `head` is
+loaded.
 
 A record of version v of a key in [start, end) is absent for a snapshot at V if v < t <= V, t being the
 tombstone's version.
 
     reader                                    commit thread
-    V = committed_version (acquire)           slot = ref, range_count (release), later committed_version = t (release)
-    1. copies the list (acquire)              installs an ordinary tombstone at t on every key that is covered (release)
+    V = committed_version (acquire)           slot = ref, range_count (release)
+                                              later: committed_version = t (release)
+    1. copies the list (acquire)              installs a tombstone at t on every covered key (release)
     2. walks: loads heads (acquire)           slot = 0, range_count (release)
 
 1. A reader with V >= t sees the slot as it was set, or a later state of it: the slot is set before t is

@@ -25,12 +25,12 @@ cdef int reader_open(Reader *r, const u8 *base, u64 size) noexcept nogil
 # 1 found, 0 absent (never written, deleted, or not yet at `version`), -1 damaged. Expired records are found.
 cdef int reader_get(const Reader *r, const u8 *key, u32 key_size, u64 hash, u64 version, Found *out) noexcept nogil
 
-# One page of rows with start <= key < end (start < key when start_exclusive; end NULL: no upper bound), ascending, or
-# descending when `reverse`. Returns the number of rows in `out` (0..count_max), -1 damaged.
-# done = 1: the range is exhausted. done = 0: more may follow, even when 0 rows were returned (one call walks a bounded
-# number of deleted keys). The last key walked is then in resume_key/resume_size (a buffer of KEY_SIZE_MAX + 1 bytes).
-# Ask for the next page with it as `start` and start_exclusive = 1, or as `end` when reverse. start and end may lie
-# in resume_key itself.
+# One page of rows with start <= key < end (start < key when start_exclusive; end NULL: no upper bound),
+# ascending, or descending when `reverse`. Returns the number of rows in `out` (0..count_max), -1 damaged.
+# done = 1: the range is exhausted. done = 0: more may follow, even when 0 rows were returned (one call walks
+# a bounded number of deleted keys). The last key walked is then in resume_key/resume_size (a buffer of
+# KEY_SIZE_MAX + 1 bytes). Ask for the next page with it as `start` and start_exclusive = 1, or as `end` when
+# reverse. start and end may lie in resume_key itself.
 cdef int reader_scan(const Reader *r, const u8 *start, u32 start_size, bint start_exclusive, const u8 *end, u32 end_size,
                      bint reverse, u64 version, Found *out, u32 count_max, u8 *resume_key, u32 *resume_size,
                      bint *done) noexcept nogil

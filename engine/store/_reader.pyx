@@ -17,8 +17,8 @@ walk was intact:
 
 1. A block's start is checked before a byte of it is read; every loop has a bound. Damaged memory gives -1, an
    absent key or nonsense bytes, never a fault or an endless loop.
-2. What is visible at a pinned version stays while the pin holds: the rows' pointers may be used after the walk.
-   A caller copies the value and then checks that its pin was not revoked.
+2. What is visible at a pinned version stays while the pin holds: the rows' pointers may be used after the
+   walk. A caller copies the value and then checks that its pin was not revoked.
 3. A key missed because an index changed meanwhile is one that has no record visible at the pinned version.
 """
 
@@ -87,8 +87,9 @@ cdef int reader_open(Reader *r, const u8 *base, u64 size) noexcept nogil:
 cdef inline const u8 *block(const Reader *r, u64 ref) noexcept nogil:
     """Start of the block, or NULL when it cannot be one.
 
-    Nothing about the block is believed: it may be reused while it is read, so checking its sizes once would not help.
-    The slack behind the readable part makes any tower and any key at a readable offset safe to touch.
+    Nothing about the block is believed: it may be reused while it is read, so checking its sizes once would
+    not help. The slack behind the readable part makes any tower and any key at a readable offset safe to
+    touch.
     """
     cdef u64 offset = ref << REF_SHIFT
     # Relaxed: the ref was loaded with acquire, and `readable` was raised before the ref was published.
@@ -103,7 +104,7 @@ cdef inline bint value_inside(const Reader *r, const Record *record) noexcept no
 
 cdef inline int visible(const Reader *r, const Node *node, u64 version, const RangeView *ranges, u32 *steps,
                         const Record **out) noexcept nogil:
-    """The record a snapshot at `version` sees: FOUND, ABSENT (none, a tombstone, or a deleted range) or DAMAGED."""
+    """What a snapshot at `version` sees: FOUND, ABSENT (none, a tombstone, or a deleted range) or DAMAGED."""
     # Acquire on head and prev: the record's bytes are complete when its ref is seen.
     cdef u32 ref = load_acquire_u32(&node.head)
     cdef const Record *record
@@ -270,10 +271,11 @@ cdef inline bint from_start(const Scan *scan, const Node *node) noexcept nogil:
 
 
 cdef inline void look_ahead(const Reader *r, Scout *scout, const Node *node) noexcept nogil:
-    """Prefetch along level 1, some 16 nodes before the walk gets there. Only a hint: nothing depends on what it reads.
+    """Prefetch along level 1, some 16 nodes before the walk gets there. Only a hint: nothing depends on what
+    it reads.
 
-    Walking a list misses the cache once a node, one miss after the other. The scout's misses run beside the walk's and
-    spare it about half of its own.
+    Walking a list misses the cache once a node, one miss after the other. The scout's misses run beside the
+    walk's and spare it about half of its own.
     """
     cdef const Node *tall
     if node.height < 2:
@@ -341,7 +343,7 @@ cdef int scan_up(const Reader *r, Scan *scan) noexcept nogil:
         if ref == 0:
             scan.done = True
             return FOUND
-        group_max = GROUP       # the first group is small: many ranges are
+        group_max = GROUP       # the first group is small, because many ranges are
     return FOUND
 
 
@@ -358,10 +360,10 @@ cdef i64 walk_stretch(const Reader *r, Scan *scan, const Node *at, u32 stop, con
                       const Node **ring, i64 *first) noexcept nogil:
     """Remember in `ring` the last nodes from `at` (included unless it is the sentinel) up to the bound.
 
-    `stop` is the first node not before the bound, as last seen. It may be unlinked meanwhile, so keys are compared too,
-    every quarter of the ring: what ran past the bound is cut off, and enough of the rest is still remembered.
-    Returns the count of nodes before the bound, of which those from `first` on are in the ring (node i at i % RING);
-    DAMAGED when something is impossible.
+    `stop` is the first node not before the bound, as last seen. It may be unlinked meanwhile, so keys are
+    compared too, every quarter of the ring: what ran past the bound is cut off, and enough of the rest is
+    still remembered. Returns the count of nodes before the bound, of which those from `first` on are in the
+    ring (node i at i % RING); DAMAGED when something is impossible.
     """
     cdef i64 count = 0
     cdef u32 ref
@@ -433,7 +435,8 @@ cdef int scan_down(const Reader *r, Scan *scan) noexcept nogil:
 
 
 cdef bint moved_on(const Scan *scan, bint reverse) noexcept nogil:
-    """Does the next page start beyond this one? False only in damaged memory, where pages could go round in circles."""
+    """Whether the next page starts beyond this one. If not, memory is damaged and pages could go in circles.
+    """
     cdef int order
     if scan.last_key == NULL:
         return False
@@ -447,7 +450,8 @@ cdef int reader_scan(const Reader *r, const u8 *start, u32 start_size, bint star
                      bint reverse, u64 version, Found *out, u32 count_max, u8 *resume_key, u32 *resume_size,
                      bint *done) noexcept nogil:
     cdef const StoreHeader *header = <const StoreHeader *>r.base
-    cdef u8[KEY_SIZE_MAX + 1] key_copy      # not resume_key: start or end may lie there and a retry needs them
+    # Not resume_key: start or end may lie there, and a retry needs them.
+    cdef u8[KEY_SIZE_MAX + 1] key_copy
     cdef u64 sequence
     cdef u32 attempt
     cdef int outcome
@@ -478,7 +482,7 @@ cdef int reader_scan(const Reader *r, const u8 *start, u32 start_size, bint star
         else:
             outcome = scan_down(r, &scan) if reverse else scan_up(r, &scan)
         if outcome == DAMAGED and scan.steps_left == 0 and scan.last_key != NULL:
-            outcome = FOUND     # very long chains: what was walked makes a page
+            outcome = FOUND     # very long chains: what was walked is a page
         if outcome == FOUND and not scan.done:
             if moved_on(&scan, reverse):
                 memcpy(key_copy, scan.last_key, scan.last_size)

@@ -1,3 +1,3 @@
-"""The shared store, writer side. Compiled code calls the functions of `_store.pxd`; Python sees this wrapper."""
+"""The shared store, writer side. Compiled code calls the functions of `_store.pxd`; Python sees this."""
 
 def assert_layout() -> None: ...

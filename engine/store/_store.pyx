@@ -1,14 +1,14 @@
 """The shared store, writer side: key nodes, version chains, both indexes, publication.
 
-Owner: the commit thread of the coordinator (or the one process of an in-memory database). No other thread calls
-it.
+Owner: the commit thread of the coordinator (or the one process of an in-memory database). No other thread
+calls it.
 
 1. `node.head` leads to the newest record; versions along `prev` never grow. Two records of one node may carry
    the same version (a range delete and a put of one commit): the newest counts, the other is garbage once
    published.
 2. A record is complete before `head` names it (release). Records above `committed_version` are invisible to
-   every snapshot, so a batch is installed first and published by one release store; taking it back is the exact
-   reverse.
+   every snapshot, so a batch is installed first and published by one release store; taking it back is the
+   exact reverse.
 3. Both indexes hold the same nodes. A node with head 0 is absent to everybody; it is removed by the next
    collect unless a commit gave it a record.
 4. Blocks a reader may have seen leave through the quarantine only (`_arena`), also when a batch is undone.
@@ -93,7 +93,7 @@ cdef void store_destroy(Store *s) noexcept nogil:
 
 
 cdef void show_counters(Store *s) noexcept nogil:
-    """Statistics for other processes; relaxed, nobody decides by them."""
+    """Statistics for other processes; relaxed, because nothing is decided by them."""
     cdef StoreHeader *h = s.header
     cdef u64 used = <u64>s.arena.pages_high * PAGE_SIZE
     store_relaxed_u64(&h.key_count, s.key_count)
@@ -185,7 +185,7 @@ cdef u32 store_new_record(Store *s, u64 version, i64 timestamp, i64 expires_at, 
     cdef Record *record
     if tombstone:
         value_size = 0
-    # The place in the quarantine is taken ahead: undoing an installed record must not fail.
+    # Reserve the place in the quarantine now, because undoing an installed record must not fail.
     if not arena_reserve(&s.arena, 1):
         return 0
     s.arena.urgent = tombstone      # a full store can still delete
@@ -249,7 +249,8 @@ cdef void unsupersede(Store *s, u32 ref) noexcept nogil:
 cdef void store_uninstall(Store *s, u32 node, u32 record) noexcept nogil:
     cdef Node *n = node_at(s.base, node)
     cdef Record *r = record_at(s.base, record)
-    # Release: the older record was published before. Readers on the undone record walk on from it: it is quarantined.
+    # Release: the older record was published before. Readers on the undone record walk on from it: it is
+    # quarantined.
     store_release_u32(&n.head, r.prev)
     if r.prev:
         unsupersede(s, r.prev)
@@ -267,7 +268,7 @@ cdef void store_uninstall(Store *s, u32 node, u32 record) noexcept nogil:
 # ---- publication and collection ----
 
 cdef void queue_pending(Store *s) noexcept nogil:
-    """Move the batch's superseded records to the queue, oldest replacement first (the stack has them reversed)."""
+    """Move the batch's superseded records to the queue. The stack has them reversed: oldest goes first."""
     cdef u32 first = 0, last = s.pending, ref = s.pending, following
     cdef Record *record
     while ref:
@@ -303,7 +304,7 @@ cdef void store_collect(Store *s, const u64 *pins, u32 count, u32 budget) noexce
     s.queued = 0
     budget = <u32>effort if effort < COLLECT_ALL else COLLECT_ALL
     if pins == NULL:
-        # seq_cst: as the pin protocol asks of whoever raises it; with no reader there is nothing to wait for.
+        # seq_cst: as the pin protocol requires. Without a reader there is nothing to wait for.
         store_seq_cst_u64(&s.header.gc_horizon, load_relaxed_u64(&s.header.committed_version))
     collect_records(s, pins, count, budget)
     collect_nodes(s, pins, count, budget)

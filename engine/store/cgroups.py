@@ -1,7 +1,7 @@
-"""The control groups whose memory limits this process is under: itself and every group above.
+"""The control groups whose memory limits this process is under: its own and every group above.
 
-Version 2 of the interface has one hierarchy, version 1 one for memory; a machine may have both. Inside a container the
-path may be one that only the host can see: then the mounted root is the container's own group.
+Version 2 of the interface has one hierarchy, version 1 one for memory; a machine may have both. In a
+container, the path may be one that only the host can see. The mounted root is then the container's own group.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class MemoryGroup(NamedTuple):
 
 
 def memory_groups(own: Path = _OWN, root: Path = _ROOT) -> list[MemoryGroup]:
-    """The groups, innermost first; none where there are none or they cannot be seen.
+    """The groups, innermost first. Empty where there are none, or where they cannot be seen.
 
     Args:
       own: what /proc says of this process.
