@@ -13,6 +13,7 @@ import re
 import threading
 import time
 import uuid
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from .errors import InvalidArgumentError
 
 __all__ = [
     "RESERVED_RUN",
+    "BackupSummary",
     "CommitReceipt",
     "Durability",
     "HasRunId",
@@ -203,3 +205,20 @@ def _renew_lock() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_lock)
+
+
+@dataclass(frozen=True, slots=True)
+class BackupSummary:
+    """What `Database.backup` wrote.
+
+    Attributes:
+      version: of the snapshot that was copied.
+      rows: how many keys there are, index entries included.
+      size: bytes on disk.
+      seconds: how long it took.
+    """
+
+    version: int
+    rows: int
+    size: int
+    seconds: float

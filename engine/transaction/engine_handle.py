@@ -12,13 +12,17 @@ these few methods.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..model.limits import Limits
+from ..model.public_types import BackupSummary
 from ..model.settings import Settings
 
 if TYPE_CHECKING:
     from ._answer import Answer
+    from ._transaction import TransactionBase
     from ._view import StoreAttachment
 
 __all__ = ["EngineHandle"]
@@ -78,6 +82,11 @@ class EngineHandle(Protocol):
 
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
         """Ask the control plane: `{"kind": "checkpoint" | "stats" | ...}`; returns its answer."""
+
+    def copy_to(
+        self, txn: TransactionBase, destination: Path, progress: Callable[[int], None] | None
+    ) -> BackupSummary:
+        """Write a new database with what a read-only transaction of this engine sees; see client/backup.py."""
 
     def close(self) -> None:
         """Let go of the engine. Open transactions on it end with errors; closing twice is harmless."""
