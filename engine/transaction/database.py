@@ -27,6 +27,7 @@ from typing import (
 )
 from uuid import UUID
 
+from ..model.errors import DatabaseClosedError
 from ..model.keys import Namespace
 from ..model.public_types import BackupSummary, HasRunId, RunId, TypeTag, VersionedValue
 from ..model.retry_policy import RetryPolicy
@@ -337,6 +338,8 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         self.handle.close()
 
     def __enter__(self) -> Self:
+        if getattr(self.handle, "closed", False):
+            raise DatabaseClosedError()
         return self
 
     def __exit__(
