@@ -68,8 +68,8 @@ class Database(Extensible, DatabaseBase, Generic[X]):
     __slots__ = ("__weakref__", "_isolation")
     transaction_class: ClassVar[type[TransactionBase]] = Transaction
     inner_names = Extensible.inner_names | {
-        "attachment", "codec", "handle", "namespace_", "prefix_of", "run_rule", "space",
-        "transaction_class",
+        "attachment", "codec", "first_key", "handle", "namespace_", "prefix_of", "run_rule",
+        "space", "transaction_class",
     }  # fmt: skip
 
     def __init__(
