@@ -45,7 +45,6 @@ SLOT_SIZE: Final = 16
 SLOT_COUNT: Final = 1024
 RINGS_OFFSET: Final = SLOTS_OFFSET + SLOT_SIZE * SLOT_COUNT
 
-RING_SIZE_DEFAULT: Final = 256 * 1024
 RING_SIZE_MIN: Final = PAGE_SIZE
 RING_SIZE_MAX: Final = 1 << 30
 
@@ -59,7 +58,6 @@ BELL_SEGMENT_SIZE: Final = PAGE_SIZE
 # A message on a ring.
 MESSAGE_HEADER_SIZE: Final = 8
 MESSAGE_CHECK: Final = 0x4F43434D
-MESSAGE_SIZE_MAX: Final = 0xFFFF_FFFF
 
 # magic, layout version, header size, session id, ring size, segment size, slot count, reserved
 _CHANNEL_HEADER: Final = struct.Struct("<QIIQQQII")
@@ -107,12 +105,6 @@ def check_ring_size(ring_size: int) -> int:
 def channel_size(ring_size: int) -> int:
     """Bytes of a channel segment whose two rings have `ring_size` bytes each."""
     return RINGS_OFFSET + 2 * check_ring_size(ring_size)
-
-
-def request_data_offset(ring_size: int) -> int:
-    """Where the request ring's data starts."""
-    check_ring_size(ring_size)
-    return RINGS_OFFSET
 
 
 def reply_data_offset(ring_size: int) -> int:

@@ -5,7 +5,8 @@ from .auditing import Auditor, Fault, Repair
 from .event_log import ChainVerification, Event, EventLog
 from .extension import Primitive, blind, operation, reader, register, single, stream
 from .handles import Database, Snapshot, Transaction, open, open_in_memory
-from .kv import KVMapping, KVStore, KVTransaction
+from .kv import KVStore, KVTransaction
+from .kv_mapping import KVMapping
 from .run_index import RunIndex
 from .run_types import ALLOWED_TRANSITIONS, RunMetadata, RunStatus
 from .spans import Span

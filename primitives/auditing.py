@@ -3,10 +3,11 @@
 An auditor is a function of a raw space, in which it reads the primitive's part of one run, on one snapshot. It is the
 `auditor` of its primitive's class, so a further primitive brings its own.
 
-1. An auditor writes nothing and keeps nothing but a few values: runs may be larger than memory should hold twice.
-2. A repair writes or deletes derived keys alone, index entries and heads, whose content follows from the records that
-   are there. Records are what users wrote: a fault of one is reported and never mended.
-3. A repair names the record it follows from. Whoever applies it has the commit check that the record did not change.
+1. An auditor writes nothing and keeps only a few values in memory, because a run may be large.
+2. A repair writes or deletes only derived keys (index entries and heads), whose content follows from the
+   records that are there. Records are what users wrote: a fault in one is reported and never mended.
+3. A repair names the record it follows from. The transaction that applies it lets the commit check that the
+   record did not change.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Repair(NamedTuple):
     """A change to one derived key.
 
     Attributes:
-      source: the key of the record it follows from, there or not.
+      source: the key of the record that it follows from; the record may be missing.
       value: what to put; None is the value of an index entry.
       delete: remove the key instead.
     """
@@ -41,7 +42,7 @@ class Fault(NamedTuple):
       key: in the primitive's space.
       message: what is wrong, for people.
       repair: how to mend it; None: it cannot be derived from anything.
-      advisory: nothing is wrong; the repair adds what an earlier version did not write yet.
+      advisory: nothing is wrong; the repair adds a key that earlier versions did not write.
     """
 
     key: bytes
@@ -78,7 +79,7 @@ def apply_repair(space: Space, fault: Fault) -> None:
 def audit_entries(
     space: Space, group: bytes, record_of: Callable[[bytes], bytes | None], entries_of: EntriesOf
 ) -> Iterator[Fault]:
-    """Hold records and their index entries against each other.
+    """Compare records with their index entries.
 
     Args:
       space: all of it is walked.
@@ -114,7 +115,7 @@ def _fault_of_entry(space: Space, key: bytes, source: bytes | None, entries_of: 
         if key in entries_of(source, record):
             return None
     except OccamError:
-        return None  # the record itself is reported; nobody knows which entries it has
+        return None  # the record itself is reported; which entries it has cannot be known
     return Fault(key, f"an index entry that {source.hex()} does not call for", Repair(source, delete=True))
 
 

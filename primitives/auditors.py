@@ -38,7 +38,7 @@ from .trace_types import (
 
 __all__ = ["audit_events", "audit_runs", "audit_traces"]
 
-_PLAIN = Codec()  # an audit needs no class of the user's
+_PLAIN = Codec()  # without the user's hooks: an audit rebuilds no object of a user's class
 
 EVENT_KEY_SIZE = len(layout.EVENT) + 8
 RECORD_KEY_SIZE = 1 + layout.ID_SIZE
@@ -89,7 +89,7 @@ def audit_events(space: Space) -> Iterator[Fault]:
 
 
 def _head(space: Space) -> Any:
-    """The head record, None when there is none; what is unreadable equals no head there can be."""
+    """The head record, None when there is none; a text, which no head equals, when it cannot be read."""
     try:
         return read_record(space, layout.EVENT_HEAD)
     except OccamError:

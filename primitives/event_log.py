@@ -138,7 +138,8 @@ class EventLog(Primitive[H_co]):
             writes += ((layout.event(sequence), digest + body), (type_prefix + layout.u64(sequence), None))
             appended.append(Event(sequence, event_type, ordered, timestamp, prev_hash, digest))
             sequence, prev_hash = sequence + 1, digest
-        # Not before all are good: who catches an error and commits all the same has written nothing of them.
+        # Written only when all are good: a caller who catches the error and commits has then written none of
+        # them.
         for key, value in writes:
             space.put(key, value)
         if appended:
@@ -187,8 +188,8 @@ class EventLog(Primitive[H_co]):
     ) -> list[Event]:
         """The events whose timestamps are from `start` up to but not including `end`, in order of sequence.
 
-        It looks at every event, in constant memory: timestamps come from the machine's clock, which may be set back,
-        so that they do not always grow along a log.
+        It reads every event, in constant memory. Timestamps come from the machine's clock, which may be set
+        back, so they are not always in the order of the log.
 
         Example:
           db.events.read_between(run_id, now - timedelta(hours=1), now)
@@ -356,7 +357,7 @@ def canonical_payload(payload: Mapping[str, Any], codec: Codec = _PLAIN) -> dict
     """A copy with every dict in key order: the encoder then has one way to write it.
 
     Raises:
-      ValueEncodingError: it is no dict, contains itself, or holds NaN or an infinity.
+      ValueEncodingError: it is not a dict, contains itself, or holds NaN or an infinity.
     """
     if not isinstance(payload, Mapping):
         raise ValueEncodingError(
@@ -378,7 +379,7 @@ def _canonical(value: Any, path: str) -> Any:
         try:
             items = sorted(value.items(), key=_first)
         except TypeError:
-            return value  # a key that is no str: the encoder names it
+            return value  # a key that is not text: the encoder names it
         return {
             key: item if type(item) in _SCALARS else _canonical(item, f'{path}["{key}"]')
             for key, item in items

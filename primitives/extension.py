@@ -4,7 +4,7 @@ A primitive is a class with a `name` and a `tag`. It holds a handle and nothing 
 operations (`operations.py`) are methods on `self.space`, the part of one run that belongs to its tag.
 
 1. Primitives never call one another, and keep nothing between calls.
-2. Everything one operation writes, indices included, is in one transaction.
+2. Everything that one operation writes, indices included, is in one transaction.
 3. Registering needs no change in the engine: `@register` on the class is all.
 """
 
@@ -60,7 +60,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class InsideOnlyError(InvalidArgumentError, AttributeError):
-    """A form of an operation that works inside a transaction only was used on a database."""
+    """An operation was used on a database in a form that works only inside a transaction."""
 
 
 class Primitive(Generic[H_co]):
@@ -70,8 +70,8 @@ class Primitive(Generic[H_co]):
       name: how it hangs on databases and transactions, as in `db.<name>`.
       tag: its part of every run; 0x10 and up are free.
       raw: keys are binary: scans give them back as bytes and never as text.
-      auditor: finds what is wrong in its part of one run, and what of it can be rebuilt (`auditing.py`); None: it
-        keeps nothing that follows from something else.
+      auditor: finds what is wrong in its part of one run, and what can be rebuilt (`auditing.py`); None: none
+        of its keys follows from others.
       reserved: its part is under the reserved run of each namespace, and under no other.
       inside: it acts in a transaction that somebody else ends.
       space: inside, the primitive's own part of the transaction's run.
@@ -101,7 +101,7 @@ class Primitive(Generic[H_co]):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            # Only an attribute that is not there gets here: `space` on a facade over a database.
+            # Called only for a missing attribute; `space` is missing on a facade over a database.
             if name != "space":
                 raise AttributeError(
                     f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self

@@ -145,7 +145,7 @@ class Database(EngineDatabase[Transaction]):
         return RunIndex(self)
 
     def snapshot(self, run_id: RunLike) -> Snapshot:
-        """A read-only view of a run; needs no coordinator, and goes on working while it is down. Close it when done."""
+        """A read-only view of a run; needs no coordinator, and works while it is down. Close it when done."""
         return Snapshot(self.begin(run_id, read_only=True))
 
 

@@ -1,8 +1,9 @@
 """KVStore: keys and values of a run.
 
-The engine's own `db.put/get/delete/cas/list` are the same operations on the same keys; this adds what one cannot
-build in one call. Keys are `str` or `bytes` ("a" and b"a" are one key) and come back as `str`. Bytes that are not UTF-8
-are lone surrogates in it, as in file names (`surrogateescape`); `raw=True` gives `bytes`.
+The engine's own `db.put/get/delete/cas/list` are the same operations on the same keys; this class adds what
+takes more than one call. Keys are `str` or `bytes` ("a" and b"a" are one key) and come back as `str`. Bytes
+that are not UTF-8 become lone surrogates in it, as in file names (`surrogateescape`); `raw=True` gives
+`bytes`.
 
 1. One user key is one stored key, under its own bytes: nothing else is kept.
 2. `put`, `put_with_ttl` and `increment` read nothing: they never cause a read conflict, and outside a transaction they
@@ -11,7 +12,7 @@ are lone surrogates in it, as in file names (`surrogateescape`); `raw=True` give
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
@@ -33,10 +34,11 @@ from .extension import (
     reader,
     single,
 )
+from .kv_mapping import KVMapping
 from .ranges import RangeOperation
 from .wrong_calls import WrongCallError, explaining
 
-__all__ = ["KVMapping", "KVStore", "KVTransaction"]
+__all__ = ["KVStore", "KVTransaction"]
 
 UserKey: TypeAlias = str | bytes
 R = TypeVar("R")
@@ -347,122 +349,6 @@ class KVTransaction(KVStore[TransactionBase]):
     """The key-value side of one transaction, as `db.kv.transaction` hands it to its function."""
 
     __slots__ = ()
-
-
-class KVMapping(MutableMapping[str, Any]):
-    """A run's keys and values as a dictionary that lives in the database.
-
-    Each call is one transaction (or part of yours): `update`, `pop`, `popitem`, `setdefault` and `clear` are atomic.
-    Iteration is in byte order over one snapshot. `len` walks all keys.
-    """
-
-    __slots__ = ("_run", "_store")
-
-    def __init__(self, store: KVStore[Any], *run_id: RunLike) -> None:
-        self._store: Any = store
-        self._run = run_id
-
-    def _atomically(self, fn: Callable[[KVStore[TransactionBase]], R]) -> R:
-        result: R = self._store.transaction(*self._run, fn) if self._run else fn(self._store)
-        return result
-
-    def __getitem__(self, key: UserKey) -> Any:
-        value = self._store.get(*self._run, key, _MISSING)
-        if value is _MISSING:
-            raise KeyError(key)
-        return value
-
-    def __setitem__(self, key: UserKey, value: Any) -> None:
-        self._store.put(*self._run, key, value)
-
-    def __delitem__(self, key: UserKey) -> None:
-        if not self._store.delete(*self._run, key):
-            raise KeyError(key)
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, str | bytes) and bool(key) and bool(self._store.exists(*self._run, key))
-
-    def __iter__(self) -> Iterator[str]:
-        keys: Iterator[str] = self._store.keys(*self._run)
-        return keys
-
-    def __len__(self) -> int:
-        size: int = self._store.count(*self._run)
-        return size
-
-    def items(self) -> ItemsView[str, Any]:
-        """Keys with values; iterating reads both from one snapshot."""
-        return _Items(self)
-
-    def update(self, *others: Any, **named: Any) -> None:
-        """Set several keys in one transaction."""
-        self._store.put_many(*self._run, dict(*others, **named))
-
-    def pop(self, key: UserKey, default: Any = _MISSING) -> Any:
-        """Remove a key and return its value, or `default`."""
-
-        def take(kv: KVStore[TransactionBase]) -> Any:
-            value = kv.get(key, _MISSING)
-            if value is not _MISSING:
-                kv.delete(key)
-            return value
-
-        value = self._atomically(take)
-        if value is not _MISSING:
-            return value
-        if default is _MISSING:
-            raise KeyError(key)
-        return default
-
-    def popitem(self) -> tuple[str, Any]:
-        """Remove and return the last key and its value."""
-
-        def take(kv: KVStore[TransactionBase]) -> tuple[str, Any] | None:
-            for key, value in kv.list_with_values(limit=1, reverse=True):
-                kv.delete(key)
-                return key, value
-            return None
-
-        item = self._atomically(take)
-        if item is None:
-            raise KeyError("popitem of an empty mapping")
-        return item
-
-    def setdefault(self, key: UserKey, default: Any = None) -> Any:
-        """The value of a key, which is set to `default` first if it is absent."""
-
-        def ensure(kv: KVStore[TransactionBase]) -> Any:
-            value = kv.get(key, _MISSING)
-            if value is _MISSING:
-                kv.put(key, default)
-                return default
-            return value
-
-        return self._atomically(ensure)
-
-    def clear(self) -> None:
-        """Remove every key in one transaction.
-
-        It takes effect as one entry, so it holds nobody up however many keys there are; their memory is given
-        back in the background, in time proportional to their number.
-        """
-        self._atomically(lambda kv: kv.space.delete_range())
-
-    def __repr__(self) -> str:
-        run = f"run={self._run[0]} " if self._run else ""
-        return f"<KVMapping {run}of {self._store!r}>"
-
-
-class _Items(ItemsView[str, Any]):
-    """Pairs from one scan instead of a lookup for each key."""
-
-    def __init__(self, mapping: KVMapping) -> None:
-        super().__init__(mapping)
-        self._source = mapping
-
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
-        rows = self._source._store.scan(*self._source._run)
-        return ((key, found.value) for key, found in rows)
 
 
 def _keys(keys: Iterable[UserKey], what: str) -> Iterable[UserKey]:

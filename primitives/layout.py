@@ -4,8 +4,8 @@ A primitive's keys live under its type tag in a run; what is built here is the p
 module knows the byte layout, so that indices, point reads and scans cannot disagree.
 
 1. Integers are big-endian and of fixed width: byte order is numeric order, and so is scan order.
-2. A variable part is either the last one or carries its length in front: no key is a prefix of another's group
-   by accident, so that scanning one group never meets another.
+2. A part of variable length is the last one or has its length in front. So the keys of one group never begin
+   with the prefix of another, and a scan of one group meets no other.
 3. Times are microseconds since 1970 (UTC), shifted by 2**63 so that earlier ones sort first, negative ones too.
 
 Sizes below are in bytes, after the tag; the engine adds namespace (3 for the default one), run (16) and tag (1).
@@ -176,7 +176,7 @@ def runs_under(parent: bytes) -> bytes:
 
 
 def runs_named(name: str) -> bytes:
-    """The prefix of the name index. Two names can share it in theory: who reads it compares the names."""
+    """The prefix of a name in the name index. It is a digest, so a reader compares names as well."""
     return RUN_BY_NAME + blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest()
 
 

@@ -66,8 +66,8 @@ R_out = TypeVar("R_out", covariant=True)
 RunLike: TypeAlias = RunId | UUID | str | HasRunId
 Outside: TypeAlias = Callable[..., Any]
 
-# In each round of the commit order one of N contenders wins, so with 64 of them 10,000 attempts end unlucky with a
-# chance below 1e-68. A loser's next attempt takes microseconds: pausing much longer would only idle the key.
+# Of N contenders one wins each round, so with 64 of them the chance that 10,000 attempts all lose is below
+# 1e-68. A loser's next attempt takes microseconds: a much longer pause would only leave the key idle.
 CONTENDED = RetryPolicy(max_attempts=10_000, max_backoff=0.002)
 
 _new = object.__new__
@@ -115,7 +115,8 @@ class Operation(Generic[P, R_in, R_out]):
     def __get__(self, instance: Any, owner: object = None) -> Any:
         if instance is None:
             return self.body
-        # Both are plain functions, bound without a Python call: reads cost little more than binding does.
+        # Both are plain functions, which MethodType binds without a Python call: this is on the path of every
+        # read.
         return MethodType(self.inside if instance.inside else self.outside, instance)
 
 
@@ -269,7 +270,7 @@ def operation(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
 
 
 def contended(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
-    """An operation on a key that every writer of it reads and writes: more attempts, shorter pauses."""
+    """An operation on a key that all its writers read and write: it gets more attempts and shorter pauses."""
     return Operation(body, _CONTENDED)
 
 
@@ -284,7 +285,7 @@ def stream(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
 
 
 def _repeatable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with every iterator read into a list: a retry must find the same in it as the first attempt."""
+    """The arguments with every iterator read into a list, so that all attempts see the same items."""
     if any(hasattr(value, "__next__") for value in args):
         args = tuple(list(value) if hasattr(value, "__next__") else value for value in args)
     for name, value in kwargs.items():

@@ -86,8 +86,8 @@ def beyond(bounds: tuple[bytes, bytes | None], suffix: bytes, *, reverse: bool) 
 def choose(space: Space, choices: Sequence[Choice]) -> tuple[IndexRange, list[Test]]:
     """The shortest index range, and the tests of the other filters.
 
-    All ranges are walked, a few entries further each round, until one ends: costs a small multiple of the shortest,
-    whatever the others hold.
+    All ranges are walked side by side, each round twice as far, until one ends. So the cost is a small
+    multiple of the shortest range, however long the others are.
     """
     best = 0 if len(choices) == 1 else _shortest(space, choices)
     return choices[best].range, [choice.test for at, choice in enumerate(choices) if at != best]

@@ -1,17 +1,18 @@
 """RunIndex: which runs there are, what became of them, and the deletion of everything in a run.
 
-The index is kept under a reserved run, the all-zero id, of the database's namespace; so it spans runs, and one
-transaction can change a run's status and its data together.
+The index is kept under a reserved run of the database's namespace, the all-zero id. It is ordinary data, so
+one transaction can change a run's status and the run's data together.
 
 1. A run's metadata and its entries in every index (status, tag, parent, creation, name) change in one transaction.
-   Runs that an earlier version wrote may have no entry by name: then names are found by a walk, until
+   Runs that an earlier version wrote may have no entry by name. A name is then looked for in all runs, until
    `occamdb check --repair` has added the entries.
 2. The status changes only as `ALLOWED_TRANSITIONS` says.
 3. A parent exists in the index when its child is created, and as long as the child names it: deleting a parent
    deletes its descendants with it (`cascade=True`) or leaves its children without a parent. Creation reads the parent
-   and deletion walks the children, both checked at commit whatever the isolation: of two at once one conflicts.
-4. Deletion is one commit whatever the size: the engine removes a run's whole key range, so a reader, or a recovery,
-   sees all of the run or nothing of it.
+   and deletion walks the children; the commit checks both whatever the isolation, so of two at once one
+   conflicts.
+4. Deletion is one commit whatever the size: the engine removes the whole key range of a run, so a reader or a
+   recovery sees all of the run or nothing.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class RunIndex(Primitive[H_co]):
             db.kv.put(run, "step", 1)
 
         Args:
-          name: for people; several runs may have the same.
+          name: for people; several runs may have the same name.
           parent: a run that the index has.
           tags, metadata: to find it by, and anything else to keep with it.
           run_id: an id of your own, which may have data already; None: a new time-ordered one.
@@ -156,7 +157,7 @@ class RunIndex(Primitive[H_co]):
         return self._save(raw, None, [*record, now, now, None, None])
 
     def _begin_names(self) -> None:
-        """The first run of an index says that all its runs have entries by name: from here on all of them do."""
+        """Mark a new index as one whose runs all have entries by name."""
         if not self.space.exists(layout.RUN_NAMES_WHOLE) and not any(
             True for _ in self.space.keys(layout.RUN_BY_CREATION, limit=1)
         ):
@@ -360,7 +361,8 @@ class RunIndex(Primitive[H_co]):
           db.runs.delete_run(run, cascade=True)
 
         Returns:
-          How many runs were removed from the index: 0 for a run that was never in it. Its data is removed all the same.
+          How many runs were removed from the index: 0 for a run that was never in it, whose data is removed
+          too.
         """
         raw = raw_run_id(run_id)
         doomed = [raw, *(descendants(self.space, raw) if cascade else ())]
@@ -464,7 +466,7 @@ class RunIndex(Primitive[H_co]):
         Example:
           children = db.runs.get_child_runs(run)
         """
-        raw_run_id(run_id)  # None is no run, though no filter
+        raw_run_id(run_id)  # without this None would mean that any parent will do
         return find_runs(self.space, RunFilter(parent=run_id, after=after), limit)
 
     @lookup

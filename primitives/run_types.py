@@ -38,7 +38,7 @@ class RunStatus(StrEnum):
             return cls(status.lower())
         except (ValueError, AttributeError):
             raise InvalidArgumentError(
-                f"{status!r} is no run status", hint=f"one of {', '.join(cls)}"
+                f"{status!r} is not a run status", hint=f"one of {', '.join(cls)}"
             ) from None
 
     @property

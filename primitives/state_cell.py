@@ -1,6 +1,7 @@
 """StateCell: named values that change by compare-and-swap.
 
-1. A cell's version is the engine's version of its key: it only grows, also over delete and a new `init`.
+1. A cell's version is the engine's version of its key: it only grows, even when the cell is deleted and
+   created again.
 2. `cas` and `init` are checked by the expected version alone and add nothing to a transaction's read set.
 """
 
@@ -192,7 +193,7 @@ class StateCell(Primitive[H_co]):
             Raises:
               NotFoundError: there is no such cell.
               RetriesExhausted: it met other writers on every attempt.
-              InvalidArgumentError: `fn` returned something else than a tuple of two, or is no function.
+              InvalidArgumentError: `fn` is not a function, or did not return a tuple of two.
             """
             return self._transition(name, fn)
 
@@ -211,7 +212,7 @@ class StateCell(Primitive[H_co]):
                 f"there is no cell {name!r}", hint="create it with init or set", details={"name": name}
             )
         answer: Any = fn(state)
-        # Any text or dict of two would unpack as well, and half of it become the state.
+        # A text or a dict of two would unpack too, and half of it would become the state.
         if type(answer) is not tuple or len(answer) != 2:
             raise InvalidArgumentError(
                 f"a transition's function returns a tuple (new value, result), got {_shape(answer)}",

@@ -17,7 +17,7 @@ class _Counter(threading.local):
 
 
 _counter = _Counter()
-# Of its own: users who seed the module's generator alike in every worker must not get alike ids.
+# A generator of our own: users may seed the module's one with the same number in every worker.
 _random = random.Random()
 os.register_at_fork(after_in_child=_random.seed)
 

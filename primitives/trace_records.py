@@ -40,7 +40,10 @@ def existing_trace(space: Space, raw: bytes) -> bytes:
 
 
 def fetch_trace(space: Space, raw: bytes) -> bytes:
-    """The stored trace an index entry names. Traces never change, so the entry in the read set is enough."""
+    """The stored trace that an index entry names.
+
+    It is not in the read set: traces never change, so the entry there is enough.
+    """
     stored: bytes = space.get(layout.trace(raw), track=False)
     return stored
 

@@ -1,8 +1,8 @@
 """TraceStore: what an agent did, step by step, as trees.
 
 1. A trace and its entries in every index (type, Custom name, tag, family, time) are written in one transaction, and
-   traces are never changed or removed but with their run: an entry always has its trace. The end of a span is a
-   further key, written once.
+   a trace is never changed, and removed only with its run. So an entry always has its trace. The end of a
+   span is a key of its own, written once.
 2. A parent exists when its child is recorded, which the commit checks whatever the isolation, and a trace belongs to
    the tree of its parent's root. So a whole tree is one range of the family index, and so are the children of one
    trace.
@@ -212,7 +212,7 @@ class TraceStore(Primitive[H_co]):
         key = layout.span_end(record[ROOT], raw)
         if (
             self.space.get_checked(key) is not None
-        ):  # of two that end it, one conflicts and then gets this error
+        ):  # of two at once that end it, one conflicts, is retried and then gets this error
             raise AlreadyExistsError(
                 f"span {id_text(raw)} has ended already", hint="end a span once", details=details
             )
@@ -245,7 +245,7 @@ class TraceStore(Primitive[H_co]):
         return self._record(trace, raw, parent, tags, metadata, form)
 
     def _sees(self, raw: bytes) -> bool:
-        """Whether the trace is there. Not in the read set: a span may well be younger than the snapshot."""
+        """Whether the trace is there. Not in the read set: the span may be younger than the snapshot."""
         return self.space.get(layout.trace(raw), track=False) is not None
 
     def _has(self, raw: bytes) -> bool:
@@ -323,7 +323,7 @@ class TraceStore(Primitive[H_co]):
 
             calls = db.traces.query_by_type(run, ToolCall, limit=20, reverse=True)
         """
-        listed_under_type(trace_type)  # None is no type, though no filter
+        listed_under_type(trace_type)  # without this None would mean any type
         return find_traces(self.space, TraceFilter(trace_type=trace_type, after=after), limit, reverse)
 
     @reader
@@ -402,7 +402,7 @@ class TraceStore(Primitive[H_co]):
         Example:
           children = db.traces.get_children(run, step)
         """
-        id_bytes(trace_id)  # None is no trace, though no filter
+        id_bytes(trace_id)  # without this None would mean that any parent will do
         return find_traces(self.space, TraceFilter(parent_id=trace_id, after=after), limit)
 
     @reader

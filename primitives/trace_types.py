@@ -1,7 +1,8 @@
 """What a trace can record: six frozen types, how they are stored, and the traces that hold them.
 
 1. The number of a type in `_TYPES` is written to the store and never changes; new types get new numbers.
-2. A trace is stored as the bytes of one list, under one key: a tree is read without decoding what nobody looks at.
+2. A trace is stored as the bytes of one list, under one key. A tree can so be read without decoding its
+   traces, and each is decoded when it is first looked at.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class Trace:
       metadata: a fresh dict.
       root_id: the root of its tree; its own id for a root.
       is_span: it was recorded when it began, and its end is recorded apart.
-      ended_at: when a span ended; None for an open span, and for what is no span.
+      ended_at: when a span ended; None for an open span, and for a trace that is not a span.
       duration_ms: how long a span took, or what a ToolCall says.
       error: what a span ended with, if it failed.
       result: what a span ended with; a ToolCall, Query or Decision also has it as its result, results or choice.
@@ -142,7 +143,7 @@ class Trace:
 
     @property
     def is_open(self) -> bool:
-        """A span without an end: it goes on, or its process was killed."""
+        """Whether it is a span without an end: it is still running, or its process was killed."""
         return self.is_span and self.ended_at is None
 
     @property
@@ -168,7 +169,7 @@ class TraceTree:
     trace is decoded when it is first asked for.
     """
 
-    # A leaf is this object and its stored bytes, nothing that the garbage collector would have to look into.
+    # A leaf holds only its stored bytes, so the garbage collector has nothing to traverse.
     __slots__ = ("_children", "_end", "_names", "_raw_id", "_stored", "_trace")
 
     def __init__(self, raw_id: bytes, stored: bytes, names: Names, end: bytes | None = None) -> None:
@@ -295,7 +296,7 @@ def kind_of(trace: object) -> int:
     """The number of a trace's type.
 
     Raises:
-      InvalidArgumentError: it is no trace type.
+      InvalidArgumentError: it is not a trace type.
     """
     kind = KIND_OF.get(type(trace))
     if kind is None:
@@ -313,7 +314,7 @@ def encode_record(
 
     Raises:
       ValueEncodingError: names the field that cannot be stored.
-      InvalidArgumentError: a Decision's options are no list.
+      InvalidArgumentError: a Decision's options are not a list.
     """
     if isinstance(trace, Decision) and not isinstance(trace.options, list | tuple):
         raise InvalidArgumentError(
@@ -355,7 +356,7 @@ def decode_record(raw_id: bytes, stored: Any, codec: Codec = _PLAIN) -> list[Any
     """The list that `encode_record` stored.
 
     Raises:
-      CorruptionError: it is none.
+      CorruptionError: it is not such a list.
     """
     try:
         record = codec.decode(stored)
@@ -372,7 +373,7 @@ def decode_record(raw_id: bytes, stored: Any, codec: Codec = _PLAIN) -> list[Any
 
 
 class Names(dict[bytes, TraceId]):
-    """The texts of ids, each made once: in one answer most are needed as id, as parent and as root.
+    """The texts of ids, each made once: in one answer the same id occurs as id, as parent and as root.
 
     Attributes:
       codec: how the values of the answer's traces are read.

@@ -1,6 +1,6 @@
-"""Errors for calls of an operation that do not fit it: which form of the call was wanted, and what it takes.
+"""Errors for wrong calls of an operation: they say which form of the call was expected, and what it takes.
 
-A call that fits pays one more Python call for this, and nothing else: signatures are looked at after a failure only.
+A correct call costs one more Python call; signatures are looked at only after a failure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class WrongCallError(InvalidArgumentError, TypeError):
 
 
 def explaining(function: Callable[..., Any], *, described: inspect.Signature) -> Callable[..., Any]:
-    """`function(instance, ...)`, whose misfitting calls raise WrongCallError instead of what Python says.
+    """`function(instance, ...)`, with a WrongCallError instead of Python's TypeError when the arguments do
+    not fit.
 
     Args:
       described: what the user sees of it, with the instance first; `run_id` is the second where the run comes first.

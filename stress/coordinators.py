@@ -25,7 +25,7 @@ def coordinator_of(path: str) -> ProcessIdentity | None:
     """The live coordinator of a database directory, None while there is none."""
     try:
         identity = lock_holder(os.path.join(path, "LOCK"))
-    except LockHeldError:  # somebody is just taking it and has not written who it is
+    except LockHeldError:  # somebody is taking the lock just now and has not written its identity
         return None
     return identity if identity is not None and is_alive(identity) else None
 

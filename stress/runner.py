@@ -1,8 +1,8 @@
 """Runs a workload over real processes and judges it: prepare, start, wait, verify.
 
 The runner owns the worker processes and the directory of tallies, histories and error files; campaigns use it
-too and kill what it started. Worker numbers are never used twice in a run, so a restarted worker has a
-history and a tally of its own.
+too, and kill processes that it started. Worker numbers are never used twice in a run, so a restarted worker
+has a history and a tally of its own.
 """
 
 from __future__ import annotations

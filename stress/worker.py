@@ -29,7 +29,7 @@ PAUSE_AFTER_ERROR = 0.01  # seconds: a full store or a missing coordinator is no
 
 @dataclass(slots=True)
 class Settings:
-    """What `occamdb stress run` can turn. A workload gives each its own default."""
+    """The options of `occamdb stress run`. Each workload has its own default for `keys`."""
 
     path: str = ""
     workers: int = 4

@@ -34,7 +34,7 @@ FORBIDDEN_WORDS = {
     "engine": {"kv", "kvstore", "event", "events", "eventlog", "statecell", "tracestore", "runindex"},
 }
 # What sounds alike but is another thing: the version of a memory layout; events of selectors and threads; and the type
-# tag of the keys that `db.get` and `db.put` work on (SPEC sections 2 and 3), which is a number to the engine.
+# tag of the keys that `db.get` and `db.put` work on, which is a number to the engine.
 SOUNDS_ALIKE = {
     "ipc": re.compile(
         r"(.*_)?(layout|protocol|format|python)_versions?|version|version_info|key_?error", re.I

@@ -49,8 +49,8 @@ def check(
 ) -> None:
     """Read every byte of log and checkpoints and report damage (exit code 1). A coordinator may be running.
 
-    Then check what the primitives store for consistency: index entries, event chains, heads, parents. Files that are
-    damaged leave that out.
+    Then check what the primitives store for consistency: index entries, event chains, heads, parents. This
+    part is left out when the files are damaged.
 
     --repair needs it stopped. It deletes no data: what is damaged, or behind damage, stays as NAME.damaged, and of
     what the primitives store it rebuilds only what follows from records.

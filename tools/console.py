@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def path_given(text: str) -> Path:
-    """The path somebody typed; "" is none, although `Path` takes it for the current directory.
+    """The path that was typed. Empty text is refused, although `Path` takes it for the current directory.
 
     Raises:
       BadParameter: the text is empty, as of a shell variable that is not set.
@@ -119,7 +119,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _finite(text: str) -> float:
-    """A number of a JSON text. Python reads what is too large for a float as an infinity, which nobody asked for."""
+    """A number of a JSON text. One that is too large for a float, Python's infinity, is refused."""
     number = float(text)
     if math.isinf(number):
         raise ValueError(f"{_excerpt(text)} is beyond the largest float")
@@ -235,7 +235,7 @@ def require_database(path: Path) -> Path:
     """The path, if a database is there.
 
     Raises:
-      NotFoundError: nothing there, or no database.
+      NotFoundError: there is nothing, or something that is not a database.
     """
     from occamdb.engine.model.errors import NotFoundError
 
@@ -271,7 +271,7 @@ def database(
     if not create:
         require_database(path)
     meta = read_meta(path)
-    # With the durability it has: a command must not be refused for wanting another.
+    # With the durability that it has, since another one would be refused.
     durability = occamdb.Durability((meta and meta.durability) or "standard")
     with occamdb.open(path, durability=durability, start=start) as db:
         yield _in_namespace(db, namespace)
@@ -352,7 +352,7 @@ def is_served(path: Path) -> bool:
 def rehearsal(path: Path, namespace: str | None = None) -> Iterator[Database]:
     """An empty database in this process alone, with the limits that one made at `path` would have.
 
-    What is refused here would be refused there too, with the same error, but leaves nothing behind.
+    It refuses what the real one would refuse, with the same error, and leaves nothing behind.
 
     Raises:
       SettingsError: `settings.toml` in the directory is wrong.
@@ -369,11 +369,11 @@ def _in_namespace(db: Database, namespace: str | None) -> Database:
 
 
 def key_given(text: str, in_hex: bool) -> str:
-    """The key, or the beginning of keys, somebody typed.
+    """The key, or the beginning of keys, that was typed.
 
     Args:
       text: the key itself, or with `in_hex` its bytes as `show_key` shows them; the 0x may be left out.
-      in_hex: which of both.
+      in_hex: whether the text is hexadecimal.
 
     Returns:
       As the database gives keys back.

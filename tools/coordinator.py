@@ -17,7 +17,7 @@ from occamdb.engine.disk.directory import socket_path
 from occamdb.engine.model.control_messages import raise_refusal
 from occamdb.engine.model.errors import CoordinatorUnavailable
 from occamdb.ipc.control import ControlClient
-from occamdb.ipc.errors import ControlUnavailableError, LockHeldError
+from occamdb.ipc.errors import ControlUnavailableError
 from occamdb.ipc.lock import lock_holder
 from occamdb.ipc.process import ProcessIdentity, identify, is_alive
 
@@ -28,7 +28,7 @@ def coordinator_of(path: Path) -> ProcessIdentity | None:
     """The process that serves a directory; None if none does.
 
     Raises:
-      LockHeldError: the directory is locked, but by whom cannot be read.
+      LockHeldError: the directory is locked, and the holder's identity cannot be read.
     """
     holder = lock_holder(path / "LOCK")
     return holder if holder is not None and is_alive(holder) else None
@@ -59,7 +59,8 @@ def stop_coordinator(path: Path, *, timeout: float = STOP_TIMEOUT_S, kill: bool 
         return holder.pid
     try:
         # The identity is checked after the pidfd exists: from here on pid and pidfd mean the same process.
-        # Not `is_alive`, which takes what cannot be looked at for alive: a signal must not go to somebody else.
+        # Not `is_alive`, which says yes for a process that cannot be examined: no other process may get the
+        # signal.
         if identify(holder.pid) != holder:
             return holder.pid
         signal.pidfd_send_signal(pidfd, signal.SIGKILL if kill else signal.SIGTERM)
@@ -78,15 +79,6 @@ def stop_coordinator(path: Path, *, timeout: float = STOP_TIMEOUT_S, kill: bool 
     finally:
         os.close(pidfd)
     return holder.pid
-
-
-def describe_holder(path: Path) -> str:
-    """Who serves a directory, for people."""
-    try:
-        holder = coordinator_of(path)
-    except LockHeldError as error:
-        return error.message
-    return f"pid {holder.pid}" if holder else "none"
 
 
 def ask(path: Path, operation: str, *, timeout: float = 10.0, **fields: Any) -> dict[str, Any]:

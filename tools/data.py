@@ -100,7 +100,7 @@ def put(
         return db.kv.cas(run_id, wanted, expect, parsed, ttl=ttl)
 
     if not console.has_database(path):
-        # Opening makes the database: whatever would be refused is to be refused before.
+        # Opening creates the database, so what would be refused must be refused before it.
         with console.rehearsal(path, namespace) as db:
             write(db)
     with console.database(path, namespace, create=True) as db:

@@ -124,7 +124,7 @@ def _agents(db: Database, plan: Plan, count: int) -> Iterator[list[SpawnProcess]
     ]
     try:
         # Ctrl-C reaches the whole group. Agents are born with it blocked: this process ends them in order.
-        # The tracker first: starting it, as the first spawn would, unblocks the signal again.
+        # Start the tracker first: the first spawn would start it, which unblocks the signal again.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -141,7 +141,7 @@ def _agents(db: Database, plan: Plan, count: int) -> Iterator[list[SpawnProcess]
             if process.pid is not None:
                 process.join(STOP_TIMEOUT_S)
             if process.pid is not None and process.is_alive():
-                # Or this process would wait for it at its own end, for ever.
+                # Otherwise this process would wait for it at exit, without end.
                 process.kill()
                 process.join()
 

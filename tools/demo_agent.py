@@ -125,7 +125,7 @@ class _Agent:
         self.root = self.db.traces.record(self.run_id, Thought(content=goal, confidence=1.0), tags=["goal"])
 
     def claim(self, batch: int) -> bool:
-        """Make a batch ours by creating its cell; the second agent gets a conflict and goes on."""
+        """Claim a batch by creating its cell; an agent that is too late gets a conflict."""
         from occamdb import AlreadyExistsError, CASConflict
 
         name, shared = claim_name(batch), self.plan.shared

@@ -219,7 +219,7 @@ def _durability(path: Path) -> Iterator[Finding]:
         yield Finding(
             PROBLEM,
             f"the log failed: commits are refused; what was acknowledged {state}",
-            "look into coordinator.log, mend the disk, then `occamdb stop`; the next open goes on",
+            "look into coordinator.log, mend the disk, then `occamdb stop`; the next open recovers it",
         )
     if last["failures"]:
         yield Finding(
@@ -267,7 +267,7 @@ def _clean_up(path: Path | None) -> Iterator[Finding]:
     from occamdb.ipc.stale import remove_dead
 
     def retire(name: str) -> None:
-        # Workers may still have it mapped. The next coordinator could no longer find it to tell them
+        # Workers may still have it mapped. Without its name the next coordinator could not tell them
         # that there is a newer store, and they would go on beginning snapshots of this one.
         if name.endswith("-store"):
             mark_superseded(name)

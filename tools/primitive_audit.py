@@ -1,10 +1,10 @@
 """Auditing what the primitives keep, in every run of every namespace: what `occamdb check` shows beside the files.
 
-Knows no primitive: each registered one brings its auditor (`occamdb.primitives.auditing`). One part of one run is
-audited on one snapshot, so a writer beside it is never taken for a fault, and only that snapshot is held.
+It knows no primitive by name: each registered one brings its auditor (`occamdb.primitives.auditing`). Each
+part of a run is audited on a snapshot of its own, so a concurrent writer is never taken for a fault.
 
 A directory that nobody serves is recovered into private memory and left as it is. One that is served is read through
-its coordinator's shared memory. Repairs are transactions, through a coordinator: they are logged like any other.
+its coordinator's shared memory. Repairs are ordinary transactions through a coordinator, so they are logged.
 """
 
 from __future__ import annotations
@@ -189,7 +189,8 @@ def _repair_part(part: Part, report: AuditReport) -> None:
         return faults
 
     while True:
-        # "snapshot": what the auditor walked may be larger than a request. Each repair has its source checked.
+        # Isolation "snapshot", because the auditor's read set may be larger than a request may be. The commit
+        # checks the source of each repair.
         mended = part.db.transaction(part.run_id, mend, isolation="snapshot")
         for fault in mended:
             report.note_repair(part.finding(fault))

@@ -1,4 +1,5 @@
-"""Stored text on a terminal: what could move the cursor, break a line or reverse the writing is shown as an escape.
+"""Stored text on a terminal: characters that move the cursor, break a line or reverse the writing become
+escapes.
 
 1. `printable` is the one definition of what is shown as it is. `markup` is the same for rich's markup.
 2. Commands print through `console.echo`, `console.print_json` and `console.out()`/`console.err()` alone, and each of

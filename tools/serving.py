@@ -62,9 +62,9 @@ def serve(
 
     coordinator = Coordinator(str(path.resolve()), durability, parse_settings(setting or []), auto=False)
     coordinator.start()
-    # The directory it was called in can be removed or unmounted while it serves.
+    # So that the directory it was called in can be removed or unmounted while it serves.
     os.chdir("/")
-    # A full disk behind it must not keep what was started from being served.
+    # Standard error may be a file on a full disk: the database is served nevertheless.
     with contextlib.suppress(OSError):
         console.echo(f"serving {path} (pid {os.getpid()}, durability {durability}); Ctrl-C stops", err=True)
     raise typer.Exit(coordinator.serve())

@@ -151,7 +151,7 @@ def show_key(key: bytes) -> dict[str, Any]:
 
 def show_range(start: bytes, end: bytes) -> dict[str, Any]:
     """A range of stored keys, with its run: a range is never of more than one."""
-    # The shortest keys of a run are its prefix, a tag and one byte, and the first bound may be the prefix alone.
+    # A key of a run is at least its prefix, a tag and one byte; the lower bound may be the prefix alone.
     run = show_key(start + b"\x01\x01").get("run")
     return ({"run": run} if run is not None else {}) | {"start": start, "end": end}
 

@@ -210,10 +210,6 @@ cdef class SegmentImage:
                 previous = transaction.version
         return previous
 
-    def ends_in_zeros(self, u64 offset) -> bool:
-        """Whether nothing but zeros follows."""
-        return self._zeros_from(offset)
-
     def part(self, u64 start, u64 end) -> bytes:
         """The bytes from `start` up to `end`."""
         if not start <= end <= self.size:
@@ -464,8 +460,3 @@ cdef class Loader:
             for i in range(PLACE_COUNT)
             if self.recent[i].version
         }
-
-    def add_outcome(self, u64 session, u64 sequence, u64 version):
-        """Take over an outcome from a checkpoint."""
-        if not self.note_outcome(session, sequence, version):
-            raise MemoryError

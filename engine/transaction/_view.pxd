@@ -36,7 +36,6 @@ cdef class StoreAttachment:
     cdef readonly bint retired
     cdef readonly bint unserved     # nobody commits to this store any more: our own clock says what has expired
     cdef bint shut                  # the handle was closed: nothing is read any more
-    cdef readonly int owner_pid
     cdef u64 generation
     cdef Reader reader
     cdef const StoreHeader *header

@@ -86,7 +86,6 @@ cdef class StoreAttachment:
         self.slots_high = channel_base + SLOTS_HIGH_OFFSET
         self.closed = channel_base + CLOSED_OFFSET
         self.tally = <Tally *>(channel_base + TALLY_OFFSET)
-        self.owner_pid = os.getpid()
         self.generation = fork_generation
         cdef u32 index
         # A stack with the lowest slot on top: slots_high, which the coordinator scans up to, stays small.

@@ -1,7 +1,8 @@
 """The chaos campaign: sessions of random workloads under random faults, and one verdict.
 
-Each session has a workload, a seed, a database and a mix of faults of its own; then everything is stopped, verified,
-and shared memory looked through for leftovers. The directory of a session that fails is kept: seed, history, log.
+Each session has a workload, a seed, a database and a mix of faults of its own; then everything is stopped and
+verified, and shared memory is searched for leftovers. The directory of a session that fails is kept: seed,
+history, log.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from occamdb.stress.workloads import WORKLOADS, get_workload
 SESSION_SECONDS = (8.0, 20.0)
 FAULT_PAUSE = 0.4  # seconds between two faults on average
 CARRY_ON_TIMEOUT = 60.0
-SMALL_STORE = 384 << 20  # several times what a session writes: the fault fills it, not the workload
+SMALL_STORE = 384 << 20  # several times what a session writes, so that only the fault fills it
 TMPFS_BYTES = 1 << 30  # room for two checkpoints of what a session writes, and the log between them
 # The ledger and the recorded workloads see most; they are drawn more often than the others.
 CHOICES = (
@@ -96,7 +97,7 @@ def chaos_campaign(
     faults: Sequence[str] = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> ChaosVerdict:
-    """Run sessions until the time is up; the last one is finished and verified.
+    """Run sessions until the time is up; the last one is still finished and verified.
 
     Args:
       minutes: for how long.
@@ -176,7 +177,7 @@ class _Session:
             clean = not problems and not leaked and result.valid
             if not clean:
                 problems += [a.meaning for a in result.report.forbidden] if result.report else []
-        except Exception as error:  # a session that breaks down is a finding, and the campaign goes on
+        except Exception as error:  # a session that breaks down is a finding; the campaign continues
             problems.append(f"{type(error).__name__}: {error}")
             clean = False
         finally:

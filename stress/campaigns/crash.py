@@ -33,9 +33,9 @@ from occamdb.stress.workloads.ledger import forget
 
 ROUND = 40  # kills between two verifications
 CARRY_ON_TIMEOUT = 60.0
-FAILPOINT_TIMEOUT = 2.0  # an armed failpoint that is not passed in this time is given up for a plain kill
-# Rotate and checkpoint often. The timeout is long, for a loaded machine may take many seconds to start a process, and
-# what is looked for is commits lost, not slowness.
+FAILPOINT_TIMEOUT = 2.0  # when an armed failpoint is not passed in this time, a plain kill replaces it
+# Rotate and checkpoint often. The timeout is long, because a loaded machine may take many seconds to start a
+# process and the campaign looks for lost commits, not for slowness.
 OPTIONS = {"wal_segment_size": 256 * 1024, "checkpoint_bytes": 2 * 1024 * 1024, "timeout": 60.0}
 
 # Passed by every commit, or brought about by asking for a checkpoint. Those of workers, files and recovery have

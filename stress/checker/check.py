@@ -42,7 +42,7 @@ def check_history(path: str | os.PathLike[str], level: str = "strict-serializabl
       ValueError: an unknown level.
     """
     if level not in LEVELS:
-        raise ValueError(f"isolation level {level!r} is none of {', '.join(LEVELS)}")
+        raise ValueError(f"isolation level {level!r} is not one of {', '.join(LEVELS)}")
     began = time.perf_counter()
     files = history_files(path)
     kinds = {read_header(file).kind for file in files}

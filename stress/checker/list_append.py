@@ -20,7 +20,7 @@ from occamdb.stress.checker.table import Table
 from occamdb.stress.history import CONFLICT, OK, Recorded
 
 UNSEEN_EDGES_MAX = (
-    16  # appends nobody read: edges from the last reader to more of them add nothing but memory
+    16  # appends that nobody read: edges from the last reader to more of them find no further anomaly
 )
 
 

@@ -1,6 +1,6 @@
 """Register histories: every write is a unique value, a read returns the newest value or None.
 
-The order of versions of a key is inferred from what cannot be otherwise: None comes first; a transaction
+The order of the versions of a key is inferred from what is certain: None comes first; a transaction
 that read one value and wrote another puts the second after the first; blind writes are ordered by real
 time where one was acknowledged before the other began (only when the level promises real-time order).
 

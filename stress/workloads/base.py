@@ -41,7 +41,6 @@ class Workload:
     counters: ClassVar[tuple[str, ...]] = ()
     history_kind: ClassVar[str] = ""
     keys: ClassVar[int] = 16  # the default number of keys, which sets the contention
-    serializable_only: ClassVar[bool] = False  # the invariant does not hold at isolation="snapshot"
 
     def prepare(self, db: occamdb.Database, settings: Settings) -> None:
         """Write what the workers expect to find. Called once, before any worker starts."""

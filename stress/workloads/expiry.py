@@ -3,7 +3,7 @@
 Each lease is written once, before the run, and expires during it. The checker sees a register that is None while
 the lease is alive and "expired" afterwards; the expiry is recorded as a write of unknown outcome and time. So a
 transaction that saw the lease alive comes before the expiry, one that saw it gone comes after, and an expiry out
-of order closes a cycle.
+of order makes a cycle.
 """
 
 from __future__ import annotations

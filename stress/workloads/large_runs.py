@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from occamdb.stress.worker import Context, Settings
 
 KEYS_IN_RUN = 2000  # more than the engine deletes key by key
-SLOW = 0.02  # seconds: a commit that takes longer is counted; the machine's load is in it
+SLOW = 0.02  # seconds; commits that take longer are counted, including those slowed by the machine's load
 
 
 def run_id(number: int) -> uuid.UUID:

@@ -1,4 +1,4 @@
-"""A ledger for crash campaigns: each commit leaves marks by which it can be told whether it is there, whole and once.
+"""A ledger for crash campaigns: each commit leaves marks that show whether it is there, whole and once.
 
 Each transaction writes an entry and its twin (same content, far apart in key order), and moves the worker's own
 head from one sequence number to the next. Every acknowledged one is noted, with its version, in a file of
@@ -36,7 +36,7 @@ class Ledger(Workload):
         """The ledger starts empty."""
 
     def step(self, context: Context) -> None:
-        """Write the next entry; after a conflict or an unknown outcome the sequence moves on all the same."""
+        """Write the next entry. The sequence also advances after a conflict or an unknown outcome."""
         sequence = context.next_count()
         total = f"total/{context.dice.randrange(context.settings.keys)}"
         mine = f"{context.worker:04d}"
@@ -135,7 +135,10 @@ def _note(context: Context, kind: int, sequence: int, version: int) -> None:
 
 
 def forget(db: occamdb.Database, directory: Path) -> None:
-    """Begin an empty ledger, after `verify` and while nobody writes: a long campaign would outgrow every store."""
+    """Begin an empty ledger, after `verify` and while nobody writes.
+
+    In a long campaign one ledger would outgrow the store.
+    """
 
     def body(txn: occamdb.Transaction) -> None:
         txn.delete_run_range()

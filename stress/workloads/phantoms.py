@@ -20,7 +20,6 @@ class Phantoms(Workload):
     summary = "scan-and-insert below a limit; a phantom overfills a room"
     counters = ("guests",)
     keys = 4
-    serializable_only = True
 
     def prepare(self, db: occamdb.Database, settings: Settings) -> None:
         """Rooms start empty."""

@@ -18,7 +18,6 @@ class WriteSkew(Workload):
     summary = "pairs of flags of which one must stay set; fails at isolation=snapshot, as it should"
     counters = ("left",)
     keys = 8
-    serializable_only = True
 
     def prepare(self, db: occamdb.Database, settings: Settings) -> None:
         """Everybody is on duty."""

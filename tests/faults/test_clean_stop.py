@@ -96,7 +96,7 @@ def test_commits_go_on_while_the_last_checkpoint_is_written(
         wait_for_commits(db, 50)
         counts = counts_of(team)
         assert db.get(run, "shared") == sum(counts)
-        # What was committed behind the checkpoint's back is in the log, and the stop was a clean one all the same.
+        # What was committed after the checkpoint began is in the log, and the stop is a clean one.
         recovery = db.stats()["durable"]["recovery"]
         assert recovery["transactions_replayed"] > 0
         assert recovery["warnings"] == []

@@ -196,7 +196,7 @@ def commit_until_told(peer: Peer, path: Path, run: RunId, name: str) -> int:
         while not peer.told():
             version = db.put(run, name, count)
             found = db.get_versioned(run, name)
-            # Acknowledged, so every snapshot begun afterwards shows it, whoever is coordinator by then.
+            # It was acknowledged, so every later snapshot shows it, through whichever coordinator.
             assert found is not None and (found.value, found.version) == (count, version)
             assert db.kv.increment(run, f"{name}/count") == count + 1
             count += 1
@@ -315,7 +315,7 @@ def test_it_keeps_none_of_its_starters_descriptors(path: Path, run: RunId) -> No
 
 
 def test_the_starter_dies_before_it_serves(tmp_path: Path) -> None:
-    """C14: whoever waited for its report is gone; it comes up all the same and serves the others."""
+    """C14: the process that waited for its report is gone; it comes up nevertheless and serves the others."""
     path = tmp_path / "db"
     with processes.unheard_coordinator(path) as process:
         with occamdb.open(path, start="never", timeout=60) as db:

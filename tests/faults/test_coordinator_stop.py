@@ -293,7 +293,7 @@ def empty(path: Path) -> None:
 
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["log", "checkpoint"])
 def test_its_files_are_deleted_while_it_runs(database_path: Path, run: RunId, checkpointed: bool) -> None:
-    """F15: it ends by itself within moments, writes nothing into a directory that is not its own any more."""
+    """F15: it ends by itself within moments and writes nothing into a directory that is no longer its own."""
     path = database_path
     with open_database(path) as db:
         db.put(run, "k", 1)

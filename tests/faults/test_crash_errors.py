@@ -1,4 +1,4 @@
-"""System calls of a living coordinator fail under load (F7-F9): refusals that are true, for ever.
+"""System calls of a living coordinator fail under load (F7-F9): what they refuse stays refused.
 
 Writers take the error for a refusal: then the commit never appears, not after a recovery either.
 """
@@ -145,7 +145,7 @@ def test_a_rotation_that_fails(path: Path, start: Callable[..., Worker]) -> None
 
 
 def test_a_checkpoint_that_fails(path: Path, start: Callable[..., Worker]) -> None:
-    """Commits do not notice; whoever asked for it does; the next one works."""
+    """Commits are not disturbed; the caller who asked for it gets the error; the next one works."""
     with scene_at(path, start, settings=ONLY_THE_LOG_WRITES) as scene:
         for point in ("checkpoint.begin", "checkpoint.block", "checkpoint.before_rename", "file.rename"):
             scene.arm(point, "errno:EIO@1*1")

@@ -176,7 +176,7 @@ def test_during_a_clean_stop(path: Path, start: Callable[..., Worker]) -> None:
 
 
 def test_during_the_creation(path: Path, start: Callable[..., Worker]) -> None:
-    """F13: whoever opens it first finds a coordinator in the end, and one database."""
+    """F13: every process that opens it finds a coordinator in the end, and there is one database."""
     with scene_at(path, start, arms=CREATION) as scene:
         assert arms_left(scene.plan.arms) == 0
         scene.carry_on()

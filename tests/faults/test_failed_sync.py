@@ -106,7 +106,7 @@ def test_saved_by_a_clean_stop(database_path: Path, run: RunId, how: str, when: 
 
 
 def test_a_checkpoint_damaged_later_is_what_is_reported(database_path: Path, run: RunId) -> None:
-    """The log cannot stand in for it any more, and nobody is given the older state for the newer."""
+    """The log can no longer replace it, and no reader gets the older state instead of the newer."""
     path = database_path
     with open_database(path, sync_interval=0.5) as db:
         segment = segment_of(path)

@@ -127,7 +127,7 @@ def test_any_operation_fails_once(tmp_path: Path, error: str) -> None:
 
 @pytest.mark.parametrize("point", ["file.write", "file.sync", "file.truncate", "file.open", "file.rename"])
 def test_an_operation_fails_from_some_moment_on(tmp_path: Path, point: str) -> None:
-    """A full or a broken disk: nothing works any more, and the engine says so every time."""
+    """A full or a broken disk: no commit works, and the engine says so every time."""
     for number in (4, 9, 12, 17):
         path = tmp_path / f"{number}"
         life = Life()

@@ -98,7 +98,7 @@ def hold(peer: Peer, path: Path, run: RunId, key: str) -> list[str]:
 def test_a_store_filled_by_old_snapshots(
     database_path: Path, run: RunId, start: Callable[..., Worker]
 ) -> None:
-    """M5: overwriting goes on for ever; the snapshots that keep the store full are revoked, oldest first, no other."""
+    """M5: under endless overwriting only the snapshots that keep the store full are revoked, oldest first."""
     path = database_path
     with open_database(path, max_store_size="8MiB") as db:
         other = RunId.new()

@@ -238,7 +238,7 @@ def test_lying_slots_hold_back_nothing_but_garbage(path: Path, db: Database, int
 
 
 def test_lies_in_a_well_formed_request_stay_its_own(path: Path, db: Database, intruder: Intruder) -> None:
-    """W15: forged versions, an invented read set, values that are no values. The trust model: see engine/README.md."""
+    """W15: forged versions, an invented read set, values that do not decode (see engine/README.md)."""
     run = RunId.new()
     prefix = db.prefix_of(run)
     version = db.put(run, "honest", 1)
@@ -258,7 +258,7 @@ def test_lies_in_a_well_formed_request_stay_its_own(path: Path, db: Database, in
                 put(prefix + b"honest", flags=OpFlags.UNCHECKED),
             ),
         ),
-        # A value that is no msgpack, and a key that is no key.
+        # A value that is not msgpack, and a key that is not one of ours.
         Request(5, 0, 0, (put(prefix + b"junk", b"\xc1"),), flags=RequestFlags.BLIND),
         Request(6, 0, 0, (put(b"\xff no key", b"\x01"),), flags=RequestFlags.BLIND),
         Request(7, 0, -5, (put(prefix + b"old", b"\x01", expires_at=-1),), flags=RequestFlags.BLIND),
@@ -414,7 +414,7 @@ def channel_of(db: Database) -> str:
 def test_a_worker_that_was_thrown_out_comes_back(path: Path) -> None:
     """Its channel breaks under it, by whatever fault: its snapshots end, and it attaches anew by itself.
 
-    The pins of the old channel protect nothing any more, so nothing may be begun on it.
+    The pins of the old channel no longer protect anything, so no snapshot may begin on it.
     """
     run = RunId.new()
     with open_database(path) as db, open_database(path) as other:

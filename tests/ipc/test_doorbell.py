@@ -1,4 +1,4 @@
-"""Doorbells between real processes: no wake-up is lost, whoever spins, stops, dies or is interrupted."""
+"""Doorbells between real processes: no wake-up is lost if a side spins, stops, dies or is interrupted."""
 
 import mmap
 import signal

@@ -189,7 +189,7 @@ def test_any_stream_is_parsed_as_the_model_parses_it(pieces: list[bytes], chunk:
     assert (messages, ring.fault) == parse(stream, SIZE_MAX)
     guarded.check()
     if outcome < 0:
-        assert ring.poll(SIZE_MAX) == -1, "bad for ever"
+        assert ring.poll(SIZE_MAX) == -1, "it stays bad"
 
 
 WORDS = st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 300), st.integers(2**64 - 300, 2**64 - 1))

@@ -90,7 +90,7 @@ def test_traces_are_found_in_the_layout_that_is_on_disks(db: Any, run: RunId) ->
     assert contents(db.traces.query_by_type(run, Custom)) == [Custom("Thought", 5)]
 
 
-# --- Types that are no types ---
+# --- What is not a type ---
 
 
 @pytest.mark.parametrize("wrong", [[Thought], {}, {Thought}, bytearray(b"x"), [], 5, Thought("x"), int])

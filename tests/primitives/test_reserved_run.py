@@ -1,4 +1,4 @@
-"""A namespace's index of runs lives under the all-zero run id: nobody but the index reads or writes there."""
+"""A namespace's index of runs lives under the all-zero run id: only the index reads or writes there."""
 
 import uuid
 from collections.abc import Callable

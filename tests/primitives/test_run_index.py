@@ -15,7 +15,7 @@ from occamdb.engine.model.errors import (
 from occamdb.engine.model.public_types import RESERVED_RUN, RunId, TypeTag
 from occamdb.primitives import ALLOWED_TRANSITIONS, RunMetadata, RunStatus, Thought, layout
 
-# As SPEC section 4 has it, written out once more: the test must not share the table it checks.
+# Written out once more: the test must not share the table that it checks.
 ALLOWED = {
     ("active", "completed"),
     ("active", "failed"),

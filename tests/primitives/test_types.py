@@ -7,7 +7,7 @@ from occamdb.engine.model.public_types import RunId, VersionedValue
 from occamdb.engine.model.settings import setting_names
 from occamdb.primitives import Database, Event, EventLog, KVStore, RunMetadata, State, TraceTree, Transaction
 from occamdb.primitives.handles import SettingsKeywords
-from occamdb.primitives.kv import KVMapping
+from occamdb.primitives.kv_mapping import KVMapping
 
 
 def database_forms(db: Database, run: RunId) -> None:

@@ -49,7 +49,7 @@ def test_eight_processes_lose_no_increment(
     assert found is not None
     assert found.value == PROCESSES * INCREMENTS
     assert tries >= PROCESSES * INCREMENTS
-    # Every conflict is a try that was repeated, whoever noticed it; and all were about one key.
+    # Every conflict is an attempt that was repeated, no matter where it was noticed; all were about one key.
     after, repeated = shared.stats(), tries - PROCESSES * INCREMENTS
     assert after["retries"] - before["retries"] == repeated
     assert sum(after["conflicts"].values()) - sum(before["conflicts"].values()) == repeated

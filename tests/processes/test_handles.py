@@ -1,4 +1,4 @@
-"""A `Database` goes everywhere its process goes: pickle, fork, spawn, pools, threads (SPEC section 1; W8, W9, W13)."""
+"""A `Database` goes everywhere its process goes: pickle, fork, spawn, pools, threads."""
 
 from __future__ import annotations
 

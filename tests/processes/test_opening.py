@@ -144,7 +144,7 @@ def test_durability_of_who_comes_second(tmp_path: Path, run: RunId) -> None:
     stop_coordinator(path)
     other = tmp_path / "other"
     with open_database(other, sync_interval=60.0) as db, occamdb.open(other, durability="always") as careful:
-        # The coordinator is the first one's; who came second waits for the disk all the same.
+        # The first one started the coordinator; the second one waits for the disk as well.
         before = db.stats()["log"]["syncs"]
         for number in range(5):
             careful.put(run, "k", number)

@@ -36,7 +36,7 @@ def test_what_a_receipt_says(
         with db.begin(run) as txn:
             txn.put("k", 1)
         assert txn.receipt is not None and txn.receipt.durability == plain
-        # What was only read is no safer than the coordinator makes everybody's commits.
+        # What was only read is as safe as the coordinator makes all commits, and no safer.
         assert db.begin(run).commit().durability == coordinator
         txn = db.begin(run)
         txn.put("k", 2)

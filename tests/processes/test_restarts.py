@@ -19,7 +19,7 @@ from tests.support.processes import (
 
 
 def test_an_open_transaction_makes_a_new_key_in_the_next_life(tmp_path: Path, run: RunId) -> None:
-    """Others committed after it began, none of them what it does: a coordinator's death is no conflict."""
+    """Others committed after it began, but other keys: a coordinator's death is not a conflict."""
     path = tmp_path / "db"
     with open_database(path) as db:
         db.put(run, "read", 1)
@@ -85,7 +85,7 @@ def test_a_transaction_does_not_trust_what_was_lost_without_a_log(tmp_path: Path
 
 
 def test_a_worker_may_come_in_any_moment_of_an_idle_end(tmp_path: Path, run: RunId) -> None:
-    """The coordinator ends soon after its last worker left; whoever comes meanwhile gets it or the next one."""
+    """The coordinator ends soon after its last worker left; one that comes meanwhile gets it or the next."""
     path = tmp_path / "db"
     lives = set()
     for number in range(16):

@@ -191,7 +191,7 @@ def interrupt_the_main_thread(_: Peer, path: Path, run: RunId) -> int:
         return interrupts
 
 
-# Python itself can be interrupted between making a socket and handing it to whoever closes it; the collector closes it.
+# Python can be interrupted between making a socket and storing it; then the garbage collector closes it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 def test_keyboard_interrupt_leaves_the_other_threads_alone(
     shared_path: Path, run: RunId, start: Callable[..., Worker]

@@ -85,7 +85,8 @@ def test_a_child_pickles_the_id_before_it_attaches(database_path: Path, run: Run
             assert copy.handle.__reduce__()[1][-1] == db.handle.__reduce__()[1][-1] != b""
 
 
-# ---- what is no database ----------------------------------------------------------------------------------------
+# ---- what is not a database
+# -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("start", ["auto", "never"])

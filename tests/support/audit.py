@@ -1,4 +1,4 @@
-"""Everything against everything: what must hold in a run whatever was committed, aborted, killed or recovered.
+"""Everything that must hold in a run, whatever was committed, aborted, killed or recovered.
 
 Used by the tests of primitives, crashes and processes. It reads raw keys, not the facades, and computes which keys
 must exist from the records alone: any missing or superfluous one is found.

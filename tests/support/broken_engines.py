@@ -1,4 +1,4 @@
-"""Engines with a deliberate fault: the suite is worth something only if it catches them."""
+"""Engines with a deliberate fault: the suite is only worth something if it catches them."""
 
 from __future__ import annotations
 

@@ -11,8 +11,9 @@ and between two of them adds 1 to sum/w and deletes own/w by implicit transactio
 So a writer sees at once if an acknowledged commit is lost, a refused one there, or one there twice; `verify` sees it
 from outside, from journals read before its snapshot, while the writers go on.
 
-Coordinators to come are armed through files in `arms`: whoever starts one takes the first that is left and gives it
-to that coordinator as OCCAMDB_FAILPOINTS. So the writers start armed coordinators by themselves, one after another.
+Coordinators to come are armed through files in `arms`: the process that starts one takes the first that is
+left and gives it to that coordinator as OCCAMDB_FAILPOINTS. So the writers start armed coordinators by
+themselves, one after another.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ __all__ = [
     "write",
 ]
 
-# Segments and checkpoints as small as they may be: rotations and checkpoints come by themselves, often.
+# Segments and checkpoints of the smallest size, so that rotations and checkpoints come often by themselves.
 SETTINGS: dict[str, Any] = {"wal_segment_size": 16 << 10, "checkpoint_bytes": 64 << 10, "timeout": 60.0}
 SLOTS = 16
 BEGUN, ACKNOWLEDGED, REFUSED, UNKNOWN = 1, 2, 3, 4
@@ -70,7 +71,7 @@ _NOTE = struct.Struct("<BxxxIQ")  # kind, number, version
 
 
 def arm_next(arms: Path, specifications: Sequence[str]) -> None:
-    """The next coordinators are started with these failpoints, one each; those after them with none."""
+    """Arm the next coordinators with these failpoints, one each; later ones start with none."""
     arms.mkdir(exist_ok=True)
     first = max((int(file.name) for file in arms.iterdir()), default=0) + 1
     for number, text in enumerate(specifications, first):
@@ -83,7 +84,7 @@ def arms_left(arms: Path) -> int:
 
 
 def take_arms_from(arms: Path) -> Callable[[], None]:
-    """From here on this process gives the coordinators it starts what lies in `arms`; returns how to end that."""
+    """Arm the coordinators that this process starts from the files in `arms`; returns how to end that."""
     spawn, read_report = Launcher._spawn, launch._read_report
     taken = threading.local()
 
@@ -102,7 +103,7 @@ def take_arms_from(arms: Path) -> Callable[[], None]:
     def armed_read_report(fd: int, limit: float) -> bytes | None:
         answer = read_report(fd, limit)
         if answer and taken.name and json.loads(answer).get("error") == LockHeldError.__name__:
-            # Another start was quicker, and that coordinator is not armed: the arm is for one to come.
+            # Another process was quicker, so its coordinator is not armed: put the arm back for a later one.
             _put(arms, taken.name, taken.text)
         return answer
 
@@ -118,7 +119,7 @@ def take_arms_from(arms: Path) -> Callable[[], None]:
 def _take(arms: Path) -> tuple[str, str]:
     for file in sorted(arms.iterdir()) if arms.exists() else ():
         mine = arms.parent / f"arms-taken-{os.getpid()}"
-        # Whoever holds the STARTER lock is alone here, but for those who have waited for it too long.
+        # The holder of the STARTER lock is alone here, except for processes that waited for it too long.
         with contextlib.suppress(FileNotFoundError):
             file.rename(mine)
             return file.name, mine.read_text()
@@ -175,7 +176,7 @@ class Journal:
 
     @property
     def unresolved(self) -> set[int]:
-        """Numbers of which nobody knows whether they committed: at most the last one, unless some were unknown."""
+        """Numbers that may have committed or not: at most the last one, unless outcomes were unknown."""
         known = self.acknowledged.keys() | self.refused | self.unknown
         return self.unknown | ({self.begun} - known if self.begun else set())
 
@@ -225,7 +226,7 @@ class Writer:
         self.last = (0, 0)  # number and version of the last commit
         self.maybe = 0  # a number with unknown outcome, until the head is read again
         self.sum = 0
-        self._done = 0  # commits there are, by the head that the running transaction read
+        self._done = 0  # how many commits there are by the head that the running transaction read
 
     def step(self) -> None:
         """Make one numbered transaction, and the implicit ones."""
@@ -291,7 +292,7 @@ class Writer:
         assert (flag is not None) == bool(head[1] % 2), f"{head[1]} commits, the flag is {flag}"
 
     def _implicit(self) -> None:
-        """Implicit transactions whose answers are known, also when the answer had to be rebuilt."""
+        """Implicit transactions whose answers are known beforehand, even when an answer has to be rebuilt."""
         run, key = self.plan.run, f"sum/{self.number}"
         outcome, answer = self._outcome_of(lambda: self.db.kv.increment(run, key))
         if outcome == ACKNOWLEDGED:
@@ -379,7 +380,7 @@ class Scene:
         wait_until(carried_on, what="a commit of every writer")
 
     def strike(self, point: str, action: str = "kill@1", trigger: Callable[[], object] | None = None) -> None:
-        """Let the coordinator die at a failpoint; the writers carry on and everything they were told holds."""
+        """Let the coordinator die at a failpoint; the writers continue, and all they were told holds."""
         victim = self.arm(point, action)
         if trigger is not None:
             trigger()
@@ -388,7 +389,7 @@ class Scene:
         self.verify()
 
     def arm(self, point: str, action: str) -> ProcessIdentity:
-        """Arm a failpoint in the running coordinator; who that is. It may be dead before it can answer."""
+        """Arm a failpoint in the running coordinator; returns its identity. It may die before it answers."""
         while True:
             identity = coordinator_identity(self.path)
             try:
@@ -399,9 +400,9 @@ class Scene:
                     return identity
 
     def stand_still_at(self, point: str, action: str) -> ProcessIdentity:
-        """Let the coordinator stop itself at a failpoint; it stands when this returns."""
+        """Let the coordinator stop itself at a failpoint; it is stopped when this returns."""
         identity = coordinator_identity(self.path)
-        # In a thread: whoever stops before it answers keeps the caller waiting.
+        # In a thread: a coordinator that is stopped before it answers keeps the caller waiting.
         asking = threading.Thread(target=self.arm, args=(point, action), daemon=True)
         asking.start()
         wait_until(lambda: state_of(identity.pid) == "T", what=f"a stop at {point}")
@@ -416,7 +417,7 @@ class Scene:
     # ---- what must hold ---------------------------------------------------------------------------------
 
     def verify(self, *, final: bool = False) -> dict[Any, Any]:
-        """Compare the database with the journals; `final`: nobody writes any more. Returns all rows."""
+        """Compare the database with the journals; `final`: there are no more writers. Returns all rows."""
         # Read first: what was acknowledged by now must be in a snapshot begun later.
         for journal in self.journals.values():
             journal.read()

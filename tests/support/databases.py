@@ -1,4 +1,4 @@
-"""Databases for tests that hold whatever engine stands behind them.
+"""Databases for tests that must pass on every engine.
 
 `db_factory` is parametrised over the engines there are: "memory", and "shared" with a coordinator process
 (OCCAMDB_TEST_ENGINES=memory leaves the latter out). Tests use a fresh run each, so one shared database serves a whole
@@ -51,7 +51,7 @@ def open_shared_database(
 
 
 def revoke_snapshots(db: Database) -> int:
-    """Do to every open snapshot of an in-memory database what its engine does to one held too long; how many."""
+    """Revoke every open snapshot of an in-memory database, as if held too long; returns how many."""
     channel = db.handle._channel  # type: ignore[attr-defined]
     revoked = 0
     for slot in range(layout.SLOT_COUNT):

@@ -1,8 +1,8 @@
 """What a disk may hold after a power cut, computed from a trace of `occamdb.engine.disk._files`.
 
 The model is harsher than real file systems: what was not synced may be lost, kept or torn at 512-byte sectors,
-each sector for itself; a name made, renamed or removed since the last sync of its directory may be lost, in any
-prefix of that directory's changes; syncing a file does not make its name durable.
+each sector independently; a name made, renamed or removed since the last sync of its directory may be lost,
+in any prefix of that directory's changes; syncing a file does not make its name durable.
 """
 
 from __future__ import annotations

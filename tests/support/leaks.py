@@ -7,7 +7,8 @@ not enough. Invariants:
    environment it was started with (a daemon that detached itself keeps its environment).
 2. A segment is ours if its name carries the id of a database whose `meta` file lies below the given
    directory, or if this process created it through `posix_ipc`.
-3. The helpers multiprocessing keeps for a process's whole life (resource tracker, fork server) are no leak.
+3. The helpers multiprocessing keeps for a process's whole life (resource tracker, fork server) are not a
+   leak.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ import psutil
 
 MARKER = "OCCAMDB_TEST_PROCESS"
 SHARED_MEMORY = Path("/dev/shm")
-GRACE_S = 10.0  # how long something on its way out may still be seen
+GRACE_S = 10.0  # how long something that is ending may still be seen
 
 _KEPT_BY_MULTIPROCESSING = (
     "multiprocessing.resource_tracker",
@@ -43,7 +44,7 @@ def mark_this_process() -> str:
 
 
 def record_segments() -> None:
-    """Note the name of every segment this process creates, whoever asks for it."""
+    """Note the name of every segment that this process creates."""
     original: Callable[..., Any] = posix_ipc.SharedMemory
 
     class RecordingSharedMemory(original):  # type: ignore[misc, valid-type]
@@ -65,7 +66,7 @@ def own_processes(marker: str, besides: set[int] | None = None) -> dict[int, psu
 
     Args:
       marker: that of this test process.
-      besides: pids that need not be looked at; looking costs more than listing.
+      besides: pids that need not be examined, which costs more than listing them.
     """
     needle = f"{MARKER}={marker}".encode()
     found = {}
@@ -158,7 +159,7 @@ def _database_ids(directory: Path) -> set[str]:
     """The first 16 hex digits of every database id found below `directory`."""
     found = set()
     for meta in directory.rglob("meta"):
-        # Some tests damage theirs on purpose; the id stands in front of that, or there is none to find.
+        # Some tests damage the file on purpose; then the id is before the damage, or there is none to find.
         with contextlib.suppress(OSError):
             content = meta.read_bytes()
             if content.startswith(_META_MAGIC) and len(content) >= 32:

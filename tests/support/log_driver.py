@@ -1,6 +1,6 @@
 """A database directory driven without a coordinator: open, append transactions, stop or be killed, open again.
 
-`Model` is the plain-Python truth: what a store must hold after a list of transactions.
+`Model` says in plain Python what a store must hold after a list of transactions.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def write(key: bytes, value: bytes = b"value", expires_at: int = 0) -> WriteOper
 
 
 def content(path: Path, *, boot_id: bytes | None = None) -> tuple[RecoveryResult, list[Row]]:
-    """Recover the directory as it lies, without changing it; the store is audited."""
+    """Recover the directory as it is, without changing it, and audit the store."""
     directory = DatabaseDirectory(path, create=False)
     try:
         store = ScratchStore(directory.database_id, STORE_SIZE)

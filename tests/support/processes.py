@@ -78,7 +78,7 @@ class Peer:
         self._pipe.send(("said", message))
 
     def hear(self) -> Any:
-        """Wait for what the test says. Ends the process when the test is gone."""
+        """The next message of the test. Ends the process when the test is gone."""
         try:
             return self._pipe.recv()
         except (EOFError, ConnectionResetError):
@@ -90,7 +90,7 @@ class Peer:
 
 
 def _run(function: Callable[..., Any], pipe: Connection, arguments: tuple[Any, ...]) -> None:
-    # A forked worker has its test's handlers and alarms; every one starts like a plain process.
+    # A forked worker inherits the signal handlers and alarms of its test; every worker starts without them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         outcome = ("done", function(Peer(pipe), *arguments))
@@ -120,7 +120,7 @@ class Worker:
         self.pid = int(self.process.pid)
 
     def say(self, message: Any) -> None:
-        """Send it something; it takes it by `peer.hear()`. That it has failed meanwhile is `result`'s to say."""
+        """Send it something, which it gets by `peer.hear()`. If it has failed meanwhile, `result` says so."""
         with contextlib.suppress(BrokenPipeError):
             self._pipe.send(message)
 
@@ -131,7 +131,7 @@ class Worker:
         return message
 
     def result(self, deadline_s: float = DEADLINE_S) -> Any:
-        """What the function returned; what it said before is passed over."""
+        """What the function returned; messages before it are skipped."""
         end = time.monotonic() + deadline_s
         while True:
             kind, message = self._receive(end - time.monotonic())
@@ -159,7 +159,7 @@ class Worker:
         self.wait_stopped()
 
     def wait_stopped(self) -> None:
-        """Wait until it stands, stopped by itself or by somebody."""
+        """Wait until it is stopped, by itself or by another process."""
         wait_until(lambda: state_of(self.pid) == "T", what=f"the stop of {self.name}")
 
     def resume(self) -> None:
@@ -202,7 +202,7 @@ def workers() -> Iterator[Callable[..., Worker]]:
 
 
 def stop_process(pid: int) -> None:
-    """SIGSTOP, and wait until every thread stands: until then one may still finish what it is at."""
+    """SIGSTOP, and wait until every thread has stopped: until then one may still finish its work."""
     os.kill(pid, signal.SIGSTOP)
 
     def stands() -> bool:

@@ -335,7 +335,7 @@ def test_the_doctor_looks_at_directories(tmp_path: Path, database_path: Path) ->
 def test_stop_refuses_to_signal_a_process_that_only_has_the_pid(database_path: Path) -> None:
     filled(database_path, 5)
     stop_coordinator(database_path, kill=True)
-    # Its name is still in LOCK; somebody else (here: this process) may get its pid.
+    # Its identity is still in LOCK; another process (here: this one) may get its pid.
     lock = database_path / "LOCK"
     noted = json.loads(lock.read_text())
     lock.write_text(json.dumps(noted | {"pid": os.getpid()}))

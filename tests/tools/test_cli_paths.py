@@ -1,4 +1,4 @@
-"""Which directory a command works on: none by mistake, and a mistake leaves nothing behind."""
+"""Which directory a command works on: never one by mistake, and a mistake leaves nothing behind."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ EMPTY_PATHS = [
     ("events", "", RUN),
     ("cells", "", RUN),
     ("traces", "", RUN),
-    ("serve", "", "--set", "ring_size=5"),  # refused as well: it would not return, were "" accepted
+    ("serve", "", "--set", "ring_size=5"),  # refused as well; if "" were accepted it would not return
     ("stop", ""),
     ("status", ""),
     ("stats", ""),
@@ -45,7 +45,7 @@ EMPTY_PATHS = [
 
 @pytest.fixture
 def removals(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """What the doctor asked to have removed. It is not: a wrong doctor would take what other programs left."""
+    """What the doctor asked to have removed. It is not removed, since it may belong to other programs."""
     asked: list[object] = []
 
     def remove_dead(database_id: bytes | None = None, **_: object) -> list[str]:

@@ -77,7 +77,7 @@ def test_the_deepest_value_that_can_be_stored_is_printed(shell: Shell) -> None:
     assert shell("get", "DB", RUN, "k") == f"{text}\n"
 
 
-# --- Keys that are no text -----------------------------------------------------------------------
+# --- Keys that are not text ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["0xff00", "ff00", "0XFF00"])

@@ -445,7 +445,7 @@ def test_memory_does_not_grow_with_the_run(memory: Any) -> None:
 
 
 def test_a_repair_whose_record_changes_meanwhile_is_done_again(memory: Any) -> None:
-    """The repair's snapshot is older than a deletion: without its check it would leave an entry of nothing."""
+    """The repair's snapshot is older than a deletion: without its check an entry without a record would stay."""
     run = memory.runs.create_run_with_options(tags=["late"]).run_id
     key = next(memory.space(RESERVED_RUN, TypeTag.RUN, raw=True).keys(layout.runs_tagged("late")))
     memory.space(RESERVED_RUN, TypeTag.RUN, raw=True).delete(key)

@@ -53,7 +53,7 @@ def test_it_leaves_a_shared_core_and_keeps_its_affinity() -> None:
 def test_moves_that_do_not_help_become_rare() -> None:
     def body() -> None:
         mover = Mover()
-        # 10 s of wake-ups by whoever shares our core, wherever we are.
+        # 10 s of wake-ups by a worker that shares our core, on any core.
         found = sum(moves(mover, 100, SECOND + step * 1_000_000) for step in range(10_000))
         assert 3 <= found <= 40
 

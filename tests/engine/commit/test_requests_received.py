@@ -1,4 +1,4 @@
-"""Requests on their way into the commit thread: rests that are no request, and large ones that wait for memory."""
+"""Requests on their way into the commit thread: incomplete ones, and large ones that wait for memory."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def committed(core: Core, channel: int) -> None:
     assert core.receive(channel).status is Status.COMMITTED
 
 
-# ---- a rest that is no request ------------------------------------------------------------------------------------
+# ---- a remainder that is not
+# one-----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 7])

@@ -38,7 +38,7 @@ KEYS = [PREFIX + name for name in (b"a", b"b", b"c/1", b"c/2", b"c/3", b"d")]
 BOUNDS = [PREFIX, *KEYS, PREFIX + b"c/", PREFIX + b"c0", PREFIX + b"z"]
 SECOND = 1_000_000_000
 STEP = 1000 * SECOND  # far more than a test takes: only steps of the clock make keys expire
-# Times to live in steps of the clock, 0 for ever.
+# Times to live in steps of the clock; 0 means that the key does not expire.
 TTLS = [0, 1, 2, 9]
 
 

@@ -10,7 +10,7 @@ MIB = 1 << 20
 
 
 def test_a_checkpoint_far_behind_the_log_works_harder() -> None:
-    """Coordinators that die too soon to finish one would let the log, and with it every recovery, grow for ever."""
+    """If no coordinator lived to finish one, the log and each recovery would grow without bound."""
     core = SimpleNamespace(log_bytes=0, log_poisoned=False)
     directory = SimpleNamespace(meta=SimpleNamespace(durability="standard"))
     state = DurableState(

@@ -142,7 +142,7 @@ def test_descriptors_are_given_back(tmp_path: Path) -> None:
 
 
 def test_emptied_while_open(tmp_path: Path) -> None:
-    """F15: the same directory, with nothing in it or with another database: not to be written to any more."""
+    """F15: the same directory, now empty or with another database: it may no longer be written to."""
     directory = DatabaseDirectory(tmp_path / "db")
     lock = FileLock(directory.lock_path)
     lock.acquire()

@@ -1,4 +1,4 @@
-"""SPEC guarantees 1, 6, 8: what was committed comes back exactly, however often and in whatever pieces."""
+"""What was committed comes back exactly, however often the database is recovered and in whatever pieces."""
 
 from __future__ import annotations
 

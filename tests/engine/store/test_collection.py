@@ -8,8 +8,6 @@ import pytest
 
 from tests.support.store_model import Model, make_store, settle
 
-RECORD = 48
-
 
 def test_a_long_snapshot_holds_one_record_a_key_however_many_overwrites() -> None:
     writer, reader = make_store()

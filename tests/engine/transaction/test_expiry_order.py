@@ -1,4 +1,7 @@
-"""Expiry has a place in the order of commits: whoever saw a key alive does not commit after one that saw it expired."""
+"""Expiry has a place in the order of commits.
+
+A transaction that saw a key alive does not commit after one that saw it expired.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guarantees of SPEC section 2, rules 1-9, each by name, and the classic anomalies at both isolation levels."""
+"""What a transaction promises (docs/guarantees.md), rule by rule, at both isolation levels."""
 
 import threading
 from collections.abc import Callable

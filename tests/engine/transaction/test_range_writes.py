@@ -89,7 +89,7 @@ def test_deletions_side_by_side_do_not(db_factory: DatabaseFactory) -> None:
 
 
 def test_more_deletions_than_are_remembered_refuse_what_is_older(db_factory: DatabaseFactory) -> None:
-    """A new key is refused, because nobody can tell any more; a key that kept its value is not."""
+    """A new key is refused, because its history is forgotten; a key that kept its value is not."""
     db = db_factory()
     run = RunId.new()
     db.put(run, "kept", 1)

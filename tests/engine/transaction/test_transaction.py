@@ -1,4 +1,4 @@
-"""Life cycle, read-your-writes, CAS, limits and arguments of a transaction (SPEC section 2)."""
+"""Life cycle, read-your-writes, CAS, limits and arguments of a transaction."""
 
 import datetime as dt
 import pickle

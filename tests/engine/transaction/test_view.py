@@ -16,7 +16,6 @@ from occamdb.engine.model.values import encode_value
 from occamdb.engine.transaction._view import StoreAttachment
 from occamdb.ipc import layout
 
-COMMITTED_VERSION = 64
 GC_HORIZON = 128
 SUPERSEDED = 256
 SIZE = 1 << 20
@@ -166,7 +165,7 @@ def test_wrong_memory_is_refused(store_size: int, channel_size: int) -> None:
         StoreAttachment(bytes(writer_memory[:store_size]), bytearray(channel_size))
     writer.close()
     with pytest.raises(CorruptionError):
-        StoreAttachment(bytes(SIZE), bytearray(1 << 20))  # zeros are no store
+        StoreAttachment(bytes(SIZE), bytearray(1 << 20))  # zeros are not a store
     with pytest.raises(BufferError):
         StoreAttachment(bytes(SIZE), bytes(1 << 20))  # the channel has to be writable
 
