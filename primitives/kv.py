@@ -36,7 +36,7 @@ from .extension import (
 )
 from .kv_mapping import KVMapping
 from .ranges import RangeOperation
-from .wrong_calls import explaining
+from .wrong_calls import WrongCallError, explaining
 
 __all__ = ["KVStore", "KVTransaction"]
 
@@ -339,6 +339,9 @@ class KVStore(Primitive[H_co]):
         Example:
           plans = db.kv.mapping(run_id); plans["a"] = 1
         """
+        if len(run_id) != (not self.inside):
+            form = "txn.kv.mapping()" if self.inside else "db.kv.mapping(run_id)"
+            raise WrongCallError(f"{form} is the form, got {len(run_id)} arguments", hint=form)
         return KVMapping(self, *run_id)
 
 

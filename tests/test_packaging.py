@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import occamdb
+
 ROOT = Path(__file__).parent.parent
 LAYERS = ("ipc", "engine", "primitives", "stress", "tools")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -123,3 +125,12 @@ def test_importing_the_package_needs_its_own_requirements_only() -> None:
     program = f"import sys, occamdb; print(*({{*sys.modules}} & {{*{extras.split()!r}}}))"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (found.returncode, found.stdout.strip()) == (0, ""), found.stderr
+
+
+def test_the_version_stands_in_one_place_and_is_that_of_the_changelog() -> None:
+    assert "version" not in PROJECT["project"] and "version" in PROJECT["project"]["dynamic"]
+    assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "occamdb.__version__"}
+    newest = re.search(r"^## (\S+)(.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    unreleased = ".dev0" if "unreleased" in newest[2] else ""
+    assert occamdb.__version__ == newest[1] + unreleased

@@ -1,22 +1,15 @@
 """`occamdb backup`, `restore` and `checkpoint`.
 
-A backup is a database directory with one checkpoint and an id of its own, so it can be opened, checked and restored
-on a machine where the original is open. It is taken from a snapshot while commits go on; restoring recovers the
-backup into private memory and writes that out again, so what is restored has been read and checked completely.
-
-1. The destination is new or empty; what a failed copy made is removed again.
-2. Versions, expiry times and values are those of the original at one version.
+A backup is `Database.backup`. Restoring recovers the backup into private memory and writes that out again, so what is
+restored has been read and checked completely.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,24 +18,13 @@ from occamdb.tools.bars import bars, stages
 from occamdb.tools.console import PathArgument
 
 if TYPE_CHECKING:
-    from occamdb.engine.disk.directory import DatabaseDirectory
-    from occamdb.ipc.segment import Segment
+    from occamdb import BackupSummary
 
 PANEL = "Care"
 DestinationArgument = Annotated[
     Path,
     typer.Argument(metavar="DEST", help="A directory that does not exist yet.", parser=console.path_given),
 ]
-
-
-@dataclass(frozen=True)
-class Copied:
-    """What a copy holds: its version, rows and bytes, and how long it took."""
-
-    version: int
-    rows: int
-    size: int
-    seconds: float
 
 
 def register(app: typer.Typer) -> None:
@@ -81,15 +63,15 @@ def restore(
     _tell("restored", done, destination)
 
 
-def _tell(what: str, done: Copied, destination: Path) -> None:
+def _tell(what: str, done: BackupSummary, destination: Path) -> None:
     console.echo(
         f"{what} version {done.version} to {destination}: {done.rows:,} rows, {console.size(done.size)}, "
         f"{done.seconds:.1f} s"
     )
 
 
-def copy_live(path: Path, destination: Path) -> Copied:
-    """Copy what an open database holds, from a snapshot of its shared store.
+def copy_live(path: Path, destination: Path) -> BackupSummary:
+    """Copy what an open database holds; see `Database.backup`.
 
     Raises:
       AlreadyExistsError: there is something at the destination.
@@ -97,48 +79,18 @@ def copy_live(path: Path, destination: Path) -> Copied:
         before it had begun; try again.
       OSError: it could not be written.
     """
-    from occamdb import RunId
-    from occamdb.engine.disk.directory import read_meta
-
-    meta = read_meta(path)
-    assert meta is not None, "require_database found it"
-    with (
-        console.database(path) as db,
-        db.begin(RunId.new(), read_only=True) as txn,
-        _store_of(txn, meta.database_id) as store,
-    ):
-        # A coordinator that dies from here on does no harm: nobody changes its store then, and the mapping keeps it.
-        return _write(store.map, txn.start_version, destination, db.durability, lambda: _check_pin(txn))
+    with console.database(path) as db, _counting() as progress:
+        return db.backup(destination, progress=progress)
 
 
-def _store_of(txn: Any, database_id: bytes) -> Segment:
-    """The store that the transaction's snapshot is pinned in, and no other: what a new coordinator's store has at that
-    version is not held for us.
-
-    Raises:
-      SnapshotExpired: a new coordinator has taken it away.
-    """
-    from occamdb import SnapshotExpired
-    from occamdb.ipc.errors import SegmentMissingError
-    from occamdb.ipc.layout import store_name
-    from occamdb.ipc.segment import attach_segment
-
-    try:
-        return attach_segment(store_name(database_id, txn.store_incarnation), writable=False)
-    except SegmentMissingError as error:
-        raise SnapshotExpired(
-            "a new coordinator took over before the backup had begun; nothing was copied", hint="run it again"
-        ) from error
+@contextmanager
+def _counting() -> Iterator[Callable[[int], None]]:
+    with bars() as progress:
+        task = progress.add_task("writing", total=None)
+        yield lambda rows: progress.update(task, description=f"writing: {rows:,} rows")
 
 
-def _check_pin(txn: Any) -> None:
-    from occamdb import SnapshotExpired
-
-    if txn.expired:
-        raise SnapshotExpired("the backup's snapshot was revoked", hint="raise snapshot_max_age")
-
-
-def copy_stopped(path: Path, destination: Path) -> Copied:
+def copy_stopped(path: Path, destination: Path) -> BackupSummary:
     """Copy what a directory that nobody serves holds, checking all of it.
 
     Raises:
@@ -147,6 +99,7 @@ def copy_stopped(path: Path, destination: Path) -> Copied:
       CorruptionError: it is damaged; nothing was written.
       OSError: it could not be written.
     """
+    from occamdb.engine.client.backup import require_free, write_copy
     from occamdb.engine.disk.directory import DatabaseDirectory
     from occamdb.engine.log._scratch import ScratchStore
     from occamdb.engine.log.recovery import recover
@@ -158,7 +111,7 @@ def copy_stopped(path: Path, destination: Path) -> Copied:
         raise CoordinatorUnavailable(
             f"{path} is served by pid {holder.pid}", hint="`occamdb stop` it, or use `occamdb backup`"
         )
-    _require_free(destination)
+    require_free(destination)
     directory = DatabaseDirectory(path, create=False)
     try:
         scratch = ScratchStore(directory.database_id)
@@ -169,60 +122,5 @@ def copy_stopped(path: Path, destination: Path) -> Copied:
         durability = directory.meta.durability or "standard"
     finally:
         directory.close()
-    return _write(scratch.mapping, result.version, destination, durability, lambda: None)
-
-
-def _write(
-    mapping: Any, version: int, destination: Path, durability: str, check: Callable[[], None]
-) -> Copied:
-    """A new database at `destination` with what `mapping` holds at `version`."""
-    from occamdb.engine.disk.directory import DatabaseDirectory
-
-    _require_free(destination)
-    existed = destination.exists()
-    started = time.monotonic()
-    try:
-        directory = DatabaseDirectory(destination)
-        try:
-            rows, size = _write_checkpoint(directory, mapping, version, check)
-            directory.note_running(durability, version, 0)
-            directory.note_clean_stop(version)
-        finally:
-            directory.close()
-    except BaseException:
-        shutil.rmtree(destination, ignore_errors=True)
-        if existed:
-            destination.mkdir(exist_ok=True)
-        raise
-    return Copied(version, rows, size, time.monotonic() - started)
-
-
-def _write_checkpoint(
-    directory: DatabaseDirectory, mapping: Any, version: int, check: Callable[[], None]
-) -> tuple[int, int]:
-    from occamdb.engine.log._checkpoint import CheckpointWriter
-    from occamdb.engine.log.checkpoint import checkpoint_name
-
-    name = checkpoint_name(version)
-    with directory.checkpoints.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
-        writer = CheckpointWriter(file.fd, directory.database_id, 0, version, time.time_ns(), mapping)
-        with bars() as progress:
-            task = progress.add_task("writing", total=None)
-            while writer.write_rows():
-                check()
-                progress.update(task, description=f"writing: {writer.rows:,} rows")
-        writer.write_outcomes(())  # sessions belong to the original: nobody asks the copy about them
-        writer.finish(tombstone_horizon=version)
-        check()
-        file.sync()
-    directory.checkpoints.sync()
-    return writer.rows, writer.position
-
-
-def _require_free(destination: Path) -> None:
-    from occamdb import AlreadyExistsError
-
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise AlreadyExistsError(
-            f"{destination} is not empty", hint="choose a directory that does not exist yet"
-        )
+    with _counting() as progress:
+        return write_copy(scratch.mapping, result.version, destination, durability, progress)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+import occamdb
 from occamdb.ipc.errors import OccamError
 from occamdb.tools import (
     backup,
@@ -41,8 +43,19 @@ for group in (serving, stats, data, runs, primitives, traces, backup, checking, 
     group.register(app)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.echo(f"occamdb {occamdb.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
     """occamdb: a database many processes on one machine share through memory."""
 
 

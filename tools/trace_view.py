@@ -47,9 +47,8 @@ def _content(trace: Trace) -> str:
     fields: dict[str, Any] = {name: getattr(content, name) for name in content.__dataclass_fields__}
     match type(content).__name__:
         case "ToolCall":
-            took = f" in {fields['duration_ms']:.1f} ms" if fields["duration_ms"] is not None else ""
             back = f" → {to_json(fields['result'])}" if trace.error is None and not trace.is_open else ""
-            return f"{fields['tool']}({_argument(fields['args'])}){back}{took}"
+            return f"{fields['tool']}({_argument(fields['args'])}){back}"
         case "Decision":
             why = f" ({fields['reasoning']})" if fields["reasoning"] else ""
             return f"{fields['question']} {to_json(fields['chosen'])}{why}"

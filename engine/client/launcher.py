@@ -30,6 +30,7 @@ from ..model.control_messages import raise_refusal
 from ..model.errors import CoordinatorUnavailable
 from . import interpreter
 from .bootstrap import STARTED
+from .program_log import tell
 
 __all__ = ["LOG_NAME", "CoordinatorDied", "Launcher"]
 
@@ -136,6 +137,7 @@ class Launcher:
             return True  # held, its owner has not written its name yet
 
     def _spawn_and_wait(self, limit: float) -> None:
+        began = time.monotonic()
         report, report_child = os.pipe()
         try:
             try:
@@ -156,6 +158,24 @@ class Launcher:
         # Another coordinator was first: connect to that one.
         if reply.get("error") != "LockHeldError":
             raise_refusal(reply)
+            self._tell_of_start(time.monotonic() - began, reply.get("recovery") or {})
+
+    def _tell_of_start(self, seconds: float, recovery: dict[str, Any]) -> None:
+        path = self.path
+        tell("INFO", "started a coordinator for %s in %.3f s", path, seconds, path=path, seconds=seconds)
+        if recovery.get("version"):
+            tell(
+                "WARNING" if recovery["warnings"] else "INFO",
+                "recovered %s to version %d: %d keys from a checkpoint, %d commits from the log, %.3f s%s",
+                path,
+                recovery["version"],
+                recovery["keys_loaded"],
+                recovery["transactions_replayed"],
+                recovery["seconds"],
+                "".join(f"; {warning}" for warning in recovery["warnings"]),
+                path=path,
+                **recovery,
+            )
 
     def _raise_death(self, python: str, status: int | None) -> NoReturn:
         """Raise the reason why there was no report.

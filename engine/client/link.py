@@ -24,6 +24,7 @@ from ...ipc.segment import Segment, attach_segment
 from ..disk import failpoints
 from ..model.control_messages import raise_refusal
 from ..transaction._view import StoreAttachment
+from .program_log import LagWatch
 
 __all__ = ["CoordinatorGone", "Link", "LinkTerms"]
 
@@ -58,6 +59,7 @@ class Link:
 
     Args:
       client: a connected control client; owned from here on.
+      path: the database directory.
       session: the session to continue, or 0 for a new one.
       asked: the settings given by keyword at `open`, to be checked against the running ones.
       durability: what this opener wants.
@@ -70,7 +72,14 @@ class Link:
     """
 
     def __init__(
-        self, client: ControlClient, *, session: int, asked: dict[str, Any], durability: str, timeout: float
+        self,
+        client: ControlClient,
+        path: str,
+        *,
+        session: int,
+        asked: dict[str, Any],
+        durability: str,
+        timeout: float,
     ) -> None:
         self.client = client
         self._segments: list[Segment] = []
@@ -110,7 +119,7 @@ class Link:
         # Bound once, for the commit path: exchange(request, timeout, on_idle). Neither refers back to the
         # link.
         self.exchange = self.channel.exchange
-        self.on_idle = functools.partial(_check_coordinator, client)
+        self.on_idle = functools.partial(_check_coordinator, client, LagWatch(path))
         self.sequence = self.terms.last_sequence
         self._detached = False
         # Whether its session continues through another link. The answer to a request through this one could
@@ -215,7 +224,7 @@ class Link:
         self._segments = []
 
 
-def _check_coordinator(client: ControlClient) -> None:
+def _check_coordinator(client: ControlClient, lag: LagWatch) -> None:
     """Called now and then while waiting for an answer.
 
     Raises:
@@ -223,3 +232,4 @@ def _check_coordinator(client: ControlClient) -> None:
     """
     if client.peer_gone():
         raise CoordinatorGone
+    lag()

@@ -14,6 +14,8 @@ import mmap
 import os
 import secrets
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ...ipc import layout
@@ -30,9 +32,12 @@ from ..model.errors import (
     TransactionTimeout,
 )
 from ..model.limits import Limits, sized
+from ..model.public_types import BackupSummary, Durability
 from ..model.settings import Settings
 from ..transaction._answer import Answer, sequence_of
+from ..transaction._transaction import TransactionBase
 from ..transaction._view import StoreAttachment
+from .backup import copy_snapshot
 
 __all__ = ["LocalHandle"]
 
@@ -124,6 +129,12 @@ class LocalHandle:
             f"an in-memory database has no {message.get('kind')}",
             hint="open a directory with occamdb.open(path) for files, logs and checkpoints",
         )
+
+    def copy_to(
+        self, txn: TransactionBase, destination: Path, progress: Callable[[int], None] | None
+    ) -> BackupSummary:
+        # What is kept nowhere has no durability of its own: the copy gets the usual one.
+        return copy_snapshot(txn, self._store, destination, str(Durability.STANDARD), progress)
 
     @property
     def closed(self) -> bool:

@@ -23,6 +23,10 @@ __all__ = ["open_database", "open_in_memory"]
 D = TypeVar("D", bound=Database[Any])
 
 _STARTS = ("auto", "never")
+# What `open` and `open_in_memory` take beside the settings.
+_KEYWORDS = (
+    "durability", "isolation", "start", "timeout", "tenant", "app", "agent", "default", "restore", "strict_runs",
+)  # fmt: skip
 
 
 def open_database(
@@ -77,7 +81,7 @@ def open_database(
         )
     given = {name: value for name, value in settings.items() if value is not None}
     # Names and ranges are checked here, where the caller can see the error, and not only by the coordinator.
-    asked = Settings.asked(given)
+    asked = Settings.asked(given, _KEYWORDS)
     handle = open_handle(_directory(path), str(durability), asked, start, float(min(timeout, TIMEOUT_MAX)))
     try:
         return database(handle, isolation, namespace, codec, run_rule)
@@ -110,7 +114,7 @@ def open_in_memory(
     refuse_in_rerun_main()
     namespace = Namespace(tenant, app, agent)
     values = {name: value for name, value in settings.items() if value is not None}
-    handle = LocalHandle(Settings.of(values))
+    handle = LocalHandle(Settings.of(Settings.asked(values, _KEYWORDS)))
     try:
         return database(handle, isolation, namespace, codec, run_rule)
     except BaseException:

@@ -30,6 +30,7 @@ from ..model.settings import Settings
 from .descriptors import no_descriptors_error
 from .launcher import CoordinatorDied, Launcher
 from .link import Link
+from .program_log import tell
 
 __all__ = ["LinkPool"]
 
@@ -219,6 +220,7 @@ class LinkPool:
             try:
                 return Link(
                     client,
+                    self.path,
                     session=session,
                     asked=self._asked,
                     durability=self._durability,
@@ -264,6 +266,22 @@ class LinkPool:
                 if primary is not None:
                     primary.attachment.retire()
                 self.primary = link
+                self._tell_of(link, primary)
+
+    def _tell_of(self, link: Link, before: Link | None) -> None:
+        facts: dict[str, Any] = {"path": self.path, "incarnation": link.terms.incarnation}
+        if before is None:
+            tell("DEBUG", "attached to the coordinator of %s", self.path, **facts)
+        elif before.terms.incarnation != link.terms.incarnation:
+            tell(
+                "WARNING",
+                "the coordinator of %s is another one: incarnation %d after %d",
+                self.path,
+                link.terms.incarnation,
+                before.terms.incarnation,
+                **facts,
+                incarnation_before=before.terms.incarnation,
+            )
 
 
 def _after_fork_in_child() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ...ipc.errors import ChannelBroken, ChannelTimeout, ControlError
@@ -16,10 +17,12 @@ from ..disk import failpoints
 from ..model.control_messages import raise_refusal
 from ..model.errors import CommitOutcomeUnknown, CoordinatorUnavailable, LogWriteError, TransactionTimeout
 from ..model.limits import Limits
-from ..model.public_types import Durability
+from ..model.public_types import BackupSummary, Durability
 from ..model.settings import Settings
 from ..transaction._answer import Answer, seal
+from ..transaction._transaction import TransactionBase
 from ..transaction._view import StoreAttachment
+from .backup import attach_store, copy_snapshot
 from .link import CoordinatorGone
 from .outcome import answer_of, is_stopping, resolve
 from .pool import LinkPool
@@ -186,6 +189,12 @@ class SharedHandle:
                 self.pool.forget(link)
             finally:
                 self.pool.give_back(link)
+
+    def copy_to(
+        self, txn: TransactionBase, destination: Path, progress: Callable[[int], None] | None
+    ) -> BackupSummary:
+        with attach_store(self.pool.database_id, txn.store_incarnation) as store:
+            return copy_snapshot(txn, store.map, destination, str(self.durability), progress)
 
     @property
     def closed(self) -> bool:

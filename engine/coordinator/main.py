@@ -46,7 +46,7 @@ def main() -> int:
             error = CoordinatorUnavailable(f"the coordinator could not start: {error!r}")
         _report(report_fd, refusal(error))
         return 1
-    _report(report_fd, {"ok": True})
+    _report(report_fd, {"ok": True, "recovery": coordinator.durable.figures()["recovery"]})
     return coordinator.serve()
 
 

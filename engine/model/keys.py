@@ -116,7 +116,7 @@ def encode_user_key(key: str | bytes, key_size_max: int = _KEY_SIZE_MAX) -> byte
         raise InvalidKeyError(
             f"a key is str or bytes, got {type(key).__name__}",
             hint="inside a transaction the run is given already: leave it out"
-            if isinstance(key, UUID)
+            if isinstance(key, UUID) or hasattr(key, "run_id")
             else "str(key) or bytes(key) makes it one",
             details={"type": type(key).__name__},
         )

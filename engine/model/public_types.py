@@ -13,6 +13,7 @@ import re
 import threading
 import time
 import uuid
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Protocol, TypeAlias
 
@@ -22,6 +23,7 @@ from .key_types import TypeTag, tag_of
 
 __all__ = [
     "RESERVED_RUN",
+    "BackupSummary",
     "CommitReceipt",
     "Durability",
     "HasRunId",
@@ -189,3 +191,20 @@ def _renew_lock() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_lock)
+
+
+@dataclass(frozen=True, slots=True)
+class BackupSummary:
+    """What `Database.backup` wrote.
+
+    Attributes:
+      version: of the snapshot that was copied.
+      rows: how many keys there are, index entries included.
+      size: bytes on disk.
+      seconds: how long it took.
+    """
+
+    version: int
+    rows: int
+    size: int
+    seconds: float

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -97,12 +97,19 @@ class Settings:
         return _merge(cls(), values)
 
     @classmethod
-    def asked(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+    def asked(cls, values: Mapping[str, Any], others: Iterable[str] = ()) -> dict[str, Any]:
         """The given settings by flat name, checked: those in "limits" by their own names.
+
+        Args:
+          others: names that stand beside the settings where they are given; an unknown name may be meant to be one.
 
         Raises:
           SettingsError: as `of`.
         """
+        known = setting_names()
+        for name in _flat(values):
+            if name not in known:
+                raise _unknown(name, (*known, *others))
         checked = cls.of(values).as_dict()
         return {name: checked[name] for name in _flat(values)}
 

@@ -83,7 +83,10 @@ def refuse_lazy_function(fn: Callable[..., Any]) -> None:
 def _lazy(name: str, kind: str) -> InvalidArgumentError:
     return InvalidArgumentError(
         f"{name} is {kind}: its body would run after the transaction is over",
-        hint="return a list, or use `with db.begin(run_id) as txn:`; run blocking transactions in a thread",
+        hint="await before and after the transaction, and give it a plain function; "
+        "`for attempt in db.attempts(run_id)` is for code that awaits in between"
+        if "async" in kind or "coroutine" in kind
+        else "return a list, or use `with db.begin(run_id) as txn:`",
     )
 
 

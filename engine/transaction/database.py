@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -26,9 +28,10 @@ from typing import (
 )
 from uuid import UUID
 
+from ..model.errors import DatabaseClosedError
 from ..model.key_types import UserKey
 from ..model.keys import Namespace
-from ..model.public_types import HasRunId, IsolationName, RunId, TypeTag, VersionedValue
+from ..model.public_types import BackupSummary, HasRunId, IsolationName, RunId, TypeTag, VersionedValue
 from ..model.retry_policy import RetryPolicy
 from ..model.values import Codec
 from ._transaction import DatabaseBase, TransactionBase
@@ -66,8 +69,8 @@ class Database(Extensible, DatabaseBase, Generic[X]):
     __slots__ = ("__weakref__", "_isolation")
     transaction_class: ClassVar[type[TransactionBase]] = Transaction
     inner_names = Extensible.inner_names | {
-        "attachment", "codec", "handle", "namespace_", "prefix_of", "run_rule", "space",
-        "transaction_class",
+        "attachment", "codec", "first_key", "handle", "namespace_", "prefix_of", "run_rule",
+        "space", "transaction_class",
     }  # fmt: skip
 
     def __init__(
@@ -306,6 +309,29 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         """Write a checkpoint now and remove the log before it. Commits go on meanwhile."""
         return self.handle.admin({"kind": "checkpoint"})
 
+    def backup(
+        self, destination: str | PathLike[str], *, progress: Callable[[int], None] | None = None
+    ) -> BackupSummary:
+        """Copy the whole database, as it is now, into a new directory, while commits go on.
+
+            db.backup("agents-copy.db")
+
+        The copy holds every namespace, at one version, and is a database of its own, which `open` opens. This is what
+        `occamdb backup` does. Blocks until the copy is on disk.
+
+        Args:
+          destination: a directory that does not exist yet, or is empty.
+          progress: called now and then with the number of rows written. An exception that it raises ends the copy.
+
+        Raises:
+          AlreadyExistsError: there is something at the destination.
+          SnapshotExpired: it took longer than `snapshot_max_age`, the store filled up, or a new coordinator took over
+            as it began; nothing is left of the copy.
+          OSError: it could not be written; nothing is left of the copy.
+        """
+        with self.begin(RunId.new(), read_only=True) as txn:
+            return self.handle.copy_to(txn, Path(destination), progress)
+
     def stats(self) -> dict[str, Any]:
         """Figures of the engine since the coordinator started, from all processes.
 
@@ -319,6 +345,8 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         self.handle.close()
 
     def __enter__(self) -> Self:
+        if getattr(self.handle, "closed", False):
+            raise DatabaseClosedError()
         return self
 
     def __exit__(

@@ -13,13 +13,17 @@ for instance, would implement these few methods.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..model.limits import Limits
+from ..model.public_types import BackupSummary
 from ..model.settings import Settings
 
 if TYPE_CHECKING:
     from ._answer import Answer
+    from ._transaction import TransactionBase
     from ._view import StoreAttachment
 
 __all__ = ["EngineHandle"]
@@ -79,6 +83,11 @@ class EngineHandle(Protocol):
 
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
         """Send a message such as `{"kind": "stats"}` to the control plane; returns the answer."""
+
+    def copy_to(
+        self, txn: TransactionBase, destination: Path, progress: Callable[[int], None] | None
+    ) -> BackupSummary:
+        """Write a new database with what a read-only transaction of this engine sees; see client/backup.py."""
 
     def close(self) -> None:
         """Close the engine. Calls on its open transactions raise errors from then on. Closing twice is

@@ -43,6 +43,7 @@ from .engine.model.errors import (
 from .engine.model.keys import Namespace
 from .engine.model.limits import Limits
 from .engine.model.public_types import (
+    BackupSummary,
     CommitReceipt,
     Durability,
     Isolation,
@@ -86,10 +87,11 @@ from .primitives import (
     open_in_memory,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "AlreadyExistsError",
+    "BackupSummary",
     "CASConflict",
     "ChainVerification",
     "ClonedSnapshotView",

@@ -64,7 +64,7 @@ def test_the_prompt_completes_and_members_can_be_listed(db: Any, name: str) -> N
     assert {f"db.{name}.{key}" for key in operations(name)} <= set(matches)
     members = dict(inspect.getmembers(getattr(db, name)))
     assert set(operations(name)) <= set(members)
-    plumbing = {"inside", "now_us", "raw", "space", "tag"}
+    plumbing = {"auditor", "inside", "name", "now_us", "raw", "reserved", "space", "tag"}
     assert not plumbing & set(dir(getattr(db, name)))
     assert {"kv", "scan", "exists", "increment", "path"} <= set(dir(db))
-    assert not {"attachment", "handle", "namespace_", "prefix_of", "space"} & set(dir(db))
+    assert not {"attachment", "first_key", "handle", "namespace_", "prefix_of", "space"} & set(dir(db))

@@ -83,6 +83,9 @@ def test_events_by_time(db: Any, run: RunId) -> None:
     middle = events[3].timestamp
     assert db.events.read_between(run, first, middle) == [e for e in events if e.timestamp < middle]
     assert db.events.read_between(run, middle, middle) == []
+    assert db.events.read_between(run, end=middle) == [e for e in events if e.timestamp < middle]
+    assert db.events.read_between(run, middle) == [e for e in events if e.timestamp >= middle]
+    assert db.events.read_between(run) == events
     with pytest.raises(InvalidArgumentError, match="time zone"):
         db.events.read_between(run, datetime(2020, 1, 1), last)
 

@@ -6,6 +6,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import occamdb
 from occamdb.engine.model.public_types import RunId
 from occamdb.primitives import Database, RunMetadata, Thought, ToolCall
@@ -27,6 +29,8 @@ def test_a_closed_database_says_so(shared_path: Path) -> None:
         assert db.path is None
         assert repr(db).startswith("<Database in memory durability='none'") and "closed" not in repr(db)
     assert repr(db) == "<Database in memory closed>"
+    with pytest.raises(occamdb.DatabaseClosedError), db:
+        pass
     with open_database(shared_path) as second:
         assert "closed" not in repr(second)
     assert repr(second) == f"<Database {str(shared_path)!r} closed>"

@@ -84,6 +84,19 @@ def test_a_transaction_of_keys_names_what_it_takes(db: Any, run: RunId) -> None:
     assert db.kv.transaction(run_id=run, fn=lambda kv: kv.get("k"), timeout=5) is None
 
 
+def test_a_mapping_takes_a_run_outside_and_none_inside(db: Any, run: RunId) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"db\.kv\.mapping\(run_id\)"):
+        db.kv.mapping()
+    with db.begin(run) as txn, pytest.raises(InvalidArgumentError, match=r"txn\.kv\.mapping\(\)"):
+        txn.kv.mapping(run)
+
+
+def test_the_metadata_of_a_run_in_place_of_a_key(db: Any) -> None:
+    meta = db.runs.create_run("r")
+    with db.begin(meta) as txn, pytest.raises(InvalidKeyError, match="the run is given already"):
+        txn.get(meta, "k")
+
+
 def test_a_type_error_of_the_caller_stays_as_it_is(db: Any, run: RunId) -> None:
     def broken(state: Any) -> Any:
         raise TypeError("mine")

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 import occamdb
+from occamdb.engine.client import backup
 from occamdb.engine.disk.directory import read_meta
 from occamdb.ipc.lock import _put_up_sign
-from occamdb.tools import backup, doctor
+from occamdb.tools import doctor
 from occamdb.tools.backup import copy_live, copy_stopped
 from occamdb.tools.cli import main
 from occamdb.tools.coordinator import coordinator_of, stop_coordinator
@@ -127,13 +128,13 @@ def test_a_backup_under_way_outlives_its_coordinator(
 ) -> None:
     with occamdb.open(database_path) as db:
         hundred_keys(db)
-        write = backup._write
+        write = backup.write_copy
 
         def replace_then_write(*arguments: Any) -> Any:
             replace_coordinator(database_path, db)
             return write(*arguments)
 
-        monkeypatch.setattr(backup, "_write", replace_then_write)
+        monkeypatch.setattr(backup, "write_copy", replace_then_write)
         assert copy_live(database_path, tmp_path / "copy").rows == 100
         monkeypatch.undo()
     try:

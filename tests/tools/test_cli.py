@@ -376,3 +376,7 @@ def test_a_reader_that_goes_away_is_no_error(shell: Shell, db: occamdb.Database)
     scanner.stderr.close()
     assert "Traceback" not in error
     assert "BrokenPipe" not in error
+
+
+def test_the_version_is_printed(shell: Shell) -> None:
+    assert shell("--version").strip() == f"occamdb {occamdb.__version__}"

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import occamdb
 from occamdb.engine.model.errors import SettingsError, SettingsMismatchError
 from occamdb.engine.model.limits import GIB, KIB, MIB, Limits
 from occamdb.engine.model.settings import SETTINGS_FILE, Settings, load_settings, setting_names
@@ -151,3 +152,20 @@ def test_mismatch_names_all_that_differ() -> None:
     assert set(error.details) - {"setting"} == {"ring_size", "key_size_max"}
     assert error.details["ring_size"] == {"running": 256 * KIB, "asked": 4096}
     assert "occamdb stop" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [("durabilty", "durability"), ("strict_run", "strict_runs"), ("max_store", "max_store_size")],
+)
+def test_a_mistyped_keyword_of_open_is_told_the_one_that_was_meant(
+    typo: str, meant: str, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {typo: "x"}
+    with pytest.raises(SettingsError) as caught:
+        occamdb.open(tmp_path / "db", **given)
+    assert caught.value.hint == f"did you mean {meant}?"
+    with pytest.raises(SettingsError) as caught:
+        occamdb.open_in_memory(**given)
+    assert caught.value.hint == f"did you mean {meant}?"
+    assert not (tmp_path / "db").exists()
