@@ -144,22 +144,15 @@ class WatchLagged(OccamError):
 
     code = "occam.watch.lagged"
 
-    def __init__(self, *, since: int, oldest: int) -> None:
+    def __init__(self, message: str = "", *, since: int = 0, oldest: int = 0) -> None:
         super().__init__(
-            f"changes after version {since} are no longer kept; those after version {oldest} are",
+            message or f"changes after version {since} are no longer kept; those after version {oldest} are",
             hint="read the state from a snapshot (db.snapshot or db.begin), then watch with since=its version; a larger "
             "watch_history keeps more",
             details={"since": since, "oldest": oldest},
         )
         self.since = since
         self.oldest = oldest
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _watch_lagged, (self.since, self.oldest)
-
-
-def _watch_lagged(since: int, oldest: int) -> WatchLagged:
-    return WatchLagged(since=since, oldest=oldest)
 
 
 class ForkedHandleError(OccamError):

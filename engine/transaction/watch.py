@@ -145,14 +145,20 @@ class Watch(Iterator[Change]):
             yield changes
 
     def ready(self) -> list[Change]:
-        """The changes of the commits that lie ready, without waiting; [] if there is none."""
+        """What has been committed up to now, without waiting; [] if there is nothing new."""
         found: list[Change] = []
         with self._alone():
-            while self._rest or self._fill(0.0):
+            newest = self._feed.attachment.committed_version
+            while self._rest or self.version < newest:
+                try:
+                    if not self._rest and not self._fill(0.0):
+                        break
+                except WatchLagged:
+                    if found:
+                        break  # the next call says so
+                    raise
                 found += self._rest
                 self._rest.clear()
-                if not self._pending:
-                    break
         return found
 
     @property

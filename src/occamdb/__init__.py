@@ -36,6 +36,7 @@ from .engine.model.errors import (
     TransactionTooLarge,
     ValueEncodingError,
     ValueTooLarge,
+    WatchLagged,
     WriteConflict,
 )
 from .engine.model.keys import Namespace
