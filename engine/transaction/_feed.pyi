@@ -9,7 +9,13 @@ class ChangeFeed:
     """Committed changes of a key range, in commit order, without waiting."""
 
     def __init__(
-        self, attachment: StoreAttachment, since: int, start: bytes, end: bytes | None = None, *, bare: bool = False
+        self,
+        attachment: StoreAttachment,
+        since: int,
+        start: bytes,
+        end: bytes | None = None,
+        *,
+        bare: bool = False,
     ) -> None: ...
     @property
     def attachment(self) -> StoreAttachment: ...
@@ -18,4 +24,6 @@ class ChangeFeed:
     @property
     def current(self) -> bool: ...
     def skip_to(self, version: int) -> None: ...
-    def poll(self, entries_max: int = 4096) -> list[tuple[int, int, list[tuple[str, bytes, bytes | None]]]]: ...
+    def poll(
+        self, entries_max: int = 4096
+    ) -> list[tuple[int, int, list[tuple[str, bytes, bytes | None]]]]: ...

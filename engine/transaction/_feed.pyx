@@ -121,6 +121,11 @@ cdef class ChangeFeed:
                 self.refuse(found)
             try:
                 changes = self.changes()
+            except WatchLagged as lag:
+                self.skip_to(before)
+                if commits:
+                    break
+                raise WatchLagged(since=before, oldest=lag.oldest) from None
             except BaseException:
                 self.skip_to(before)
                 if commits:

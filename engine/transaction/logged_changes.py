@@ -24,7 +24,9 @@ Commit = tuple[int, int, list[tuple[str, bytes, bytes | None]]]
 _COMMITS_MAX = 10_000
 
 
-def logged_changes(path: str, since: int, until: int, start: bytes, end: bytes, oldest: int) -> tuple[list[Commit], int]:
+def logged_changes(
+    path: str, since: int, until: int, start: bytes, end: bytes, oldest: int
+) -> tuple[list[Commit], int]:
     """The changes of stored keys in [start, end) after version `since`, up to `until` at most.
 
     Args:
@@ -74,7 +76,9 @@ def _read(
                 return commits, reached
     if reached < until:
         raise CorruptionError(
-            f"the log ends at version {reached}", expected=f"everything up to version {until}", file=directory.wal.path
+            f"the log ends at version {reached}",
+            expected=f"everything up to version {until}",
+            file=directory.wal.path,
         )
     return commits, reached
 

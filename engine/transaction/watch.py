@@ -195,7 +195,8 @@ class Watch(Iterator[Change]):
     def _alone(self) -> Iterator[None]:
         if not self._busy.acquire(blocking=False):
             raise TransactionStateError(
-                "another thread is reading this watch", hint="a watch belongs to one thread: make one for each"
+                "another thread is reading this watch",
+                hint="a watch belongs to one thread: make one for each",
             )
         try:
             yield
@@ -276,7 +277,8 @@ def _checked_since(since: int | None, newest: int) -> int:
         return newest
     if isinstance(since, bool) or not isinstance(since, int) or since < 0:
         raise InvalidArgumentError(
-            f"since must be a version from 0, got {since!r}", hint="None watches from now on; 0 from the beginning"
+            f"since must be a version from 0, got {since!r}",
+            hint="None watches from now on; 0 from the beginning",
         )
     if since > newest:
         raise InvalidArgumentError(

@@ -46,7 +46,8 @@ class Follower:
     def catch_up(self) -> None:
         """Apply all that has been committed."""
         try:
-            self.apply(self.watch.ready())
+            while changes := self.watch.ready():
+                self.apply(changes)
         except WatchLagged as lag:
             assert lag.since == self.watch.version and lag.oldest > lag.since
             self.lagged += 1
