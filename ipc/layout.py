@@ -5,9 +5,9 @@ a test keeps the two equal. ipc does not know what a slot value means.
 
 Invariants:
   1. Each word that one process writes and another polls has a 64-byte line of its own.
-  2. A word has one writer: request tail, reply head, sleeping flag, `slots_high`, tally, slot values, watch
-     slots, their high mark and the watch sleeping flag the worker; request head, reply tail, slot marks, `closed`, `drained` the coordinator. Doorbell words are counters any ringer
-     increments.
+  2. A word has one writer: request tail, reply head, sleeping flag, `slots_high`, tally, slot values, watch slots and
+     their high mark the worker; request head, reply tail, slot marks, `closed`, `drained` the coordinator. Doorbell
+     words are counters any ringer increments. The watch sleeping flag the worker sets and both clear.
   3. The header page is written once, before the name is handed over. The coordinator never reads it back:
      the worker can write there.
   4. Rings are powers of two and page-aligned; counters are u64 and never wrap in practice.

@@ -46,7 +46,7 @@ cdef class ChangeFeed:
       attachment: the store to follow.
       since: the version to go on from, at most the newest committed one.
       start, end: stored keys; `end` None: no bound.
-      bare: give out (key, None) for every change and (start, end) for a deleted range, and read no values.
+      bare: for `poll_keys`: read no values.
 
     Raises:
       TransactionStateError: the store keeps no history of changes.
@@ -94,7 +94,7 @@ cdef class ChangeFeed:
 
         Returns:
           [(version, committed_at in ns, [(kind, key, value), ...]), ...]: commits that changed something in the range.
-          `kind` is "put", "delete" or "expire", `value` the stored bytes of a put; of a bare feed [(key, None)].
+          `kind` is "put", "delete" or "expire", `value` the stored bytes of a put.
 
         Raises:
           WatchLagged: changes after `version` are gone from the ring.
@@ -136,6 +136,10 @@ cdef class ChangeFeed:
                 commits.append(((<ChangeBlock *>self.cursor.buffer).version,
                                 (<ChangeBlock *>self.cursor.buffer).timestamp, changes))
         return commits
+
+    def poll_keys(self):
+        """Of a bare feed: the changed keys as (key, None), and deleted ranges as (start, end)."""
+        return [change for _, _, changes in self.poll() for change in changes]
 
     cdef int refuse(self, int found) except -1:
         """Raise what a cursor reports."""

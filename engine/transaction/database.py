@@ -89,6 +89,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
             read_only: bool = False,
             timeout: float | None = None,
             attempts: int = 1,
+            may_wait: bool = False,
         ) -> X: ...
 
     def transaction(

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..disk.directory import DatabaseDirectory
 from ..log.wal_format import BeginTxn, Delete, DeleteRange, Write, decode_body
-from ..log.wal_reader import Segment, chain_from, list_segments, open_image
+from ..log.wal_reader import chain_from, list_segments, open_image
 from ..model.errors import CorruptionError, IncompatibleFormatError, WatchLagged
 
 __all__ = ["Commit", "logged_changes"]

@@ -99,7 +99,7 @@ class WaitHub:
     """
 
     def __init__(self, handle: EngineHandle) -> None:
-        self._handle = weakref.proxy(handle)
+        self._handle: EngineHandle = weakref.proxy(handle)
         self.reset()
         _hubs.add(self)
 
@@ -245,10 +245,9 @@ class WaitHub:
         if feed is None:
             return
         try:
-            while commits := feed.poll():
-                for _, _, changes in commits:
-                    for key, end in changes:
-                        self._wake_for(key, end)
+            while changes := feed.poll_keys():
+                for key, end in changes:
+                    self._wake_for(key, end)
         except (WatchLagged, CorruptionError):
             # Each of them finds out for itself what that means for it.
             feed.skip_to(feed.attachment.committed_version)
@@ -349,8 +348,8 @@ class _Stale:
             return True
 
     def _found(self, feed: ChangeFeed) -> bool:
-        while commits := feed.poll():
-            if any(self._interest.concerns(key, end) for _, _, changes in commits for key, end in changes):
+        while changes := feed.poll_keys():
+            if any(self._interest.concerns(key, end) for key, end in changes):
                 return True
         return False
 

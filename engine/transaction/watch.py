@@ -209,9 +209,12 @@ class Watch(Iterator[Change]):
         """Decode the next commit into `_rest`, waiting for it; False: the deadline passed, or the watch is closed."""
         if self._closed:
             return False
-        if not self._pending and not self._poll():
-            if deadline == 0.0 or not self._handle.waits.wait(self._interest, self._poll, deadline):
-                return False
+        if not self._pending and (
+            not self._poll()
+            if deadline == 0.0
+            else not self._handle.waits.wait(self._interest, self._poll, deadline)
+        ):
+            return False
         version, committed_at, changes = self._pending[0]
         decode = self._codec.decode
         decoded = [
