@@ -29,6 +29,7 @@ from ..engine.model.errors import (
 )
 from ..engine.model.public_types import TypeTag
 from ..engine.model.values import Codec, encode_value
+from ..engine.transaction.attempts import run_transaction
 from . import layout
 from .extension import (
     CONTENDED,
@@ -280,7 +281,9 @@ class EventLog(Primitive[H_co]):
         database: Any = self._handle
         while True:
             try:
-                events = database.transaction(run_id, unseen, timeout=timeout, retry=CONTENDED)
+                events = run_transaction(
+                    database.begin, run_id, unseen, retry=CONTENDED, wait_timeout=timeout
+                )
             except TransactionTimeout:
                 return
             for event in events:

@@ -38,6 +38,7 @@ from uuid import UUID
 from ..engine.model.public_types import HasRunId, RunId
 from ..engine.model.retry_policy import RetryPolicy
 from ..engine.transaction._transaction import DatabaseBase, TransactionBase
+from ..engine.transaction.attempts import run_transaction
 from .wrong_calls import explaining
 
 if TYPE_CHECKING:
@@ -225,8 +226,12 @@ def _waiting(body: Callable[..., Any]) -> Outside:
         instance: Any, run_id: RunLike, /, *args: Any, timeout: float | None = None, **kwargs: Any
     ) -> Any:
         cls = type(instance)
-        return instance._handle.transaction(
-            run_id, lambda txn: body(cls(txn), *args, **kwargs), retry=CONTENDED, timeout=timeout
+        return run_transaction(
+            instance._handle.begin,
+            run_id,
+            lambda txn: body(cls(txn), *args, **kwargs),
+            retry=CONTENDED,
+            wait_timeout=timeout,
         )
 
     return outside

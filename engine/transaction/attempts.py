@@ -116,7 +116,7 @@ def _require_policy(retry: object) -> None:
 class _Retrying(Generic[X]):
     """The bookkeeping shared by `run_transaction` and `attempts`: what was tried, what comes next."""
 
-    __slots__ = ("_begin", "_deadline", "_delays", "_isolation", "_run_id", "count")
+    __slots__ = ("_begin", "_deadline", "_delays", "_isolation", "_run_id", "_wait_deadline", "count")
 
     def __init__(
         self,
@@ -127,6 +127,7 @@ class _Retrying(Generic[X]):
         isolation: str | None,
         *,
         count: int = 0,
+        wait_timeout: float | None = None,
     ) -> None:
         _require_policy(retry)
         self._begin = begin
@@ -135,6 +136,7 @@ class _Retrying(Generic[X]):
         self._delays = retry.delays()
         self._isolation = isolation
         self._deadline = deadline_of(timeout)
+        self._wait_deadline = self._deadline if wait_timeout is None else deadline_of(wait_timeout)
 
     def begin(self) -> X:
         """The next attempt's transaction."""
@@ -150,7 +152,7 @@ class _Retrying(Generic[X]):
         Raises:
           TransactionTimeout: nothing was changed in time.
         """
-        if not wait_for_change(txn.waits, signal, self._deadline):
+        if not wait_for_change(txn.waits, signal, self._wait_deadline):
             raise TransactionTimeout(
                 "nothing that the transaction waits for was changed within its timeout",
                 hint="give it a longer timeout, or None to wait for ever",
@@ -196,8 +198,12 @@ def run_transaction(
     retry: RetryPolicy,
     timeout: float | None = None,
     isolation: str | None = None,
+    wait_timeout: float | None = None,
 ) -> T:
     """Call `fn(txn)` and commit, again on a fresh snapshot after each conflict; what `fn` returned.
+
+    Args:
+      wait_timeout: a deadline for `txn.wait` alone; with 0 what is there is taken, and nothing waited for.
 
     Raises:
       RetriesExhausted: it conflicted on every attempt that `retry` allows.
@@ -206,7 +212,9 @@ def run_transaction(
     refuse_lazy_function(fn)
     _require_policy(retry)
     # The usual transaction commits at once and has no deadline: it needs no bookkeeping.
-    retrying = None if timeout is None else _Retrying(begin, run_id, retry, timeout, isolation)
+    retrying = None
+    if timeout is not None or wait_timeout is not None:
+        retrying = _Retrying(begin, run_id, retry, timeout, isolation, wait_timeout=wait_timeout)
     txn = begin(run_id, isolation=isolation, may_wait=True) if retrying is None else retrying.begin()
     reason: ConflictError | SnapshotExpired | WaitSignal
     while True:

@@ -219,7 +219,9 @@ def interrupted_wait(peer: Peer, path: Path, run: RunId) -> str:
     signal.signal(signal.SIGUSR1, handler)
     with open_database(path) as db:
         beside: list[Any] = []
-        thread = threading.Thread(target=lambda: beside.append(db.kv.wait(run, "beside", timeout=DEADLINE_S).value))
+        thread = threading.Thread(
+            target=lambda: beside.append(db.kv.wait(run, "beside", timeout=DEADLINE_S).value)
+        )
         for which in ("leads", "follows"):
             try:
                 peer.say(which)
@@ -259,7 +261,9 @@ def fork_while_waiting(peer: Peer, path: Path, run: RunId) -> tuple[Any, Any]:
     """A thread waits; the main thread forks, and the child waits for something itself."""
     with open_database(path) as db:
         result: list[Any] = []
-        thread = threading.Thread(target=lambda: result.append(db.kv.wait(run, "parent", timeout=DEADLINE_S).value))
+        thread = threading.Thread(
+            target=lambda: result.append(db.kv.wait(run, "parent", timeout=DEADLINE_S).value)
+        )
         thread.start()
         hub = db.handle.waits
         wait_until(lambda: hub._leader is not None)

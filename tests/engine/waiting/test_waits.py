@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 import occamdb
-from occamdb import Database, InvalidArgumentError, RetryPolicy, RunId, TransactionStateError, TransactionTimeout
+from occamdb import (
+    Database,
+    InvalidArgumentError,
+    RetryPolicy,
+    RunId,
+    TransactionStateError,
+    TransactionTimeout,
+)
 from occamdb.engine.transaction.wait_signal import WaitSignal
 from tests.support.processes import DEADLINE_S, wait_until
 
@@ -43,7 +50,9 @@ def beside() -> Iterator[Callable[[Callable[[], Any]], threading.Thread]]:
 def waiting(db: Database, count: int = 1) -> None:
     """Wait until so many threads of this process wait, and one of them is about to sleep."""
     hub = db.handle.waits
-    wait_until(lambda: len(hub._waiters) >= count and hub._leader is not None, what=f"{count} waiting threads")
+    wait_until(
+        lambda: len(hub._waiters) >= count and hub._leader is not None, what=f"{count} waiting threads"
+    )
 
 
 def take(txn: Any, prefix: str = "inbox/") -> Any:
