@@ -101,7 +101,7 @@ class Link:
             store = self._store = self._map(self.terms.store, writable=False)
             bell = self._map(self.terms.bell, writable=True)
             channel = self._map(self.terms.channel, writable=True)
-            self.attachment = StoreAttachment(store.map, channel.map)
+            self.attachment = StoreAttachment(store.map, channel.map, bell.map)
             self.channel = ClientChannel(
                 channel.map,
                 bell.map,

@@ -5,7 +5,7 @@
 2. All records of a request carry its commit version, which is above `committed_version` until the batch is
    published. No reader sees them before that.
 3. Log entries are appended in the order of the installs. A request that fails takes its entries out again.
-4. `recent` gets a request's writes only when the request can no longer fail.
+4. `recent` and the change ring get a request's writes only when the request can no longer fail.
 5. Expiry is judged by `core.now` (see _expiry_time.pxd), not by the worker's clock.
 """
 
@@ -21,10 +21,11 @@ from ..store._range_tombstones cimport ranges_add, ranges_cover, ranges_drop
 from ..store._store cimport (
     Store, store_ensure_node, store_find, store_install, store_new_record, store_next, store_seek, store_uninstall,
 )
+from ._changes cimport note_changes
 from ._core cimport RECENT_COUNT, Recent, Undo
 from ._expiry cimport ExpiryEntry, expiry_free, expiry_pop, expiry_push, expiry_rebuild
 from ._integer cimport Integer, integer_add, integer_decode, integer_encode
-from ._pins cimport checkpoint_pinned, make_room, revoke_checkpoint
+from ._pins cimport checkpoint_pinned, hold_back, make_room, revoke_checkpoint
 from ._range_history cimport history_push, history_undo
 from ._validate cimport reserve_reply, visible_version
 from ._wire cimport (
@@ -272,7 +273,9 @@ cdef u32 _delete_range(Effect *effect, const OpHeader *op, const u8 *start, WalA
         if slot >= 0 and not _note_undo(core, 0, <u32>slot):
             ranges_drop(&core.store, <u32>slot)
             return STATUS_STORE_FULL
-    if slot < 0:
+    if slot >= 0:
+        hold_back(core, effect.version - 1)
+    else:
         status = _delete_keys(effect, start, op.key_size, end, op.value_size)
         if status != STATUS_COMMITTED:
             return status
@@ -348,6 +351,7 @@ cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 vers
     for entry in range(mark, core.undo_count):
         if core.undo[entry].node != 0:
             _push_recent(core, core.undo[entry].node, version)
+    note_changes(core, mark, version)
     return STATUS_COMMITTED
 
 
@@ -406,6 +410,7 @@ cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log) noexcep
         return 0
     for entry_index in range(mark, core.undo_count):
         _push_recent(core, core.undo[entry_index].node, version)
+    note_changes(core, mark, version)
     return removed
 
 

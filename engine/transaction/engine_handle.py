@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ._answer import Answer
     from ._transaction import TransactionBase
     from ._view import StoreAttachment
+    from .waiting import WaitHub
 
 __all__ = ["EngineHandle"]
 
@@ -80,6 +81,10 @@ class EngineHandle(Protocol):
 
         It may do more for this handle's commits: `Answer.durability` says what it did for one of them.
         """
+
+    @property
+    def waits(self) -> WaitHub:
+        """Where threads of this handle sleep until something changes."""
 
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
         """Send a message such as `{"kind": "stats"}` to the control plane; returns the answer."""
