@@ -76,13 +76,17 @@ class KVStore(Primitive[H_co]):
         return self.space.get_versioned(key)
 
     @blind
-    def put(self, key: UserKey, value: Any, *, ttl: float | timedelta | None = None) -> None:
+    def put(
+        self, key: UserKey, value: Any, *, ttl: float | timedelta | None = None, ephemeral: bool = False
+    ) -> None:
         """Set a key, with a time to live (seconds) if given. Outside: returns the new version.
+
+        With `ephemeral` the key goes when this open database does, by `close` or by the death of its process.
 
         Example:
           db.kv.put(run_id, "plan", ["think"], ttl=3600)
         """
-        return self.space.put(key, value, ttl=ttl)
+        return self.space.put(key, value, ttl=ttl, ephemeral=ephemeral)
 
     @blind
     def put_with_ttl(self, key: UserKey, value: Any, ttl: float | timedelta) -> None:

@@ -23,7 +23,8 @@ cdef enum:
     REPLY_SIZE_MIN = 1024
 
 
-cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last_sequence, u64 last_version) noexcept nogil:
+cdef i64 channel_open(Core *core, u64 session, u64 owner, u8 *base, u64 ring_size, u64 last_sequence,
+                      u64 last_version) noexcept nogil:
     """Serve the channel segment at `base`, sizes checked by the caller. Its index, -1 when every slot is taken."""
     cdef u32 index = 0
     cdef Channel *channel
@@ -34,6 +35,7 @@ cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last
     channel = &core.channels[index]
     memset(channel, 0, sizeof(Channel))
     channel.session = session
+    channel.owner = owner
     channel.last_sequence = last_sequence
     channel.last_version = last_version
     channel_rings(base, ring_size, &channel.request, &channel.reply)

@@ -76,6 +76,17 @@ class EngineHandle(Protocol):
         It may do more for this handle's commits: `Answer.durability` says what it did for one of them.
         """
 
+    @property
+    def session(self) -> int:
+        """The session of this handle in this process: what its ephemeral keys are bound to."""
+
+    def keep_session(self) -> None:
+        """Called before a commit that binds keys: from now on the session must outlive a restart of the coordinator.
+
+        Raises:
+          CoordinatorUnavailable: no coordinator could be told in time.
+        """
+
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
         """Ask the control plane: `{"kind": "checkpoint" | "stats" | ...}`; returns its answer."""
 
