@@ -56,6 +56,8 @@ class Settings:
       sync_interval: how soon after a commit `fdatasync` follows, with durability "standard".
       snapshot_max_age: an older snapshot may be revoked (`SnapshotExpired`).
       idle_timeout: an auto-started coordinator ends this long after its last worker left.
+      session_grace: how long the session of an open database, whose ephemeral keys it keeps, outlives the loss of its
+        last connection while its process is alive; also how long it may take to come back to a new coordinator.
       channel_count_max: the most connections of workers at once.
       limits: the sizes of keys, values and transactions; their names are settings too.
     """
@@ -70,6 +72,7 @@ class Settings:
     sync_interval: float = _seconds(0.1, 0.001, 60.0)
     snapshot_max_age: float = _seconds(300.0, 0.05, 30 * _DAY)
     idle_timeout: float = _seconds(10.0, 0.0, 365 * _DAY)
+    session_grace: float = _seconds(5.0, 0.05, 3600.0)
     channel_count_max: int = _count(256, 1, 4096)
     limits: Limits = field(default_factory=Limits)
 
