@@ -34,7 +34,7 @@ from ._batch cimport batch_commit, batch_seal, batch_serve
 from ._channels cimport channel_free, channel_open, channel_outcome, channel_outcomes
 from ._core cimport (
     CHANNEL_ACTIVE, CHANNEL_BROKEN, CHANNEL_CLOSED, CHANNEL_CLOSING, CHANNEL_FREE, RECENT_COUNT, REPLY_SIZE_MIN,
-    Channel, Recent, Undo,
+    Channel, Recent, Undo, sessions_waiting,
 )
 from ._expiry cimport expiry_free, expiry_init
 from ._expiry_time cimport publish_expiry_time, read_clock
@@ -45,7 +45,7 @@ from ._placement cimport placement_init
 from ._range_history cimport history_free
 from ._loop cimport commit_loop
 from ._session_end cimport load_sessions, session_ended
-from ._sessions cimport SessionKeys, SESSION_CHAINS, sessions_free
+from ._sessions cimport SESSION_CHAINS, SessionKeys, sessions_find, sessions_free
 from ._validate cimport reserve_reply
 from ._wire cimport REQUEST_HEADER_SIZE, RequestHeader
 
@@ -264,6 +264,16 @@ cdef class CommitCore:
                 found.append(keys.session)
                 keys = keys.next
         return found
+
+    @property
+    def ending(self):
+        """Whether an ended session still has its keys, or has not been looked at yet."""
+        return sessions_waiting(&self.core)
+
+    def bound_entries(self, u64 session):
+        """Entries for a session, stale ones among them; racy, for tests."""
+        cdef SessionKeys *keys = sessions_find(&self.core.sessions, session)
+        return 0 if keys == NULL else keys.count
 
     def end_session(self, u64 session):
         """Have the keys removed that are bound to a session. False: too many wait, ask again later.

@@ -219,7 +219,7 @@ def decode_header(data: bytes, path: str) -> SegmentHeader:
         )  # fmt: skip
     if fields[1] not in FORMATS_READ:
         raise IncompatibleFormatError(
-            f"{path} has log format version {fields[1]}; this build reads {' and '.join(map(str, FORMATS_READ))}",
+            f"{path} has log format version {fields[1]}; this build reads {', '.join(map(str, FORMATS_READ))}",
             found=fields[1],
             supported=FORMAT_VERSION,
         )
