@@ -259,7 +259,13 @@ class KVStore(Primitive[H_co]):
 
     @blind
     def cas(
-        self, key: UserKey, expected_version: int, value: Any, *, ttl: float | timedelta | None = None
+        self,
+        key: UserKey,
+        expected_version: int,
+        value: Any,
+        *,
+        ttl: float | timedelta | None = None,
+        ephemeral: bool = False,
     ) -> None:
         """Set a key if it still has the expected version (0: if it is absent).
 
@@ -271,10 +277,12 @@ class KVStore(Primitive[H_co]):
         Raises:
           CASConflict: it has another version.
         """
-        return self.space.cas(key, expected_version, value, ttl=ttl)
+        return self.space.cas(key, expected_version, value, ttl=ttl, ephemeral=ephemeral)
 
     @operation
-    def put_if_absent(self, key: UserKey, value: Any, *, ttl: float | timedelta | None = None) -> bool:
+    def put_if_absent(
+        self, key: UserKey, value: Any, *, ttl: float | timedelta | None = None, ephemeral: bool = False
+    ) -> bool:
         """Set a key that is absent; returns whether this call set it.
 
         Example:
@@ -282,7 +290,7 @@ class KVStore(Primitive[H_co]):
         """
         if self.space.exists(key):
             return False
-        self.space.put(key, value, ttl=ttl)
+        self.space.put(key, value, ttl=ttl, ephemeral=ephemeral)
         return True
 
     @blind

@@ -385,9 +385,7 @@ class ControlServer:
         try:
             with memoryview(segment.map) as view:
                 layout.write_channel_header(view, session, ring_size)
-            index = self._core.open_channel(
-                session, segment.map, ring_size, sequence, version, worker.owner
-            )
+            index = self._core.open_channel(session, segment.map, ring_size, sequence, version, worker.owner)
         except BaseException:
             segment.unlink()
             segment.close()

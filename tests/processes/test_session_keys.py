@@ -70,9 +70,7 @@ def own(peer: Peer, path: Path, run: RunId, *names: str) -> None:
 
 
 def gone(db: Database, run: RunId, *names: str, within: float = 30.0) -> None:
-    wait_until(
-        lambda: not any(db.exists(run, name) for name in names), within, what=f"the end of {names}"
-    )
+    wait_until(lambda: not any(db.exists(run, name) for name in names), within, what=f"the end of {names}")
 
 
 # ---- the end of an owner -----------------------------------------------------------------------------------------
@@ -334,9 +332,7 @@ def test_a_session_of_another_process_cannot_be_named(
         with pytest.raises(InvalidArgumentError):
             ask_coordinator(path, "hold", owner=other, process=None)
         with pytest.raises(InvalidArgumentError):
-            ask_coordinator(
-                path, "attach", owner=other, session=0, process=None, asked={}, durability="none"
-            )
+            ask_coordinator(path, "attach", owner=other, session=0, process=None, asked={}, durability="none")
     assert db.exists(run, "lock")
     owner.kill()
     gone(db, run, "lock", within=1.0)

@@ -145,4 +145,6 @@ class Sessions(RuleBasedStateMachine):
 
 
 def test_the_keys_of_a_handle_live_as_long_as_it_does() -> None:
-    run_state_machine_as_test(Sessions, settings=settings(max_examples=3, stateful_step_count=14, deadline=None))
+    run_state_machine_as_test(
+        Sessions, settings=settings(max_examples=3, stateful_step_count=14, deadline=None)
+    )

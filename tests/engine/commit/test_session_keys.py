@@ -139,7 +139,7 @@ def test_the_core_binds_and_removes_as_the_model_does(
             if isinstance(step, tuple):
                 removed = core.core.stats()["session_keys_removed"] + model.end(step[1])
                 assert core.core.end_session(step[1])
-                core.wait(lambda: not core.core.ending)  # noqa: B023
+                core.wait(lambda: not core.core.ending)
                 assert core.core.stats()["session_keys_removed"] == removed
             else:
                 for kind, session, name in step:
@@ -248,7 +248,9 @@ def test_a_removal_is_a_write_for_whoever_read_the_key(make_core: Callable[..., 
     assert core.receive(1).conflicts[0].kind is ConflictKind.WRITE
 
 
-def test_the_log_has_one_commit_of_the_coordinators_own(make_core: Callable[..., Core], tmp_path: Path) -> None:
+def test_the_log_has_one_commit_of_the_coordinators_own(
+    make_core: Callable[..., Core], tmp_path: Path
+) -> None:
     core = make_core(2)
     core.run()
     assert commit(core, 0, bound("a"), put("b", INT_7), bound("c")) is Status.COMMITTED
@@ -317,7 +319,9 @@ def test_putting_one_key_again_and_again_takes_no_memory_for_ever(make_core: Cal
     assert core.core.stats()["session_keys_removed"] == 50
 
 
-def test_a_log_without_ephemeral_keys_has_no_new_entries(make_core: Callable[..., Core], tmp_path: Path) -> None:
+def test_a_log_without_ephemeral_keys_has_no_new_entries(
+    make_core: Callable[..., Core], tmp_path: Path
+) -> None:
     """An ordinary key takes the bytes that it always took."""
     core = make_core(1)
     core.run()

@@ -30,7 +30,13 @@ from tests.support.log_driver import (
 KEY = st.sampled_from([b"a", b"b", b"c", b"d", b"e" * 60])
 OPERATION: st.SearchStrategy[Operation] = st.one_of(
     st.tuples(st.just("write"), KEY, st.binary(max_size=1500), st.sampled_from([0, 10**18])),
-    st.tuples(st.just("bound_write"), KEY, st.binary(max_size=300), st.sampled_from([0, 10**18]), st.integers(1, 2**63)),
+    st.tuples(
+        st.just("bound_write"),
+        KEY,
+        st.binary(max_size=300),
+        st.sampled_from([0, 10**18]),
+        st.integers(1, 2**63),
+    ),
     st.tuples(st.just("delete"), KEY, st.just(0)),
     st.tuples(st.just("delete_range"), KEY, KEY),
 )
