@@ -52,6 +52,7 @@ class CoreFigures(TypedDict):
     conflicts: ConflictCounts
     refused: int
     expired: int
+    session_keys_removed: int
     snapshots_revoked: int
     log_errors: int
     hot_keys: list[tuple[bytes, int]]
@@ -59,6 +60,7 @@ class CoreFigures(TypedDict):
     batch_ns: list[int]
     keys: int
     records: int
+    session_keys: int
     range_tombstones: int
     pending_expiries: int
     store: StoreFigures

@@ -1,7 +1,8 @@
 """The coordinator's control plane: who is attached, and what they ask for over the socket.
 
-1. One connection carries at most one channel, and belongs to one handle of its process (`sessions.py`). The end of the connection is the end of the channel: its pins are
-   cleared, its complete request is still served, its segment is unlinked once the commit thread has let go of it.
+1. One connection carries at most one channel, and belongs to one handle of its process (`sessions.py`). The end of
+   the connection is the end of the channel: its pins are cleared, its complete request is still served, its segment is
+   unlinked once the commit thread has let go of it.
 2. A process that is gone although its socket still seems open (a forked child holds a copy) is found by pid and
    start time within a second.
 3. No request of a worker, and no fault of its connection, can end more than that connection.

@@ -46,8 +46,8 @@ __all__ = [
 
 SOCKET_NAME = "coordinator.sock"
 FORMAT_VERSION = 3
-# 1: values without extensions 1 to 16, and runs without entries by name. 2: no key is bound to a session. Both are read,
-# and become 3 at the first start.
+# 1: values without extensions 1 to 16, and runs without entries by name. 2: no key is bound to a session. Both are
+# read, and become 3 at the first start.
 FORMATS_READ = (1, 2, 3)
 META_SIZE = 128
 _MAGIC = b"OCCAMDB\0"

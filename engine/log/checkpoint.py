@@ -276,7 +276,8 @@ def _decode_header(data: bytes, file: CheckpointFile, database_id: bytes) -> int
     fields = _fields(data, file.path)
     if fields[1] not in FORMATS_READ:
         raise IncompatibleFormatError(
-            f"{file.path} has checkpoint format version {fields[1]}; this build reads {', '.join(map(str, FORMATS_READ))}",
+            f"{file.path} has checkpoint format version {fields[1]}; "
+            f"this build reads {', '.join(map(str, FORMATS_READ))}",
             found=fields[1],
             supported=FORMAT_VERSION,
         )

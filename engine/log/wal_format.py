@@ -122,8 +122,9 @@ def encode_body(entry: Entry) -> bytes:
             sizes = (len(entry.key), len(entry.value))
             return _WRITE.pack(entry.version, entry.expires_at, *sizes) + entry.key + entry.value
         case BoundWrite():
-            sizes = (len(entry.key), len(entry.value), entry.session)
-            return _BOUND.pack(entry.version, entry.expires_at, *sizes) + entry.key + entry.value
+            sizes = (len(entry.key), len(entry.value))
+            head = _BOUND.pack(entry.version, entry.expires_at, *sizes, entry.session)
+            return head + entry.key + entry.value
         case Delete():
             return _DELETE.pack(entry.version, entry.removed, len(entry.key)) + entry.key
         case DeleteRange():
@@ -219,7 +220,8 @@ def decode_header(data: bytes, path: str) -> SegmentHeader:
         )  # fmt: skip
     if fields[1] not in FORMATS_READ:
         raise IncompatibleFormatError(
-            f"{path} has log format version {fields[1]}; this build reads {', '.join(map(str, FORMATS_READ))}",
+            f"{path} has log format version {fields[1]}; "
+            f"this build reads {', '.join(map(str, FORMATS_READ))}",
             found=fields[1],
             supported=FORMAT_VERSION,
         )

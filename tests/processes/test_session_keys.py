@@ -17,6 +17,7 @@ from tests.support.processes import (
     ask_coordinator,
     kill_coordinator,
     open_database,
+    set_coordinator_failpoint,
     stop_coordinator,
     wait_until,
 )
@@ -379,3 +380,17 @@ def test_a_handle_that_writes_no_ephemeral_key_has_no_thread(db: Database, run: 
 
     db.put(run, "plain", 1)
     assert not any(thread.name == "occamdb session" for thread in threading.enumerate())
+
+
+# ---- a commit whose answer was lost --------------------------------------------------------------------------------
+
+
+def test_an_increment_of_an_ephemeral_key_is_answered_after_a_restart(
+    db: Database, path: Path, run: RunId
+) -> None:
+    """What it resulted in is read back from the log, where it is the write of a bound key."""
+    db.put(run, "count", 5, ephemeral=True)
+    set_coordinator_failpoint(path, "commit.before_reply", "kill@1")
+    assert db.increment(run, "count", 3) == 8
+    found = db.get_versioned(run, "count")
+    assert found is not None and (found.value, found.session) == (8, db.session)

@@ -22,7 +22,7 @@ from occamdb.engine.commit.messages import ConflictKind, Op, OpCode, OpFlags, St
 from occamdb.engine.disk import failpoints
 from occamdb.engine.log._scratch import ScratchStore
 from occamdb.engine.log._wal_appender import WalAppender
-from occamdb.engine.log.wal_format import BoundWrite, Delete, Write, decode_body
+from occamdb.engine.log.wal_format import BoundWrite, Delete, Entry, Write, decode_body
 from tests.engine.commit.test_commit_core import DATABASE_ID, INT_7, PREFIX, RING_SIZE, Core, add, key, put
 
 __all__ = ["make_core"]
@@ -266,7 +266,7 @@ def test_the_log_has_one_commit_of_the_coordinators_own(
     assert [entry.key for entry in written] == [key(name) for name in ("a", "b", "c", "a", "c")]
 
 
-def entries(segment: Path) -> list[object]:
+def entries(segment: Path) -> list[Entry]:
     """Every entry of a segment, by its lengths."""
     data, position, found = segment.read_bytes(), 80, []
     while length := int.from_bytes(data[position : position + 4], "little"):
