@@ -7,7 +7,8 @@ binds keys opens one more connection, which carries no channel, and starts a thr
 1. The thread alone closes the connection; `close` hangs it up, which wakes the thread. In a forked child there is no
    thread, and `abandon` closes the child's copy of the descriptor.
 2. It never starts a coordinator: as long as there is none, no session ends. It looks for one a few times a second.
-3. The thread waits on the socket alone, and takes no lock of the pool while it does.
+3. The thread waits on the socket alone, and neither holds the pool nor takes its lock while it does: a database that is
+   no longer referenced goes as it would without the thread, and takes the thread with it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import select
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING
 
 from ...ipc.control import ControlClient
@@ -44,10 +46,10 @@ class SessionKeeper:
     """
 
     def __init__(self, pool: LinkPool, launcher: Launcher) -> None:
-        self._pool = pool
         self._launcher = launcher
         self._client: ControlClient | None = None
         self._closing = threading.Event()
+        self._pool = weakref.ref(pool, self._forgotten)
         self._thread: threading.Thread | None = None
 
     def start(self, limit: float) -> None:
@@ -74,12 +76,20 @@ class SessionKeeper:
 
     def close(self) -> None:
         """End the thread. The session is over by the goodbye of the links."""
-        self._closing.set()
-        client, thread = self._client, self._thread
-        if client is not None:
-            client.hang_up()
+        self._wake_to_end()
+        thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(_JOIN_SECONDS)
+
+    def _forgotten(self, _reference: object) -> None:
+        """The database was never closed, and nobody can use it any longer. May run anywhere: blocks on nothing."""
+        self._wake_to_end()
+
+    def _wake_to_end(self) -> None:
+        self._closing.set()
+        client = self._client
+        if client is not None:
+            client.hang_up()
 
     def abandon(self) -> None:
         """In a forked child: close its copy of the connection, which belongs to the parent's session."""
@@ -115,7 +125,9 @@ class SessionKeeper:
 
     def _hold(self) -> ControlClient | None:
         """A connection that holds the session; None if no coordinator listens, or it went away."""
-        pool = self._pool
+        pool = self._pool()
+        if pool is None:
+            raise DatabaseClosedError()
         client = self._launcher.connect(time.monotonic() + _CALL_SECONDS)
         if client is None:
             return None

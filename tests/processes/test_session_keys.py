@@ -394,3 +394,22 @@ def test_an_increment_of_an_ephemeral_key_is_answered_after_a_restart(
     assert db.increment(run, "count", 3) == 8
     found = db.get_versioned(run, "count")
     assert found is not None and (found.value, found.session) == (8, db.session)
+
+
+def test_a_database_that_was_never_closed_goes_when_nobody_refers_to_it(
+    db: Database, path: Path, run: RunId
+) -> None:
+    """Its thread does not keep it. Its process lives, so the keys go after the grace."""
+    import gc
+    import threading
+
+    forgotten = open_database(path)
+    forgotten.put(run, "lock", 1, ephemeral=True)
+    assert any(thread.name == "occamdb session" for thread in threading.enumerate())
+    del forgotten
+    gc.collect()
+    wait_until(
+        lambda: not any(thread.name == "occamdb session" for thread in threading.enumerate()),
+        what="the end of the thread",
+    )
+    gone(db, run, "lock")
