@@ -104,8 +104,12 @@ class StateCell(Primitive[H_co]):
         return state
 
     @blind
-    def init(self, name: str, value: Any, *, ttl: float | timedelta | None = None) -> None:
+    def init(
+        self, name: str, value: Any, *, ttl: float | timedelta | None = None, ephemeral: bool = False
+    ) -> None:
         """Create a cell, with a time to live if given.
+
+        With `ephemeral` the cell goes when this open database does, by `close` or by the death of its process.
 
         Outside: returns its version. Inside: None; the commit decides whether it was first.
 
@@ -119,7 +123,7 @@ class StateCell(Primitive[H_co]):
         if self.inside and self.space.exists(name, track=False):
             raise _already_exists(name)
         try:
-            return self.space.cas(name, 0, value, ttl=ttl)
+            return self.space.cas(name, 0, value, ttl=ttl, ephemeral=ephemeral)
         except CASConflict:
             raise _already_exists(name) from None
 
@@ -138,7 +142,9 @@ class StateCell(Primitive[H_co]):
         return self.space.cas(name, expected_version, value)
 
     @blind
-    def set(self, name: str, value: Any, *, ttl: float | timedelta | None = None) -> None:
+    def set(
+        self, name: str, value: Any, *, ttl: float | timedelta | None = None, ephemeral: bool = False
+    ) -> None:
         """Set a cell whatever it holds, creating it if need be. Outside: returns the new version.
 
         Example:
@@ -148,8 +154,9 @@ class StateCell(Primitive[H_co]):
           name: of the cell.
           value: anything that can be stored.
           ttl: seconds, or a timedelta, until the cell is absent. A later write without one takes the expiry away.
+          ephemeral: the cell goes when this open database does. A later write without it keeps the cell.
         """
-        return self.space.put(name, value, ttl=ttl)
+        return self.space.put(name, value, ttl=ttl, ephemeral=ephemeral)
 
     @single
     def delete(self, name: str) -> bool:

@@ -96,6 +96,13 @@ class LocalHandle:
     def limits(self) -> Limits:
         return self.settings.limits
 
+    @property
+    def session(self) -> int:
+        return self._session
+
+    def keep_session(self) -> None:
+        """Nothing to do: the keys of an in-memory database end with it."""
+
     def attachment(self) -> StoreAttachment:
         self._check_usable()
         attachment = self._attachment

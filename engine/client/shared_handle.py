@@ -96,6 +96,14 @@ class SharedHandle:
     def log_mode(self) -> str:
         return self.pool.log_mode
 
+    @property
+    def session(self) -> int:
+        self.pool.check_open()
+        return self.pool.owner
+
+    def keep_session(self) -> None:
+        self.pool.keep_session(time.monotonic() + self._timeout)
+
     def attachment(self) -> StoreAttachment:
         primary = self.pool.primary
         if primary is not None:

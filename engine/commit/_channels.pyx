@@ -21,7 +21,8 @@ from ._core cimport CHANNEL_ACTIVE, CHANNEL_FREE, REPLY_SIZE_MIN
 from ._range_walk cimport walk_free
 
 
-cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last_sequence, u64 last_version) noexcept nogil:
+cdef i64 channel_open(Core *core, u64 session, u64 owner, u8 *base, u64 ring_size, u64 last_sequence,
+                      u64 last_version) noexcept nogil:
     """Serve the channel segment at `base`, whose size the caller has checked; see _channels.pxd."""
     cdef u32 index = 0
     cdef Channel *channel
@@ -32,6 +33,7 @@ cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last
     channel = &core.channels[index]
     memset(channel, 0, sizeof(Channel))
     channel.session = session
+    channel.owner = owner
     channel.last_sequence = last_sequence
     channel.last_version = last_version
     channel_rings(base, ring_size, &channel.request, &channel.reply)

@@ -38,7 +38,7 @@ from ._batch cimport batch_commit, batch_seal, batch_serve
 from ._channels cimport channel_free, channel_open, channel_outcome, channel_outcomes
 from ._core cimport (
     CHANNEL_ACTIVE, CHANNEL_BROKEN, CHANNEL_CLOSED, CHANNEL_CLOSING, CHANNEL_FREE, RECENT_COUNT, REPLY_SIZE_MIN,
-    Channel, Recent, Undo,
+    Channel, Recent, Undo, sessions_waiting,
 )
 from ._expiry cimport expiry_free, expiry_init
 from ._expiry_time cimport publish_expiry_time, read_clock
@@ -48,6 +48,8 @@ from ._pins cimport pin_own, unpin_own
 from ._placement cimport placement_init
 from ._range_history cimport history_free
 from ._loop cimport commit_loop
+from ._session_end cimport load_sessions, session_ended
+from ._sessions cimport SESSION_CHAINS, SessionKeys, sessions_find, sessions_free
 from ._validate cimport reserve_reply
 from ._watchers cimport interest_free
 from ._wire cimport REQUEST_HEADER_SIZE, RequestHeader
@@ -159,6 +161,7 @@ cdef class CommitCore:
             for index in range(self.core.channel_capacity):
                 channel_free(&self.core.channels[index])
         expiry_free(&self.core.expiry)
+        sessions_free(&self.core.sessions)
         history_free(&self.core.range_history)
         if self.core.store.base != NULL:
             store_destroy(&self.core.store)
@@ -193,6 +196,7 @@ cdef class CommitCore:
             self.core.store.tombstone_horizon = lost_version
         # If the wall clock is behind the newest recovered commit, continue from the time of that commit.
         self.continue_clock(load_expiry(&self.core) - clock_monotonic_ns())
+        load_sessions(&self.core)
         read_clock(&self.core)
         publish_expiry_time(&self.core)
         change_start(&self.core.store.changes, version)
@@ -222,13 +226,18 @@ cdef class CommitCore:
 
     # ---- channels: called by the control plane -----------------------------------------------------------
 
-    def open_channel(self, u64 session, channel_buffer, u64 ring_size, u64 last_sequence=0, u64 last_version=0):
-        """Serve one more channel. Returns its index, or -1 when every slot is taken."""
+    def open_channel(self, u64 session, channel_buffer, u64 ring_size, u64 last_sequence=0, u64 last_version=0,
+                     u64 owner=0):
+        """Serve one more channel. Returns its index, or -1 when every slot is taken.
+
+        Args:
+          owner: the session of its handle, to which ephemeral puts bind their keys; 0: `session` itself.
+        """
         cdef unsigned char[::1] view = channel_buffer
         cdef i64 index
         if <u64>view.shape[0] < RINGS_OFFSET + 2 * ring_size:
             raise ValueError(f"channel segment has {view.shape[0]} bytes, needs {RINGS_OFFSET + 2 * ring_size}")
-        index = channel_open(&self.core, session, &view[0], ring_size, last_sequence, last_version)
+        index = channel_open(&self.core, session, owner or session, &view[0], ring_size, last_sequence, last_version)
         if index >= 0:
             self.channel_buffers[index] = memoryview(channel_buffer)
             if self.core.bell == NULL:
@@ -257,6 +266,40 @@ cdef class CommitCore:
         channel_free(&self.core.channels[index])
         self.channel_buffers[index] = None
         store_release_u32(&self.core.channels[index].state, CHANNEL_FREE)
+
+    # ---- sessions: called by the control plane -----------------------------------------------------------
+
+    def bound_sessions(self):
+        """The sessions that have bound keys. Before the commit thread runs only: it owns the table."""
+        cdef u32 chain
+        cdef SessionKeys *keys
+        found = []
+        for chain in range(SESSION_CHAINS):
+            keys = self.core.sessions.chains[chain]
+            while keys != NULL:
+                found.append(keys.session)
+                keys = keys.next
+        return found
+
+    @property
+    def ending(self):
+        """Whether an ended session still has its keys, or has not been looked at yet."""
+        return sessions_waiting(&self.core)
+
+    def bound_entries(self, u64 session):
+        """Entries for a session, stale ones among them; racy, for tests."""
+        cdef SessionKeys *keys = sessions_find(&self.core.sessions, session)
+        return 0 if keys == NULL else keys.count
+
+    def end_session(self, u64 session):
+        """Have the keys removed that are bound to a session. False: too many wait, ask again later.
+
+        REQUIRES: no channel of this owner is open, and none will be. One control thread.
+        """
+        if not session_ended(&self.core, session):
+            return False
+        self.wake()
+        return True
 
     # ---- the commit thread -------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from ._expiry_time cimport is_due, read_clock
 from ._housekeeping cimport expire_keys, expiry_wait, housekeeping
 from ._pins cimport revoke_all
 from ._placement cimport woken_by
+from ._session_end cimport sessions_due
 from ._validate cimport reserve_reply
 from ._wakes cimport flush_wakes, release_wakes
 from ._watchers cimport wake_marked
@@ -206,7 +207,7 @@ cdef bint _work_ready(void *context) noexcept nogil:
     cdef Core *core = <Core *>context
     cdef u32 index, state
     cdef Channel *channel
-    if load_acquire_u32(&core.stop_flag):
+    if load_acquire_u32(&core.stop_flag) or sessions_due(core):
         return True
     for index in range(load_acquire_u32(&core.channels_high)):
         channel = &core.channels[index]

@@ -59,6 +59,8 @@ class Settings:
       sync_interval: how soon after a commit `fdatasync` follows, with durability "standard".
       snapshot_max_age: an older snapshot may be revoked (`SnapshotExpired`).
       idle_timeout: an auto-started coordinator ends this long after its last worker left.
+      session_grace: how long the session of an open database, whose ephemeral keys it keeps, outlives the loss of its
+        last connection while its process is alive; also how long it may take to come back to a new coordinator.
       channel_count_max: the most connections of workers at once.
       watch_history: of the ring of recent changes, which `watch` and the waits read: on top of `max_store_size`; a
         power of two from 64 KiB, or 0 for none.
@@ -75,6 +77,7 @@ class Settings:
     sync_interval: float = _seconds(0.1, 0.001, 60.0)
     snapshot_max_age: float = _seconds(300.0, 0.05, 30 * _DAY)
     idle_timeout: float = _seconds(10.0, 0.0, 365 * _DAY)
+    session_grace: float = _seconds(5.0, 0.05, 3600.0)
     channel_count_max: int = _count(256, 1, 4096)
     watch_history: int = _size(16 * MIB, 0, GIB, power_of_two=True)
     limits: Limits = field(default_factory=Limits)

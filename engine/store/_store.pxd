@@ -29,6 +29,7 @@ cdef struct Store:
     u64 range_horizon           # highest version of a range delete that recovery may have replayed
     # counters
     u64 key_count               # keys whose newest record is not a tombstone
+    u64 bound_count             # ... and is bound to a session
     u64 node_count
     u64 record_count            # linked records: newest, superseded, tombstones
     u64 superseded_count
@@ -76,7 +77,8 @@ cdef u32 store_find(Store *s, const u8 *key, u32 key_size, u64 hash) noexcept no
 cdef u32 store_ensure_node(Store *s, const u8 *key, u32 key_size, u64 hash) noexcept nogil
 cdef u32 store_seek(Store *s, const u8 *key, u32 key_size) noexcept nogil
 cdef u32 store_next(Store *s, u32 node) noexcept nogil
-# Tombstones have no value: `value` is not looked at when flags has RECORD_TOMBSTONE.
+# Tombstones have no value: `value` is not looked at when flags has RECORD_TOMBSTONE. With RECORD_BOUND the caller fills
+# in the session (`record_bind`) before it installs the record.
 cdef u32 store_new_record(Store *s, u64 version, i64 timestamp, i64 expires_at, u32 flags, const u8 *value,
                           u32 value_size) noexcept nogil
 cdef void store_install(Store *s, u32 node, u32 record) noexcept nogil

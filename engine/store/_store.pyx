@@ -28,6 +28,7 @@ from ._change_ring cimport change_open, change_publish
 from ._check cimport check_store
 from ._collect cimport bucket_search, collect_nodes, collect_records, tombstone_append, tombstone_unlink
 from ._hash_index cimport hash_find, hash_insert, hash_open
+from ._layout cimport BINDING_SIZE, RECORD_BOUND
 from ._layout cimport KEY_SIZE_MAX, NODE_FRESH, NODE_SIZE, PAGE_SIZE, RECORD_SIZE, RECORD_TOMBSTONE
 from ._layout cimport STORE_HEADER_SIZE, STORE_LAYOUT_VERSION, TOMBSTONE_SIZE, Bucket, RangeBlock, Tombstone
 from ._layout cimport node_at, node_key, record_at, record_value, store_magic
@@ -175,11 +176,19 @@ cdef u32 store_next(Store *s, u32 node) noexcept nogil:
 
 # ---- records ----
 
+cdef inline u64 _binding_size(u32 flags) noexcept nogil:
+    return BINDING_SIZE if flags & RECORD_BOUND else 0
+
+
+cdef inline u64 _bound(const Record *record) noexcept nogil:
+    return (record.flags & RECORD_BOUND) != 0
+
+
 cdef inline u64 record_size(const Record *record) noexcept nogil:
     """Bytes of the record's block."""
     if record.flags & RECORD_TOMBSTONE:
         return TOMBSTONE_SIZE
-    return arena_rounded(RECORD_SIZE + <u64>record.value_size)
+    return arena_rounded(RECORD_SIZE + <u64>record.value_size + _binding_size(record.flags))
 
 
 cdef u32 store_new_record(Store *s, u64 version, i64 timestamp, i64 expires_at, u32 flags, const u8 *value,
@@ -193,7 +202,8 @@ cdef u32 store_new_record(Store *s, u64 version, i64 timestamp, i64 expires_at, 
     if not arena_reserve(&s.arena, 1):
         return 0
     s.arena.urgent = tombstone      # a full store can still delete
-    ref = arena_alloc(&s.arena, TOMBSTONE_SIZE if tombstone else RECORD_SIZE + <u64>value_size)
+    ref = arena_alloc(&s.arena, TOMBSTONE_SIZE if tombstone
+                      else RECORD_SIZE + <u64>value_size + _binding_size(flags))
     s.arena.urgent = False
     if ref == 0:
         return 0
@@ -228,11 +238,13 @@ cdef void store_install(Store *s, u32 node, u32 record) noexcept nogil:
         s.superseded_count += 1
         s.superseded_bytes += record_size(old)
         s.key_count -= not (old.flags & RECORD_TOMBSTONE)
+        s.bound_count -= _bound(old)
     if r.flags & RECORD_TOMBSTONE:
         tombstone_append(s, record)
         s.queued += 1
     else:
         s.key_count += 1
+        s.bound_count += _bound(r)
     s.record_count += 1
     s.record_bytes += bytes
     # Release: the record is complete before a reader can reach it.
@@ -248,6 +260,7 @@ cdef void unsupersede(Store *s, u32 ref) noexcept nogil:
     s.superseded_count -= 1
     s.superseded_bytes -= record_size(record)
     s.key_count += not (record.flags & RECORD_TOMBSTONE)
+    s.bound_count += _bound(record)
 
 
 cdef void store_uninstall(Store *s, u32 node, u32 record) noexcept nogil:
@@ -262,6 +275,7 @@ cdef void store_uninstall(Store *s, u32 node, u32 record) noexcept nogil:
         tombstone_unlink(s, record)
     else:
         s.key_count -= 1
+        s.bound_count -= _bound(r)
     s.record_count -= 1
     s.record_bytes -= record_size(r)
     if s.arena.quarantine_promised:

@@ -260,10 +260,10 @@ cdef class ImplicitSpace:
         """Whether the key is there."""
         return self.reading().exists(key)
 
-    def put(self, key, value, *, ttl=None):
+    def put(self, key, value, *, ttl=None, bint ephemeral=False):
         """Set a key; returns the commit's version."""
         cdef Space space = self.writing(ttl)
-        space.put(key, value, ttl=ttl)
+        space.put(key, value, ttl=ttl, ephemeral=ephemeral)
         return commit_transaction(space.core, False).version
 
     def delete(self, key):
@@ -273,14 +273,14 @@ cdef class ImplicitSpace:
         commit_transaction(space.core, False)
         return space.core.result != 0
 
-    def cas(self, key, expected_version, value, *, ttl=None):
+    def cas(self, key, expected_version, value, *, ttl=None, bint ephemeral=False):
         """Set a key if its version is the expected one (0: absent); returns the new version.
 
         Raises:
           CASConflict: it has another version.
         """
         cdef Space space = self.writing(ttl)
-        space.cas(key, expected_version, value, ttl=ttl)
+        space.cas(key, expected_version, value, ttl=ttl, ephemeral=ephemeral)
         try:
             return commit_transaction(space.core, False).version
         except ConflictError as error:

@@ -86,6 +86,17 @@ class EngineHandle(Protocol):
     def waits(self) -> WaitHub:
         """Where threads of this handle sleep until something changes."""
 
+    @property
+    def session(self) -> int:
+        """The session of this handle in this process: what its ephemeral keys are bound to."""
+
+    def keep_session(self) -> None:
+        """Called before a commit that binds keys: from now on the session must outlive a restart of the coordinator.
+
+        Raises:
+          CoordinatorUnavailable: no coordinator could be told in time.
+        """
+
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
         """Send a message such as `{"kind": "stats"}` to the control plane; returns the answer."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..disk.directory import DatabaseDirectory
-from ..log.wal_format import BeginTxn, Delete, DeleteRange, Write, decode_body
+from ..log.wal_format import BeginTxn, BoundWrite, Delete, DeleteRange, Write, decode_body
 from ..log.wal_reader import chain_from, list_segments, open_image
 from ..model.errors import CorruptionError, IncompatibleFormatError, WatchLagged
 
@@ -93,7 +93,7 @@ def _commit(image: Any, version: int, first: int, last: int, start: bytes, end: 
         match decode_body(kind, body):
             case BeginTxn(timestamp=timestamp):
                 committed_at = timestamp
-            case Write(key=key, value=value) if start <= key < end:
+            case Write(key=key, value=value) | BoundWrite(key=key, value=value) if start <= key < end:
                 changes.pop(key, None)
                 changes[key] = ("put", key, value)
             case Delete(key=key, removed=removed) if start <= key < end:
