@@ -18,7 +18,7 @@ from ...ipc._ring cimport (
 )
 from ._batch cimport batch_answer, batch_commit, batch_serve, break_channel, notify_control
 from ._core cimport (
-    CHANNEL_ACTIVE, CHANNEL_CLOSED, CHANNEL_CLOSING, HISTOGRAM_COUNT, REPLY_SIZE_MIN, Channel,
+    CHANNEL_ACTIVE, CHANNEL_CLOSED, CHANNEL_CLOSING, HISTOGRAM_COUNT, REPLY_SIZE_MIN, Channel, sessions_waiting,
 )
 from ._expiry_time cimport is_due, read_clock
 from ._housekeeping cimport expire_keys, expiry_wait, housekeeping
@@ -207,7 +207,7 @@ cdef bint _work_ready(void *context) noexcept nogil:
     cdef Core *core = <Core *>context
     cdef u32 index, state
     cdef Channel *channel
-    if load_acquire_u32(&core.stop_flag) or sessions_due(core):
+    if load_acquire_u32(&core.stop_flag) or (sessions_waiting(core) and sessions_due(core)):
         return True
     for index in range(load_acquire_u32(&core.channels_high)):
         channel = &core.channels[index]

@@ -185,7 +185,9 @@ def test_the_session_is_that_of_the_channel_whatever_the_request_says(make_core:
     forged = Op(OpCode.PUT, key("a"), INT_7, argument=2, flags=OpFlags.EPHEMERAL)
     assert commit(core, 0, forged) is Status.COMMITTED
     assert core.core.end_session(2)
+    core.wait(lambda: not core.core.ending)
     assert commit(core, 1, bound("b")) is Status.COMMITTED
+    assert live_keys(core) == ["a", "b"]
     assert core.core.end_session(1)
     core.wait(lambda: live_keys(core) == ["b"])
 
