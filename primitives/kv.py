@@ -26,6 +26,7 @@ from .extension import (
     Primitive,
     RunLike,
     TransactionBase,
+    answered,
     blind,
     operation,
     pairs,
@@ -107,7 +108,7 @@ class KVStore(Primitive[H_co]):
             return None
         return max(0.0, (found.expires_at_ns - self.now_us * 1000) / 1e9)
 
-    @single
+    @answered
     def delete(self, key: UserKey) -> bool:
         """Remove a key; returns whether it was there.
 

@@ -6,11 +6,15 @@ how the call is carried out:
 
     decorator    inside: txn.kv.get("k")    outside: db.kv.get(run_id, "k")
     blind        as written, returns None   one write without a snapshot: one round trip, never conflicts on its own
-    single       as written                 one call of the engine: what it reads comes from one snapshot
+    answered     as written                 the same, where what the write is answered is the result inside too
+    single       as written                 one read of the engine: what it reads comes from one snapshot
     operation    as written                 a transaction, retried on conflict
     contended    as written                 the same with more attempts and shorter pauses
     reader       as written                 reads on one snapshot; needs no coordinator
     stream       as written (an iterator)   reads on one snapshot, held while it is iterated; needs no coordinator
+
+On a facade over an asynchronous database the forms that commit (the first two, `operation`, `contended`) are awaited, and
+the others are plain calls.
 
 1. An operation may run several times before it commits, so it has no effect but on its space.
 2. What an operation looks like from outside (signature, docstring) is derived from the method as written.
@@ -19,7 +23,7 @@ how the call is carried out:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import MethodType
 from typing import (
     TYPE_CHECKING,
@@ -36,10 +40,12 @@ from uuid import UUID
 
 from ..engine.model.public_types import HasRunId, RunId
 from ..engine.model.retry_policy import RetryPolicy
+from ..engine.transaction._pending import DeferredCommit
 from ..engine.transaction._transaction import DatabaseBase, TransactionBase
 from .wrong_calls import explaining
 
 if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
     from .extension import Primitive
 
 __all__ = [
@@ -47,7 +53,9 @@ __all__ = [
     "WITH_POLICY",
     "Form",
     "Operation",
+    "ReadOperation",
     "RunLike",
+    "answered",
     "blind",
     "contended",
     "operation",
@@ -111,12 +119,36 @@ class Operation(Generic[P, R_in, R_out]):
         self, instance: Primitive[DatabaseBase], owner: object = None
     ) -> Callable[Concatenate[RunLike, P], R_out]: ...
     @overload
+    def __get__(
+        self, instance: Primitive[AsyncDatabase[Any]], owner: object = None
+    ) -> Callable[Concatenate[RunLike, P], Coroutine[Any, Any, R_out]]: ...
+    @overload
     def __get__(self, instance: Primitive[TransactionBase], owner: object = None) -> Callable[P, R_in]: ...
     def __get__(self, instance: Any, owner: object = None) -> Any:
         if instance is None:
             return self.body
         # Both are plain functions, bound without a Python call: reads cost little more than binding does.
         return MethodType(self.inside if instance.inside else self.outside, instance)
+
+
+class ReadOperation(Operation[P, R_in, R_in]):
+    """An operation that commits nothing: it is awaited nowhere."""
+
+    if TYPE_CHECKING:
+
+        @overload  # type: ignore[override]
+        def __get__(
+            self, instance: None, owner: object = None
+        ) -> Callable[Concatenate[Any, P], R_in]: ...
+        @overload
+        def __get__(
+            self, instance: Primitive[DatabaseBase | AsyncDatabase[Any]], owner: object = None
+        ) -> Callable[Concatenate[RunLike, P], R_in]: ...
+        @overload
+        def __get__(
+            self, instance: Primitive[TransactionBase], owner: object = None
+        ) -> Callable[P, R_in]: ...
+        def __get__(self, instance: Any, owner: object = None) -> Any: ...
 
 
 def _described(outside: Outside, body: Callable[..., Any], form: Form) -> Outside:
@@ -140,7 +172,11 @@ def _described(outside: Outside, body: Callable[..., Any], form: Form) -> Outsid
 
 
 def _one_call(body: Callable[..., Any]) -> Outside:
-    """One call of the engine, which outside a transaction needs none."""
+    """One call of the engine, which outside a transaction needs none.
+
+    Where commits are awaited, a write leaves the body with its commit. The body is called again when that is answered,
+    and goes on from the write with the answer.
+    """
 
     def outside(instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
         cls = type(instance)
@@ -148,9 +184,25 @@ def _one_call(body: Callable[..., Any]) -> Outside:
         view._handle = handle = instance._handle
         view.inside = False
         view.space = handle.space(run_id, cls.tag, raw=cls.raw)
-        return body(view, *args, **kwargs)
+        try:
+            return body(view, *args, **kwargs)
+        except DeferredCommit as deferred:
+            return _awaited(deferred, body, view, args, kwargs)
 
     return outside
+
+
+async def _awaited(
+    deferred: DeferredCommit, body: Callable[..., Any], view: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    try:
+        await view._handle.carried_out(deferred)
+    except Exception:
+        if not deferred.pending.done:
+            raise
+        # The body may have its own word for it.
+    view.space.answer(deferred.pending)
+    return body(view, *args, **kwargs)
 
 
 def _transaction(policy: RetryPolicy) -> Callable[[Callable[..., Any]], Outside]:
@@ -185,7 +237,8 @@ def _iterated_snapshot(body: Callable[..., Any]) -> Outside:
     """
 
     def outside(instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        txn = instance._handle.begin(run_id, read_only=True)
+        # Entered, because the one of an asynchronous database begins then; for the others it changes nothing.
+        txn = instance._handle.begin(run_id, read_only=True).__enter__()
         try:
             rows = body(type(instance)(txn), *args, **kwargs)
         except BaseException:
@@ -258,9 +311,14 @@ def blind(body: Callable[Concatenate[Any, P], None]) -> Operation[P, None, int]:
     return Operation(body, _BLIND)
 
 
-def single(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
-    """One call of the engine."""
+def answered(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
+    """One write, with a result inside a transaction too."""
     return Operation(body, _SINGLE)
+
+
+def single(body: Callable[Concatenate[Any, P], R]) -> ReadOperation[P, R]:
+    """One read of the engine."""
+    return ReadOperation(body, _SINGLE)
 
 
 def operation(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
@@ -273,14 +331,14 @@ def contended(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
     return Operation(body, _CONTENDED)
 
 
-def reader(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
+def reader(body: Callable[Concatenate[Any, P], R]) -> ReadOperation[P, R]:
     """Reads and returns something finished."""
-    return Operation(body, _READER)
+    return ReadOperation(body, _READER)
 
 
-def stream(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
+def stream(body: Callable[Concatenate[Any, P], R]) -> ReadOperation[P, R]:
     """Reads while it is iterated; the snapshot is held until then."""
-    return Operation(body, _STREAM)
+    return ReadOperation(body, _STREAM)
 
 
 def _repeatable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -16,7 +16,7 @@ transaction can change a run's status and its data together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast, overload
@@ -60,6 +60,9 @@ from .run_types import (
 )
 from .trace_types import checked_metadata, checked_tags, explain
 
+if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
+
 __all__ = ["RunIndex"]
 
 P = ParamSpec("P")
@@ -68,6 +71,24 @@ R = TypeVar("R")
 
 class IndexOperation(Operation[P, R, R]):
     """An operation on the index, which needs no run in front."""
+
+    if TYPE_CHECKING:
+
+        @overload  # type: ignore[override]
+        def __get__(self, instance: None, owner: object = None) -> Callable[Concatenate[Any, P], R]: ...
+        @overload
+        def __get__(
+            self, instance: Primitive[AsyncDatabase[Any]], owner: object = None
+        ) -> Callable[P, Coroutine[Any, Any, R]]: ...
+        @overload
+        def __get__(
+            self, instance: Primitive[DatabaseBase | TransactionBase], owner: object = None
+        ) -> Callable[P, R]: ...
+        def __get__(self, instance: Any, owner: object = None) -> Any: ...
+
+
+class IndexLookup(Operation[P, R, R]):
+    """A read of the index."""
 
     if TYPE_CHECKING:
 
@@ -83,9 +104,9 @@ def indexed(body: Callable[Concatenate[Any, P], R]) -> IndexOperation[P, R]:
     return IndexOperation(body, retried(RESERVED_RUN))
 
 
-def lookup(body: Callable[Concatenate[Any, P], R]) -> IndexOperation[P, R]:
+def lookup(body: Callable[Concatenate[Any, P], R]) -> IndexLookup[P, R]:
     """Reads the index: outside on a snapshot of its own."""
-    return IndexOperation(body, reading(RESERVED_RUN))
+    return IndexLookup(body, reading(RESERVED_RUN))
 
 
 class RunIndex(Primitive[H_co]):

@@ -22,6 +22,7 @@ from .extension import (
     Primitive,
     RunLike,
     TransactionBase,
+    answered,
     blind,
     single,
 )
@@ -113,7 +114,7 @@ class StateCell(Primitive[H_co]):
         """
         return self.space.put(name, value, ttl=ttl)
 
-    @single
+    @answered
     def delete(self, name: str) -> bool:
         """Remove a cell; returns whether it was there. A later one of that name has a higher version.
 

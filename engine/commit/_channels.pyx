@@ -23,7 +23,8 @@ cdef enum:
     REPLY_SIZE_MIN = 1024
 
 
-cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last_sequence, u64 last_version) noexcept nogil:
+cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last_sequence, u64 last_version,
+                      int event_fd) noexcept nogil:
     """Serve the channel segment at `base`, sizes checked by the caller. Its index, -1 when every slot is taken."""
     cdef u32 index = 0
     cdef Channel *channel
@@ -41,6 +42,7 @@ cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last
     channel.inbox.budget = &core.inboxes
     channel.word = base + WORKER_BELL_OFFSET
     channel.sleeping = base + WORKER_SLEEPING_OFFSET
+    channel.event_fd = event_fd
     channel.slots = base + SLOTS_OFFSET
     channel.slots_high = base + SLOTS_HIGH_OFFSET
     channel.closed = base + CLOSED_OFFSET

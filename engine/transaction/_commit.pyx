@@ -361,6 +361,21 @@ cdef object commit_transaction(TransactionCore txn, bint durable):
       TransactionTimeout, CoordinatorUnavailable: nothing was applied.
       CommitOutcomeUnknown: no coordinator came back in time to tell.
     """
+    cdef bytearray request = prepare_commit(txn, durable)
+    cdef Answer answer
+    if request is None:
+        return txn.receipt
+    try:
+        answer = txn.handle.submit(request, txn.deadline_ns * 1e-9 if txn.deadline_ns else None)
+    except BaseException as error:
+        give_up(txn, error)
+        raise
+    return accept_answer(txn, request, answer)
+
+
+cdef bytearray prepare_commit(TransactionCore txn, bint durable):
+    """The request to be sent, the state VALIDATING; None when there is nothing to send and the transaction is done."""
+    cdef bytearray request
     txn.require_active()
     if txn.doomed is not None:
         if txn.attachment is not None:
@@ -372,32 +387,29 @@ cdef object commit_transaction(TransactionCore txn, bint durable):
         txn.finish(STATE_COMMITTED)
         # Nothing was written; what it has read is as safe as the engine makes every commit.
         txn.receipt = make_receipt(txn.version, txn.now(), txn.handle.log_mode, txn.attempts)
-        return txn.receipt
+        return None
     if not txn.blind:
         refuse_stale(txn)
-    return submit(txn, durable)
-
-
-cdef object submit(TransactionCore txn, bint durable):
-    cdef bytearray request
-    cdef Answer answer
     try:
         request = encode_request(txn, durable)
     except BaseException:
         txn.finish(STATE_ABORTED)
         raise
     txn.state = STATE_VALIDATING
-    try:
-        answer = txn.handle.submit(request, txn.deadline_ns * 1e-9 if txn.deadline_ns else None)
-    except CommitOutcomeUnknown:
-        txn.release()
-        raise
-    except OccamError:
+    return request
+
+
+cdef int give_up(TransactionCore txn, object error) except -1:
+    """Submitting raised: ABORTED if the error says that nothing was committed; else the outcome is not known here."""
+    if isinstance(error, OccamError) and not isinstance(error, CommitOutcomeUnknown):
         txn.finish(STATE_ABORTED)
-        raise
-    except BaseException:           # a signal handler's exception, or no memory: the outcome is not known here
+    else:           # also a signal handler's exception, or no memory
         txn.release()
-        raise
+    return 0
+
+
+cdef object accept_answer(TransactionCore txn, bytearray request, Answer answer):
+    """Take over the outcome of a commit that was submitted."""
     txn.session = answer.session
     txn.sequence = answer.sequence
     if type(answer.reply) is bytes:

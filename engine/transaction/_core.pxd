@@ -63,6 +63,7 @@ cdef class TransactionCore(PinnedView):
     cdef bytes prefix               # of the run it was begun in, tag included
     cdef u64 attempts               # which attempt of a retried transaction it is
     cdef object receipt             # CommitReceipt, None before the commit
+    cdef object pending             # PendingCommit while a commit is awaited; else None
     cdef u64 sequence               # of the commit request, 0 before
     cdef u64 session
     cdef u64 result                 # of the one op that wanted it

@@ -28,14 +28,25 @@ from ..model.errors import (
 from ..model.limits import TIMEOUT_MAX
 from ..model.public_types import TransactionStatus
 from ..model.retry_policy import RetryPolicy
+from ._transaction import TransactionBase
 from .transaction import Transaction
 
-__all__ = ["Attempt", "attempts", "refuse_lazy_function", "run_transaction", "transactional"]
+__all__ = [
+    "Attempt",
+    "Retrying",
+    "attempts",
+    "calls_for_retry",
+    "lost_at_the_end",
+    "refuse_lazy_function",
+    "require_policy",
+    "run_transaction",
+    "transactional",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-X = TypeVar("X", bound=Transaction)
+X = TypeVar("X", bound=TransactionBase)
 
 # In what follows `begin` is that of the database, with its keywords.
 
@@ -77,7 +88,7 @@ def refuse_lazy_function(fn: Callable[..., Any]) -> None:
 def _lazy(name: str, kind: str) -> InvalidArgumentError:
     return InvalidArgumentError(
         f"{name} is {kind}: its body would run after the transaction is over",
-        hint="return a list, or use `with db.begin(run_id) as txn:`; run blocking transactions in a thread",
+        hint="return a list, or use `with db.begin(run_id) as txn:`; async functions are for occamdb.aio",
     )
 
 
@@ -103,7 +114,7 @@ def deadline_of(timeout: float | None) -> float | None:
     return time.monotonic() + min(timeout, TIMEOUT_MAX)
 
 
-def _require_policy(retry: object) -> None:
+def require_policy(retry: object) -> None:
     if not isinstance(retry, RetryPolicy):
         raise InvalidArgumentError(
             f"retry must be a RetryPolicy, got {type(retry).__name__}",
@@ -111,7 +122,7 @@ def _require_policy(retry: object) -> None:
         )
 
 
-class _Retrying(Generic[X]):
+class Retrying(Generic[X]):
     """The bookkeeping shared by `run_transaction` and `attempts`: what was tried, what comes next."""
 
     __slots__ = ("_begin", "_deadline", "_delays", "_isolation", "_run_id", "count")
@@ -126,7 +137,7 @@ class _Retrying(Generic[X]):
         *,
         count: int = 0,
     ) -> None:
-        _require_policy(retry)
+        require_policy(retry)
         self._begin = begin
         self.count = count
         self._run_id = run_id
@@ -142,6 +153,10 @@ class _Retrying(Generic[X]):
 
     def pause(self, error: ConflictError | SnapshotExpired) -> None:
         """Wait before the next attempt, or raise because there is none."""
+        time.sleep(self.delay(error))
+
+    def delay(self, error: ConflictError | SnapshotExpired) -> float:
+        """How long to wait before the next attempt; raises when there is none."""
         try:
             delay = next(self._delays)
         except StopIteration:
@@ -152,7 +167,7 @@ class _Retrying(Generic[X]):
                 hint="give it a longer timeout, or write fewer shared keys per transaction",
                 details={"attempts": self.count},
             ) from error
-        time.sleep(delay)
+        return delay
 
     def _exhausted(self, error: ConflictError | SnapshotExpired) -> OccamError:
         if isinstance(error, SnapshotExpired):
@@ -162,7 +177,7 @@ class _Retrying(Generic[X]):
         )
 
 
-def _calls_for_retry(txn: Transaction, error: BaseException) -> bool:
+def calls_for_retry(txn: TransactionBase, error: BaseException) -> bool:
     """Whether `error`, met while `txn` was in use, is that transaction's own conflict or lost snapshot."""
     if isinstance(error, SnapshotExpired):
         # Asked before the pin is given back; after a failed commit there is none left to ask.
@@ -187,9 +202,9 @@ def run_transaction(
       TransactionTimeout: `timeout` seconds passed first.
     """
     refuse_lazy_function(fn)
-    _require_policy(retry)
+    require_policy(retry)
     # The usual transaction commits at once and has no deadline: it needs no bookkeeping.
-    retrying = None if timeout is None else _Retrying(begin, run_id, retry, timeout, isolation)
+    retrying = None if timeout is None else Retrying(begin, run_id, retry, timeout, isolation)
     txn = begin(run_id, isolation=isolation) if retrying is None else retrying.begin()
     while True:
         try:
@@ -199,7 +214,7 @@ def run_transaction(
                 txn.commit()
             return result
         except (ConflictError, SnapshotExpired) as error:
-            again = _calls_for_retry(txn, error)
+            again = calls_for_retry(txn, error)
             txn.__exit__(type(error), error, None)
             if not again:
                 raise
@@ -208,7 +223,7 @@ def run_transaction(
             txn.__exit__(type(error), error, None)
             raise
         if retrying is None:
-            retrying = _Retrying(begin, run_id, retry, None, isolation, count=1)
+            retrying = Retrying(begin, run_id, retry, None, isolation, count=1)
         retrying.pause(reason)
         txn = retrying.begin()
 
@@ -281,7 +296,7 @@ class Attempt(Generic[X]):
                 self.conflict = conflict
                 return True
             return False
-        again = _calls_for_retry(txn, error)
+        again = calls_for_retry(txn, error)
         txn.__exit__(kind, error, trace)
         if again and isinstance(error, ConflictError | SnapshotExpired):
             self.conflict = error
@@ -294,10 +309,10 @@ def attempts(
 ) -> Generator[Attempt[X]]:
     """The loop behind `db.attempts`: goes on until an attempt committed, or its policy gives up."""
     # Wrong arguments are refused at the call, not at the first pass of the loop.
-    return _attempts(_Retrying(begin, run_id, retry, timeout, isolation))
+    return _attempts(Retrying(begin, run_id, retry, timeout, isolation))
 
 
-def _attempts(retrying: _Retrying[X]) -> Generator[Attempt[X]]:
+def _attempts(retrying: Retrying[X]) -> Generator[Attempt[X]]:
     while True:
         attempt = Attempt(retrying.begin, retrying.count + 1)
         try:
@@ -305,7 +320,7 @@ def _attempts(retrying: _Retrying[X]) -> Generator[Attempt[X]]:
         except GeneratorExit:
             # The loop was left by break or return, and nobody will run the block again.
             if attempt.conflict is not None:
-                raise _lost(attempt.conflict) from attempt.conflict
+                raise lost_at_the_end(attempt.conflict) from attempt.conflict
             raise
         if not attempt.entered:
             raise TransactionStateError(
@@ -316,7 +331,7 @@ def _attempts(retrying: _Retrying[X]) -> Generator[Attempt[X]]:
         retrying.pause(attempt.conflict)
 
 
-def _lost(conflict: ConflictError | SnapshotExpired) -> ConflictError:
+def lost_at_the_end(conflict: ConflictError | SnapshotExpired) -> ConflictError:
     return ConflictError(
         f"a commit was lost: its block was left by break or return, and it conflicted: {conflict.message}",
         hint="leave a block of db.attempts at its end, or use db.transaction(run_id, fn)",
