@@ -35,6 +35,7 @@ __all__ = ["ASYNC_LINKS", "AwaitedHandle", "check_async_links"]
 ASYNC_LINKS = 32
 _ASYNC_LINKS_MAX = 1024
 
+_guards_of_parents: list[Any] = []
 _handles: weakref.WeakSet[AwaitedHandle] = weakref.WeakSet()
 
 
@@ -139,10 +140,16 @@ class AwaitedHandle:
         return await links.commit(pending)
 
     async def ended(self, pending: PendingCommit) -> None:
-        """Wait until a commit under way in this loop has its outcome."""
-        links = self._of_loops.get(asyncio.get_running_loop())
-        if links is not None:
+        """Wait until a commit that is under way has its outcome, as far as its loop still runs."""
+        self._abandon_closed_loops()
+        loop = None if pending.done or pending.future is None else pending.future.get_loop()
+        links = None if loop is None else self._of_loops.get(loop)
+        if links is None or loop is None:
+            return
+        if loop is asyncio.get_running_loop():
             await links.ended(pending)
+        elif loop.is_running():
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(links.ended(pending), loop))
 
     async def ready(self) -> None:
         """Wait until a snapshot can begin at once: in a thread, if a coordinator has to be reached for it."""
@@ -184,9 +191,7 @@ class AwaitedHandle:
         await in_thread(self.inner.close)
 
     async def _links_for(self, inner: SharedHandle, loop: asyncio.AbstractEventLoop) -> EventLinks:
-        for other in list(self._of_loops):
-            if other.is_closed():
-                self._abandon(other)
+        self._abandon_closed_loops()
         if inner.closed:
             raise DatabaseClosedError()
         inner.pool.check_open()
@@ -217,6 +222,11 @@ class AwaitedHandle:
             self._of_loops.pop(loop, None)
         self._guards.pop(loop, None)
 
+    def _abandon_closed_loops(self) -> None:
+        for loop in list(self._of_loops):
+            if loop.is_closed():
+                self._abandon(loop)
+
     def _abandon(self, loop: asyncio.AbstractEventLoop) -> None:
         """The loop runs no more, or nobody may wait for it."""
         links = self._of_loops.pop(loop, None)
@@ -234,6 +244,8 @@ class AwaitedHandle:
         for links in self._of_loops.values():
             links.forget_after_fork()
         self._of_loops = {}
+        # Kept: a generator that goes asks its loop, which is the parent's, to run its end.
+        _guards_of_parents.append(self._guards)
         self._guards = {}
 
 
