@@ -233,7 +233,7 @@ class AwaitedHandle:
         self._guards.pop(loop, None)
         if links is None:
             return
-        if loop.is_closed() or not loop.is_running():
+        if loop.is_closed() or not loop.is_running() or loop is asyncio._get_running_loop():
             links.abandon()
         else:
             with contextlib.suppress(RuntimeError):

@@ -150,6 +150,8 @@ class EventLinks:
             pending.accept(answer)
         else:
             pending.refuse(error)
+        if self.loop.is_closed():
+            return  # nobody can wait in it
         future = pending.future
         if future is not None and not future.done():
             future.set_result(None)
@@ -408,15 +410,14 @@ class EventLinks:
             self.loop.remove_reader(self._event_fd)
             if self._timer is not None:
                 self._timer.cancel()
-        for pending in [*self._waiting]:
-            pending.refuse(DatabaseClosedError())
-        self._waiting.clear()
+        while self._waiting:
+            self._end(self._waiting.popleft(), error=DatabaseClosedError())
         for carrier in [*self._busy, *self._idle]:
             pending, carrier.pending = carrier.pending, None
             self._unwatch(carrier)
             self._pool.forget(carrier.link)
             if pending is not None:
-                pending.refuse(_unknown(pending))
+                self._end(pending, error=_unknown(pending))
         self._busy.clear()
         self._idle.clear()
         self._executor.shutdown(wait=False)
