@@ -123,9 +123,7 @@ class ControlClient:
             sock.close()
             raise
 
-    def call(
-        self, message: dict[str, Any], timeout: float | None, *, descriptor: int = -1
-    ) -> dict[str, Any]:
+    def call(self, message: dict[str, Any], timeout: float | None, *, descriptor: int = -1) -> dict[str, Any]:
         """Send one message and return its reply. Blocks up to `timeout` seconds (None: for ever).
 
         `descriptor`: an open file that the peer gets a duplicate of; -1: none.
@@ -301,9 +299,7 @@ class ServerConnection:
 
     def _receive_part(self) -> bytes:
         # Room for one descriptor: the kernel closes any further one. It also closes what finds no free number here.
-        data, descriptors, flags, _ = socket.recv_fds(
-            self._socket, _RECEIVE_SIZE, 1, socket.MSG_CMSG_CLOEXEC
-        )
+        data, descriptors, flags, _ = socket.recv_fds(self._socket, _RECEIVE_SIZE, 1, socket.MSG_CMSG_CLOEXEC)
         if flags & socket.MSG_CTRUNC:
             self.descriptors_lost = True
         for descriptor in descriptors:

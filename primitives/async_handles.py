@@ -66,8 +66,8 @@ class _Base(AwaitedBase):
 class AsyncDatabase(EngineAsyncDatabase[AsyncTransaction]):
     """A database for programs with an event loop, as `occamdb.aio.open` and `open_in_memory` give it.
 
-    It has the names of `occamdb.Database`. Reads are plain calls. What commits is awaited: many tasks commit at once, and
-    their commits share batches and syncs.
+    It has the names of `occamdb.Database`. Reads are plain calls. What commits is awaited: many tasks commit at once,
+    and their commits share batches and syncs.
 
         async with occamdb.aio.open("agents.db") as db:
             await db.kv.put(run_id, "plan", ["think"])

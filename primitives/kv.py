@@ -11,9 +11,18 @@ are lone surrogates in it, as in file names (`surrogateescape`); `raw=True` give
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    ItemsView,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+)
 from datetime import timedelta
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 from ..engine.model.errors import InvalidArgumentError
 from ..engine.model.keys import decode_user_key
@@ -34,6 +43,9 @@ from .extension import (
     single,
 )
 from .ranges import RangeOperation
+
+if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
 
 __all__ = ["KVMapping", "KVStore", "KVTransaction"]
 
@@ -298,6 +310,27 @@ class KVStore(Primitive[H_co]):
         """
         return self.space.add(key, by)
 
+    @overload
+    def transaction(
+        self: KVStore[AsyncDatabase[Any]],
+        run_id: RunLike,
+        fn: Callable[[KVTransaction], Awaitable[R]],
+        *,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        isolation: str | None = None,
+    ) -> Coroutine[Any, Any, R]: ...
+    @overload
+    def transaction(
+        self: KVStore[AsyncDatabase[Any]],
+        run_id: RunLike,
+        fn: Callable[[KVTransaction], R],
+        *,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        isolation: str | None = None,
+    ) -> Coroutine[Any, Any, R]: ...
+    @overload
     def transaction(
         self: KVStore[DatabaseBase],
         run_id: RunLike,
@@ -306,22 +339,31 @@ class KVStore(Primitive[H_co]):
         retry: RetryPolicy | None = None,
         timeout: float | None = None,
         isolation: str | None = None,
-    ) -> R:
+    ) -> R: ...
+    def transaction(
+        self: KVStore[Any],
+        run_id: RunLike,
+        fn: Callable[[KVTransaction], R],
+        *,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        isolation: str | None = None,
+    ) -> Any:
         """Call `fn(kv)` in one transaction, retried on conflict; returns what it returned.
 
         Example:
           db.kv.transaction(run_id, lambda kv: kv.put("b", kv.get("a")))
         """
-        refuse_lazy_function(fn)
         handle: Any = self._handle
-        result: R = handle.transaction(
+        if isinstance(handle, DatabaseBase):
+            refuse_lazy_function(fn)
+        return handle.transaction(
             run_id,
             lambda txn: fn(KVTransaction(txn)),
             retry=retry or RetryPolicy(),
             timeout=timeout,
             isolation=isolation,
         )
-        return result
 
     @overload
     def mapping(self: KVStore[DatabaseBase], run_id: RunLike, /) -> KVMapping: ...
@@ -333,6 +375,11 @@ class KVStore(Primitive[H_co]):
         Example:
           plans = db.kv.mapping(run_id); plans["a"] = 1
         """
+        if not self.inside and not isinstance(self._handle, DatabaseBase):
+            raise InvalidArgumentError(
+                "a mapping cannot wait for its commits: an asynchronous database has it inside transactions only",
+                hint="async with db.begin(run_id) as txn: txn.kv.mapping()[key] = value",
+            )
         return KVMapping(self, *run_id)
 
 

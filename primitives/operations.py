@@ -13,8 +13,8 @@ how the call is carried out:
     reader       as written                 reads on one snapshot; needs no coordinator
     stream       as written (an iterator)   reads on one snapshot, held while it is iterated; needs no coordinator
 
-On a facade over an asynchronous database the forms that commit (the first two, `operation`, `contended`) are awaited, and
-the others are plain calls.
+On a facade over an asynchronous database the forms that commit (the first two, `operation`, `contended`) are awaited,
+and the others are plain calls.
 
 1. An operation may run several times before it commits, so it has no effect but on its space.
 2. What an operation looks like from outside (signature, docstring) is derived from the method as written.
@@ -137,9 +137,7 @@ class ReadOperation(Operation[P, R_in, R_in]):
     if TYPE_CHECKING:
 
         @overload  # type: ignore[override]
-        def __get__(
-            self, instance: None, owner: object = None
-        ) -> Callable[Concatenate[Any, P], R_in]: ...
+        def __get__(self, instance: None, owner: object = None) -> Callable[Concatenate[Any, P], R_in]: ...
         @overload
         def __get__(
             self, instance: Primitive[DatabaseBase | AsyncDatabase[Any]], owner: object = None
@@ -193,7 +191,11 @@ def _one_call(body: Callable[..., Any]) -> Outside:
 
 
 async def _awaited(
-    deferred: DeferredCommit, body: Callable[..., Any], view: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    deferred: DeferredCommit,
+    body: Callable[..., Any],
+    view: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Any:
     try:
         await view._handle.carried_out(deferred)

@@ -16,8 +16,8 @@ transaction can change a run's status and its data together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast, overload
 
@@ -25,11 +25,11 @@ from ..engine.model.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
     NotFoundError,
-    OccamError,
     ValueEncodingError,
 )
 from ..engine.model.public_types import RESERVED_RUN, RunId, TypeTag
 from . import layout
+from .blocks import Block
 from .extension import (
     DatabaseBase,
     H_co,
@@ -212,7 +212,17 @@ class RunIndex(Primitive[H_co]):
         ):
             self.space.put(layout.RUN_NAMES_WHOLE, None)
 
-    @contextmanager
+    @overload
+    def start(
+        self: RunIndex[AsyncDatabase[Any]],
+        name: str = "",
+        *,
+        parent: RunLike | None = None,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+        run_id: RunLike | None = None,
+    ) -> AbstractAsyncContextManager[RunMetadata]: ...
+    @overload
     def start(
         self: RunIndex[DatabaseBase],
         name: str = "",
@@ -221,7 +231,16 @@ class RunIndex(Primitive[H_co]):
         tags: Iterable[str] = (),
         metadata: Mapping[str, Any] | None = None,
         run_id: RunLike | None = None,
-    ) -> Iterator[RunMetadata]:
+    ) -> AbstractContextManager[RunMetadata]: ...
+    def start(
+        self: RunIndex[Any],
+        name: str = "",
+        *,
+        parent: RunLike | None = None,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+        run_id: RunLike | None = None,
+    ) -> Any:
         """A run for the length of a `with` block: completed at its end, failed with the exception that leaves it.
 
             with db.runs.start("agent 7") as run:
@@ -229,16 +248,15 @@ class RunIndex(Primitive[H_co]):
 
         A run that the block itself finished, paused (and then left cleanly), archived or deleted is left as it is.
         """
-        run = self.create_run_with_options(name, parent=parent, tags=tags, metadata=metadata, run_id=run_id)
-        try:
-            yield run
-        except BaseException as error:
-            try:
-                self._end(run.run_id, _error_text(error))
-            except OccamError as problem:
-                error.add_note(f"and run {run.run_id} could not be marked as failed: {problem}")
-            raise
-        self._end(run.run_id, None)
+
+        def end(run: RunMetadata, error: BaseException | None) -> Any:
+            return self._end(run.run_id, None if error is None else _error_text(error))
+
+        return Block(
+            lambda: self.create_run(name, parent=parent, tags=tags, metadata=metadata, run_id=run_id),
+            end,
+            lambda run: f"run {run.run_id} could not be marked as failed",
+        )
 
     @indexed
     def _end(self, run_id: RunLike, error: str | None) -> None:

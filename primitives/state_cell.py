@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -27,6 +27,9 @@ from .extension import (
     single,
 )
 from .operations import WITH_POLICY
+
+if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
 
 __all__ = ["State", "StateCell"]
 
@@ -160,6 +163,15 @@ class StateCell(Primitive[H_co]):
 
     if TYPE_CHECKING:
 
+        @overload
+        def transition(
+            self: StateCell[AsyncDatabase[Any]],
+            run_id: RunLike,
+            name: str,
+            fn: Callable[[State], tuple[Any, T]],
+            *,
+            retry: RetryPolicy | None = None,
+        ) -> Coroutine[Any, Any, T]: ...
         @overload
         def transition(
             self: StateCell[DatabaseBase],

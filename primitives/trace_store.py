@@ -16,7 +16,7 @@ import random
 import threading
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 from uuid import UUID
 
 from ..engine.model.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
@@ -52,6 +52,9 @@ from .trace_types import (
     id_text,
     kind_of,
 )
+
+if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
 
 __all__ = ["TraceStore"]
 
@@ -119,7 +122,7 @@ class TraceStore(Primitive[H_co]):
 
     @overload
     def span(
-        self: TraceStore[DatabaseBase],
+        self: TraceStore[DatabaseBase | AsyncDatabase[Any]],
         run_id: RunLike,
         trace: TraceType,
         /,

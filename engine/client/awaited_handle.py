@@ -168,7 +168,8 @@ class AwaitedHandle:
         inner = self.inner
         if isinstance(inner, LocalHandle):
             return False, 0, 0  # it answers at once, or it raised before it did anything
-        return await in_thread(_ask_outcome, inner, *name)
+        found: tuple[bool, int, int] = await in_thread(_ask_outcome, inner, *name)
+        return found
 
     async def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         """`admin`, in a thread."""

@@ -343,9 +343,9 @@ class EventLinks:
                 error = TransactionTimeout("the deadline passed before the commit was sent")
                 self._end(pending, error=error)
         for carrier in tuple(self._busy):
-            pending = carrier.pending
-            if pending is not None and pending.limit <= now and not self._look_at(carrier):
-                self._give_up(carrier, pending)
+            carried = carrier.pending
+            if carried is not None and carried.limit <= now and not self._look_at(carrier):
+                self._give_up(carrier, carried)
         limits = [carrier.pending.limit for carrier in self._busy if carrier.pending is not None]
         limits += [pending.limit for pending in self._waiting if pending.limit > now]
         if limits:
@@ -372,7 +372,9 @@ class EventLinks:
 
     # ---- threads and the end ------------------------------------------------------------------------------------
 
-    def _in_thread(self, done: Callable[[Any, Any], None], call: Callable[..., Any], *args: Any, **kw: Any) -> None:
+    def _in_thread(
+        self, done: Callable[[Any, Any], None], call: Callable[..., Any], *args: Any, **kw: Any
+    ) -> None:
         """Call in a thread what blocks; then `done(result, error)` in the loop."""
 
         def run() -> None:
@@ -413,11 +415,11 @@ class EventLinks:
         while self._waiting:
             self._end(self._waiting.popleft(), error=DatabaseClosedError())
         for carrier in [*self._busy, *self._idle]:
-            pending, carrier.pending = carrier.pending, None
+            carried, carrier.pending = carrier.pending, None
             self._unwatch(carrier)
             self._pool.forget(carrier.link)
-            if pending is not None:
-                self._end(pending, error=_unknown(pending))
+            if carried is not None:
+                self._end(carried, error=_unknown(carried))
         self._busy.clear()
         self._idle.clear()
         self._executor.shutdown(wait=False)
@@ -507,5 +509,3 @@ def _detach(pool: LinkPool, carriers: list[_Carrier]) -> None:
 def _close_fd(fd: int, pid: int) -> None:
     if pid == os.getpid():
         os.close(fd)
-
-

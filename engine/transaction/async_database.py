@@ -69,9 +69,7 @@ class AwaitedFunction(Protocol[X_contra, P, T_co]):
     @overload
     def __call__(self, txn: X_contra, /, *args: P.args, **kwargs: P.kwargs) -> Any: ...
     @overload
-    def __call__(
-        self, run_id: Run, /, *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, T_co]: ...
+    def __call__(self, run_id: Run, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T_co]: ...
 
 
 class AwaitedBase(DatabaseBase):
@@ -110,7 +108,12 @@ class AsyncDatabase(Extensible, Generic[X]):
 
     @overload
     def begin(
-        self, run_id: Run, *, read_only: Literal[True], isolation: str | None = None, timeout: float | None = None
+        self,
+        run_id: Run,
+        *,
+        read_only: Literal[True],
+        isolation: str | None = None,
+        timeout: float | None = None,
     ) -> Reading[X]: ...
     @overload
     def begin(
@@ -141,7 +144,7 @@ class AsyncDatabase(Extensible, Generic[X]):
           read_only: refuse writes, and track no reads. A plain `with` will do for such a transaction.
           timeout: seconds after which every call raises TransactionTimeout; None: none.
         """
-        given = {"isolation": isolation, "timeout": timeout}
+        given: dict[str, Any] = {"isolation": isolation, "timeout": timeout}
         if read_only:
             now = functools.partial(self._base.begin, run_id, read_only=True, **given)
             return Reading(functools.partial(self._open, run_id, read_only=True, **given), now)
@@ -199,9 +202,7 @@ class AsyncDatabase(Extensible, Generic[X]):
         return run_awaited(self._open, run_id, fn, retry=retry, timeout=timeout, isolation=isolation)
 
     @overload
-    def transactional(
-        self, fn: Callable[Concatenate[X, P], Awaitable[T]], /
-    ) -> AwaitedFunction[X, P, T]: ...
+    def transactional(self, fn: Callable[Concatenate[X, P], Awaitable[T]], /) -> AwaitedFunction[X, P, T]: ...
     @overload
     def transactional(self, fn: Callable[Concatenate[X, P], T], /) -> AwaitedFunction[X, P, T]: ...
     @overload

@@ -36,7 +36,9 @@ __all__ = ["AsyncAttempt", "AsyncAttempts", "AsyncTransaction", "Beginning", "Op
 T = TypeVar("T")
 X = TypeVar("X", bound="AsyncTransaction")
 
-Opener = Callable[..., Awaitable[X]]  # a database's way to begin a transaction: awaited, with the keywords of `begin`
+Opener = Callable[
+    ..., Awaitable[X]
+]  # a database's way to begin a transaction: awaited, with the keywords of `begin`
 
 _ACTIVE = TransactionStatus.ACTIVE
 
@@ -308,7 +310,13 @@ class AsyncAttempts(Generic[X]):
     __slots__ = ("_retrying",)
 
     def __init__(
-        self, begin: Opener[X], run_id: Any, *, retry: RetryPolicy, timeout: float | None, isolation: str | None
+        self,
+        begin: Opener[X],
+        run_id: Any,
+        *,
+        retry: RetryPolicy,
+        timeout: float | None,
+        isolation: str | None,
     ) -> None:
         self._retrying: Retrying[Any] = Retrying(cast(Any, begin), run_id, retry, timeout, isolation)
 

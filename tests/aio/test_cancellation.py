@@ -73,7 +73,7 @@ def test_while_it_waits_for_its_answer(
                 task = asyncio.create_task(txn.commit())
                 await until(lambda: links_of(db).in_flight == 1)
                 await cancelled(task)
-                assert txn.status is TransactionStatus.VALIDATING
+                assert txn.status.value == "validating"
                 asked = asyncio.create_task(txn.outcome())
                 await asyncio.sleep(0)
                 assert not asked.done()

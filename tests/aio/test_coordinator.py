@@ -60,7 +60,7 @@ def test_it_is_killed_again_and_again(database_path: Path, run: RunId, factory: 
             tasks = [asyncio.create_task(write(number)) for number in range(8)]
             for _ in range(3):
                 before = db.get(run, "k0", 0)
-                await until(lambda before=before: db.get(run, "k0", 0) > before + 5, what="some commits")
+                await until(lambda: db.get(run, "k0", 0) > before + 5, what="some commits")  # noqa: B023
                 await asyncio.to_thread(kill_coordinator, database_path)
             before = db.get(run, "k0", 0)
             await until(lambda: db.get(run, "k0", 0) > before + 5, what="some commits")
@@ -96,7 +96,7 @@ def test_no_answer_in_time(database_path: Path, run: RunId, factory: LoopFactory
         keeper = await open_async(database_path)
         async with keeper, open_async(database_path, timeout=0.5, async_links=2) as db:
             await asyncio.gather(db.put(run, "a", 1), db.put(run, "b", 1))
-            assert links_of(db).link_count == 2
+            await until(lambda: links_of(db).link_count == 2)
             with stopped(database_path):
                 txn = await db.begin(run)
                 txn.put("sent", 1)
@@ -149,7 +149,7 @@ def test_nobody_starts_a_coordinator(database_path: Path, run: RunId, factory: L
                 pid = coordinator_pid(database_path)
                 os.kill(pid, signal.SIGKILL)
                 await until(lambda: not links_of(db).link_count, what="the end of the links")
-                with pytest.raises(CoordinatorUnavailable, match="occamdb serve|no coordinator"):
+                with pytest.raises(CoordinatorUnavailable, match="no coordinator"):
                     await db.put(run, "k", 2)
                 assert db.get(run, "k") == 1  # reads need none
         # The next one removes what it left.

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-
 from occamdb import CommitOutcomeUnknown, DatabaseClosedError, ForkedHandleError, RunId, TransactionStatus
 from occamdb.aio import AsyncDatabase, AsyncTransaction
 from tests.aio.test_cancellation import stopped
@@ -45,9 +44,7 @@ def test_nothing_is_left_of_a_database_that_was_closed(
         wait_until(lambda: len(channels(database_path)) <= len(kept), what="the end of the channels")
 
 
-def test_a_loop_that_ends_gives_its_links_back(
-    database_path: Path, run: RunId, factory: LoopFactory
-) -> None:
+def test_a_loop_that_ends_gives_its_links_back(database_path: Path, run: RunId, factory: LoopFactory) -> None:
     """One database outlives several loops, and none of them leaves a descriptor or a channel."""
     opened: list[AsyncDatabase] = []
 
@@ -96,9 +93,7 @@ def test_a_loop_that_ends_waits_for_commits_whose_tasks_it_cancelled(
     opened[0].handle.close()
 
 
-def test_a_loop_closed_with_commits_in_flight(
-    database_path: Path, run: RunId, factory: LoopFactory
-) -> None:
+def test_a_loop_closed_with_commits_in_flight(database_path: Path, run: RunId, factory: LoopFactory) -> None:
     """Nobody shuts the loop down, and still each commit has one outcome, which another loop can ask for."""
     with open_database(database_path) as keeper:
         loop = factory()
@@ -114,10 +109,10 @@ def test_a_loop_closed_with_commits_in_flight(
             loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
             loop.close()
 
-        async def ask() -> list[object]:
-            return [await txn.outcome() for txn in txns]
+        async def ask(asked: list[AsyncTransaction]) -> list[object]:
+            return [await txn.outcome() for txn in asked]
 
-        outcomes = run_in(factory, ask())
+        outcomes = run_in(factory, ask(txns))
         for number, outcome in enumerate(outcomes):
             assert (outcome is not None) == (keeper.get(run, f"k{number}") == 1)
         assert outcomes[0] is not None  # it was in its ring

@@ -51,5 +51,3 @@ def links_of(db: AsyncDatabase) -> EventLinks:
     handle = db.handle
     assert isinstance(handle, AwaitedHandle)
     return handle._of_loops[asyncio.get_running_loop()]
-
-
