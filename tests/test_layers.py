@@ -34,7 +34,8 @@ FORBIDDEN_WORDS = {
     "engine": {"kv", "kvstore", "event", "events", "eventlog", "statecell", "tracestore", "runindex"},
 }
 # What sounds alike but is another thing: the version of a memory layout; events of selectors, threads and event loops,
-# with the eventfds that wake those; and the type tag of the keys that `db.get` and `db.put` work on (SPEC sections 2 and 3), which is a number to the engine.
+# with the eventfds that wake those; and the type tag of the keys that `db.get` and `db.put` work on (SPEC sections 2
+# and 3), which is a number to the engine.
 SOUNDS_ALIKE = {
     "ipc": re.compile(
         r"(.*_)?(layout|protocol|format|python)_versions?|version|version_info|key_?error", re.I
