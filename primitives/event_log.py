@@ -12,21 +12,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from itertools import islice
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
-from ..engine.model.errors import CorruptionError, InvalidArgumentError, OccamError, ValueEncodingError
+from ..engine.model.errors import (
+    CorruptionError,
+    InvalidArgumentError,
+    OccamError,
+    TransactionTimeout,
+    ValueEncodingError,
+)
 from ..engine.model.public_types import TypeTag
 from ..engine.model.values import Codec, encode_value
 from . import layout
 from .extension import (
+    CONTENDED,
+    DatabaseBase,
     H_co,
     Primitive,
+    RunLike,
     TransactionBase,
     contended,
     from_microseconds,
@@ -36,9 +45,13 @@ from .extension import (
     to_microseconds,
 )
 
+if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
+
 __all__ = ["ChainVerification", "Event", "EventLog"]
 
 HASH_SIZE = 32
+FOLLOW_PAGE = 256
 FIRST_PREV_HASH = bytes(HASH_SIZE)
 _PLAIN = Codec()
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -212,6 +225,66 @@ class EventLog(Primitive[H_co]):
           for event in db.events.iterate(run_id): print(event.event_type)
         """
         return self._rows(start, end)
+
+    @overload
+    def follow(
+        self: EventLog[AsyncDatabase[Any]],
+        run_id: RunLike,
+        /,
+        after: int = -1,
+        event_type: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Event]: ...
+    @overload
+    def follow(
+        self: EventLog[DatabaseBase],
+        run_id: RunLike,
+        /,
+        after: int = -1,
+        event_type: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Iterator[Event]: ...
+    def follow(
+        self: EventLog[Any],
+        run_id: RunLike,
+        /,
+        after: int = -1,
+        event_type: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Any:
+        """The events after a sequence, first those that are there, then each new one as it is committed.
+
+        Every event comes once, in order. If the run is deleted and begins another log, that one is followed from its
+        first event.
+
+        Example:
+          for event in db.events.follow(run_id): print(event.event_type)
+
+        Args:
+          run_id: the run.
+          after: the sequence of the last event that was seen; -1: none.
+          event_type: only events of this type; None: all.
+          timeout: seconds to wait for the next event, after which the iteration ends; None: for ever.
+        """
+        if self.inside:
+            raise InvalidArgumentError(
+                "a log is not followed inside a transaction, which sees one snapshot",
+                hint="db.events.follow(run_id), or txn.events.iterate()",
+            )
+        if event_type is not None:
+            _checked_type(event_type)
+        if isinstance(after, bool) or not isinstance(after, int) or after < -1:
+            raise InvalidArgumentError(
+                f"after must be a sequence from -1, got {after!r}", hint="-1: all events"
+            )
+        database: Any = self._handle
+        follower = _Follower(after, event_type)
+        if isinstance(database, DatabaseBase):
+            return follower.events(database, run_id, timeout)
+        return follower.awaited_events(database, run_id, timeout)
 
     @reader
     def read_by_type(
@@ -450,3 +523,55 @@ def _checked_sequence(sequence: object, what: str) -> int:
             hint="sequences start at 0; len() is the next one",
         )
     return sequence
+
+
+class _Follower:
+    """Where `follow` stands in a log.
+
+    Args:
+      after: the sequence of the last event that was seen; -1: none.
+      event_type: only events of this type; None: all.
+    """
+
+    def __init__(self, after: int, event_type: str | None) -> None:
+        self._after = after
+        self._type = event_type
+        self._last: Event | None = None
+
+    def events(self, database: Any, run_id: RunLike, timeout: float | None) -> Iterator[Event]:
+        """The events that it has not seen, for ever, or until none comes for `timeout` seconds."""
+        while True:
+            try:
+                events = database.transaction(run_id, self._unseen, timeout=timeout, retry=CONTENDED)
+            except TransactionTimeout:
+                return
+            for event in events:
+                self._last, self._after = event, event.sequence
+                yield event
+
+    async def awaited_events(
+        self, database: Any, run_id: RunLike, timeout: float | None
+    ) -> AsyncIterator[Event]:
+        """The same of an asynchronous database."""
+        while True:
+            try:
+                events = await database.transaction(run_id, self._unseen, timeout=timeout, retry=CONTENDED)
+            except TransactionTimeout:
+                return
+            for event in events:
+                self._last, self._after = event, event.sequence
+                yield event
+
+    def _unseen(self, txn: TransactionBase) -> list[Event]:
+        """The next page, never empty: it waits instead."""
+        log = EventLog(txn)
+        start, last = self._after + 1, self._last
+        # By hash: another log may have grown as long as the one before.
+        if last is not None and getattr(log.read(last.sequence), "hash", None) != last.hash:
+            start = 0
+        found = (
+            list(log._rows(start, start + FOLLOW_PAGE))
+            if self._type is None
+            else log.read_by_type(self._type, start=start, limit=FOLLOW_PAGE)
+        )
+        return found or txn.wait()

@@ -37,10 +37,12 @@ from .extension import (
     TransactionBase,
     answered,
     blind,
+    checked_version,
     operation,
     pairs,
     reader,
     single,
+    waiting,
 )
 from .ranges import RangeOperation
 
@@ -137,6 +139,26 @@ class KVStore(Primitive[H_co]):
           if db.kv.exists(run_id, "plan"): ...
         """
         return self.space.exists(key)
+
+    @waiting
+    def wait(self, key: UserKey, *, after_version: int = 0, timeout: float | None = None) -> VersionedValue:
+        """Wait until the key is there with a version above `after_version`, and return it.
+
+        Example:
+          plan = db.kv.wait(run_id, "plan", after_version=plan.version, timeout=30)
+
+        Args:
+          key: the key.
+          after_version: the version that was seen last; 0: wait until the key is there.
+          timeout: outside only; seconds to wait, None: for ever.
+
+        Raises:
+          TransactionTimeout: it was not written in time.
+        """
+        found = self.space.get_versioned(key)
+        if found is None or found.version <= checked_version(after_version):
+            self._wait(timeout)
+        return found
 
     @RangeOperation[Iterator[str], Iterator[bytes]].of
     def keys(

@@ -39,7 +39,7 @@ from .extension import (
     TransactionBase,
     to_microseconds,
 )
-from .operations import Operation, reading, retried
+from .operations import Operation, reading, retried, waiting_in
 from .planner import Choice, IndexRange, Record, Test, beyond, checked_limit, choose, window
 from .run_types import (
     COMPLETED,
@@ -107,6 +107,11 @@ def indexed(body: Callable[Concatenate[Any, P], R]) -> IndexOperation[P, R]:
 def lookup(body: Callable[Concatenate[Any, P], R]) -> IndexLookup[P, R]:
     """Reads the index: outside on a snapshot of its own."""
     return IndexLookup(body, reading(RESERVED_RUN))
+
+
+def awaited(body: Callable[Concatenate[Any, P], R]) -> IndexOperation[P, R]:
+    """Reads the index, and waits for a change of it."""
+    return IndexOperation(body, waiting_in(RESERVED_RUN))
 
 
 class RunIndex(Primitive[H_co]):
@@ -418,6 +423,36 @@ class RunIndex(Primitive[H_co]):
         raw = _raw(run_id)
         record = self.space.get(layout.run(raw))
         return None if record is None else decode_run(raw, record)
+
+    @awaited
+    def wait(
+        self,
+        run_id: RunLike,
+        *,
+        status: Iterable[RunStatus | str] | RunStatus | str,
+        timeout: float | None = None,
+    ) -> RunMetadata:
+        """Wait until a run has one of these statuses, and return its metadata.
+
+            ended = db.runs.wait(run, status={"completed", "failed"}, timeout=60)
+
+        Args:
+          run_id: a run of the index, or one that will be.
+          status: a status or several.
+          timeout: outside only; seconds to wait, None: for ever.
+
+        Raises:
+          TransactionTimeout: it did not come to that in time.
+        """
+        given = [status] if isinstance(status, str) else list(status)
+        wanted = {STATUS_NUMBER[RunStatus.of(name)] for name in given}
+        if not wanted:
+            raise InvalidArgumentError("no status to wait for", hint='status={"completed", "failed"}')
+        raw = _raw(run_id)
+        record = self.space.get(layout.run(raw))
+        if record is None or record[STATUS] not in wanted:
+            self._wait(timeout)
+        return decode_run(raw, record)
 
     @lookup
     def query_runs(

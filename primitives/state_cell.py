@@ -24,7 +24,9 @@ from .extension import (
     TransactionBase,
     answered,
     blind,
+    checked_version,
     single,
+    waiting,
 )
 from .operations import WITH_POLICY
 
@@ -68,6 +70,41 @@ class StateCell(Primitive[H_co]):
           state = db.cells.read(run_id, "task")
         """
         return _state(self.space.get_versioned(name))
+
+    @waiting
+    def wait(
+        self,
+        name: str,
+        *,
+        after_version: int = 0,
+        until: Callable[[State], bool] | None = None,
+        timeout: float | None = None,
+    ) -> State:
+        """Wait until a cell is there with a version above `after_version` and `until` is true of it; return its state.
+
+        Example:
+          done = db.cells.wait(run_id, "task", until=lambda state: state.value == "done", timeout=30)
+
+        Args:
+          name: of the cell.
+          after_version: the version that was seen last; 0: any.
+          until: asked again after each change, with the State.
+          timeout: outside only; seconds to wait, None: for ever.
+
+        Raises:
+          TransactionTimeout: it did not come to that in time.
+        """
+        if until is not None:
+            if not callable(until):
+                raise InvalidArgumentError(
+                    f"until is not a function but {type(until).__name__}", hint="until=lambda state: ..."
+                )
+            refuse_lazy_function(until)
+        state = _state(self.space.get_versioned(name))
+        seen = checked_version(after_version)
+        if state is None or state.version <= seen or (until is not None and not until(state)):
+            self._wait(timeout)
+        return state
 
     @blind
     def init(self, name: str, value: Any, *, ttl: float | timedelta | None = None) -> None:

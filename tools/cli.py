@@ -26,6 +26,7 @@ from occamdb.tools import (
     stats,
     traces,
     wal,
+    watch,
 )
 
 app = typer.Typer(
@@ -37,7 +38,21 @@ app = typer.Typer(
 )
 
 
-for group in (serving, stats, data, runs, primitives, traces, backup, checking, wal, doctor, demo, mounted):
+for group in (
+    serving,
+    stats,
+    data,
+    watch,
+    runs,
+    primitives,
+    traces,
+    backup,
+    checking,
+    wal,
+    doctor,
+    demo,
+    mounted,
+):
     group.register(app)
 
 

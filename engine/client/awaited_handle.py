@@ -25,6 +25,7 @@ from ..model.settings import Settings
 from ..transaction._answer import Answer
 from ..transaction._pending import PendingCommit
 from ..transaction._view import StoreAttachment
+from ..transaction.waiting import WaitHub
 from .event_links import EventLinks
 from .local_handle import LocalHandle
 from .outcome import last_commit
@@ -104,6 +105,11 @@ class AwaitedHandle:
 
     def submit(self, request: bytearray, deadline: float | None) -> Answer:
         return self.inner.submit(request, deadline)
+
+    @property
+    def waits(self) -> WaitHub:
+        """Where tasks and threads of this handle sleep until something changes."""
+        return self.inner.waits
 
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
         return self.inner.admin(message)

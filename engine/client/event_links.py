@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import time
 import weakref
@@ -226,10 +227,13 @@ class EventLinks:
         if self.closed or not carrier.link.reusable:
             self._drop(carrier)
             return
-        if self._waiting:
-            self._send(carrier, self._waiting.popleft())
-        else:
-            self._idle.append(carrier)
+        while self._waiting:
+            pending = self._waiting.popleft()
+            if pending.limit > time.monotonic():
+                self._send(carrier, pending)
+                return
+            self._end(pending, error=_too_late())
+        self._idle.append(carrier)
 
     # ---- links that come and go -----------------------------------------------------------------------------------
 
@@ -244,16 +248,17 @@ class EventLinks:
         while self._attaching < wanted and not self.closed:
             self._attaching += 1
             limit = self._waiting[self._attaching - 1].limit
-            self._in_thread(self._attached, self._pool.attach, limit, session=0, event_fd=self._event_fd)
+            done = functools.partial(self._attached, limit)
+            self._in_thread(done, self._pool.attach, limit, session=0, event_fd=self._event_fd)
 
-    def _attached(self, link: Link | None, error: BaseException | None) -> None:
+    def _attached(self, limit: float, link: Link | None, error: BaseException | None) -> None:
         self._attaching -= 1
         if self.closed:
             self._close_event_fd()
         if link is not None:
             self._add(link)
         elif error is not None:
-            self._fail_waiting(error)
+            self._fail_waiting(error, limit)
         if not self.closed:
             self._grow()
 
@@ -266,14 +271,15 @@ class EventLinks:
         self.loop.add_reader(carrier.fd, self._gone, carrier)
         self._next(carrier)
 
-    def _fail_waiting(self, error: BaseException) -> None:
-        """No link could be attached. Whoever has links, or time, goes on waiting."""
+    def _fail_waiting(self, error: BaseException, limit: float) -> None:
+        """No link could be attached until `limit`, or before that none can be."""
         now = time.monotonic()
-        hopeless = not (self.link_count or self._attaching or self._settling)
-        if hopeless and not isinstance(error, CoordinatorUnavailable):
-            now = float("inf")
-        elif not hopeless and not isinstance(error, CoordinatorUnavailable):
-            self._size = max(1, self.link_count)  # as many as there may be
+        if now < limit:
+            # It will not help to try again: no channels, no descriptors, a closed database.
+            if self.link_count or self._attaching or self._settling:
+                self._size = max(1, self.link_count)  # as many as there may be
+            else:
+                now = float("inf")
         for pending in [pending for pending in self._waiting if pending.limit <= now]:
             self._waiting.remove(pending)
             self._end(pending, error=_for_its_deadline(pending, error))
@@ -312,9 +318,10 @@ class EventLinks:
         self._in_thread(done, _settle, replacing, self._ask, carrier, pending, sent)
 
     def _drop(self, carrier: _Carrier) -> None:
-        """Let go of a link."""
+        """Let go of a link. Another one takes its place if commits wait for one."""
         self._unwatch(carrier)
         self._pool.forget(carrier.link)
+        self._grow()
 
     def _unwatch(self, carrier: _Carrier) -> None:
         if carrier.fd >= 0 and not self.loop.is_closed():
@@ -340,8 +347,7 @@ class EventLinks:
             # While a link is being attached for it, that attempt says why it failed.
             if self.link_count or not self._attaching:
                 self._waiting.remove(pending)
-                error = TransactionTimeout("the deadline passed before the commit was sent")
-                self._end(pending, error=error)
+                self._end(pending, error=_too_late())
         for carrier in tuple(self._busy):
             carried = carrier.pending
             if carried is not None and carried.limit <= now and not self._look_at(carrier):
@@ -479,6 +485,10 @@ def _settle(
             return answer_of(link, sequence, words, carrier.synced)
     request = pending.request
     return resolve(replacing, ask, link, request, sequence, pending.limit, sent=sent)
+
+
+def _too_late() -> TransactionTimeout:
+    return TransactionTimeout("the deadline passed before the commit was sent")
 
 
 def _for_its_deadline(pending: PendingCommit, error: BaseException) -> BaseException:

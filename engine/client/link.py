@@ -107,7 +107,7 @@ class Link:
             store = self._store = self._map(self.terms.store, writable=False)
             bell = self._map(self.terms.bell, writable=True)
             channel = self._map(self.terms.channel, writable=True)
-            self.attachment = StoreAttachment(store.map, channel.map)
+            self.attachment = StoreAttachment(store.map, channel.map, bell.map)
             parts = channel.map, bell.map, self.attachment.address + self.terms.spin_offset
             if event_fd < 0:
                 self.channel = ClientChannel(*parts, ring_size=self.terms.ring_size)

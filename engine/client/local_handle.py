@@ -32,6 +32,7 @@ from ..model.limits import Limits, sized
 from ..model.settings import Settings
 from ..transaction._answer import Answer, sequence_of
 from ..transaction._view import StoreAttachment
+from ..transaction.waiting import WaitHub
 
 __all__ = ["LocalHandle"]
 
@@ -49,12 +50,13 @@ class LocalHandle:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.waits = WaitHub(self)
         self._pid = os.getpid()
         self._session = secrets.randbits(63) | 1
         # Both are shared anonymous mappings: pages appear when touched, so `max_store_size` costs nothing by itself.
         # Shared, so that a forked child cannot make the parent's pages copy on write behind our pointers.
         try:
-            self._store = mmap.mmap(-1, settings.max_store_size & ~0xFFFF)
+            self._store = mmap.mmap(-1, (settings.max_store_size & ~0xFFFF) + settings.watch_history)
             self._channel = mmap.mmap(-1, layout.channel_size(_RING_SIZE))
         except OSError as error:
             raise StoreFullError(
@@ -71,6 +73,7 @@ class LocalHandle:
             value_size_max=limits.value_size_max,
             request_size_max=limits.transaction_size_max,
             snapshot_age_max=settings.snapshot_max_age,
+            watch_history=settings.watch_history,
         )
         self._core.open_channel(self._session, self._channel, _RING_SIZE)
         self._attachment: StoreAttachment | None = StoreAttachment(self._store, self._channel)

@@ -19,6 +19,7 @@ from ..model.public_types import Durability
 from ..model.settings import Settings
 from ..transaction._answer import Answer, seal
 from ..transaction._view import StoreAttachment
+from ..transaction.waiting import WaitHub
 from .link import CoordinatorGone
 from .outcome import answer_of, is_stopping, resolve
 from .pool import LinkPool
@@ -60,6 +61,7 @@ class SharedHandle:
         self._timeout = timeout
         # Another process may have opened the database first and asked for less.
         self._sync = durability == Durability.ALWAYS
+        self.waits = WaitHub(self)
         self.pool = LinkPool(path, durability=durability, asked=asked, start=start, database_id=database_id)
         self.pool.attach_primary(time.monotonic() + timeout)
 

@@ -5,7 +5,7 @@
 2. All records of a request carry its commit version, which is above `committed_version` until the batch is
    published: no reader sees any of this before.
 3. Log entries are appended in the order of the installs; a failing request takes its entries back out.
-4. `recent` gets a request's writes only when the request can no longer fail.
+4. `recent` and the change ring get a request's writes only when the request can no longer fail.
 5. Whether a key has expired is judged by `core.now` (see _expiry_time.pxd), whatever clock the worker had.
 """
 
@@ -21,6 +21,7 @@ from ..store._range_tombstones cimport ranges_add, ranges_cover, ranges_drop
 from ..store._store cimport (
     Store, store_ensure_node, store_find, store_install, store_new_record, store_next, store_seek, store_uninstall,
 )
+from ._changes cimport note_changes
 from ._core cimport RECENT_COUNT, Recent, Undo
 from ._expiry cimport ExpiryEntry, expiry_free, expiry_pop, expiry_push, expiry_rebuild
 from ._integer cimport Integer, integer_add, integer_decode, integer_encode
@@ -347,6 +348,7 @@ cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 vers
     for entry in range(mark, core.undo_count):
         if core.undo[entry].node != 0:
             _push_recent(core, core.undo[entry].node, version)
+    note_changes(core, mark, version)
     return STATUS_COMMITTED
 
 
@@ -403,6 +405,7 @@ cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log) noexcep
         return 0
     for entry_index in range(mark, core.undo_count):
         _push_recent(core, core.undo[entry_index].node, version)
+    note_changes(core, mark, version)
     return removed
 
 

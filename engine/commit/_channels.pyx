@@ -13,7 +13,8 @@ from ...ipc._atomics cimport (
 )
 from ...ipc._channel cimport channel_rings
 from ...ipc._layout cimport (
-    CLOSED_OFFSET, DRAINED_OFFSET, SLOTS_HIGH_OFFSET, SLOTS_OFFSET, WORKER_BELL_OFFSET, WORKER_SLEEPING_OFFSET,
+    CLOSED_OFFSET, DRAINED_OFFSET, SLOTS_HIGH_OFFSET, SLOTS_OFFSET, WATCH_BELL_OFFSET, WATCH_HIGH_OFFSET,
+    WATCH_SLEEPING_OFFSET, WATCH_SLOTS_OFFSET, WORKER_BELL_OFFSET, WORKER_SLEEPING_OFFSET,
 )
 from ...ipc._ring cimport inbox_destroy, inbox_init
 from ._core cimport CHANNEL_ACTIVE, CHANNEL_FREE
@@ -47,6 +48,10 @@ cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last
     channel.slots_high = base + SLOTS_HIGH_OFFSET
     channel.closed = base + CLOSED_OFFSET
     channel.drained = base + DRAINED_OFFSET
+    channel.watch_word = base + WATCH_BELL_OFFSET
+    channel.watch_sleeping = base + WATCH_SLEEPING_OFFSET
+    channel.watch_high = base + WATCH_HIGH_OFFSET
+    channel.watch_slots = base + WATCH_SLOTS_OFFSET
     # One reply is outstanding at most, so half the ring always has room for it.
     channel.reply_max = ring_size // 2 if ring_size // 2 > REPLY_SIZE_MIN else REPLY_SIZE_MIN
     # seq_cst, both (release with it): the commit thread sees a filled slot once it sees the state; and its
@@ -69,6 +74,7 @@ cdef void channel_free(Channel *channel) noexcept nogil:
     channel.out_capacity = 0
     channel.seen = NULL
     channel.slots = NULL
+    channel.watch_slots = NULL
 
 
 cdef void channel_outcome(Channel *channel, u64 *sequence, u64 *version) noexcept nogil:

@@ -93,6 +93,7 @@ class CommitCore:
         request_memory_max: int = 268435456,
         snapshot_age_max: float = 300.0,
         wake_fd: int = -1,
+        watch_history: int = 0,
     ) -> None: ...
     @property
     def log(self) -> WalAppender | None: ...

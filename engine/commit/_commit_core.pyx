@@ -25,8 +25,11 @@ from ...ipc._atomics cimport (
     clock_monotonic_ns, i64, load_acquire_u32, load_acquire_u64, store_release_u32, u8, u32, u64,
 )
 from ...ipc._doorbell cimport doorbell_ring, waiter_init
-from ...ipc._layout cimport BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, RINGS_OFFSET
+from ...ipc._layout cimport (
+    BELL_REGISTER_OFFSET, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, RINGS_OFFSET, WATCH_REGISTER_OFFSET,
+)
 from ..log._replay cimport Loader
+from ..store._change_ring cimport change_start
 from ..store._layout cimport StoreHeader
 from ..store._store cimport store_check, store_create, store_destroy, store_limit, store_publish
 from ._apply cimport load_expiry
@@ -45,6 +48,7 @@ from ._placement cimport placement_init
 from ._range_history cimport history_free
 from ._loop cimport commit_loop
 from ._validate cimport reserve_reply
+from ._watchers cimport interest_free
 from ._wire cimport REQUEST_HEADER_SIZE, RequestHeader
 
 cdef extern from "pythread.h" nogil:
@@ -82,6 +86,7 @@ cdef class CommitCore:
       request_memory_max: bytes of private memory for requests above 1 MiB while they are received; one may always be.
       snapshot_age_max: seconds a snapshot may hold garbage back before it is revoked.
       wake_fd: eventfd written when a channel broke or was drained; -1 for none.
+      watch_history: bytes of the change ring, at the end of the store's buffer: 0 or a power of two from 64 KiB.
 
     Raises:
       OSError: ENOSPC (no shared memory for the first pages), ENOMEM, EINVAL (size).
@@ -90,7 +95,7 @@ cdef class CommitCore:
     def __cinit__(self, store_buffer, int fd, bytes database_id, u64 incarnation, *, bell_buffer=None,
                   u32 channel_count_max=1, u32 key_size_max=65535, u32 value_size_max=67108864,
                   u64 request_size_max=268435456, u64 request_memory_max=268435456, double snapshot_age_max=300.0,
-                  int wake_fd=-1):
+                  int wake_fd=-1, u64 watch_history=0):
         cdef unsigned char[::1] store_view = store_buffer
         cdef unsigned char[::1] bell_view
         cdef int error
@@ -125,8 +130,9 @@ cdef class CommitCore:
         self.core.wakes = <u32 *>calloc(channel_count_max, sizeof(u32))
         # One core is the commit thread's own.
         self.core.hot_max = max(1, self.core.core_count - 1)
+        self.core.interest.due = <u32 *>calloc(channel_count_max, sizeof(u32))
         if (self.core.undo == NULL or self.core.recent == NULL or self.core.channels == NULL
-                or self.core.wakes == NULL):
+                or self.core.wakes == NULL or self.core.interest.due == NULL):
             raise MemoryError("no private memory for the commit core")
         self.core.own.state = CHANNEL_ACTIVE
         self.core.own.slots = <u8 *>self.core.own_slot
@@ -136,7 +142,9 @@ cdef class CommitCore:
             bell_view = bell_buffer
             self.bell_buffer = memoryview(bell_buffer)
             self.core.bell = &bell_view[0]
-        error = store_create(&self.core.store, &store_view[0], store_view.shape[0], fd, <const u8 *>identity, incarnation)
+            self.core.interest.register_word = self.core.bell + BELL_REGISTER_OFFSET
+        error = store_create(&self.core.store, &store_view[0], store_view.shape[0], fd, <const u8 *>identity, incarnation,
+                             watch_history)
         if error:
             raise OSError(error, os.strerror(error))
         read_clock(&self.core)
@@ -156,6 +164,7 @@ cdef class CommitCore:
         free(self.core.recent)
         free(self.core.channels)
         free(self.core.wakes)
+        interest_free(&self.core.interest)
         free(self.core.pins)
 
     # ---- set-up, before any commit -------------------------------------------------------------------------
@@ -182,6 +191,7 @@ cdef class CommitCore:
         self.continue_clock(load_expiry(&self.core) - clock_monotonic_ns())
         read_clock(&self.core)
         publish_expiry_time(&self.core)
+        change_start(&self.core.store.changes, version)
         store_publish(&self.core.store, version)
 
     def continue_clock(self, i64 offset):
@@ -223,6 +233,8 @@ cdef class CommitCore:
         index = channel_open(&self.core, session, &view[0], ring_size, last_sequence, last_version, event_fd)
         if index >= 0:
             self.channel_buffers[index] = memoryview(channel_buffer)
+            if self.core.bell == NULL:
+                self.core.interest.register_word = &view[WATCH_REGISTER_OFFSET]
         return index
 
     def close_channel(self, u32 index):

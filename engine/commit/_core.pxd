@@ -17,6 +17,7 @@ from ...ipc._ring cimport Inbox, InboxBudget, Ring
 from ..store._store cimport Store
 from ._expiry cimport ExpiryHeap
 from ._hot_keys cimport HotKey
+from ._interest cimport Interest
 from ._placement cimport Placement
 from ._range_history cimport RangeHistory
 from ._range_walk cimport RangeWalk
@@ -70,6 +71,11 @@ cdef struct Channel:
     void *slots_high
     void *closed                    # set before the slots are looked at for the last time
     void *drained                   # set behind the last reply, when a clean stop ends the commit thread
+    void *watch_word                # what its waiting threads sleep on, in its segment; see _watchers.pyx
+    void *watch_sleeping
+    void *watch_high
+    u8 *watch_slots                 # WATCH_SLOT_COUNT x u64
+    bint watch_due                  # it is in `interest.due`
     u8 *out                         # the reply under construction
     u64 out_size
     u64 out_capacity
@@ -138,6 +144,7 @@ cdef struct Core:
     int event_fds[EVENT_FDS_MAX]    # eventfds with answers behind them, not written yet; each once
     u32 event_fds_count
     u32 hot_max                     # workers beyond this many wait for their wake-up
+    Interest interest               # who waits for which changes
     u64 *pins                       # scratch of the pin scan
     u64 pins_capacity
     u64 collected_version           # committed_version at the last collect

@@ -12,6 +12,7 @@ from ._batch cimport batch_commit
 from ._core cimport COLLECT_BUDGET_IDLE
 from ._expiry_time cimport is_due, publish_expiry_time
 from ._pins cimport collect, make_room, revoke_older
+from ._watchers cimport wake_marked
 
 cdef enum:
     SWEEP_NS = 250000000            # between two checks of the age of snapshots
@@ -40,6 +41,8 @@ cdef bint housekeeping(Core *core, bint idle, WalAppender log) noexcept nogil:
     cdef u64 committed = core.store.header.committed_version
     cdef bint more = core.store.range_active != 0 and _convert_ranges(core)
     cdef i64 now
+    if core.interest.due_count:
+        wake_marked(core)
     if core.expiry.count >= core.expiry.compact_at:
         compact_expiry(core)
     if is_due(core):

@@ -26,6 +26,7 @@ from ._pins cimport revoke_all
 from ._placement cimport woken_by
 from ._validate cimport reserve_reply
 from ._wakes cimport flush_wakes, release_wakes, wake_worker
+from ._watchers cimport wake_marked
 from ._wire cimport (
     REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_HEADER_SIZE, REQUEST_SYNC, STATUS_STOPPING, ReplyHeader, RequestHeader,
 )
@@ -53,6 +54,7 @@ cdef void commit_loop(Core *core, WalAppender log) noexcept nogil:
             if not housekeeping(core, True, log) and core.parked == 0:
                 _sleep(core)
     flush_wakes(core)
+    wake_marked(core)
     if not core.fatal_errno:
         _refuse_rest(core, log)
     notify_control(core)
@@ -256,6 +258,8 @@ cdef void _close_channels(Core *core, WalAppender log) noexcept nogil:
         # The worker may still be alive (it detached, or was disconnected). Its pins no longer protect
         # anything.
         revoke_all(channel)
+        wake_marked(core)
+        core.interest.stale = True
         store_release_u32(&channel.state, CHANNEL_CLOSED)
         notify_control(core)
 

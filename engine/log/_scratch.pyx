@@ -27,7 +27,7 @@ cdef class ScratchStore:
         self.mapping = _mmap.mmap(-1, size, flags=_mmap.MAP_PRIVATE | _mmap.MAP_ANONYMOUS)
         view = self.mapping
         self.view = view
-        error = store_create(&self.store, &view[0], size, -1, database_id, 1)
+        error = store_create(&self.store, &view[0], size, -1, database_id, 1, 0)
         if error:
             raise OSError(error, _os.strerror(error))
         self.made = True

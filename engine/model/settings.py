@@ -23,6 +23,7 @@ __all__ = ["SETTINGS_FILE", "Settings", "load_settings", "setting_names"]
 SETTINGS_FILE = "settings.toml"
 
 _DAY = 86_400.0
+_WATCH_HISTORY_MIN = 64 * KIB
 
 
 def _size(default: int, low: int, high: int, *, power_of_two: bool = False) -> Any:
@@ -57,6 +58,8 @@ class Settings:
       snapshot_max_age: an older snapshot may be revoked (`SnapshotExpired`).
       idle_timeout: an auto-started coordinator ends this long after its last worker left.
       channel_count_max: the most connections of workers at once.
+      watch_history: of the ring of recent changes, which `watch` and the waits read: on top of `max_store_size`; a
+        power of two from 64 KiB, or 0 for none.
       limits: the sizes of keys, values and transactions; their names are settings too.
     """
 
@@ -71,6 +74,7 @@ class Settings:
     snapshot_max_age: float = _seconds(300.0, 0.05, 30 * _DAY)
     idle_timeout: float = _seconds(10.0, 0.0, 365 * _DAY)
     channel_count_max: int = _count(256, 1, 4096)
+    watch_history: int = _size(16 * MIB, 0, GIB, power_of_two=True)
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -78,6 +82,8 @@ class Settings:
             if item.metadata:
                 checked = _check(item.name, getattr(self, item.name), item.metadata)
                 object.__setattr__(self, item.name, checked)
+        if 0 < self.watch_history < _WATCH_HISTORY_MIN:
+            check_size("watch_history", self.watch_history, _WATCH_HISTORY_MIN, GIB)
         if not isinstance(self.limits, Limits):
             raise SettingsError(
                 f"limits must be a Limits, got {type(self.limits).__name__}",

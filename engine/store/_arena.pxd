@@ -52,3 +52,5 @@ cdef u64 arena_retire(Arena *a, u32 ref) noexcept nogil
 cdef void arena_flip(Arena *a) noexcept nogil
 cdef int arena_check(const Arena *a, char *message, size_t message_size) noexcept nogil
 cdef u64 arena_rounded(u64 size) noexcept nogil
+# Preallocates bytes [start, end) of the segment. SHORT_OF_NOTHING when the pages are there.
+cdef u32 fallocate_range(int fd, u64 start, u64 end) noexcept nogil

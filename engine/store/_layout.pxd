@@ -14,7 +14,7 @@ from libc.string cimport memcmp, memcpy
 from ...ipc._atomics cimport i64, load_acquire_u32, u8, u16, u32, u64
 
 cdef enum:
-    STORE_LAYOUT_VERSION = 2
+    STORE_LAYOUT_VERSION = 3
     STORE_HEADER_SIZE = 1024
     PAGE_SIZE = 16384           # allocation page; page 0 holds the header
     SLACK_PAGES = 5             # preallocated but unused past the last page: whatever a reader takes for a node at a
@@ -87,6 +87,16 @@ cdef struct StoreHeader:
     u32 range_count             # slots at and above this are free; 0 in ordinary life
     u32 ranges[64]              # 0: free
     u32 _pad8[15]
+    # +896: the change ring (`_change_ring.pyx`). Final once the magic is there.
+    u64 change_offset           # of its bytes in the segment, behind everything else
+    u64 change_size             # a power of two; 0: there is no ring
+    u64 _pad9[6]
+    # +960: positions in the ring. Commit thread (release), readers (acquire).
+    u64 change_end              # behind the newest block that may be read
+    u64 change_last             # of that block; 0: none
+    u64 change_tail             # blocks below are gone
+    u64 change_floor            # changes of versions up to this may be gone; of later ones none is
+    u64 _pad10[4]
 
 cdef struct Node:
     u64 hash

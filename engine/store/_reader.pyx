@@ -76,9 +76,11 @@ cdef int reader_open(Reader *r, const u8 *base, u64 size) noexcept nogil:
     if load_acquire_u64(&header.magic) != store_magic() or header.layout_version != STORE_LAYOUT_VERSION \
             or header.header_size != STORE_HEADER_SIZE or header.size != size:
         return 1
+    if header.change_size > size or size - header.change_size < (SLACK_PAGES + 1) * PAGE_SIZE:
+        return 1
     r.hash_seed = header.hash_seed
     r.first_node = header.first_node
-    r.limit = size - SLACK_PAGES * PAGE_SIZE
+    r.limit = size - header.change_size - SLACK_PAGES * PAGE_SIZE
     return 0
 
 

@@ -8,6 +8,7 @@ store_uninstall takes back unpublished installs only, newest first over the whol
 
 from ...ipc._atomics cimport i64, u8, u32, u64
 from ._arena cimport Arena
+from ._change_ring cimport ChangeRing
 from ._hash_index cimport HashIndex
 from ._layout cimport Node, Record, StoreHeader, key_hash   # key_hash(key, key_size, s.hash_seed)
 from ._ordered_index cimport OrderedIndex
@@ -37,6 +38,7 @@ cdef struct Store:
     Arena arena
     HashIndex hashes
     OrderedIndex order
+    ChangeRing changes
     u32 pending                 # stack of records superseded in the current batch
     u32 superseded_first        # queue of superseded records, oldest replacement first
     u32 superseded_last
@@ -60,7 +62,9 @@ cdef struct Store:
 # 0 ok, else an errno: EINVAL (size or alignment), ENOMEM (private tables), ENOSPC (no room for the first pages).
 # REQUIRES: `base` is 16-byte aligned, zero-filled and `size` bytes long (1 MiB..64 GiB; a part of the last page is
 # left unused).
-cdef int store_create(Store *s, u8 *base, u64 size, int fd, const u8 *database_id, u64 incarnation) noexcept nogil
+# The last `change_size` bytes (0, or a power of two from 64 KiB) are the change ring's.
+cdef int store_create(Store *s, u8 *base, u64 size, int fd, const u8 *database_id, u64 incarnation,
+                      u64 change_size) noexcept nogil
 # From here on ordinary allocations keep the store at or below `size` bytes; at first it may fill the whole segment.
 # Recovery needs the difference: packed in another order than it grew in, the same content may take a little more.
 cdef void store_limit(Store *s, u64 size) noexcept nogil

@@ -24,6 +24,7 @@ from ...ipc._atomics cimport clock_monotonic_ns, load_relaxed_u64, store_release
 from ...ipc._atomics cimport store_relaxed_u64, store_release_u64, store_seq_cst_u64
 from ._arena cimport arena_alloc, arena_close, arena_flip, arena_free, arena_open, arena_reserve
 from ._arena cimport arena_retire, arena_rounded
+from ._change_ring cimport change_open, change_publish
 from ._check cimport check_store
 from ._collect cimport bucket_search, collect_nodes, collect_records, tombstone_append, tombstone_unlink
 from ._hash_index cimport hash_find, hash_insert, hash_open
@@ -40,13 +41,14 @@ cdef enum:
 
 # ---- life ----
 
-cdef int store_create(Store *s, u8 *base, u64 size, int fd, const u8 *database_id, u64 incarnation) noexcept nogil:
+cdef int store_create(Store *s, u8 *base, u64 size, int fd, const u8 *database_id, u64 incarnation,
+                      u64 change_size) noexcept nogil:
     cdef int error
     cdef StoreHeader *header = <StoreHeader *>base
     memset(s, 0, sizeof(Store))
-    if base == NULL:
+    if base == NULL or change_size >= size:
         return EINVAL
-    error = arena_open(&s.arena, base, size, fd, &header.reclaim_sequence, &header.readable)
+    error = arena_open(&s.arena, base, size - change_size, fd, &header.reclaim_sequence, &header.readable)
     if error:
         return error
     s.base = base
@@ -62,6 +64,8 @@ cdef int store_create(Store *s, u8 *base, u64 size, int fd, const u8 *database_i
     error = hash_open(&s.hashes, &s.arena, header)
     if error == 0:
         error = ordered_open(&s.order, &s.arena)
+    if error == 0:
+        error = change_open(&s.changes, header, base, size - change_size, change_size, fd)
     if error:
         arena_close(&s.arena)
         return error
@@ -293,6 +297,8 @@ cdef void store_publish(Store *s, u64 version) noexcept nogil:
     queue_pending(s)
     s.arena.quarantine_promised = 0     # nothing published is taken back
     show_counters(s)
+    # Before the version: a follower that sees the version finds its changes below `change_end`.
+    change_publish(&s.changes)
     # Release: a snapshot that takes this version sees every record of the batch.
     store_release_u64(&s.header.committed_version, version)
 
@@ -344,10 +350,10 @@ def assert_layout():
     cdef StoreHeader *h = NULL
     offsets = (<size_t>&h.committed_version, <size_t>&h.gc_horizon, <size_t>&h.reclaim_sequence, <size_t>&h.superseded,
                <size_t>&h.hash_root, <size_t>&h.key_count, <size_t>&h.used_bytes, <size_t>&h.spin_hint,
-               <size_t>&h.range_count)
+               <size_t>&h.range_count, <size_t>&h.change_offset, <size_t>&h.change_end)
     sizes = (sizeof(Node), sizeof(Record), sizeof(Record) + sizeof(Tombstone), sizeof(Bucket), sizeof(RangeBlock))
-    if (offsets != (64, 128, 192, 256, 320, 384, 448, 512, 576) or sizes != (16, 48, 64, 256, 24)
-            or sizeof(StoreHeader) != 896):
+    if (offsets != (64, 128, 192, 256, 320, 384, 448, 512, 576, 896, 960) or sizes != (16, 48, 64, 256, 24)
+            or sizeof(StoreHeader) != 1024):
         raise ImportError(f"the compiler laid out the store differently: {offsets}, {sizes}, {sizeof(StoreHeader)}")
 
 

@@ -49,6 +49,7 @@ cdef class TransactionCore(PinnedView):
     cdef bint tracking              # serializable and not read-only: reads and scans are checked at commit
     cdef bint read_only
     cdef bint blind
+    cdef bint may_wait              # whoever began it runs it again when it waits
     cdef i64 deadline_ns            # monotonic, 0: none
     cdef dict reads                 # stored key -> version read (0 absent); None while empty, like the rest
     cdef dict effects               # stored key -> Effect

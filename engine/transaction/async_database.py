@@ -31,7 +31,9 @@ from .async_transaction import (
 )
 from .engine_handle import EngineHandle
 from .extensions import Extensible
+from .loop_waits import AsyncWatch
 from .snapshot import SharedSnapshotView
+from .watch import Watch
 
 __all__ = ["AsyncDatabase", "AsyncEngineHandle", "AwaitedBase", "AwaitedFunction"]
 
@@ -356,6 +358,27 @@ class AsyncDatabase(Extensible, Generic[X]):
     ) -> list[str] | list[bytes]:
         """The keys with a prefix, in byte order; `raw`: as bytes."""
         return [*self._base.space(run_id, KV).keys(prefix, limit=limit, raw=raw)]
+
+    def watch(
+        self,
+        run_id: Run,
+        prefix: UserKey = "",
+        *,
+        since: int | None = None,
+        tag: int = KV,
+        timeout: float | None = None,
+    ) -> AsyncWatch:
+        """Follow the changes of a run: each of them exactly once, in the order of the commits.
+
+            async with db.watch(run) as watch:
+                async for change in watch:
+                    print(change.key, change.kind, change.value)
+
+        Arguments and errors are those of `Database.watch`.
+        """
+        tag_prefix = self._base.prefix_of(run_id, tag)
+        watch = Watch(self._handle, self.codec, tag_prefix, prefix, since, timeout)
+        return AsyncWatch(watch, self._handle.waits, self._handle.ready, timeout)
 
     def snapshot(self, run_id: Run) -> SharedSnapshotView:
         """A read-only view of a run; needs no coordinator, and goes on working while it is down. Close it when done."""

@@ -30,6 +30,8 @@ from ._pending import engine_of, learn_outcome, pending_of, stage_commit
 from ._transaction import TransactionBase
 from .attempts import Retrying, calls_for_retry, lost_at_the_end, require_policy
 from .extensions import Extensible
+from .loop_waits import await_change
+from .wait_signal import WaitSignal
 
 __all__ = ["AsyncAttempt", "AsyncAttempts", "AsyncTransaction", "Beginning", "Opener", "Reading"]
 
@@ -226,7 +228,9 @@ async def run_awaited(
     refuse_generator_function(fn)
     require_policy(retry)
     retrying = None if timeout is None else Retrying(cast(Any, begin), run_id, retry, timeout, isolation)
-    txn = await (begin(run_id, isolation=isolation) if retrying is None else retrying.begin())
+    first = begin(run_id, isolation=isolation, may_wait=True) if retrying is None else retrying.begin()
+    txn = await first
+    reason: ConflictError | SnapshotExpired | WaitSignal
     while True:
         try:
             result = fn(txn)
@@ -243,13 +247,28 @@ async def run_awaited(
             if not again:
                 raise
             reason = error
+        except WaitSignal as signal:
+            TransactionBase.__exit__(txn, type(signal), signal, None)
+            if not txn.waits_by(signal):
+                raise
+            reason = signal
         except BaseException as error:
             TransactionBase.__exit__(txn, type(error), error, None)
             raise
         if retrying is None:
             retrying = Retrying(cast(Any, begin), run_id, retry, None, isolation, count=1)
-        await asyncio.sleep(retrying.delay(reason))
+        await _pause(retrying, txn, reason)
         txn = await retrying.begin()
+
+
+async def _pause(
+    retrying: Retrying[Any], txn: AsyncTransaction, reason: ConflictError | SnapshotExpired | WaitSignal
+) -> None:
+    """Wait for the time of the next attempt: a while, or until something that `txn` has read was changed."""
+    if not isinstance(reason, WaitSignal):
+        await asyncio.sleep(retrying.delay(reason))
+    elif not await await_change(txn.waits, engine_of(txn).ready, reason, retrying.deadline):
+        raise retrying.waited_too_long() from None
 
 
 class AsyncAttempt(Generic[X]):
@@ -258,15 +277,17 @@ class AsyncAttempt(Generic[X]):
     Attributes:
       number: which attempt this is, from 1.
       conflict: why it has to be made again; None before its end, and when it need not be.
+      waits: the signal of its `txn.wait()`, None when it does not wait.
     """
 
-    __slots__ = ("_begin", "_txn", "conflict", "number")
+    __slots__ = ("_begin", "_txn", "conflict", "number", "waits")
 
     def __init__(self, begin: Callable[[], Awaitable[X]], number: int) -> None:
         self._begin = begin
         self._txn: X | None = None
         self.number = number
         self.conflict: ConflictError | SnapshotExpired | None = None
+        self.waits: WaitSignal | None = None
 
     @property
     def entered(self) -> bool:
@@ -284,6 +305,10 @@ class AsyncAttempt(Generic[X]):
     ) -> bool:
         txn = self._txn
         assert txn is not None
+        if isinstance(error, WaitSignal) and txn.waits_by(error):
+            await txn.__aexit__(kind, error, trace)
+            self.waits = error
+            return True
         try:
             again = error is not None and calls_for_retry(txn, error)
             await txn.__aexit__(kind, error, trace)
@@ -335,9 +360,11 @@ class AsyncAttempts(Generic[X]):
                 raise TransactionStateError(
                     "the attempt was not entered", hint="write `async with attempt as txn:` in the loop"
                 )
-            if attempt.conflict is None:
+            reason = attempt.waits or attempt.conflict
+            if reason is None:
                 return
-            await asyncio.sleep(retrying.delay(attempt.conflict))
+            assert attempt._txn is not None
+            await _pause(retrying, attempt._txn, reason)
 
     if not TYPE_CHECKING:
 

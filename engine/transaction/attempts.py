@@ -30,6 +30,8 @@ from ..model.public_types import TransactionStatus
 from ..model.retry_policy import RetryPolicy
 from ._transaction import TransactionBase
 from .transaction import Transaction
+from .wait_signal import WaitSignal
+from .waiting import wait_for_change
 
 __all__ = [
     "Attempt",
@@ -149,7 +151,31 @@ class Retrying(Generic[X]):
         """The next attempt's transaction."""
         self.count += 1
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        return self._begin(self._run_id, isolation=self._isolation, timeout=left, attempts=self.count)
+        return self._begin(
+            self._run_id, isolation=self._isolation, timeout=left, attempts=self.count, may_wait=True
+        )
+
+    def wait(self, txn: X, signal: WaitSignal) -> None:
+        """Sleep until something that the transaction, which is over, has read was changed. Not an attempt lost.
+
+        Raises:
+          TransactionTimeout: nothing was changed in time.
+        """
+        if not wait_for_change(txn.waits, signal, self._deadline):
+            raise self.waited_too_long() from None
+
+    def waited_too_long(self) -> TransactionTimeout:
+        """What a wait past the deadline ends with."""
+        return TransactionTimeout(
+            "nothing that the transaction waits for was changed within its timeout",
+            hint="give it a longer timeout, or None to wait for ever",
+            details={"attempts": self.count},
+        )
+
+    @property
+    def deadline(self) -> float | None:
+        """The end of all attempts, on the clock of `time.monotonic`; None: none."""
+        return self._deadline
 
     def pause(self, error: ConflictError | SnapshotExpired) -> None:
         """Wait before the next attempt, or raise because there is none."""
@@ -205,7 +231,8 @@ def run_transaction(
     require_policy(retry)
     # The usual transaction commits at once and has no deadline: it needs no bookkeeping.
     retrying = None if timeout is None else Retrying(begin, run_id, retry, timeout, isolation)
-    txn = begin(run_id, isolation=isolation) if retrying is None else retrying.begin()
+    txn = begin(run_id, isolation=isolation, may_wait=True) if retrying is None else retrying.begin()
+    reason: ConflictError | SnapshotExpired | WaitSignal
     while True:
         try:
             result = fn(txn)
@@ -219,12 +246,21 @@ def run_transaction(
             if not again:
                 raise
             reason = error
+        except WaitSignal as signal:
+            again = txn.waits_by(signal)
+            txn.__exit__(type(signal), signal, None)
+            if not again:
+                raise
+            reason = signal
         except BaseException as error:
             txn.__exit__(type(error), error, None)
             raise
         if retrying is None:
             retrying = Retrying(begin, run_id, retry, None, isolation, count=1)
-        retrying.pause(reason)
+        if isinstance(reason, WaitSignal):
+            retrying.wait(txn, reason)
+        else:
+            retrying.pause(reason)
         txn = retrying.begin()
 
 
@@ -263,20 +299,28 @@ class Attempt(Generic[X]):
     Attributes:
       number: which attempt this is, from 1.
       conflict: why it has to be made again; None before its end, and when it need not be.
+      waits: its WaitSignal, if it has to be made again when something has changed.
     """
 
-    __slots__ = ("_begin", "_txn", "conflict", "number")
+    __slots__ = ("_begin", "_txn", "conflict", "number", "waits")
 
     def __init__(self, begin: Callable[[], X], number: int) -> None:
         self._begin = begin
         self._txn: X | None = None
         self.number = number
         self.conflict: ConflictError | SnapshotExpired | None = None
+        self.waits: WaitSignal | None = None
 
     @property
     def entered(self) -> bool:
         """Whether its block was begun."""
         return self._txn is not None
+
+    @property
+    def transaction(self) -> X:
+        """The transaction of its block, which was begun."""
+        assert self._txn is not None
+        return self._txn
 
     def __enter__(self) -> X:
         if self._txn is not None:
@@ -296,6 +340,10 @@ class Attempt(Generic[X]):
                 self.conflict = conflict
                 return True
             return False
+        if isinstance(error, WaitSignal) and txn.waits_by(error):
+            txn.__exit__(kind, error, trace)
+            self.waits = error
+            return True
         again = calls_for_retry(txn, error)
         txn.__exit__(kind, error, trace)
         if again and isinstance(error, ConflictError | SnapshotExpired):
@@ -326,9 +374,12 @@ def _attempts(retrying: Retrying[X]) -> Generator[Attempt[X]]:
             raise TransactionStateError(
                 "the attempt was not entered", hint="write `with attempt as txn:` in the loop"
             )
-        if attempt.conflict is None:
+        if attempt.waits is not None:
+            retrying.wait(attempt.transaction, attempt.waits)
+        elif attempt.conflict is not None:
+            retrying.pause(attempt.conflict)
+        else:
             return
-        retrying.pause(attempt.conflict)
 
 
 def lost_at_the_end(conflict: ConflictError | SnapshotExpired) -> ConflictError:

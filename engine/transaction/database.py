@@ -35,6 +35,7 @@ from .engine_handle import EngineHandle
 from .extensions import Extensible
 from .snapshot import SharedSnapshotView
 from .transaction import Transaction
+from .watch import Watch
 
 __all__ = ["Database"]
 
@@ -88,6 +89,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
             read_only: bool = False,
             timeout: float | None = None,
             attempts: int = 1,
+            may_wait: bool = False,
         ) -> X: ...
 
     def transaction(
@@ -253,6 +255,34 @@ class Database(Extensible, DatabaseBase, Generic[X]):
     def snapshot(self, run_id: Run) -> SharedSnapshotView:
         """A read-only view of a run; needs no coordinator, and goes on working while it is down. Close it when done."""
         return SharedSnapshotView(self.begin(run_id, read_only=True))
+
+    def watch(
+        self,
+        run_id: Run,
+        prefix: UserKey = "",
+        *,
+        since: int | None = None,
+        tag: int = KV,
+        timeout: float | None = None,
+    ) -> Watch:
+        """Follow the changes of a run: each of them exactly once, in the order of the commits.
+
+            with db.watch(run) as watch:
+                for change in watch:
+                    print(change.key, change.kind, change.value)
+
+        Args:
+          prefix: what the keys begin with.
+          since: begin with the changes after this version; None: with those to come.
+          tag: the part of the run; `TypeTag.STATE`, for instance, for its cells.
+          timeout: seconds to wait for the next change, after which the loop ends; None: for ever.
+
+        Raises:
+          InvalidArgumentError: an argument is wrong, or `since` lies in the future.
+          WatchLagged: while iterating: changes after `since` are no longer kept.
+        """
+        tag_prefix = self.prefix_of(run_id, tag)
+        return Watch(self.handle, self.codec, tag_prefix, prefix, since, timeout)
 
     # --- Namespaces ------------------------------------------------------------------------------------
 

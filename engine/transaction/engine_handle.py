@@ -20,6 +20,7 @@ from ..model.settings import Settings
 if TYPE_CHECKING:
     from ._answer import Answer
     from ._view import StoreAttachment
+    from .waiting import WaitHub
 
 __all__ = ["EngineHandle"]
 
@@ -75,6 +76,10 @@ class EngineHandle(Protocol):
 
         It may do more for this handle's commits: `Answer.durability` says what it did for one of them.
         """
+
+    @property
+    def waits(self) -> WaitHub:
+        """Where threads of this handle sleep until something changes."""
 
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
         """Ask the control plane: `{"kind": "checkpoint" | "stats" | ...}`; returns its answer."""

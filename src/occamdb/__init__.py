@@ -36,6 +36,7 @@ from .engine.model.errors import (
     TransactionTooLarge,
     ValueEncodingError,
     ValueTooLarge,
+    WatchLagged,
     WriteConflict,
 )
 from .engine.model.keys import Namespace
@@ -55,6 +56,7 @@ from .engine.model.value_hooks import value_hooks
 from .engine.model.values import Unrestored
 from .engine.transaction.extensions import register_extension
 from .engine.transaction.snapshot import ClonedSnapshotView, SharedSnapshotView, SnapshotView
+from .engine.transaction.watch import Change, Watch
 from .primitives import (
     ChainVerification,
     Custom,
@@ -89,6 +91,7 @@ __all__ = [
     "AlreadyExistsError",
     "CASConflict",
     "ChainVerification",
+    "Change",
     "ClonedSnapshotView",
     "CommitOutcomeUnknown",
     "CommitReceipt",
@@ -156,6 +159,8 @@ __all__ = [
     "ValueEncodingError",
     "ValueTooLarge",
     "VersionedValue",
+    "Watch",
+    "WatchLagged",
     "WriteConflict",
     "open",
     "open_in_memory",
