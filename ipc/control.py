@@ -42,6 +42,7 @@ from .frames import FRAME_SIZE_MAX, FrameParser, pack_frame
 OUTPUT_SIZE_MAX: Final = 2 * FRAME_SIZE_MAX
 SOCKET_MODE: Final = 0o600
 _CREDENTIALS: Final = struct.Struct("3i")
+_DESCRIPTOR: Final = struct.Struct("i")
 _SOCKET_PATH_MAX: Final = 107
 _RECEIVE_SIZE: Final = 65536
 _BACKLOG: Final = 128
@@ -299,10 +300,16 @@ class ServerConnection:
 
     def _receive_part(self) -> bytes:
         # Room for one descriptor: the kernel closes any further one. It also closes what finds no free number here.
-        data, descriptors, flags, _ = socket.recv_fds(self._socket, _RECEIVE_SIZE, 1, socket.MSG_CMSG_CLOEXEC)
+        # Not socket.recv_fds, which does not pass flags on.
+        data, ancillary, flags, _ = self._socket.recvmsg(
+            _RECEIVE_SIZE, socket.CMSG_LEN(_DESCRIPTOR.size), socket.MSG_CMSG_CLOEXEC
+        )
         if flags & socket.MSG_CTRUNC:
             self.descriptors_lost = True
-        for descriptor in descriptors:
+        for level, kind, content in ancillary:
+            if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS) or len(content) < _DESCRIPTOR.size:
+                continue
+            (descriptor,) = _DESCRIPTOR.unpack_from(content)
             # One at a time. The last descriptors are kept for this process itself, as in `ControlListener.accept`.
             if self._descriptor >= 0 or descriptor >= _descriptor_limit() - DESCRIPTORS_KEPT:
                 os.close(descriptor)

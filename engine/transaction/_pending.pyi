@@ -1,7 +1,7 @@
 """Types of commits on their way; see _pending.pyx."""
 
 from asyncio import Future
-from typing import Any
+from typing import Any, final
 
 from ._answer import Answer
 from ._space import Space
@@ -13,6 +13,7 @@ class DeferredCommit(BaseException):
     space: Any
     def __init__(self, pending: PendingCommit, space: Any) -> None: ...
 
+@final
 class PendingCommit:
     """One commit request and what is to become of it."""
 

@@ -166,8 +166,8 @@ async def await_change(hub: WaitHub, prepare: Prepare, signal: WaitSignal, deadl
 class AsyncWatch(AsyncIterator[Change]):
     """Changes of one tag of a run, for `async for`. Made by `db.watch` of an asynchronous database.
 
-    A loop over it ends when no change has come for `timeout` seconds; another loop goes on from there. It belongs to one
-    task at a time.
+    A loop over it ends when no change has come for `timeout` seconds; another loop goes on from there. It belongs to
+    one task at a time.
     """
 
     def __init__(self, watch: Watch, hub: WaitHub, prepare: Prepare, timeout: float | None) -> None:
