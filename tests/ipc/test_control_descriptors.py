@@ -39,11 +39,15 @@ class Ends:
         )
         thread.start()
         received: list[dict[str, object]] = []
-        wait_until(lambda: received.extend(self.server.receive()) or received)
+        wait_until(lambda: self._receive(received))
         self.server.queue({"ok": True})
         thread.join()
         assert replies == [{"ok": True}]
         return received[0]
+
+    def _receive(self, received: list[dict[str, object]]) -> bool:
+        received += self.server.receive()
+        return bool(received)
 
     def close(self) -> None:
         self.client.close()
