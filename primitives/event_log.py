@@ -12,13 +12,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from itertools import islice
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from ..engine.model.errors import (
     CorruptionError,
@@ -29,7 +29,6 @@ from ..engine.model.errors import (
 )
 from ..engine.model.public_types import TypeTag
 from ..engine.model.values import Codec, encode_value
-from ..engine.transaction.attempts import run_transaction
 from . import layout
 from .extension import (
     CONTENDED,
@@ -45,6 +44,9 @@ from .extension import (
     stream,
     to_microseconds,
 )
+
+if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
 
 __all__ = ["ChainVerification", "Event", "EventLog"]
 
@@ -230,6 +232,17 @@ class EventLog(Primitive[H_co]):
         """
         return self._rows(start, end)
 
+    @overload
+    def follow(
+        self: EventLog[AsyncDatabase[Any]],
+        run_id: RunLike,
+        /,
+        after: int = -1,
+        event_type: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Event]: ...
+    @overload
     def follow(
         self: EventLog[DatabaseBase],
         run_id: RunLike,
@@ -238,7 +251,16 @@ class EventLog(Primitive[H_co]):
         event_type: str | None = None,
         *,
         timeout: float | None = None,
-    ) -> Iterator[Event]:
+    ) -> Iterator[Event]: ...
+    def follow(
+        self: EventLog[Any],
+        run_id: RunLike,
+        /,
+        after: int = -1,
+        event_type: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Any:
         """The events after a sequence, first those that are there, then each new one as it is committed.
 
         Every event comes once, in order. If the run is deleted and begins another log, that one is followed from its
@@ -264,37 +286,11 @@ class EventLog(Primitive[H_co]):
             raise InvalidArgumentError(
                 f"after must be a sequence from -1, got {after!r}", hint="-1: all events"
             )
-        return self._follow(run_id, after, event_type, timeout)
-
-    def _follow(
-        self, run_id: RunLike, after: int, event_type: str | None, timeout: float | None
-    ) -> Iterator[Event]:
-        last: Event | None = None
-
-        def unseen(txn: TransactionBase) -> list[Event]:
-            log = EventLog(txn)
-            start = after + 1
-            # By hash: another log may have grown as long as the one before.
-            if last is not None and getattr(log.read(last.sequence), "hash", None) != last.hash:
-                start = 0
-            found = (
-                list(log._rows(start, start + FOLLOW_PAGE))
-                if event_type is None
-                else log.read_by_type(event_type, start=start, limit=FOLLOW_PAGE)
-            )
-            return found or txn.wait()
-
         database: Any = self._handle
-        while True:
-            try:
-                events = run_transaction(
-                    database.begin, run_id, unseen, retry=CONTENDED, wait_timeout=timeout
-                )
-            except TransactionTimeout:
-                return
-            for event in events:
-                last, after = event, event.sequence
-                yield event
+        follower = _Follower(after, event_type)
+        if isinstance(database, DatabaseBase):
+            return follower.events(database, run_id, timeout)
+        return follower.awaited_events(database, run_id, timeout)
 
     @reader
     def read_by_type(
@@ -533,3 +529,55 @@ def _checked_sequence(sequence: object, what: str) -> int:
             hint="sequences start at 0; len() is the next one",
         )
     return sequence
+
+
+class _Follower:
+    """Where `follow` stands in a log.
+
+    Args:
+      after: the sequence of the last event that was seen; -1: none.
+      event_type: only events of this type; None: all.
+    """
+
+    def __init__(self, after: int, event_type: str | None) -> None:
+        self._after = after
+        self._type = event_type
+        self._last: Event | None = None
+
+    def events(self, database: Any, run_id: RunLike, timeout: float | None) -> Iterator[Event]:
+        """The events that it has not seen, for ever, or until none comes for `timeout` seconds."""
+        while True:
+            try:
+                events = database.waiting_transaction(run_id, self._unseen, CONTENDED, timeout)
+            except TransactionTimeout:
+                return
+            for event in events:
+                self._last, self._after = event, event.sequence
+                yield event
+
+    async def awaited_events(
+        self, database: Any, run_id: RunLike, timeout: float | None
+    ) -> AsyncIterator[Event]:
+        """The same of an asynchronous database."""
+        while True:
+            try:
+                events = await database.waiting_transaction(run_id, self._unseen, CONTENDED, timeout)
+            except TransactionTimeout:
+                return
+            for event in events:
+                self._last, self._after = event, event.sequence
+                yield event
+
+    def _unseen(self, txn: TransactionBase) -> list[Event]:
+        """The next page, never empty: it waits instead."""
+        log = EventLog(txn)
+        start, last = self._after + 1, self._last
+        # By hash: another log may have grown as long as the one before.
+        if last is not None and getattr(log.read(last.sequence), "hash", None) != last.hash:
+            start = 0
+        found = (
+            list(log._rows(start, start + FOLLOW_PAGE))
+            if self._type is None
+            else log.read_by_type(self._type, start=start, limit=FOLLOW_PAGE)
+        )
+        return found or txn.wait()

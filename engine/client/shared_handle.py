@@ -85,6 +85,16 @@ class SharedHandle:
         return self.pool.path
 
     @property
+    def timeout(self) -> float:
+        """Seconds to wait for a coordinator or for an answer before giving up."""
+        return self._timeout
+
+    @property
+    def syncs(self) -> bool:
+        """Whether every commit through this handle asks for a sync."""
+        return self._sync
+
+    @property
     def settings(self) -> Settings:
         return self.pool.settings
 
