@@ -280,8 +280,8 @@ def _waiting(body: Callable[..., Any]) -> Outside:
         instance: Any, run_id: RunLike, /, *args: Any, timeout: float | None = None, **kwargs: Any
     ) -> Any:
         cls = type(instance)
-        return instance._handle.transaction(
-            run_id, lambda txn: body(cls(txn), *args, **kwargs), retry=CONTENDED, timeout=timeout
+        return instance._handle.waiting_transaction(
+            run_id, lambda txn: body(cls(txn), *args, **kwargs), CONTENDED, timeout
         )
 
     return outside

@@ -76,6 +76,7 @@ cdef struct Channel:
     void *watch_high
     u8 *watch_slots                 # WATCH_SLOT_COUNT x u64
     bint watch_due                  # it is in `interest.due`
+    i64 watch_wake_after            # monotonic ns: it was woken shortly before
     u8 *out                         # the reply under construction
     u64 out_size
     u64 out_capacity

@@ -42,7 +42,7 @@ cdef bint housekeeping(Core *core, bint idle, WalAppender log) noexcept nogil:
     cdef bint more = core.store.range_active != 0 and _convert_ranges(core)
     cdef i64 now
     if core.interest.due_count:
-        wake_marked(core)
+        wake_marked(core, core.bell == NULL)    # in memory nobody comes back for those that are left
     if core.expiry.count >= core.expiry.compact_at:
         compact_expiry(core)
     if is_due(core):

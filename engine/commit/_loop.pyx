@@ -51,10 +51,10 @@ cdef void commit_loop(Core *core, WalAppender log) noexcept nogil:
                 cpu_relax()
                 release_wakes(core, clock_monotonic_ns())
                 continue
-            if not housekeeping(core, True, log) and core.parked == 0:
+            if not housekeeping(core, True, log) and core.parked == 0 and core.interest.due_count == 0:
                 _sleep(core)
     flush_wakes(core)
-    wake_marked(core)
+    wake_marked(core, True)
     if not core.fatal_errno:
         _refuse_rest(core, log)
     notify_control(core)
@@ -258,7 +258,7 @@ cdef void _close_channels(Core *core, WalAppender log) noexcept nogil:
         # The worker may still be alive (it detached, or was disconnected). Its pins no longer protect
         # anything.
         revoke_all(channel)
-        wake_marked(core)
+        wake_marked(core, True)
         core.interest.stale = True
         store_release_u32(&channel.state, CHANNEL_CLOSED)
         notify_control(core)

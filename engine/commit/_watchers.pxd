@@ -7,10 +7,11 @@ from ._interest cimport Interest
 # and its undo list is still there.
 cdef void mark_watchers(Core *core) noexcept nogil
 
-# Wakes the workers that were marked. Called after the answers, and before a channel is let go.
-cdef void wake_marked(Core *core) noexcept nogil
+# Wakes the workers that were marked, after the answers are sent. Some stay marked for a moment unless `at_once`; the
+# commit thread calls it again and does not sleep while `interest.due_count` is not 0.
+cdef void wake_marked(Core *core, bint at_once) noexcept nogil
 
-# Wakes the waiting threads of one worker: the one place where this is done.
-cdef void wake_watcher(Core *core, Channel *channel) noexcept nogil
+# Wakes the waiting threads of one worker: the one place where this is done. True: it took a system call.
+cdef bint wake_watcher(Core *core, Channel *channel) noexcept nogil
 
 cdef void interest_free(Interest *interest) noexcept nogil

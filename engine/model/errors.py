@@ -143,12 +143,13 @@ class WatchLagged(OccamError):
     """
 
     code = "occam.watch.lagged"
+    default_hint = (
+        "read the state from a snapshot, then watch with since=its version; a larger watch_history keeps more"
+    )
 
     def __init__(self, message: str = "", *, since: int = 0, oldest: int = 0) -> None:
         super().__init__(
             message or f"changes after version {since} are no longer kept; those after version {oldest} are",
-            hint="read the state from a snapshot, then watch with since=its version; a larger "
-            "watch_history keeps more",
             details={"since": since, "oldest": oldest},
         )
         self.since = since

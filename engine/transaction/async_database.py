@@ -93,7 +93,9 @@ class AsyncDatabase(Extensible, Generic[X]):
 
     __slots__ = ("__weakref__", "_base", "_handle", "_isolation")
     base_class: ClassVar[type[AwaitedBase]] = AwaitedBase
-    inner_names = Extensible.inner_names | {"base_class", "carried_out", "codec", "handle", "space"}
+    inner_names = Extensible.inner_names | {
+        "base_class", "carried_out", "codec", "handle", "space", "waiting_transaction",
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -202,6 +204,14 @@ class AsyncDatabase(Extensible, Generic[X]):
           TransactionTimeout: `timeout` passed first; nothing was committed.
         """
         return run_awaited(self._open, run_id, fn, retry=retry, timeout=timeout, isolation=isolation)
+
+    def waiting_transaction(
+        self, run_id: Run, fn: Callable[[X], T], retry: RetryPolicy, wait_timeout: float | None
+    ) -> Coroutine[Any, Any, T]:
+        """`transaction` with a deadline for `txn.wait` alone: for primitives."""
+        return run_awaited(
+            self._open, run_id, fn, retry=retry, timeout=None, isolation=None, wait_timeout=wait_timeout
+        )
 
     @overload
     def transactional(self, fn: Callable[Concatenate[X, P], Awaitable[T]], /) -> AwaitedFunction[X, P, T]: ...

@@ -223,11 +223,14 @@ async def run_awaited(
     retry: RetryPolicy,
     timeout: float | None,
     isolation: str | None,
+    wait_timeout: float | None = None,
 ) -> Any:
     """Call `fn(txn)`, plain or async, and commit; again on a fresh snapshot after each conflict."""
     refuse_generator_function(fn)
     require_policy(retry)
-    retrying = None if timeout is None else Retrying(cast(Any, begin), run_id, retry, timeout, isolation)
+    retrying = None
+    if timeout is not None or wait_timeout is not None:
+        retrying = Retrying(cast(Any, begin), run_id, retry, timeout, isolation, wait_timeout=wait_timeout)
     first = begin(run_id, isolation=isolation, may_wait=True) if retrying is None else retrying.begin()
     txn = await first
     reason: ConflictError | SnapshotExpired | WaitSignal
@@ -267,7 +270,7 @@ async def _pause(
     """Wait for the time of the next attempt: a while, or until something that `txn` has read was changed."""
     if not isinstance(reason, WaitSignal):
         await asyncio.sleep(retrying.delay(reason))
-    elif not await await_change(txn.waits, engine_of(txn).ready, reason, retrying.deadline):
+    elif not await await_change(txn.waits, engine_of(txn).ready, reason, retrying.wait_deadline):
         raise retrying.waited_too_long() from None
 
 

@@ -127,7 +127,7 @@ def require_policy(retry: object) -> None:
 class Retrying(Generic[X]):
     """The bookkeeping shared by `run_transaction` and `attempts`: what was tried, what comes next."""
 
-    __slots__ = ("_begin", "_deadline", "_delays", "_isolation", "_run_id", "count")
+    __slots__ = ("_begin", "_deadline", "_delays", "_isolation", "_run_id", "_wait_deadline", "count")
 
     def __init__(
         self,
@@ -138,6 +138,7 @@ class Retrying(Generic[X]):
         isolation: str | None,
         *,
         count: int = 0,
+        wait_timeout: float | None = None,
     ) -> None:
         require_policy(retry)
         self._begin = begin
@@ -146,6 +147,7 @@ class Retrying(Generic[X]):
         self._delays = retry.delays()
         self._isolation = isolation
         self._deadline = deadline_of(timeout)
+        self._wait_deadline = self._deadline if wait_timeout is None else deadline_of(wait_timeout)
 
     def begin(self) -> X:
         """The next attempt's transaction."""
@@ -161,7 +163,7 @@ class Retrying(Generic[X]):
         Raises:
           TransactionTimeout: nothing was changed in time.
         """
-        if not wait_for_change(txn.waits, signal, self._deadline):
+        if not wait_for_change(txn.waits, signal, self._wait_deadline):
             raise self.waited_too_long() from None
 
     def waited_too_long(self) -> TransactionTimeout:
@@ -173,9 +175,9 @@ class Retrying(Generic[X]):
         )
 
     @property
-    def deadline(self) -> float | None:
-        """The end of all attempts, on the clock of `time.monotonic`; None: none."""
-        return self._deadline
+    def wait_deadline(self) -> float | None:
+        """How long `txn.wait` may wait, on the clock of `time.monotonic`; None: for ever."""
+        return self._wait_deadline
 
     def pause(self, error: ConflictError | SnapshotExpired) -> None:
         """Wait before the next attempt, or raise because there is none."""
@@ -220,8 +222,12 @@ def run_transaction(
     retry: RetryPolicy,
     timeout: float | None = None,
     isolation: str | None = None,
+    wait_timeout: float | None = None,
 ) -> T:
     """Call `fn(txn)` and commit, again on a fresh snapshot after each conflict; what `fn` returned.
+
+    Args:
+      wait_timeout: a deadline for `txn.wait` alone; with 0 what is there is taken, and nothing waited for.
 
     Raises:
       RetriesExhausted: it conflicted on every attempt that `retry` allows.
@@ -230,7 +236,9 @@ def run_transaction(
     refuse_lazy_function(fn)
     require_policy(retry)
     # The usual transaction commits at once and has no deadline: it needs no bookkeeping.
-    retrying = None if timeout is None else Retrying(begin, run_id, retry, timeout, isolation)
+    retrying = None
+    if timeout is not None or wait_timeout is not None:
+        retrying = Retrying(begin, run_id, retry, timeout, isolation, wait_timeout=wait_timeout)
     txn = begin(run_id, isolation=isolation, may_wait=True) if retrying is None else retrying.begin()
     reason: ConflictError | SnapshotExpired | WaitSignal
     while True:

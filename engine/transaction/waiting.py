@@ -26,6 +26,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from ..disk import failpoints
 from ..model.errors import CoordinatorUnavailable, CorruptionError, WatchLagged
 from ._feed import ChangeFeed
 from ._watch_bell import WatchBell
@@ -304,6 +305,8 @@ class WaitHub:
                 pause = min(pause, deadline - time.monotonic())
                 if pause <= 0:
                     return
+            if failpoints.armed():
+                failpoints.hit("worker.before_sleep")
             if bell is None:
                 time.sleep(min(pause, 0.02))
             elif bell.sleep(seen, pause):
