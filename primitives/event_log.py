@@ -24,14 +24,12 @@ from ..engine.model.errors import (
     CorruptionError,
     InvalidArgumentError,
     OccamError,
-    TransactionTimeout,
     ValueEncodingError,
 )
 from ..engine.model.public_types import TypeTag
 from ..engine.model.values import Codec, encode_value
 from . import layout
 from .extension import (
-    CONTENDED,
     DatabaseBase,
     H_co,
     Primitive,
@@ -44,6 +42,7 @@ from .extension import (
     stream,
     to_microseconds,
 )
+from .following import Follower
 
 if TYPE_CHECKING:
     from ..engine.transaction.async_database import AsyncDatabase
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["ChainVerification", "Event", "EventLog"]
 
 HASH_SIZE = 32
-FOLLOW_PAGE = 256
 FIRST_PREV_HASH = bytes(HASH_SIZE)
 _PLAIN = Codec()
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -287,7 +285,7 @@ class EventLog(Primitive[H_co]):
                 f"after must be a sequence from -1, got {after!r}", hint="-1: all events"
             )
         database: Any = self._handle
-        follower = _Follower(after, event_type)
+        follower = Follower(type(self), after, event_type)
         if isinstance(database, DatabaseBase):
             return follower.events(database, run_id, timeout)
         return follower.awaited_events(database, run_id, timeout)
@@ -529,55 +527,3 @@ def _checked_sequence(sequence: object, what: str) -> int:
             hint="sequences start at 0; len() is the next one",
         )
     return sequence
-
-
-class _Follower:
-    """Where `follow` stands in a log.
-
-    Args:
-      after: the sequence of the last event that was seen; -1: none.
-      event_type: only events of this type; None: all.
-    """
-
-    def __init__(self, after: int, event_type: str | None) -> None:
-        self._after = after
-        self._type = event_type
-        self._last: Event | None = None
-
-    def events(self, database: Any, run_id: RunLike, timeout: float | None) -> Iterator[Event]:
-        """The events that it has not seen, for ever, or until none comes for `timeout` seconds."""
-        while True:
-            try:
-                events = database.waiting_transaction(run_id, self._unseen, CONTENDED, timeout)
-            except TransactionTimeout:
-                return
-            for event in events:
-                self._last, self._after = event, event.sequence
-                yield event
-
-    async def awaited_events(
-        self, database: Any, run_id: RunLike, timeout: float | None
-    ) -> AsyncIterator[Event]:
-        """The same of an asynchronous database."""
-        while True:
-            try:
-                events = await database.waiting_transaction(run_id, self._unseen, CONTENDED, timeout)
-            except TransactionTimeout:
-                return
-            for event in events:
-                self._last, self._after = event, event.sequence
-                yield event
-
-    def _unseen(self, txn: TransactionBase) -> list[Event]:
-        """The next page, never empty: it waits instead."""
-        log = EventLog(txn)
-        start, last = self._after + 1, self._last
-        # By hash: another log may have grown as long as the one before.
-        if last is not None and getattr(log.read(last.sequence), "hash", None) != last.hash:
-            start = 0
-        found = (
-            list(log._rows(start, start + FOLLOW_PAGE))
-            if self._type is None
-            else log.read_by_type(self._type, start=start, limit=FOLLOW_PAGE)
-        )
-        return found or txn.wait()

@@ -93,7 +93,9 @@ class AsyncDatabase(Extensible, Generic[X]):
 
     __slots__ = ("__weakref__", "_base", "_handle", "_isolation")
     base_class: ClassVar[type[AwaitedBase]] = AwaitedBase
-    inner_names = Extensible.inner_names | {"base_class", "carried_out", "codec", "handle", "space"}
+    inner_names = Extensible.inner_names | {
+        "base_class", "carried_out", "codec", "handle", "space", "waiting_transaction",
+    }  # fmt: skip
 
     def __init__(
         self,

@@ -198,7 +198,7 @@ class Retrying(Generic[X]):
 
     @property
     def wait_deadline(self) -> float | None:
-        """The end of the waits, on the clock of `time.monotonic`; None: none."""
+        """The end of the waits, on the clock of `time.monotonic`; None: they may last for ever."""
         return self._wait_deadline
 
     def pause(self, error: ConflictError | SnapshotExpired) -> None:

@@ -71,7 +71,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
     transaction_class: ClassVar[type[TransactionBase]] = Transaction
     inner_names = Extensible.inner_names | {
         "attachment", "codec", "first_key", "handle", "namespace_", "prefix_of", "run_rule",
-        "space", "transaction_class",
+        "space", "transaction_class", "waiting_transaction",
     }  # fmt: skip
 
     def __init__(
