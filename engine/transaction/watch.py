@@ -148,7 +148,7 @@ class Watch(Iterator[Change]):
         """What has been committed up to now, without waiting; [] if there is nothing new."""
         found: list[Change] = []
         with self._alone():
-            newest = self._feed.attachment.committed_version
+            newest = (self._handle.waits.attachment() or self._feed.attachment).committed_version
             while self._rest or self.version < newest:
                 try:
                     if not self._rest and not self._fill(0.0):
