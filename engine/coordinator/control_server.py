@@ -329,12 +329,14 @@ class ControlServer:
         if failpoints.armed():
             failpoints.hit("coordinator.attach")
         self._services.check_terms(dict(message["asked"]), str(message["durability"]))
-        session, owner = int(message["session"]), int(message["owner"])
+        session = int(message["session"])
         if not 0 <= session < 1 << 64:
             raise InvalidArgumentError(f"session {session} is not in 0..2**64 - 1")
         ring_size = self._ring_size(message)
         sequence, version = self._continue(session) if session else (0, 0)
         session = session or _new_session()
+        # Without a name for its handle, the connection is a handle by itself.
+        owner = int(message.get("owner", session))
         if not self._join(worker, owner, message):
             return {"over": True}
         try:
