@@ -21,6 +21,7 @@ from .extension import RunLike
 from .handles import Default, DurabilityName, IsolationName, Restore, SettingsKeywords, Snapshot
 from .kv import KVStore
 from .run_index import RunIndex
+from .run_rule import ActiveRuns
 from .state_cell import StateCell
 from .trace_store import TraceStore
 
@@ -157,7 +158,9 @@ def _close_unwanted(thread: asyncio.Future[Any]) -> None:
 def _wrapped(database: EngineDatabase[Any], async_links: int) -> AsyncDatabase:
     handle: Any = database.handle
     wrapped = AwaitedHandle(handle, async_links)
-    return AsyncDatabase(wrapped, database.isolation, database.current_namespace, database.codec)
+    return AsyncDatabase(
+        wrapped, database.isolation, database.current_namespace, database.codec, database.run_rule
+    )
 
 
 def open(
@@ -172,6 +175,7 @@ def open(
     agent: str = "default",
     default: Default | None = None,
     restore: Restore | None = None,
+    strict_runs: bool = False,
     async_links: int = ASYNC_LINKS,
     **settings: Unpack[SettingsKeywords],
 ) -> Opening[AsyncDatabase]:
@@ -182,7 +186,8 @@ def open(
 
     Args:
       async_links: the most commits that each event loop has under way at once. Further ones wait for their turn.
-      path, durability, isolation, start, timeout, tenant, app, agent, default, restore, settings: as `occamdb.open`.
+      path, durability, isolation, start, timeout, tenant, app, agent, default, restore, strict_runs, settings: as
+        `occamdb.open`.
 
     Raises, when it is awaited:
       What `occamdb.open` raises.
@@ -201,6 +206,7 @@ def open(
             app=app,
             agent=agent,
             codec=Codec(default, restore),
+            run_rule=ActiveRuns() if strict_runs else None,
             **settings,
         )
         return _wrapped(database, async_links)
@@ -216,6 +222,7 @@ def open_in_memory(
     agent: str = "default",
     default: Default | None = None,
     restore: Restore | None = None,
+    strict_runs: bool = False,
     **settings: Unpack[SettingsKeywords],
 ) -> Opening[AsyncDatabase]:
     """A database in this process alone: no files, no coordinator, the same semantics.
@@ -233,6 +240,7 @@ def open_in_memory(
         app=app,
         agent=agent,
         codec=Codec(default, restore),
+        run_rule=ActiveRuns() if strict_runs else None,
         **settings,
     )
     return Opening(lambda: _wrapped(opener(), ASYNC_LINKS))

@@ -31,6 +31,7 @@ from .async_transaction import (
 )
 from .engine_handle import EngineHandle
 from .extensions import Extensible
+from .guard import RunRule
 from .loop_waits import AsyncWatch
 from .snapshot import SharedSnapshotView
 from .watch import Watch
@@ -89,6 +90,7 @@ class AsyncDatabase(Extensible, Generic[X]):
       isolation: of transactions that do not say: "serializable" or "snapshot".
       namespace: tenant, app and agent whose runs these are; None: the default ones.
       codec: how values are stored; None: without hooks for types of the user's own.
+      run_rule: which runs may be written to; None: all. It has to pickle.
     """
 
     __slots__ = ("__weakref__", "_base", "_handle", "_isolation")
@@ -103,9 +105,10 @@ class AsyncDatabase(Extensible, Generic[X]):
         isolation: IsolationName = "serializable",
         namespace: Namespace | None = None,
         codec: Codec | None = None,
+        run_rule: RunRule | None = None,
     ) -> None:
         self._handle = handle
-        self._base = self.base_class(handle, isolation, namespace, codec)
+        self._base = self.base_class(handle, isolation, namespace, codec, run_rule)
         self._isolation = str(isolation)
 
     # --- Transactions ------------------------------------------------------------------------------
@@ -303,10 +306,20 @@ class AsyncDatabase(Extensible, Generic[X]):
         return self._base.space(run_id, KV).get_versioned(key)
 
     def put(
-        self, run_id: Run, key: UserKey, value: Any, *, ttl: float | timedelta | None = None
+        self,
+        run_id: Run,
+        key: UserKey,
+        value: Any,
+        *,
+        ttl: float | timedelta | None = None,
+        ephemeral: bool = False,
     ) -> Coroutine[Any, Any, int]:
-        """Set a key; gives the commit's version. It cannot conflict."""
-        return self._write(self._base.space(run_id, KV).put, key, value, ttl=ttl)
+        """Set a key; gives the commit's version. It cannot conflict.
+
+        Args:
+          ttl, ephemeral: as for `Database.put`.
+        """
+        return self._write(self._base.space(run_id, KV).put, key, value, ttl=ttl, ephemeral=ephemeral)
 
     def delete(self, run_id: Run, key: UserKey) -> Coroutine[Any, Any, bool]:
         """Remove a key; gives whether it was there."""
@@ -320,13 +333,15 @@ class AsyncDatabase(Extensible, Generic[X]):
         value: Any,
         *,
         ttl: float | timedelta | None = None,
+        ephemeral: bool = False,
     ) -> Coroutine[Any, Any, int]:
         """Set a key if its version is the expected one (0: absent); gives the new version.
 
         Raises:
           CASConflict: it has another version.
         """
-        return self._write(self._base.space(run_id, KV).cas, key, expected_version, value, ttl=ttl)
+        cas = self._base.space(run_id, KV).cas
+        return self._write(cas, key, expected_version, value, ttl=ttl, ephemeral=ephemeral)
 
     def exists(self, run_id: Run, key: UserKey) -> bool:
         """Whether the key is there."""
@@ -419,7 +434,7 @@ class AsyncDatabase(Extensible, Generic[X]):
             here.app if app is None else app,
             here.agent if agent is None else agent,
         )
-        return type(self)(self._handle, self._isolation, chosen, self.codec)
+        return type(self)(self._handle, self._isolation, chosen, self.codec, self._base.run_rule)
 
     @property
     def path(self) -> str | None:
@@ -458,7 +473,8 @@ class AsyncDatabase(Extensible, Generic[X]):
         await self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._handle, self._isolation, self.current_namespace, self.codec)
+        here = self.current_namespace
+        return type(self), (self._handle, self._isolation, here, self.codec, self._base.run_rule)
 
     def __repr__(self) -> str:
         where = "in memory" if self.path is None else repr(self.path)
