@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, Unpa
 
 from ..engine.client import opening
 from ..engine.client.awaited_handle import ASYNC_LINKS, AwaitedHandle, check_async_links, in_thread
+from ..engine.model.public_types import IsolationName
 from ..engine.model.values import Codec
 from ..engine.transaction.async_database import AsyncDatabase as EngineAsyncDatabase
 from ..engine.transaction.async_database import AwaitedBase
@@ -18,7 +19,7 @@ from ..engine.transaction.async_transaction import AsyncTransaction as EngineAsy
 from ..engine.transaction.database import Database as EngineDatabase
 from .event_log import EventLog
 from .extension import RunLike
-from .handles import Default, DurabilityName, IsolationName, Restore, SettingsKeywords, Snapshot
+from .handles import Default, DurabilityName, Restore, SettingsKeywords, Snapshot
 from .kv import KVStore
 from .run_index import RunIndex
 from .run_rule import ActiveRuns

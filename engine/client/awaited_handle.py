@@ -15,15 +15,18 @@ import functools
 import os
 import time
 import weakref
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from ..model.errors import DatabaseClosedError, InvalidArgumentError, OccamError
 from ..model.limits import Limits
+from ..model.public_types import BackupSummary
 from ..model.settings import Settings
 from ..transaction._answer import Answer
 from ..transaction._pending import PendingCommit
+from ..transaction._transaction import TransactionBase
 from ..transaction._view import StoreAttachment
 from ..transaction.waiting import WaitHub
 from .event_links import EventLinks
@@ -117,6 +120,11 @@ class AwaitedHandle:
     def waits(self) -> WaitHub:
         """Where tasks and threads of this handle sleep until something changes."""
         return self.inner.waits
+
+    def copy_to(
+        self, txn: TransactionBase, destination: Path, progress: Callable[[int], None] | None
+    ) -> BackupSummary:
+        return self.inner.copy_to(txn, destination, progress)
 
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
         return self.inner.admin(message)

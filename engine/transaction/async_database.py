@@ -109,7 +109,9 @@ class AsyncDatabase(Extensible, Generic[X]):
     ) -> None:
         self._handle = handle
         self._base = self.base_class(handle, isolation, namespace, codec, run_rule)
-        self._isolation = str(isolation)
+        self._isolation: Literal["serializable", "snapshot"] = (
+            "serializable" if isolation == "serializable" else "snapshot"
+        )
 
     # --- Transactions ------------------------------------------------------------------------------
 
