@@ -29,6 +29,7 @@ from ..transaction._pending import PendingCommit
 from ..transaction._transaction import TransactionBase
 from ..transaction._view import StoreAttachment
 from ..transaction.waiting import WaitHub
+from .descriptors import no_descriptors_error
 from .event_links import EventLinks
 from .local_handle import LocalHandle
 from .outcome import last_commit
@@ -224,14 +225,21 @@ class AwaitedHandle:
         if inner.closed:
             raise DatabaseClosedError()
         inner.pool.check_open()
-        links = self._of_loops[loop] = EventLinks(
-            loop,
-            inner.pool,
-            inner.admin,
-            sync=inner.syncs,
-            timeout=inner.timeout,
-            size=self._async_links,
-        )
+        try:
+            links = EventLinks(
+                loop,
+                inner.pool,
+                inner.admin,
+                sync=inner.syncs,
+                timeout=inner.timeout,
+                size=self._async_links,
+            )
+        except OSError as error:
+            shortage = no_descriptors_error(error, "make an eventfd for an event loop")
+            if shortage is None:
+                raise
+            raise shortage from error
+        self._of_loops[loop] = links
         # Its first step registers it with the loop, which closes it when it shuts down.
         guard = self._guards[loop] = self._until_the_loop_ends(loop)
         await anext(guard)
@@ -245,7 +253,7 @@ class AwaitedHandle:
 
     async def _end(self, loop: asyncio.AbstractEventLoop) -> None:
         links = self._of_loops.get(loop)
-        if links is not None and not links.closed:
+        if links is not None and not links.gone:
             await links.end()
         if self._of_loops.get(loop) is links:
             self._of_loops.pop(loop, None)

@@ -74,6 +74,9 @@ class EventLinks:
       sync: every commit asks for a sync.
       timeout: seconds that a commit without a deadline may take.
       size: the most links at once.
+
+    Attributes:
+      closed: no further commits are taken.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class EventLinks:
         self._timer_at = 0.0
         self._drained: asyncio.Future[None] | None = None
         self.closed = False
+        self.gone = False  # and everything is let go of
         self._executor = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="occamdb-links")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._release = weakref.finalize(self, _close_fd, self._event_fd, os.getpid())
@@ -410,8 +414,10 @@ class EventLinks:
         while self._waiting:
             self._end(self._waiting.popleft(), error=DatabaseClosedError())
         if self.in_flight:
-            self._drained = self.loop.create_future()
-            await self._drained
+            # Several may wait for the end, and one that is cancelled must not end it for the others.
+            if self._drained is None or self._drained.done():
+                self._drained = self.loop.create_future()
+            await asyncio.shield(self._drained)
         carriers = [*self._idle]
         for carrier in carriers:
             self._unwatch(carrier)
@@ -438,6 +444,7 @@ class EventLinks:
         self._busy.clear()
         self._idle.clear()
         self._executor.shutdown(wait=False)
+        self.gone = True
         self._close_event_fd()
 
     def _close_event_fd(self) -> None:

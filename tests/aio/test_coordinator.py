@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -167,6 +168,35 @@ def test_more_tasks_than_channels(database_path: Path, run: RunId, factory: Loop
             await asyncio.gather(*[db.increment(run, "n") for _ in range(50)])
             assert links_of(db).link_count == 2
             assert db.get(run, "n") == 50
+
+    run_in(factory, main())
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["for the first link", "for a further one"])
+def test_no_descriptors_left(warm: bool, database_path: Path, run: RunId, factory: LoopFactory) -> None:
+    """Nothing is committed and the error says so; with links left, commits go on through those."""
+
+    async def main() -> None:
+        async with open_async(database_path) as db:
+            db.get(run, "k")
+            if warm:
+                await db.put(run, "k", 0)
+            txn = await db.begin(run)
+            txn.put("k", 1)
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            lowest = os.open(os.devnull, os.O_RDONLY)
+            os.close(lowest)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+            try:
+                if warm:
+                    await asyncio.gather(txn.commit(), *[db.increment(run, "n") for _ in range(20)])
+                else:
+                    with pytest.raises(CoordinatorUnavailable, match="descriptors"):
+                        await txn.commit()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert (await txn.outcome() is not None) == warm
+            assert await db.increment(run, "n") == (21 if warm else 1)
 
     run_in(factory, main())
 

@@ -159,6 +159,28 @@ def test_a_closed_database(database_path: Path, run: RunId, factory: LoopFactory
     run_in(factory, main())
 
 
+def test_closing_is_cancelled_and_tried_again(database_path: Path, run: RunId, factory: LoopFactory) -> None:
+    async def main() -> None:
+        db = await open_async(database_path)
+        await db.put(run, "warm", 1)
+        before = links_of(db)
+        with stopped(database_path):
+            sent = asyncio.create_task(db.put(run, "k", 1))
+            await until(lambda: before.in_flight == 1)
+            closing = asyncio.create_task(db.close())
+            beside = asyncio.create_task(db.close())
+            await asyncio.sleep(0)
+            closing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+        assert await sent > 0
+        await beside
+        assert before.gone and not before.link_count
+        await db.close()
+
+    run_in(factory, main())
+
+
 def test_loops_in_several_threads(database_path: Path, run: RunId, factory: LoopFactory) -> None:
     opened: list[AsyncDatabase] = []
     failed: list[BaseException] = []
