@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 from ..engine.model.errors import TransactionTimeout
 from .extension import CONTENDED, RunLike, TransactionBase
-
-if TYPE_CHECKING:
-    from .event_log import Event, EventLog
 
 __all__ = ["FOLLOW_PAGE", "Follower"]
 
@@ -20,18 +17,18 @@ class Follower:
     """Where `follow` stands in a log.
 
     Args:
-      log: the class of the log.
+      log: makes the log of a transaction.
       after: the sequence of the last event that was seen; -1: none.
       event_type: only events of this type; None: all.
     """
 
-    def __init__(self, log: type[EventLog[Any]], after: int, event_type: str | None) -> None:
+    def __init__(self, log: Callable[[TransactionBase], Any], after: int, event_type: str | None) -> None:
         self._log = log
         self._after = after
         self._type = event_type
-        self._last: Event | None = None
+        self._last: Any = None
 
-    def events(self, database: Any, run_id: RunLike, timeout: float | None) -> Iterator[Event]:
+    def events(self, database: Any, run_id: RunLike, timeout: float | None) -> Iterator[Any]:
         """The events that it has not seen, for ever, or until none comes for `timeout` seconds."""
         while True:
             try:
@@ -44,7 +41,7 @@ class Follower:
 
     async def awaited_events(
         self, database: Any, run_id: RunLike, timeout: float | None
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncIterator[Any]:
         """The same of an asynchronous database."""
         while True:
             try:
@@ -55,9 +52,9 @@ class Follower:
                 self._last, self._after = event, event.sequence
                 yield event
 
-    def _unseen(self, txn: TransactionBase) -> list[Event]:
+    def _unseen(self, txn: TransactionBase) -> list[Any]:
         """The next page, never empty: it waits instead."""
-        log: EventLog[TransactionBase] = self._log(txn)
+        log = self._log(txn)
         start, last = self._after + 1, self._last
         # By hash: another log may have grown as long as the one before.
         if last is not None and getattr(log.read(last.sequence), "hash", None) != last.hash:

@@ -10,7 +10,7 @@ cimport cython
 
 from ...ipc._atomics cimport i64, u64
 from ..commit._wire cimport RESULT_SIGNED
-from ..model._values cimport make_receipt
+from ..model._records cimport make_receipt
 from ._answer cimport Answer
 from ._commit cimport accept_answer, give_up, prepare_commit, require_log
 from ._core cimport STATE_ABORTED, STATE_ACTIVE, STATE_COMMITTED, STATE_VALIDATING, TransactionCore

@@ -24,7 +24,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..disk import failpoints
 from ..model.errors import CoordinatorUnavailable, CorruptionError, WatchLagged
@@ -34,7 +34,6 @@ from .wait_signal import WaitSignal
 
 if TYPE_CHECKING:
     from ._view import StoreAttachment
-    from .engine_handle import EngineHandle
 
 __all__ = ["Interest", "WaitHub", "wait_for_change"]
 
@@ -92,6 +91,13 @@ class _Waiter:
         self.alarm.acquire(blocking=False)
 
 
+class Attached(Protocol):
+    """What a WaitHub needs of its handle."""
+
+    def attachment(self) -> StoreAttachment:
+        """The store to begin snapshots on."""
+
+
 class WaitHub:
     """The waiting threads of one handle.
 
@@ -99,8 +105,8 @@ class WaitHub:
       handle: whose store they follow.
     """
 
-    def __init__(self, handle: EngineHandle) -> None:
-        self._handle: EngineHandle = weakref.proxy(handle)
+    def __init__(self, handle: Attached) -> None:
+        self._handle: Attached = weakref.proxy(handle)
         self.reset()
         _hubs.add(self)
 
