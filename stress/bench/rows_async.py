@@ -182,7 +182,7 @@ def async_rows() -> list[Row]:
                 "lmdb": loop_side(LmdbLoopTask, "lmdb", "none"),
             },
             "async",
-            target=Target(ratio=3, issue=12),
+            target=Target(ratio=3),
         ),
         Row(
             "async-always",
@@ -194,7 +194,7 @@ def async_rows() -> list[Row]:
             },
             "async",
             baseline="one at a time",
-            target=Target(ratio=5, issue=12),
+            target=Target(ratio=5),
         ),
         Row(
             "async-turn",
@@ -204,7 +204,7 @@ def async_rows() -> list[Row]:
             "async",
             baseline=None,
             more_is_better=False,
-            target=Target(absolute=5, issue=12),
+            target=Target(absolute=5),
         ),
         Row(
             "async-computed",
@@ -214,7 +214,7 @@ def async_rows() -> list[Row]:
             "async",
             baseline=None,
             more_is_better=False,
-            target=Target(absolute=5, issue=12),
+            target=Target(absolute=5),
         ),
     ]
 

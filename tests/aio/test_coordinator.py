@@ -211,9 +211,18 @@ def test_a_descriptor_that_is_no_eventfd_is_refused(database_path: Path) -> None
         with open(os.devnull) as file:
             client = ControlClient.connect(socket_path(str(database_path)), 10.0)
             with pytest.raises(occamdb.InvalidArgumentError, match="not an eventfd"):
-                Link(client, session=0, asked={}, durability="standard", timeout=10.0, event_fd=file.fileno())
+                Link(
+                    client,
+                    str(database_path),
+                    session=0,
+                    owner=1,
+                    asked={},
+                    durability="standard",
+                    timeout=10.0,
+                    event_fd=file.fileno(),
+                )
         client = ControlClient.connect(socket_path(str(database_path)), 10.0)
-        reply = client.call({"op": "attach", "session": 0, "event": True, "asked": {}, "durability": "standard",
+        reply = client.call({"op": "attach", "session": 0, "owner": 1, "event": True, "asked": {}, "durability": "standard",
                              "process": {}}, 10.0)  # fmt: skip
         assert not reply["ok"] and "no eventfd came" in reply["message"]
         client.close()

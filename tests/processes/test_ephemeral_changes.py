@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from occamdb import RunId
+from occamdb import Database, RunId, Transaction
 from tests.support.aio import open_async
 from tests.support.processes import DEADLINE_S, kill_coordinator, open_database
 
@@ -26,12 +26,11 @@ def test_a_wait_ends_with_the_session_of_the_key_it_read(database_path: Path, ru
         owner = open_database(database_path)
         owner.put(run, "lock", "owner", ephemeral=True)
 
-        def take(txn) -> int:
+        def take(txn: Transaction) -> None:
             if txn.exists("lock"):
                 owner.close()
                 txn.wait()
             txn.put("lock", "mine")
-            return txn.start_version
 
         db.transaction(run, take, timeout=DEADLINE_S)
         assert db.get(run, "lock") == "mine"
@@ -53,7 +52,7 @@ def test_a_watch_that_reads_the_log_gets_bound_writes(database_path: Path, run: 
 
 
 def test_keys_that_an_event_loop_binds_end_with_its_database(database_path: Path, run: RunId) -> None:
-    async def main(db) -> None:
+    async def main(db: Database) -> None:
         async with open_async(database_path) as other:
             await other.put(run, "a", 1, ephemeral=True)
             await other.cells.init(run, "c", 2, ephemeral=True)

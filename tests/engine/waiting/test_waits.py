@@ -259,7 +259,7 @@ def test_where_a_transaction_cannot_wait(db: Database, run: RunId) -> None:
             txn.wait()
 
         with pytest.raises(TransactionStateError, match="read nothing"):
-            db.transaction(run, nothing, isolation=isolation)
+            db.transaction(run, nothing, isolation=isolation)  # type: ignore[arg-type]
 
 
 def test_a_blocked_wait_uses_no_cpu(db: Database, run: RunId) -> None:
