@@ -222,8 +222,8 @@ def test_a_descriptor_that_is_no_eventfd_is_refused(database_path: Path) -> None
                     event_fd=file.fileno(),
                 )
         client = ControlClient.connect(socket_path(str(database_path)), 10.0)
-        reply = client.call({"op": "attach", "session": 0, "owner": 1, "event": True, "asked": {}, "durability": "standard",
-                             "process": {}}, 10.0)  # fmt: skip
+        message = {"op": "attach", "session": 0, "owner": 1, "event": True, "asked": {}}
+        reply = client.call(message | {"durability": "standard", "process": {}}, 10.0)
         assert not reply["ok"] and "no eventfd came" in reply["message"]
         client.close()
         assert db.put(RunId.new(), "k", 1)
