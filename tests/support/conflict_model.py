@@ -237,7 +237,7 @@ def _conflicts(
         absent = [
             key
             for key, expected in sets.cas.items()
-            if expected == 0 and version_now(source, key, sets.read_time) == 0
+            if expected == 0 and version_now(source, key, sets.now) == 0
         ]
         yield from validate_erased(range_deletes, absent, start)
         for key in sets.writes:
