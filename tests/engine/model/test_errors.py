@@ -91,6 +91,7 @@ def samples() -> Iterator[OccamError]:
         "NotAnIntegerError": {"key": "n"},
         "IntegerOverflowError": {"key": b"n"},
         "ValueEncodingError": {"path": 'value["a"]'},
+        "RunNotActive": {"run_id": RUN, "status": "paused"},
         "SettingsError": {"setting": "ring_size"},
         "SettingsMismatchError": {"setting": "ring_size"},
     }
