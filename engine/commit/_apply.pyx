@@ -25,7 +25,7 @@ from ._changes cimport note_changes
 from ._core cimport RECENT_COUNT, Recent, Undo
 from ._expiry cimport ExpiryEntry, expiry_free, expiry_pop, expiry_push, expiry_rebuild
 from ._integer cimport Integer, integer_add, integer_decode, integer_encode
-from ._pins cimport checkpoint_pinned, make_room, revoke_checkpoint
+from ._pins cimport checkpoint_pinned, hold_back, make_room, revoke_checkpoint
 from ._range_history cimport history_push, history_undo
 from ._validate cimport reserve_reply, visible_version
 from ._wire cimport (
@@ -268,7 +268,9 @@ cdef u32 _delete_range(Effect *effect, const OpHeader *op, const u8 *start, WalA
         if slot >= 0 and not _note_undo(core, 0, <u32>slot):
             ranges_drop(&core.store, <u32>slot)
             return STATUS_STORE_FULL
-    if slot < 0:
+    if slot >= 0:
+        hold_back(core, effect.version - 1)
+    else:
         status = _delete_keys(effect, start, op.key_size, end, op.value_size)
         if status != STATUS_COMMITTED:
             return status

@@ -146,6 +146,8 @@ cdef struct Core:
     u32 event_fds_count
     u32 hot_max                     # workers beyond this many wait for their wake-up
     Interest interest               # who waits for which changes
+    u64 hold_version                # gc_horizon stays at or below it until `hold_until`; see _pins.pyx
+    i64 hold_until                  # monotonic ns; 0: it need not
     u64 *pins                       # scratch of the pin scan
     u64 pins_capacity
     u64 collected_version           # committed_version at the last collect

@@ -5,16 +5,20 @@ A small ring is lapped all the time: a watch then says that it lags, and never l
 
 from __future__ import annotations
 
+import tempfile
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from occamdb import Database, RunId
 from tests.support.databases import DatabaseFactory, memory_database
 from tests.support.followers import Follower, state_of_run
+from tests.support.processes import kill_coordinator, open_database, stop_coordinator, wait_until
 
 KEYS = st.integers(0, 30).map(lambda number: f"{'ab'[number % 2]}/{number:02}")
 VALUES = st.one_of(
@@ -118,6 +122,38 @@ class ChangesInALargeRing(Changes):
         self.db.space(self.run, 1).delete_range("b/")
 
 
+class ChangesOverRestarts(Changes):
+    """The same with a coordinator that is killed and stopped in between."""
+
+    def make(self) -> Database:
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "db"
+        return open_database(self.path, watch_history=self.watch_history)
+
+    def teardown(self) -> None:
+        self.db.put(self.other, "served", 1)
+        super().teardown()
+        stop_coordinator(self.path)
+        self.folder.cleanup()
+
+    @rule(kill=st.booleans())
+    def restart(self, kill: bool) -> None:
+        self.db.put(self.other, "served", 1)  # by the coordinator that is to end
+        if kill:
+            kill_coordinator(self.path)
+        else:
+            stop_coordinator(self.path)
+
+    @rule()
+    def checkpoint(self) -> None:
+        self.db.checkpoint()
+
+
+def test_the_feed_over_restarts() -> None:
+    few = settings(stateful_step_count=20, max_examples=8, deadline=None, phases=[Phase.generate])
+    run_state_machine_as_test(ChangesOverRestarts, settings=few)
+
+
 @pytest.mark.parametrize("machine", [Changes, ChangesInALargeRing])
 def test_the_feed_gives_what_the_store_has(machine: type[Changes]) -> None:
     run_state_machine_as_test(
@@ -145,3 +181,25 @@ def test_a_large_value_is_read_from_the_store(db_factory: DatabaseFactory, run: 
         db.put(run, "large", "x" * 100_000)
         db.put(run, "small", 1)
         assert [(c.key, c.value) for c in watch.ready()] == [("large", "x" * 100_000), ("small", 1)]
+
+
+def test_a_watch_that_is_awake_sees_every_key_of_a_large_delete(
+    db_factory: DatabaseFactory, run: RunId
+) -> None:
+    db = db_factory()
+    with db.begin(run) as txn:
+        for number in range(3000):
+            txn.put(f"{number:04}", number)
+    deleted: list[str] = []
+    with db.watch(run, timeout=60) as watch:
+
+        def read() -> None:
+            deleted.extend(change.key for change in next(watch.commits()) if change.kind == "delete")
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        hub = db.handle.waits
+        wait_until(lambda: hub._leader is not None)
+        db.space(run, 1).delete_range()
+        reader.join(60)
+        assert deleted == [f"{number:04}" for number in range(3000)]
