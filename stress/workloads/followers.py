@@ -32,7 +32,7 @@ TOKENS = 4
 WIDE = 600  # keys that are deleted as a range, more than the engine deletes key by key
 LARGE = "x" * 70_000  # a value that the ring of changes does not hold itself
 FOLLOW_SECONDS = 0.05
-COMMITS_A_STEP = 500
+COMMITS_A_STEP = 50
 WAIT_SECONDS = 2.0
 CATCH_UP_SECONDS = 60.0
 
