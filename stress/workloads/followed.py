@@ -101,8 +101,9 @@ class FollowedState:
             return [f"{key} does not begin with {self.prefix}"]
         if change.kind == "put":
             self.rows[key] = (change.value, change.version)
-            if key.startswith("count/") and change.value != (before[0] if before else 0) + 1:
-                return [f"{key} went from {before and before[0]} to {change.value}"]
+            counted = before[0] if before else 0
+            if key.startswith("count/") and not (isinstance(counted, int) and change.value == counted + 1):
+                return [f"{key} went from {counted} to {change.value}"]
             return []
         self.rows.pop(key, None)
         expires = key.startswith("ttl/")
