@@ -2,8 +2,8 @@
 
     python -m occamdb.stress.bench.large_delete [keys]
 
-One process, its own commit core in memory with a thread and two channels: what is measured is how long the commit
-thread keeps a request waiting. "quiet" is the same traffic with nothing deleted.
+One process with a commit core of its own in memory, a thread and two channels. It measures how long the
+commit thread keeps a request waiting. "quiet" is the same traffic without a deletion.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from occamdb.stress.bench.model import OCCAM, Row, Scale, Target
+from occamdb.stress.bench.model import OCCAM, Row, Scale, Target, own_row
 from occamdb.stress.bench.occam import OccamTask, SoloSide, fill, long_key, open_db, store_bytes
 from occamdb.stress.bench.stores import RUN, key_name, value_of
 from occamdb.stress.coordinators import stop_coordinator
@@ -151,46 +151,38 @@ class PrivateMemory(SoloSide):
 def memory_rows() -> list[Row]:
     """The memory profile."""
     return [
-        Row(
+        own_row(
             "memory-key",
             "shared memory a key of 40 bytes with a value of 100, at 1,000,000 keys",
             "bytes",
             {OCCAM: BytesPerKey},
             "memory",
-            baseline=None,
-            more_is_better=False,
-            target=Target(absolute=400, issue=2),
+            target=Target(absolute=400),
             repeat_max=1,
         ),
-        Row(
+        own_row(
             "memory-overwrites",
             "shared memory after 10,000,000 overwrites, as a share of before",
             "of 1",
             {OCCAM: AfterOverwrites},
             "memory",
-            baseline=None,
-            more_is_better=False,
-            target=Target(absolute=1.05, issue=2),
+            target=Target(absolute=1.05),
             repeat_max=1,
         ),
-        Row(
+        own_row(
             "memory-garbage",
             "growth under 20 overwrites of every key, without a snapshot and with a long one",
             "bytes/key",
             {OCCAM: lambda: HeldGarbage(False), "long snapshot": lambda: HeldGarbage(True)},
             "memory",
-            baseline=None,
-            more_is_better=False,
             repeat_max=3,
         ),
-        Row(
+        own_row(
             "memory-worker",
             "private memory of an attached worker",
             "MiB",
             {OCCAM: PrivateMemory},
             "memory",
-            baseline=None,
-            more_is_better=False,
             repeat_max=3,
         ),
     ]

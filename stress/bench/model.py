@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,7 +67,6 @@ class Target:
     ratio: float | None = None
     absolute: float | None = None
     of_row: str | None = None
-    issue: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,10 @@ class Row:
     more_is_better: bool = True
     target: Target | None = None
     repeat_max: int = 1000
+
+
+# A row in which no peer takes part and less is better.
+own_row = partial(Row, baseline=None, more_is_better=False)
 
 
 @dataclass(slots=True)

@@ -137,7 +137,7 @@ def _measure(task: Task, start: float, seconds: float) -> tuple[int, dict[str, A
 
 
 class BusyCores:
-    """Processes that compute for ever, one a core: the noisy neighbour of the `busy` rows."""
+    """Processes that compute without end, one a core: the noisy neighbour of the `busy` rows."""
 
     def __init__(self, count: int):
         """Start `count` busy loops."""

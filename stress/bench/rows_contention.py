@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from occamdb.engine.model.errors import ConflictError
-from occamdb.stress.bench.model import OCCAM, Row, Scale, Target
+from occamdb.stress.bench.model import OCCAM, Row, Scale, Target, own_row
 from occamdb.stress.bench.occam import OccamTask, SoloSide, fill, open_db
 from occamdb.stress.bench.pool import Task
 from occamdb.stress.bench.stores import RUN, key_name, key_prefix, value_of
@@ -18,6 +18,9 @@ from occamdb.stress.bench.tasks import PoolSide, store_side
 from occamdb.stress.tally import Tally
 from occamdb.stress.worker import Context, Place, Settings
 from occamdb.stress.workloads import get_workload
+
+if TYPE_CHECKING:
+    from occamdb import Transaction
 
 CONTENDED_KEYS = (1, 4, 16, 64, 256, 1024, 4096)
 LATENCIES = 2000
@@ -141,13 +144,13 @@ class SnapshotLatency(_Latency):
         return time.perf_counter() - began
 
 
-class CommitLatency(_Latency):
-    """The whole `commit()` of a transaction with 20 reads, a scan of 10 rows and 5 writes; validation is in it."""
+class _TypicalLatency(_Latency):
+    """Something about a transaction with 20 reads, a scan of 10 rows and 5 writes."""
 
-    def once(self) -> float:
-        """One commit."""
+    def typical(self) -> Transaction:
+        """Such a transaction, open."""
         dice, count = self.dice, self.count
-        txn = self.db.begin(RUN)
+        txn: Transaction = self.db.begin(RUN)
         for _ in range(20):
             txn.get(key_name(dice.randrange(count)))
         for _ in txn.scan(key_prefix(dice.randrange(count // 1000)) + "00"):
@@ -155,25 +158,26 @@ class CommitLatency(_Latency):
         for _ in range(5):
             number = dice.randrange(count)
             txn.put(key_name(number), value_of(number))
+        return txn
+
+
+class CommitLatency(_TypicalLatency):
+    """The whole `commit()`; validation is in it."""
+
+    def once(self) -> float:
+        """One commit."""
+        txn = self.typical()
         began = time.perf_counter()
         txn.commit()
         return time.perf_counter() - began
 
 
-class ValidateLatency(CommitLatency):
-    """`validate()` of the same transaction, which checks everything without committing."""
+class ValidateLatency(_TypicalLatency):
+    """`validate()`, which checks everything without committing."""
 
     def once(self) -> float:
         """One validation."""
-        dice, count = self.dice, self.count
-        with self.db.begin(RUN) as txn:
-            for _ in range(20):
-                txn.get(key_name(dice.randrange(count)))
-            for _ in txn.scan(key_prefix(dice.randrange(count // 1000)) + "00"):
-                pass
-            for _ in range(5):
-                number = dice.randrange(count)
-                txn.put(key_name(number), value_of(number))
+        with self.typical() as txn:
             began = time.perf_counter()
             txn.validate()
             took = time.perf_counter() - began
@@ -211,27 +215,23 @@ def _begin_row(name: str, keys: int, target: Target) -> Row:
 def contention_rows() -> list[Row]:
     """Conflict rate by contention, and of the agents pipeline."""
     rows = [
-        Row(
+        own_row(
             f"conflicts-{keys}",
             f"attempts that conflict, 4 processes on {keys:,} shared key{'s' if keys > 1 else ''}",
             "%",
             {OCCAM: _contended_side(keys, 4)},
             "contention",
-            baseline=None,
-            more_is_better=False,
         )
         for keys in CONTENDED_KEYS
     ]
     rows.append(
-        Row(
+        own_row(
             "conflicts-agents",
             "attempts that conflict in the agents pipeline, 4 processes",
             "%",
             {OCCAM: _agents_side(4)},
             "contention",
-            baseline=None,
-            more_is_better=False,
-            target=Target(absolute=5.0, issue=5),
+            target=Target(absolute=5.0),
         )
     )
     return rows
@@ -245,19 +245,17 @@ def growth_rows() -> list[Row]:
         ("commit-latency", "commit() of 20 reads, a scan of 10 and 5 writes", CommitLatency, 1.0),
     )
     return [
-        _begin_row("begin-1k", 1_000, Target(absolute=10.0, issue=2)),
-        _begin_row("begin-100k", 100_000, Target(ratio=0.8, of_row="begin-1k", issue=2)),
-        _begin_row("begin-1m", 1_000_000, Target(ratio=0.8, of_row="begin-1k", issue=2)),
+        _begin_row("begin-1k", 1_000, Target(absolute=10.0)),
+        _begin_row("begin-100k", 100_000, Target(ratio=0.8, of_row="begin-1k")),
+        _begin_row("begin-1m", 1_000_000, Target(ratio=0.8, of_row="begin-1k")),
         *(
-            Row(
+            own_row(
                 name,
                 title,
                 "ms",
                 {OCCAM: side},
                 "growth",
-                baseline=None,
-                more_is_better=False,
-                target=Target(absolute=limit, issue=5),
+                target=Target(absolute=limit),
             )
             for name, title, side, limit in latencies
         ),

@@ -12,7 +12,7 @@ from typing import Any
 
 from occamdb.primitives.run_types import RunStatus
 from occamdb.primitives.trace_types import Custom, Thought, ToolCall
-from occamdb.stress.bench.model import OCCAM, Row, Scale, Target
+from occamdb.stress.bench.model import OCCAM, Row, Scale, Target, own_row
 from occamdb.stress.bench.occam import OccamTask, SoloSide, open_db
 from occamdb.stress.bench.pool import Task
 from occamdb.stress.bench.stores import RUN, key_name, value_of
@@ -173,7 +173,7 @@ class _Increment(OccamTask):
         return self.batch
 
     def notes(self) -> dict[str, Any]:
-        """The increments made since the last call, those outside the window included."""
+        """The increments since the last call, including those outside the window."""
         done, self.done = self.done, 0
         return {"increments": done}
 
@@ -250,17 +250,17 @@ class TraceTree(SoloSide):
 
 
 def primitive_rows() -> list[Row]:
-    """The rows of issue 4."""
+    """The rows of the primitives."""
     rows = []
     for operation, (title, beside) in OPERATIONS.items():
-        # LMDB's same-run rate of what comes nearest stands beside each as a yardstick, not as a like.
+        # Beside each stands LMDB's rate of the nearest plain operation: a yardstick, not the same work.
         sides = {
             OCCAM: _primitive_side(operation),
             "lmdb": store_side("lmdb", beside, keys=KEYS, durability="standard"),
         }
         least = 5_000 if operation == "cross" else 10_000
         name = operation.replace("_", "-")
-        target = Target(absolute=least, issue=4)
+        target = Target(absolute=least)
         rows.append(Row(name, f"{title}, 1 process, standard", "ops/s", sides, "primitives", target=target))
     rows.append(
         Row(
@@ -272,32 +272,28 @@ def primitive_rows() -> list[Row]:
                 "lmdb": store_side("lmdb", "update", keys=1000, processes=8, durability="standard"),
             },
             "primitives",
-            target=Target(absolute=100_000, issue=4),
+            target=Target(absolute=100_000),
         )
     )
     for query in ("type", "tag", "time"):
         rows.append(
-            Row(
+            own_row(
                 f"trace-by-{query}",
                 f"query_by_{query} on 100,000 traces returning 100",
                 "ms",
                 {OCCAM: _query_side(query)},
                 "primitives",
-                baseline=None,
-                more_is_better=False,
-                target=Target(absolute=2.0, issue=4),
+                target=Target(absolute=2.0),
             )
         )
     rows.append(
-        Row(
+        own_row(
             "trace-tree",
             "get_tree of 10,000 nodes",
             "ms",
             {OCCAM: TraceTree},
             "primitives",
-            baseline=None,
-            more_is_better=False,
-            target=Target(absolute=100, issue=4),
+            target=Target(absolute=100),
         )
     )
     return rows

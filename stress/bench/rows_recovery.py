@@ -10,7 +10,7 @@ from typing import Any
 
 from occamdb.ipc.errors import OccamError
 from occamdb.ipc.process import is_alive
-from occamdb.stress.bench.model import OCCAM, Row, Scale, Target
+from occamdb.stress.bench.model import OCCAM, Row, Scale, Target, own_row
 from occamdb.stress.bench.occam import SoloSide, fill, open_db
 from occamdb.stress.bench.stores import RUN, key_name, value_of
 from occamdb.stress.bench.tasks import StoreTask
@@ -167,26 +167,22 @@ class CheckpointInterference(SoloSide):
 
 
 def recovery_rows() -> list[Row]:
-    """The rows of issue 3 that no peer takes part in."""
+    """The rows of recovery, in which no peer takes part."""
     return [
-        Row(
+        own_row(
             "open-empty",
             "opening an empty database, coordinator start included",
             "s",
             {OCCAM: EmptyOpen},
             "recovery",
-            baseline=None,
-            more_is_better=False,
         ),
-        Row(
+        own_row(
             "recovery-checkpoint",
             "opening 1,000,000 keys of 100 bytes from a checkpoint",
             "s",
             {OCCAM: CheckpointRecovery},
             "recovery",
-            baseline=None,
-            more_is_better=False,
-            target=Target(absolute=2.0, issue=3),
+            target=Target(absolute=2.0),
             repeat_max=5,
         ),
         Row(
@@ -196,18 +192,16 @@ def recovery_rows() -> list[Row]:
             {OCCAM: LogReplay},
             "recovery",
             baseline=None,
-            target=Target(absolute=400_000, issue=3),
+            target=Target(absolute=400_000),
             repeat_max=5,
         ),
-        Row(
+        own_row(
             "failover",
             "SIGKILL of the coordinator to the next commit, 100,000 keys",
             "ms",
             {OCCAM: Failover},
             "recovery",
-            baseline=None,
-            more_is_better=False,
-            target=Target(absolute=500, issue=3),
+            target=Target(absolute=500),
         ),
         Row(
             "checkpoint-interference",
@@ -216,7 +210,7 @@ def recovery_rows() -> list[Row]:
             {OCCAM: CheckpointInterference},
             "recovery",
             baseline=None,
-            target=Target(absolute=0.7, issue=3),
+            target=Target(absolute=0.7),
             repeat_max=5,
         ),
     ]

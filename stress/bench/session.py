@@ -2,7 +2,7 @@
 
 The order of the sides turns by one with each repetition, so that no side always follows the same other.
 A side that cannot run is skipped with its reason; a side that fails is reported as failed and the session
-goes on, because a benchmark of twenty minutes should not end at its third row.
+continues, because a benchmark of twenty minutes should not end at its third row.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from occamdb.stress.bench.model import Row, RowResult, Scale, Side, SideResult, Unavailable
+from occamdb.stress.bench.redis_store import stop_servers
 from occamdb.stress.bench.stores import PEERS
 from occamdb.stress.coordinators import stop_coordinator
 
@@ -49,6 +50,7 @@ def run_rows(
                 "LOCK"
             ):  # the coordinators of this row, which would idle on for a while
                 stop_coordinator(str(lock.parent))
+            stop_servers(scratch)
             shutil.rmtree(scratch, ignore_errors=True)
     return results
 

@@ -42,7 +42,7 @@ def measure(names: Sequence[str] = ROWS) -> dict[str, float]:
 
 
 def _ratio(result: RowResult) -> float | None:
-    """The best repetition's ratio but one: a burst of foreign load then spoils no verdict."""
+    """The second-best ratio of the repetitions, so that a burst of other load does not decide."""
     each = sorted(result.ratios(PEER))
     return each[-2] if len(each) > 1 else (each[0] if each else None)
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--baseline", type=Path, default=BASELINE)
     options = parser.parse_args(arguments)
     if options.write:
-        first, second = measure(), measure()  # the lower of two: a lucky baseline would cry wolf ever after
+        first, second = measure(), measure()  # the lower of two: a lucky baseline would raise false alarms
         ratios = {name: round(min(first[name], second[name]), 3) for name in first.keys() & second.keys()}
         ratios = {name: ratios[name] for name in ROWS if name in ratios}
         options.baseline.write_text(

@@ -3,15 +3,14 @@
 Keys are the same text and values the same three-field dict on every side; peers store it as msgpack, as
 occamdb does. Keys are encoded for each store before the clock runs. Durability has three levels:
 
-    level      occamdb     LMDB         SQLite (WAL)        survives
-    none       none        sync=False   synchronous=OFF     the death of a worker
-    standard   standard    sync=False   synchronous=NORMAL  the death of every process
-    always     always      sync=True    synchronous=FULL    power loss
+    level      occamdb    LMDB         SQLite (WAL)         Redis                  survives
+    none       none       sync=False   synchronous=OFF      appendonly no          the death of a worker
+    standard   standard   sync=False   synchronous=NORMAL   appendfsync everysec   the death of every process
+    always     always     sync=True    synchronous=FULL     appendfsync always     power loss
 """
 
 from __future__ import annotations
 
-import importlib
 import sqlite3
 import uuid
 from collections.abc import Iterable, Sequence
@@ -21,10 +20,11 @@ from typing import Any, Protocol
 import msgpack
 
 from occamdb.stress.bench.model import OCCAM, Unavailable
+from occamdb.stress.bench.peers import batches, peer_module
+from occamdb.stress.bench.redis_store import RedisStore
 
 RUN = uuid.UUID("0197c0de-0000-7000-8000-000000000001")
 MAP_SIZE = 4 << 30
-FILL_BATCH = 1000
 
 
 def key_name(index: int) -> str:
@@ -86,7 +86,7 @@ class OccamStore:
 
     def fill(self, items: Iterable[tuple[str, Any]]) -> None:
         """Write in transactions of 1,000."""
-        for batch in _batches(items):
+        for batch in batches(items):
             with self._db.begin(RUN) as txn:
                 for key, value in batch:
                     txn.put(key, value)
@@ -135,7 +135,7 @@ class LmdbStore:
 
     def open(self, path: Path, durability: str) -> None:
         """Open the environment with read-ahead as it comes."""
-        lmdb = _module("lmdb")
+        lmdb = peer_module("lmdb")
         sync = durability == "always"
         self._env = lmdb.open(
             str(path / "lmdb"), map_size=MAP_SIZE, sync=sync, metasync=sync, max_readers=256
@@ -143,7 +143,7 @@ class LmdbStore:
 
     def fill(self, items: Iterable[tuple[str, Any]]) -> None:
         """Write in transactions of 1,000."""
-        for batch in _batches(items):
+        for batch in batches(items):
             with self._env.begin(write=True) as txn:
                 for key, value in batch:
                     txn.put(key.encode(), msgpack.packb(value))
@@ -208,7 +208,7 @@ class SqliteStore:
 
     def fill(self, items: Iterable[tuple[str, Any]]) -> None:
         """Write in transactions of 1,000."""
-        for batch in _batches(items):
+        for batch in batches(items):
             self._db.execute("BEGIN IMMEDIATE")
             rows = [(key, msgpack.packb(value)) for key, value in batch]
             self._db.executemany("INSERT OR REPLACE INTO kv VALUES (?, ?)", rows)
@@ -265,12 +265,12 @@ class DiskcacheStore:
         """Open without eviction."""
         if durability == "always":
             raise Unavailable("diskcache does not sync every commit")
-        diskcache = _module("diskcache")
+        diskcache = peer_module("diskcache")
         self._cache = diskcache.Cache(str(path / "diskcache"), eviction_policy="none", size_limit=MAP_SIZE)
 
     def fill(self, items: Iterable[tuple[str, Any]]) -> None:
         """Write in transactions of 1,000."""
-        for batch in _batches(items):
+        for batch in batches(items):
             with self._cache.transact():
                 for key, value in batch:
                     self._cache[key] = msgpack.packb(value)
@@ -309,67 +309,6 @@ class DiskcacheStore:
         self._cache.close()
 
 
-class RedisStore:
-    """A Redis server on this machine; rows of level `none` only, for its durability is the server's."""
-
-    def open(self, path: Path, durability: str) -> None:
-        """Connect to localhost:6379."""
-        redis = _module("redis")
-        if durability != "none":
-            raise Unavailable("redis syncs as its server is configured; it takes part in rows of level none")
-        self._redis = redis.Redis()
-        self._prefix = f"{path}/".encode()
-        try:
-            self._redis.ping()
-        except redis.exceptions.ConnectionError:
-            raise Unavailable("no redis server answers on localhost:6379") from None
-
-    def fill(self, items: Iterable[tuple[str, Any]]) -> None:
-        """Write in pipelines of 1,000."""
-        for batch in _batches(items):
-            pipe = self._redis.pipeline(transaction=False)
-            for key, value in batch:
-                pipe.set(self.encode(key), msgpack.packb(value))
-            pipe.execute()
-
-    def encode(self, key: str) -> bytes:
-        """Keys carry the scratch directory, for the server is shared."""
-        return self._prefix + key.encode()
-
-    def read_many(self, keys: Sequence[bytes]) -> None:
-        """One MGET."""
-        for value in self._redis.mget(keys):
-            msgpack.unpackb(value)
-
-    def update(self, key: bytes) -> None:
-        """WATCH, GET, MULTI, SET, EXEC."""
-        with self._redis.pipeline() as pipe:
-            pipe.watch(key)
-            value = msgpack.unpackb(pipe.get(key))
-            value["count"] += 1
-            pipe.multi()
-            pipe.set(key, msgpack.packb(value))
-            pipe.execute()
-
-    def put(self, key: bytes, value: Any) -> None:
-        """One SET."""
-        self._redis.set(key, msgpack.packb(value))
-
-    def scan(self, prefix: bytes) -> int:
-        """Not offered."""
-        raise Unavailable("redis has no scan in key order")
-
-    def begin(self) -> None:
-        """Not offered."""
-        raise Unavailable("redis has no read transaction")
-
-    def close(self) -> None:
-        """Remove this row's keys and hang up."""
-        for key in self._redis.scan_iter(match=self._prefix + b"*", count=1000):
-            self._redis.delete(key)
-        self._redis.close()
-
-
 STORES: dict[str, type[Store]] = {
     OCCAM: OccamStore,
     "lmdb": LmdbStore,
@@ -378,21 +317,3 @@ STORES: dict[str, type[Store]] = {
     "redis": RedisStore,
 }
 PEERS = tuple(name for name in STORES if name != OCCAM)
-
-
-def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise Unavailable(f"{name} is not installed (pip install 'occamdb[peers]')") from None
-
-
-def _batches(items: Iterable[tuple[str, Any]]) -> Iterable[list[tuple[str, Any]]]:
-    batch: list[tuple[str, Any]] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == FILL_BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from occamdb.stress.bench.catalogue import all_rows, select_rows
 from occamdb.stress.bench.model import OCCAM, QUICK, Row, Scale, Target, Unavailable, judge
 from occamdb.stress.bench.pool import Pool, WorkerFailed
+from occamdb.stress.bench.redis_store import stop_servers
 from occamdb.stress.bench.report import machine, table_text, to_json, write_json
 from occamdb.stress.bench.session import run_rows
 from occamdb.stress.bench.stores import PEERS, STORES, key_name, key_prefix, value_of
@@ -161,11 +164,36 @@ def test_stores_do_the_same_work(tmp_path: Path, name: str) -> None:
         assert stop_coordinator(str(tmp_path / "occam"))
 
 
-def test_missing_peers_say_so(tmp_path: Path) -> None:
+def test_missing_peers_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(PEERS) == {"lmdb", "sqlite", "diskcache", "redis"}
-    for name, level in (("diskcache", "always"), ("redis", "standard")):
-        with pytest.raises(Unavailable):
-            STORES[name]().open(tmp_path, level)
+    with pytest.raises(Unavailable, match="diskcache"):
+        STORES["diskcache"]().open(tmp_path, "always")
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    with pytest.raises(Unavailable, match="redis"):
+        STORES["redis"]().open(tmp_path, "none")
+
+
+def test_redis_keeps_what_was_filled_until_the_row_is_over() -> None:
+    redis = pytest.importorskip("redis")
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
+    with tempfile.TemporaryDirectory() as scratch:  # a socket's path must be short
+        place = Path(scratch)
+        filled = STORES["redis"]()
+        filled.open(place, "standard")
+        try:
+            filled.fill((key_name(index), value_of(index)) for index in range(1200))
+            filled.close()
+            worker = STORES["redis"]()
+            worker.open(place, "standard")
+            key = worker.encode(key_name(1199))
+            worker.update(key)
+            worker.read_many([key, worker.encode(key_name(0))])
+            worker.close()
+        finally:
+            stop_servers(place)
+        with pytest.raises(redis.exceptions.ConnectionError):
+            redis.Redis(unix_socket_path=str(place / "redis.sock")).ping()
 
 
 @dataclass
@@ -192,7 +220,7 @@ class Counting:
 
 def test_pool_adds_up_and_reports_failures() -> None:
     pool = Pool([Counting(), Counting()])
-    count, notes = pool.run(0.05)
+    count, notes = pool.run(1.0)  # a busy machine may start a worker after a shorter window
     assert count > 100 and notes == {"steps": 2}
     pids = pool.pids
     pool.close()
@@ -201,7 +229,7 @@ def test_pool_adds_up_and_reports_failures() -> None:
         Pool([Counting("open")])
     broken = Pool([Counting("step")])
     with pytest.raises(WorkerFailed, match="cannot step"):
-        broken.run(0.01)
+        broken.run(10.0)
     broken.close()
 
 
