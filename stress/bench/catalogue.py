@@ -10,6 +10,7 @@ from occamdb.stress.bench.rows_contention import contention_rows, growth_rows
 from occamdb.stress.bench.rows_engine import durability_rows, engine_rows
 from occamdb.stress.bench.rows_primitives import primitive_rows
 from occamdb.stress.bench.rows_recovery import recovery_rows
+from occamdb.stress.bench.rows_waiting import waiting_rows
 
 
 def all_rows() -> list[Row]:
@@ -21,6 +22,7 @@ def all_rows() -> list[Row]:
         *durability_rows(),
         *recovery_rows(),
         *primitive_rows(),
+        *waiting_rows(),
         *memory_rows(),
     ]
 
