@@ -233,7 +233,7 @@ class WaitHub:
         if bell is None or bell.attachment is not attachment:
             self._bell = bell = WatchBell(attachment)
             self._feed = None
-            for prefix, entry in self._held.items():
+            for prefix, entry in tuple(self._held.items()):
                 entry[1] = bell.add(prefix)
             self._wake_all()
         if self._feed is None:
@@ -284,9 +284,12 @@ class WaitHub:
         if leads:
             self._lead(waiter, deadline)
             return
-        left = _FOLLOW_SECONDS if deadline is None else min(deadline - time.monotonic(), _FOLLOW_SECONDS)
-        if left > 0:
-            waiter.alarm.acquire(timeout=left)
+        while True:
+            left = _FOLLOW_SECONDS if deadline is None else min(deadline - time.monotonic(), _FOLLOW_SECONDS)
+            if left <= 0 or waiter.alarm.acquire(timeout=left):
+                return
+            if self._leader is None or time.monotonic() - self._beat > _LEADER_LOST:
+                return
 
     def _lead(self, waiter: _Waiter, deadline: float | None) -> None:
         """Watch the bell for all, until this thread has something to look at."""

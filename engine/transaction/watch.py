@@ -148,9 +148,7 @@ class Watch(Iterator[Change]):
         """What has been committed up to now, without waiting; [] if there is nothing new."""
         found: list[Change] = []
         with self._alone():
-            # Of the store that commits go to now: the feed may still stand at the end of one from before a restart.
-            attachment = self._handle.waits.attachment() or self._feed.attachment
-            newest = attachment.committed_version
+            newest = (self._handle.waits.attachment() or self._feed.attachment).committed_version
             while self._rest or self.version < newest:
                 try:
                     if not self._rest and not self._fill(0.0):
