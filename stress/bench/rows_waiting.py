@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,9 @@ class FollowerTask(OccamTask):
         """How far behind it is at the end of a window, as a list so that it is not summed."""
         with self.db.begin(RUN, read_only=True) as txn:
             newest = txn.start_version
-        seen, self.seen = self.seen, 0
-        return {"behind": [newest - self.watch.version], "followed": seen, "lagged": self.lagged}
+        seen, lagged = self.seen, self.lagged
+        self.seen = self.lagged = 0
+        return {"behind": [newest - self.watch.version], "followed": seen, "lagged": lagged}
 
     def close(self) -> None:
         """Detach."""
@@ -147,7 +149,7 @@ def waiting_rows() -> list[Row]:
             "wake-up",
             "from before a commit until a waiter in another process has it",
             "us",
-            {name: lambda name=name: WakeUpSide(name) for name in WAYS},  # type: ignore[misc]
+            {way: partial(WakeUpSide, way) for way in WAYS},
             "waiting",
             baseline="mp.Queue",
             more_is_better=False,

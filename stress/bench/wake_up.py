@@ -30,7 +30,6 @@ BLOCKED_SECONDS = 10.0
 WATCH = "occamdb watch"
 BLPOP, PUBSUB, QUEUE = "redis-blpop", "redis-pubsub", "mp.Queue"
 WAYS = (OCCAM, WATCH, QUEUE, BLPOP, PUBSUB)
-PEER_WAYS = (QUEUE, BLPOP, PUBSUB)
 
 _context = multiprocessing.get_context("forkserver")
 
