@@ -13,7 +13,7 @@ import occamdb
 from occamdb.engine.transaction import watch as watch_module
 from occamdb.engine.transaction._feed import ChangeFeed
 from occamdb.engine.transaction.waiting import WaitHub
-from occamdb.stress.campaigns.chaos import CHOICES
+from occamdb.stress.campaigns.chaos import CHOICES, chaos_campaign
 from occamdb.stress.runner import VERIFIER, run_workload
 from occamdb.stress.tally import Tally, totals
 from occamdb.stress.worker import Context, Place, Settings
@@ -185,6 +185,18 @@ def test_a_short_run_with_a_coordinator_is_clean(tmp_path: Path) -> None:
     result = run_workload("followers", settings, tmp_path / "files")
     assert result.valid, result.text()
     assert result.counts["compared"] and result.counts["woken"]
+
+
+def test_it_survives_kills_of_everybody(tmp_path: Path) -> None:
+    verdict = chaos_campaign(
+        0.1,
+        tmp_path,
+        seed=2,
+        workloads=["followers"],
+        faults=["kill-worker", "kill-coordinator", "stop-worker"],
+    )
+    assert verdict.valid, verdict.text()
+    assert verdict.kills > 2 and verdict.transactions > 100
 
 
 def test_chaos_draws_it() -> None:
