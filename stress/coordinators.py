@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 
+from occamdb.engine.client.launcher import LOG_NAME
 from occamdb.engine.disk.directory import read_meta
 from occamdb.ipc.errors import LockHeldError
 from occamdb.ipc.lock import lock_holder
@@ -25,7 +26,7 @@ def coordinator_of(path: str) -> ProcessIdentity | None:
     """The live coordinator of a database directory, None while there is none."""
     try:
         identity = lock_holder(os.path.join(path, "LOCK"))
-    except LockHeldError:  # somebody is just taking it and has not written who it is
+    except LockHeldError:  # somebody is taking the lock just now and has not written its identity
         return None
     return identity if identity is not None and is_alive(identity) else None
 
@@ -56,6 +57,15 @@ def leaked_segments(path: str) -> list[str]:
     if meta is None:
         return []
     return [name for one in list_incarnations(meta.database_id) for name in one.names]
+
+
+def last_complaint(path: str) -> str:
+    """The last line of the coordinators' log: why none comes up, for example."""
+    try:
+        with open(os.path.join(path, LOG_NAME), errors="replace") as file:
+            return (file.read().splitlines() or [""])[-1]
+    except OSError:
+        return ""
 
 
 def wait_until(condition: Callable[[], bool], timeout: float) -> bool:

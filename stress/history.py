@@ -90,7 +90,10 @@ class HistoryWriter:
         self._write([_RETURNED, txn, time.monotonic_ns(), UNKNOWN, [], 0])
 
     def happened(self, ops: Sequence[Op]) -> None:
-        """What nobody asked for happened, at some time since the beginning, or will happen yet."""
+        """Record writes that no worker asked for, such as an expiry, and whose time is not known.
+
+        They happened at some time since the beginning, or will happen yet.
+        """
         txn = self._next_id
         self._next_id += 1
         self._write([_INVOKED, txn, 0, ops])

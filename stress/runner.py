@@ -1,8 +1,8 @@
 """Runs a workload over real processes and judges it: prepare, start, wait, verify.
 
 The runner owns the worker processes and the directory of tallies, histories and error files; campaigns use it
-too and kill what it started. Worker numbers are never used twice in a run, so a restarted worker has a
-history and a tally of its own.
+too, and kill processes that it started. Worker numbers are never used twice in a run, so a restarted worker
+has a history and a tally of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from occamdb.stress.checker import Report, check_history
-from occamdb.stress.coordinators import leaked_segments, stop_coordinator
+from occamdb.stress.coordinators import leaked_segments, stop_coordinator, wait_until
 from occamdb.stress.history import SUFFIX, HistoryWriter
 from occamdb.stress.tally import Tally, totals
 from occamdb.stress.worker import Context, Place, Settings, work
@@ -28,7 +28,13 @@ from occamdb.stress.workloads import Workload, get_workload
 
 VERIFIER = 4095  # the worker number under which the runner itself reads at the end
 START_TIMEOUT = 60.0
+# A worker looks for the stop file after each step that took long, and a step takes no longer than the database's
+# timeout, which is 60 s in the campaigns.
 STOP_TIMEOUT = 90.0
+STUCK_STOP_TIMEOUT = 10.0  # for workers that are known to make no progress
+KILL_TIMEOUT = 10.0
+STACK_TIMEOUT = 10.0
+HUNG = -999  # in place of an exit code
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["occamdb.stress.worker", "occamdb.stress.workloads"])
@@ -96,6 +102,7 @@ class Runner:
         self.started = 0
         self.exits: dict[int, int | None] = {}
         self.killed: set[int] = set()
+        self.stacks: dict[int, str] = {}  # of workers that hung
         db = settings.open()
         try:
             workload.prepare(db, settings)
@@ -158,7 +165,8 @@ class Runner:
         while self.alive():
             tick()
             if time.monotonic() > deadline:
-                self.exits.update(dict.fromkeys(self.processes, -999))
+                self.exits.update(dict.fromkeys(self.processes, HUNG))
+                self.stacks.update((number, self._stack_of(number)) for number in self.processes)
                 self.kill_all()
                 return
             time.sleep(0.01)
@@ -171,11 +179,23 @@ class Runner:
         self.wait(timeout)
 
     def kill_all(self) -> None:
-        """End every worker at once."""
+        """End every worker at once. One that SIGKILL does not end within KILL_TIMEOUT counts as hung."""
         for process in self.processes.values():
             process.kill()
-            process.join()
+        deadline = time.monotonic() + KILL_TIMEOUT
+        for number, process in self.processes.items():
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                self.exits[number] = HUNG
         self.processes.clear()
+
+    def _stack_of(self, number: int) -> str:
+        """Where a worker stands, as it tells when asked by a signal; empty if it does not."""
+        place = Place(self.directory, number)
+        self.signal_worker(number, signal.SIGUSR1)
+        # Its outermost frame comes last.
+        wait_until(lambda: "in <module>" in _text_of(place.stack), STACK_TIMEOUT)
+        return _text_of(place.stack)
 
     def progress(self, number: int) -> int:
         """How many commits of a worker were acknowledged so far."""
@@ -197,17 +217,24 @@ class Runner:
             tally.close()
         return found
 
+    def exit_problems(self) -> list[str]:
+        """What is wrong with how the workers ended: one that hung, or that ended otherwise than it was told to."""
+        problems = []
+        for number, code in sorted(self.exits.items()):
+            if code == HUNG:
+                stack = self.stacks.get(number) or "it does not say where"
+                problems.append(f"worker {number} did not end when asked to: it hangs\n{stack}")
+            elif code and number not in self.killed:
+                problems.append(f"worker {number} ended with code {code}: {self._errors_of(number)}")
+        return problems
+
     def verify(self, seconds: float) -> RunResult:
         """Read the database back and judge everything; call it when no worker runs."""
         result = RunResult(self.workload.name, self.settings, self.directory, seconds)
         tallies = self.tallies()
         result.counts = totals(tallies)
         result.account = self.workload.account(result.counts, tallies)
-        for number, code in sorted(self.exits.items()):
-            if code == -999:
-                result.problems.append(f"worker {number} did not end when asked to: it hangs")
-            elif code and number not in self.killed:
-                result.problems.append(f"worker {number} ended with code {code}: {self._errors_of(number)}")
+        result.problems += self.exit_problems()
         for number in range(self.started):
             said = self._errors_of(number)
             if not self.exits.get(number) or number in self.killed:
@@ -240,8 +267,11 @@ class Runner:
         return Context(db, self.settings, place, tally, history)
 
     def _errors_of(self, number: int) -> str:
-        path = Place(self.directory, number).errors
-        return path.read_text().strip() if path.exists() else ""
+        return _text_of(Place(self.directory, number).errors)
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text().strip() if path.exists() else ""
 
 
 def run_workload(name: str, settings: Settings, directory: Path) -> RunResult:

@@ -60,7 +60,7 @@ class Tally:
 
 
 def unresolved(counts: Mapping[str, int]) -> int:
-    """How many transactions may have committed or not: those unknown, and one cut off by a kill."""
+    """How many transactions have an unknown outcome, one that was cut off by a kill included."""
     return counts["unknown"] + max(0, counts["begun"] - sum(counts[name] for name in OUTCOMES))
 
 

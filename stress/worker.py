@@ -7,6 +7,7 @@ workloads that record, in its history) so that the run can be judged even after 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import random
 import signal
@@ -24,12 +25,13 @@ from occamdb.stress.history import HistoryWriter, Op
 from occamdb.stress.tally import Tally
 from occamdb.stress.workloads.base import RUN
 
+CHECK_SECONDS = 0.5  # at most so long between two looks for the stop file, unless one step takes longer
 PAUSE_AFTER_ERROR = 0.01  # seconds: a full store or a missing coordinator is not asked again at once
 
 
 @dataclass(slots=True)
 class Settings:
-    """What `occamdb stress run` can turn. A workload gives each its own default."""
+    """The options of `occamdb stress run`. Each workload has its own default for `keys`."""
 
     path: str = ""
     workers: int = 4
@@ -77,6 +79,11 @@ class Place:
     def errors(self) -> Path:
         """What it has to say about errors, one a line."""
         return self.directory / f"{self.worker:04d}.errors"
+
+    @property
+    def stack(self) -> Path:
+        """Where it stood when it got SIGUSR1."""
+        return self.directory / f"{self.worker:04d}.stack"
 
     @property
     def ready(self) -> Path:
@@ -242,6 +249,8 @@ def work(workload_name: str, settings: Settings, place: Place) -> None:
     from occamdb.stress.workloads import get_workload
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the runner, which ends its workers in order
+    stack = open(place.stack, "w")  # noqa: SIM115  open for as long as the process lives
+    faulthandler.register(signal.SIGUSR1, stack)
     workload = get_workload(workload_name)
     tally = Tally(place.tally, workload.counters)
     history = None
@@ -268,11 +277,18 @@ def work(workload_name: str, settings: Settings, place: Place) -> None:
 
 
 def _loop(step: Callable[[Context], None], context: Context, settings: Settings, place: Place) -> None:
-    end = time.monotonic() + settings.seconds if settings.seconds else float("inf")
-    stop, done = place.stop, 0
+    now = time.monotonic()
+    end = now + settings.seconds if settings.seconds else float("inf")
+    stop, done, next_check = place.stop, 0, now + CHECK_SECONDS
     while not (settings.count and done >= settings.count):
         step(context)
         done += 1
-        # One stat in 32 steps keeps the stop file cheap; a step is well under a millisecond on average.
-        if (done % 32 == 0 and os.path.exists(stop)) or time.monotonic() >= end:
+        now = time.monotonic()
+        if now >= end:
             return
+        # One stat in 32 steps keeps the stop file cheap, for a step is well under a millisecond on average. But one
+        # that waits for a coordinator may take as long as the database's timeout.
+        if done % 32 == 0 or now >= next_check:
+            next_check = now + CHECK_SECONDS
+            if os.path.exists(stop):
+                return

@@ -1,7 +1,8 @@
 """The chaos campaign: sessions of random workloads under random faults, and one verdict.
 
-Each session has a workload, a seed, a database and a mix of faults of its own; then everything is stopped, verified,
-and shared memory looked through for leftovers. The directory of a session that fails is kept: seed, history, log.
+Each session has a workload, a seed, a database and a mix of faults of its own; then everything is stopped and
+verified, and shared memory is searched for leftovers. The directory of a session that fails is kept: seed,
+history, log.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from random import Random
 
 from occamdb.stress.campaigns.faults import COMMON, FILLING, NAMES, fill_disk, fill_store
 from occamdb.stress.campaigns.scene import Scene
-from occamdb.stress.coordinators import leaked_segments, stop_coordinator
-from occamdb.stress.runner import Runner, RunResult
+from occamdb.stress.coordinators import last_complaint, leaked_segments, stop_coordinator
+from occamdb.stress.runner import STOP_TIMEOUT, STUCK_STOP_TIMEOUT, Runner, RunResult
 from occamdb.stress.worker import Settings
 from occamdb.stress.workloads import WORKLOADS, get_workload
 
 SESSION_SECONDS = (8.0, 20.0)
 FAULT_PAUSE = 0.4  # seconds between two faults on average
 CARRY_ON_TIMEOUT = 60.0
-SMALL_STORE = 384 << 20  # several times what a session writes: the fault fills it, not the workload
+SMALL_STORE = 384 << 20  # several times what a session writes, so that only the fault fills it
 TMPFS_BYTES = 1 << 30  # room for two checkpoints of what a session writes, and the log between them
 # The ledger and the recorded workloads see most; they are drawn more often than the others.
 CHOICES = (
@@ -96,7 +97,7 @@ def chaos_campaign(
     faults: Sequence[str] = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> ChaosVerdict:
-    """Run sessions until the time is up; the last one is finished and verified.
+    """Run sessions until the time is up; the last one is still finished and verified.
 
     Args:
       minutes: for how long.
@@ -176,7 +177,7 @@ class _Session:
             clean = not problems and not leaked and result.valid
             if not clean:
                 problems += [a.meaning for a in result.report.forbidden] if result.report else []
-        except Exception as error:  # a session that breaks down is a finding, and the campaign goes on
+        except Exception as error:  # a session that breaks down is a finding; the campaign continues
             problems.append(f"{type(error).__name__}: {error}")
             clean = False
         finally:
@@ -209,8 +210,11 @@ class _Session:
             self.dice.choices(faults, weights)[0](scene)
         stuck = scene.carried_on(CARRY_ON_TIMEOUT)
         if stuck:
-            scene.problems.append(f"workers {stuck} did not commit again within {CARRY_ON_TIMEOUT:.0f} s")
-        runner.stop()
+            scene.problems.append(
+                f"workers {stuck} did not commit again within {CARRY_ON_TIMEOUT:.0f} s; "
+                f"the coordinators' log ends with: {last_complaint(scene.path)}"
+            )
+        runner.stop(STUCK_STOP_TIMEOUT if stuck else STOP_TIMEOUT)
         return runner.verify(seconds)
 
     def _add(self, verdict: ChaosVerdict, scene: Scene, result: RunResult) -> None:

@@ -21,21 +21,23 @@ from occamdb.ipc.process import ProcessIdentity, is_alive
 from occamdb.stress.campaigns.scene import Scene
 from occamdb.stress.coordinators import (
     coordinator_of,
+    last_complaint,
     leaked_segments,
     signal_coordinator,
     stop_coordinator,
     wait_until,
 )
-from occamdb.stress.runner import Runner, RunResult
+from occamdb.stress.runner import STOP_TIMEOUT, STUCK_STOP_TIMEOUT, Runner, RunResult
+from occamdb.stress.tally import totals
 from occamdb.stress.worker import Settings
 from occamdb.stress.workloads import get_workload
 from occamdb.stress.workloads.ledger import forget
 
 ROUND = 40  # kills between two verifications
 CARRY_ON_TIMEOUT = 60.0
-FAILPOINT_TIMEOUT = 2.0  # an armed failpoint that is not passed in this time is given up for a plain kill
-# Rotate and checkpoint often. The timeout is long, for a loaded machine may take many seconds to start a process, and
-# what is looked for is commits lost, not slowness.
+FAILPOINT_TIMEOUT = 2.0  # when an armed failpoint is not passed in this time, a plain kill replaces it
+# Rotate and checkpoint often. The timeout is long, because a loaded machine may take many seconds to start a
+# process and the campaign looks for lost commits, not for slowness.
 OPTIONS = {"wal_segment_size": 256 * 1024, "checkpoint_bytes": 2 * 1024 * 1024, "timeout": 60.0}
 
 # Passed by every commit, or brought about by asking for a checkpoint. Those of workers, files and recovery have
@@ -114,8 +116,15 @@ def crash_campaign(
             for _ in range(min(ROUND, kills - verdict.kills)):
                 _one_kill(scene, verdict, points)
                 progress(f"{verdict.kills} of {kills} kills")
+                if verdict.problems:
+                    break
+            runner.stop(STUCK_STOP_TIMEOUT if verdict.problems else STOP_TIMEOUT)
+            if verdict.problems:
+                # Perhaps no coordinator can serve this directory: nothing here waits for one again.
+                verdict.problems += runner.exit_problems()
+                verdict.transactions = totals(runner.tallies())["ok"]
+                break
             progress("verifying")
-            runner.stop()
             _take(verdict, runner.verify(time.monotonic() - scene.began))
             if verdict.kills < kills and not verdict.problems:
                 forget(scene.db, directory / "files")
@@ -154,7 +163,10 @@ def _one_kill(scene: Scene, verdict: CrashVerdict, points: Sequence[str]) -> Non
     stuck = scene.carried_on(CARRY_ON_TIMEOUT)
     verdict.pauses_ms.append((time.monotonic() - began) * 1e3)
     if stuck:
-        verdict.problems.append(f"workers {stuck} did not carry on within {CARRY_ON_TIMEOUT:.0f} s of a kill")
+        verdict.problems.append(
+            f"workers {stuck} did not carry on within {CARRY_ON_TIMEOUT:.0f} s of a kill; "
+            f"the coordinators' log ends with: {last_complaint(scene.path)}"
+        )
 
 
 def _kill_at(scene: Scene, place: str, victim: ProcessIdentity) -> bool:

@@ -1,7 +1,7 @@
-"""The faults of the chaos campaign, each an action on a scene that ends with the scene able to go on.
+"""The faults of the chaos campaign, each an action on a scene, after which the scene works again.
 
-A fault returns when it is over: what was stopped is continued, what was filled is emptied, a coordinator whose log
-failed is restarted. What it did is counted under its name.
+A fault returns when it is over: a stopped process continues, a full store or disk is emptied, a coordinator
+whose log failed is restarted. It is counted under its name.
 """
 
 from __future__ import annotations

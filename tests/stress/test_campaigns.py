@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from random import Random
+from typing import Any, cast
 
+import pytest
 from typer.testing import CliRunner
 
+from occamdb.engine.client.launcher import LOG_NAME
+from occamdb.stress import worker
 from occamdb.stress.bench.command import app as bench_app
+from occamdb.stress.campaigns import crash
 from occamdb.stress.campaigns.chaos import ChaosVerdict, chaos_campaign
 from occamdb.stress.campaigns.crash import crash_campaign
 from occamdb.stress.campaigns.faults import NAMES
+from occamdb.stress.campaigns.scene import Scene
 from occamdb.stress.command import app
 from occamdb.stress.coordinators import coordinator_of, leaked_segments, stop_coordinator
 from occamdb.stress.history import LIST_APPEND
 from occamdb.stress.runner import Runner
-from occamdb.stress.worker import Settings
+from occamdb.stress.worker import Place, Settings
 from occamdb.stress.workloads import get_workload
 from tests.support.histories import t, write
+from tests.support.processes import stop_process
 
 
 def test_crash_campaign_is_clean(tmp_path: Path) -> None:
@@ -65,6 +74,55 @@ def test_runner_notices_a_worker_that_dies(tmp_path: Path) -> None:
         assert stop_coordinator(settings.path)
     assert coordinator_of(settings.path) is None
     assert leaked_segments(settings.path) == []
+
+
+def test_runner_says_where_a_worker_hangs(tmp_path: Path) -> None:
+    """Its coordinator stands still, so it waits in a commit. The stop ends all the same, and tells where it stood."""
+    settings = Settings(str(tmp_path / "db"), workers=1, keys=4, options={"timeout": 60.0})
+    runner = Runner(get_workload("ledger"), settings, tmp_path / "files")
+    try:
+        runner.start()
+        identity = coordinator_of(settings.path)
+        assert identity is not None
+        stop_process(identity.pid)
+        runner.stop(timeout=2.0)
+        assert runner.alive() == []
+        os.kill(identity.pid, signal.SIGCONT)
+        problems = [problem for problem in runner.verify(1.0).problems if "hangs" in problem]
+        assert len(problems) == 1 and "in submit" in problems[0] and "in _loop" in problems[0], problems
+    finally:
+        runner.kill_all()
+        assert stop_coordinator(settings.path)
+
+
+@pytest.mark.parametrize(("check_seconds", "steps"), [(0.0, 1), (3600.0, 32)])
+def test_a_worker_notices_the_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check_seconds: float, steps: int
+) -> None:
+    """After 32 quick steps, or after one that took long: each may wait for as long as the database's timeout."""
+    monkeypatch.setattr(worker, "CHECK_SECONDS", check_seconds)
+    place, done = Place(tmp_path, 0), []
+
+    def step(_: Any) -> None:
+        done.append(1)
+        place.stop.touch()
+
+    worker._loop(step, cast(Any, None), Settings(seconds=0.0), place)
+    assert len(done) == steps
+
+
+def test_a_campaign_ends_at_its_first_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each further kill would wait for the same stuck worker again. It says what coordinators complain of."""
+
+    def stuck(scene: Scene, timeout: float) -> list[int]:
+        Path(scene.path, LOG_NAME).write_text("recovery: so and so\ncould not start: so it is\n")
+        return [1]
+
+    monkeypatch.setattr(Scene, "carried_on", stuck)
+    verdict = crash.crash_campaign(4, tmp_path, workers=2, seed=3)
+    assert verdict.kills == 1 and not verdict.valid
+    (problem,) = verdict.problems
+    assert "workers [1] did not carry on" in problem and problem.endswith("could not start: so it is")
 
 
 def test_faults_have_names() -> None:
