@@ -163,6 +163,7 @@ class SettingsKeywords(TypedDict, total=False):
     snapshot_max_age: float | None
     idle_timeout: float | None
     channel_count_max: int | None
+    watch_history: int | str | None
     request_memory_max: int | str | None
     limits: Limits | dict[str, int | str] | None
     key_size_max: int | str | None

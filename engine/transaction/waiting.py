@@ -116,6 +116,7 @@ class WaitHub:
         self._feed: ChangeFeed | None = None
         self._leader: _Waiter | None = None
         self._beat = 0.0
+        self._dispatched = -1  # the bell's word before the last dispatch
 
     # ---- what threads call ------------------------------------------------------------------------------
 
@@ -233,6 +234,7 @@ class WaitHub:
         if bell is None or bell.attachment is not attachment:
             self._bell = bell = WatchBell(attachment)
             self._feed = None
+            self._dispatched = -1
             for prefix, entry in tuple(self._held.items()):
                 entry[1] = bell.add(prefix)
             self._wake_all()
@@ -246,8 +248,10 @@ class WaitHub:
         if feed is None:
             return
         try:
-            while changes := feed.poll_keys():
-                for key, end in changes:
+            # Not to the end, which others may move on all the time.
+            until = feed.attachment.committed_version
+            while feed.version < until:
+                for key, end in feed.poll_keys():
                     self._wake_for(key, end)
         except (WatchLagged, CorruptionError):
             # Each of them finds out for itself what that means for it.
@@ -300,7 +304,10 @@ class WaitHub:
                 self._beat = time.monotonic()
                 bell = self._bell
                 seen = 0 if bell is None else bell.arm()
-                self._dispatch()
+                # While the word is unchanged, nothing was announced that concerns this process.
+                if seen != self._dispatched:
+                    self._dispatched = seen
+                    self._dispatch()
             if waiter.woken:
                 return
             pause = _LOOK_SECONDS
@@ -354,8 +361,9 @@ class _Stale:
             return True
 
     def _found(self, feed: ChangeFeed) -> bool:
-        while changes := feed.poll_keys():
-            if any(self._interest.concerns(key, end) for key, end in changes):
+        until = feed.attachment.committed_version
+        while feed.version < until:
+            if any(self._interest.concerns(key, end) for key, end in feed.poll_keys()):
                 return True
         return False
 

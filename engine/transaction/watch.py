@@ -213,11 +213,9 @@ class Watch(Iterator[Change]):
         """Decode the next commit into `_rest`, waiting for it; False: the deadline passed, or the watch is closed."""
         if self._closed:
             return False
-        if not self._pending and (
-            not self._poll()
-            if deadline == 0.0
-            else not self._handle.waits.wait(self._interest, self._poll, deadline)
-        ):
+        waits = self._handle.waits
+        ready = bool(self._pending) or self._poll()
+        if not ready and (deadline == 0.0 or not waits.wait(self._interest, self._poll, deadline)):
             return False
         version, committed_at, changes = self._pending[0]
         decode = self._codec.decode
@@ -251,12 +249,11 @@ class Watch(Iterator[Change]):
             if self._pending:
                 return True
             feed = self._feed
-            if not feed.current:
-                continue
             attachment = self._handle.waits.attachment()
             if attachment is None or attachment is feed.attachment:
                 return False
-            # Read to its end, and nothing follows it there.
+            if attachment.incarnation != feed.attachment.incarnation and not feed.current:
+                continue  # the coordinator of the old store is dead: read it to its end
             self._feed = ChangeFeed(attachment, feed.version, self._start, self._end)
 
     def _read_log(self, lag: WatchLagged) -> None:
