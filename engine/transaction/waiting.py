@@ -9,7 +9,8 @@ threads that it concerns.
    means nothing, and one too many is harmless.
 2. No wake-up is lost. What was committed before `ready` was asked, it sees. For what is committed later the leader
    finds a change in the ring, since the hub's feed begins no later than the registration; if that feed has been
-   lapped, or the store was replaced by a restart, everybody is woken.
+   lapped, or the store was replaced by a restart, everybody is woken. A thread that waits alone needs no such feed:
+   every ring of the bell wakes it. When a second one joins, the feed begins and the first one is asked again.
 3. A leader proves by `_beat` that it lives. A thread whose leader was interrupted in the middle of handing over takes
    the lead itself after a while.
 4. Everything of the hub is guarded by `_lock`, which is held for a few lines and never while anything blocks.
@@ -30,6 +31,7 @@ from ..disk import failpoints
 from ..model.errors import CoordinatorUnavailable, CorruptionError, WatchLagged
 from ._feed import ChangeFeed
 from ._watch_bell import WatchBell
+from .pace import Pace
 from .wait_signal import WaitSignal
 
 if TYPE_CHECKING:
@@ -123,6 +125,7 @@ class WaitHub:
         self._leader: _Waiter | None = None
         self._beat = 0.0
         self._dispatched = -1  # the bell's word before the last dispatch
+        self._pace = Pace()
 
     # ---- what threads call ------------------------------------------------------------------------------
 
@@ -192,7 +195,7 @@ class WaitHub:
         attachment = self.attachment()
         with self._lock:
             if attachment is not None:
-                self._follow(attachment)
+                self._follow(attachment, shared=bool(self._waiters))
             self._waiters.add(waiter)
             self._hold(interest.prefixes)
             for key in interest.keys:
@@ -234,8 +237,12 @@ class WaitHub:
         except CoordinatorUnavailable:
             return None
 
-    def _follow(self, attachment: StoreAttachment) -> None:
-        """Follow this store: register with it what is waited for, and let everybody look at it if it is another one."""
+    def _follow(self, attachment: StoreAttachment, *, shared: bool) -> None:
+        """Follow this store: register with it what is waited for, and let everybody look at it if it is another one.
+
+        Args:
+          shared: several threads wait, so changes have to be told apart. A single one reads the ring by itself.
+        """
         bell = self._bell
         if bell is None or bell.attachment is not attachment:
             self._bell = bell = WatchBell(attachment)
@@ -244,14 +251,19 @@ class WaitHub:
             for prefix, entry in tuple(self._held.items()):
                 entry[1] = bell.add(prefix)
             self._wake_all()
-        if self._feed is None:
-            # Made after the registration, or at the latest now, before `ready` is asked.
+        if self._feed is None and shared:
             self._feed = ChangeFeed(attachment, attachment.committed_version, b"", bare=True)
+            # This feed begins after their registration: what lies before it they look for themselves.
+            self._wake_all()
 
     def _dispatch(self) -> None:
         """Wake those whose keys were changed since the last call."""
         feed = self._feed
+        if len(self._waiters) == 1:
+            # The leader itself. Its `ready` reads the ring anyway: once is enough.
+            self._feed = feed = None
         if feed is None:
+            self._wake_all()
             return
         try:
             # Not to the end, which others may move on all the time.
@@ -325,13 +337,18 @@ class WaitHub:
                 failpoints.hit("worker.before_sleep")
             if bell is None:
                 time.sleep(min(pause, 0.02))
+            elif self._pace.streaming:
+                self._pace.nap(pause)
+                self._pace.napped(bell.raised_since(seen))
+                continue
             elif bell.sleep(seen, pause):
+                self._pace.woken(time.monotonic())
                 continue
             attachment = self.attachment()
             if attachment is None:
                 continue
             with self._lock:
-                self._follow(attachment)
+                self._follow(attachment, shared=len(self._waiters) > 1)
 
 
 def wait_for_change(hub: WaitHub, signal: WaitSignal, deadline: float | None) -> bool:
