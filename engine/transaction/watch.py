@@ -117,7 +117,7 @@ class Watch(Iterator[Change]):
         newest = attachment.committed_version
         self._feed = ChangeFeed(attachment, _checked_since(since, newest), self._start, end)
         # Registered for as long as it lives: a busy watch need not tell the coordinator at each wait.
-        handle.waits.hold(self._interest.prefixes)
+        self._held = handle.waits.hold(self._interest.prefixes)
 
     # ---- iterating ----------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class Watch(Iterator[Change]):
         """Stop watching. Closing twice is harmless."""
         if not self._closed:
             self._closed = True
-            self._handle.waits.release(self._interest.prefixes)
+            self._handle.waits.release(self._interest.prefixes, self._held)
 
     def __enter__(self) -> Self:
         return self

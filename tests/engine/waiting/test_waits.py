@@ -445,6 +445,31 @@ def test_a_log_is_followed_over_a_new_beginning(db: Database) -> None:
     assert [next(follow).event_type for _ in range(4)] == ["d", "e", "f", "g"]
 
 
+def test_a_wait_that_is_interrupted_as_it_begins_leaves_others_registered(
+    db: Database, run: RunId, beside: Any, monkeypatch: Any
+) -> None:
+    """Were the other one's registration taken back, it would sleep on until its deadline."""
+    hub = db.handle.waits
+    result: list[Any] = []
+    beside(lambda: result.append(db.kv.wait(run, "k", timeout=DEADLINE_S).value))
+    waiting(db)
+    before = {prefix: entry[0] for prefix, entry in hub._held.items()}
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupted(prefixes: Any) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "_hold", interrupted)
+        with pytest.raises(Interrupted):
+            db.kv.wait(run, "k", timeout=DEADLINE_S)
+    assert {prefix: entry[0] for prefix, entry in hub._held.items()} == before
+    db.put(run, "k", 1)
+    wait_until(lambda: result == [1])
+
+
 def test_a_waiter_sleeps_through_the_commits_of_other_runs(db: Database, run: RunId, beside: Any) -> None:
     """However many there are: it is neither woken nor reads them."""
     looks = []
