@@ -112,12 +112,13 @@ class Watch(Iterator[Change]):
         self._rest: deque[Change] = deque()
         self._rest_version = 0
         self._busy = threading.Lock()
-        self._closed = False
+        self._closed = True  # nothing is registered yet
         attachment = handle.attachment()
         newest = attachment.committed_version
         self._feed = ChangeFeed(attachment, _checked_since(since, newest), self._start, end)
         # Registered for as long as it lives: a busy watch need not tell the coordinator at each wait.
         self._held = handle.waits.hold(self._interest.prefixes)
+        self._closed = False
 
     # ---- iterating ----------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
 import time
@@ -367,6 +368,17 @@ def test_wrong_arguments_of_watch(db: Database, run: RunId, arguments: dict[str,
 
 
 # ---- the primitives ---------------------------------------------------------------------------------------------
+
+
+def test_a_watch_that_was_refused_takes_back_no_registration(db: Database, run: RunId) -> None:
+    with db.watch(run):
+        before = {prefix: entry[0] for prefix, entry in db.handle.waits._held.items()}
+        assert before
+        for _ in range(2):
+            with pytest.raises(InvalidArgumentError, match="future"):
+                db.watch(run, since=1 << 40)
+        gc.collect()
+        assert {prefix: entry[0] for prefix, entry in db.handle.waits._held.items()} == before
 
 
 @pytest.mark.parametrize("version", [-1, 1.5, "1", True, None])
