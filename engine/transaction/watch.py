@@ -240,9 +240,10 @@ class Watch(Iterator[Change]):
         while True:
             before = self._feed.version
             try:
-                self._pending.extend(self._feed.poll())
-            except WatchLagged as lag:
-                self._read_log(lag)
+                try:
+                    self._pending.extend(self._feed.poll())
+                except WatchLagged as lag:
+                    self._read_log(lag)
             except BaseException:
                 # A signal handler raised: what was polled and is not pending comes again.
                 self._feed.skip_to(self._pending[-1][0] if self._pending else before)
