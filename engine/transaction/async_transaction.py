@@ -28,7 +28,7 @@ from ..model.public_types import CommitReceipt, IsolationName, TransactionStatus
 from ..model.retry_policy import RetryPolicy
 from ._pending import engine_of, learn_outcome, pending_of, stage_commit
 from ._transaction import TransactionBase
-from .attempts import Retrying, calls_for_retry, lost_at_the_end, require_policy
+from .attempts import Retrying, calls_for_retry, left_while_waiting, lost_at_the_end, require_policy
 from .extensions import Extensible
 from .loop_waits import await_change
 from .wait_signal import WaitSignal
@@ -358,6 +358,8 @@ class AsyncAttempts(Generic[X]):
                 # The loop was left by break or return, and nobody will run the block again.
                 if attempt.conflict is not None:
                     raise lost_at_the_end(attempt.conflict) from attempt.conflict
+                if attempt.waits is not None:
+                    raise left_while_waiting() from None
                 raise
             if not attempt.entered:
                 raise TransactionStateError(

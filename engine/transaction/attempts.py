@@ -39,6 +39,7 @@ __all__ = [
     "Retrying",
     "attempts",
     "calls_for_retry",
+    "left_while_waiting",
     "lost_at_the_end",
     "refuse_lazy_function",
     "require_policy",
@@ -416,6 +417,8 @@ def _attempts(retrying: Retrying[X]) -> Generator[Attempt[X]]:
             # The loop was left by break or return, so the block is not run again.
             if attempt.conflict is not None:
                 raise lost_at_the_end(attempt.conflict) from attempt.conflict
+            if attempt.waits is not None:
+                raise left_while_waiting() from None
             raise
         if not attempt.entered:
             raise TransactionStateError(
@@ -433,4 +436,11 @@ def lost_at_the_end(conflict: ConflictError | SnapshotExpired) -> ConflictError:
     return ConflictError(
         f"a commit was lost: its block was left by break or return, and it conflicted: {conflict.message}",
         hint="leave a block of db.attempts at its end, or use db.transaction(run_id, fn)",
+    )
+
+
+def left_while_waiting() -> TransactionStateError:
+    return TransactionStateError(
+        "nothing was committed: the block waits for a change, and its loop was left by break or return",
+        hint="leave the loop inside the block, or use db.transaction(run_id, fn)",
     )

@@ -153,21 +153,23 @@ class WaitHub:
     def registered(self, prefixes: Iterable[bytes]) -> Iterator[None]:
         """Keep (run, tag)s registered for several waits, so that each of them need not tell the coordinator."""
         names = frozenset(prefixes)
-        self.hold(names)
+        held = self.hold(names)
         try:
             yield
         finally:
-            self.release(names)
+            self.release(names, held)
 
-    def hold(self, prefixes: Iterable[bytes]) -> None:
-        """Register (run, tag)s until `release`."""
+    def hold(self, prefixes: Iterable[bytes]) -> object:
+        """Register (run, tag)s until `release`, which takes what this returns."""
         with self._lock:
             self._hold(prefixes)
+            return self._held
 
-    def release(self, prefixes: Iterable[bytes]) -> None:
-        """Take back what `hold` registered."""
+    def release(self, prefixes: Iterable[bytes], held: object) -> None:
+        """Take back what `hold` registered. What it registered before a fork is not the child's to take back."""
         with self._lock:
-            self._release(prefixes)
+            if held is self._held:
+                self._release(prefixes)
 
     # ---- registering --------------------------------------------------------------------------------------
 
@@ -196,8 +198,10 @@ class WaitHub:
         with self._lock:
             if attachment is not None:
                 self._follow(attachment, shared=bool(self._waiters))
-            self._waiters.add(waiter)
+            # First: `_leave` takes the registration back once the waiter is among the others. If a signal handler
+            # raises between the two, a registration too many stays, and never one too few for another thread.
             self._hold(interest.prefixes)
+            self._waiters.add(waiter)
             for key in interest.keys:
                 self._by_key.setdefault(key, set()).add(waiter)
             if interest.ranges:

@@ -112,12 +112,13 @@ class Watch(Iterator[Change]):
         self._rest: deque[Change] = deque()
         self._rest_version = 0
         self._busy = threading.Lock()
-        self._closed = False
+        self._closed = True  # nothing is registered yet
         attachment = handle.attachment()
         newest = attachment.committed_version
         self._feed = ChangeFeed(attachment, _checked_since(since, newest), self._start, end)
         # Registered for as long as it lives: a busy watch need not tell the coordinator at each wait.
-        handle.waits.hold(self._interest.prefixes)
+        self._held = handle.waits.hold(self._interest.prefixes)
+        self._closed = False
 
     # ---- iterating ----------------------------------------------------------------------------------------
 
@@ -181,7 +182,7 @@ class Watch(Iterator[Change]):
         """Stop watching. Closing twice is harmless."""
         if not self._closed:
             self._closed = True
-            self._handle.waits.release(self._interest.prefixes)
+            self._handle.waits.release(self._interest.prefixes, self._held)
 
     def __enter__(self) -> Self:
         return self
@@ -240,9 +241,10 @@ class Watch(Iterator[Change]):
         while True:
             before = self._feed.version
             try:
-                self._pending.extend(self._feed.poll())
-            except WatchLagged as lag:
-                self._read_log(lag)
+                try:
+                    self._pending.extend(self._feed.poll())
+                except WatchLagged as lag:
+                    self._read_log(lag)
             except BaseException:
                 # A signal handler raised: what was polled and is not pending comes again.
                 self._feed.skip_to(self._pending[-1][0] if self._pending else before)
