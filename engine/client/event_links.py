@@ -16,11 +16,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import os
 import threading
 import time
 import weakref
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -44,6 +45,8 @@ __all__ = ["EventLinks"]
 _ATTACHING_MAX = 4  # at once
 _THREADS_MAX = 8  # of one loop; they attach, and ask what became of commits
 _TICK_MIN = 0.001
+_SHORTAGE_SECONDS = 1.0  # how long a loop makes do with fewer links after one could not be attached
+_GOODBYE_SECONDS = 1.0  # for all links of a loop together
 
 
 class _Carrier:
@@ -98,9 +101,12 @@ class EventLinks:
         self._size = size
         self._idle: list[_Carrier] = []
         self._busy: dict[_Carrier, None] = {}
-        self._waiting: deque[PendingCommit] = deque()
+        # In order; a dict, since any of them may leave, and thousands at once.
+        self._waiting: OrderedDict[PendingCommit, None] = OrderedDict()
         self._settling: set[PendingCommit] = set()
         self._attaching = 0
+        self._room = size  # links there may be, until `_room_until`
+        self._room_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._drained: asyncio.Future[None] | None = None
@@ -136,14 +142,14 @@ class EventLinks:
         if self._idle and not self._waiting:
             self._send(self._idle.pop(), pending)
         else:
-            self._waiting.append(pending)
+            self._waiting[pending] = None
             self._watch_clock(pending.limit)
             self._grow()
 
     def _take_back(self, pending: PendingCommit) -> None:
         """Its task was cancelled: a commit that was not sent is over."""
         if not pending.done and pending in self._waiting:
-            self._waiting.remove(pending)
+            del self._waiting[pending]
             self._end(pending, error=TransactionTimeout("cancelled before the commit was sent"))
 
     async def ended(self, pending: PendingCommit) -> None:
@@ -243,7 +249,7 @@ class EventLinks:
             self._drop(carrier)
             return
         while self._waiting:
-            pending = self._waiting.popleft()
+            pending, _ = self._waiting.popitem(last=False)
             if pending.limit > time.monotonic():
                 self._send(carrier, pending)
                 return
@@ -259,10 +265,12 @@ class EventLinks:
 
     def _grow(self) -> None:
         """Attach one more link if commits wait and there may be more."""
-        wanted = min(len(self._waiting), self._size - self.link_count - len(self._settling), _ATTACHING_MAX)
+        if self._room < self._size and time.monotonic() >= self._room_until:
+            self._room = self._size
+        wanted = min(len(self._waiting), self._room - self.link_count - len(self._settling), _ATTACHING_MAX)
         while self._attaching < wanted and not self.closed:
             self._attaching += 1
-            limit = self._waiting[self._attaching - 1].limit
+            limit = next(itertools.islice(self._waiting, self._attaching - 1, None)).limit
             done = functools.partial(self._attached, limit)
             self._in_thread(done, self.attach, limit, 0)
 
@@ -272,6 +280,8 @@ class EventLinks:
             self._close_event_fd()
         if link is not None:
             self._add(link)
+        elif isinstance(error, _NoThread):
+            self._fail_waiting(_no_thread(error), limit)
         elif error is not None:
             self._fail_waiting(error, limit)
         if not self.closed:
@@ -290,13 +300,14 @@ class EventLinks:
         """No link could be attached until `limit`, or before that none can be."""
         now = time.monotonic()
         if now < limit:
-            # It will not help to try again: no channels, no descriptors, a closed database.
+            # It will not help to try again at once: no channels, no descriptors, a closed database.
             if self.link_count or self._attaching or self._settling:
-                self._size = max(1, self.link_count)  # as many as there may be
+                self._room = max(1, self.link_count)
+                self._room_until = now + _SHORTAGE_SECONDS
             else:
                 now = float("inf")
         for pending in [pending for pending in self._waiting if pending.limit <= now]:
-            self._waiting.remove(pending)
+            del self._waiting[pending]
             self._end(pending, error=_for_its_deadline(pending, error))
 
     def _gone(self, carrier: _Carrier) -> None:
@@ -324,13 +335,16 @@ class EventLinks:
             self._settling.discard(pending)
             if answer is not None:
                 self._end(pending, answer)
+            elif isinstance(error, _NoThread):
+                self._end(pending, error=_nobody_asked(pending, error, sent))
             else:
                 self._end(pending, error=error)
-            if not self.closed:
+            if not self.closed and not self.loop.is_closed():
                 self._grow()
 
         replacing = _Replacing(self)
-        self._in_thread(done, _settle, replacing, self._ask, carrier, pending, sent)
+        # Although its loop is closed meanwhile: the commit may be sent again, and ends only then.
+        self._in_thread(done, _settle, replacing, self._ask, carrier, pending, sent, always=True)
 
     def _drop(self, carrier: _Carrier) -> None:
         """Let go of a link. Another one takes its place if commits wait for one."""
@@ -361,7 +375,7 @@ class EventLinks:
         for pending in [pending for pending in self._waiting if pending.limit <= now]:
             # While a link is being attached for it, that attempt says why it failed.
             if self.link_count or not self._attaching:
-                self._waiting.remove(pending)
+                del self._waiting[pending]
                 self._end(pending, error=_too_late())
         for carrier in tuple(self._busy):
             carried = carrier.pending
@@ -394,21 +408,39 @@ class EventLinks:
     # ---- threads and the end ------------------------------------------------------------------------------------
 
     def _in_thread(
-        self, done: Callable[[Any, Any], None], call: Callable[..., Any], *args: Any, **kw: Any
+        self, done: Callable[[Any, Any], None], call: Callable[..., Any], *args: Any, always: bool = False
     ) -> None:
-        """Call in a thread what blocks; then `done(result, error)` in the loop."""
+        """Call in a thread what blocks; then `done(result, error)` in the loop.
+
+        Args:
+          always: call `done` in the thread if the loop was closed meanwhile.
+        """
+        to_do = [None]
 
         def run() -> None:
+            try:
+                to_do.pop()
+            except IndexError:
+                return
             result, error = None, None
             try:
-                result = call(*args, **kw)
+                result = call(*args)
             except BaseException as caught:
                 error = caught
             # A loop that was closed meanwhile asks for nothing any more. Its links close themselves when they go.
-            with contextlib.suppress(RuntimeError):
+            try:
                 self.loop.call_soon_threadsafe(done, result, error)
+            except RuntimeError:
+                if always:
+                    done(result, error)
 
-        self._executor.submit(run)
+        try:
+            self._executor.submit(run)
+        except RuntimeError as error:
+            # It may be in the queue all the same, and another thread may have it already.
+            if to_do:
+                to_do.pop()
+                self.loop.call_soon(done, None, _NoThread(str(error)))
 
     def attach(self, limit: float, session: int) -> Link:
         """A link for this loop; called in a thread.
@@ -426,7 +458,7 @@ class EventLinks:
         """Take no further commits, wait for those in flight, and let go of the links."""
         self.closed = True
         while self._waiting:
-            self._end(self._waiting.popleft(), error=DatabaseClosedError())
+            self._end(self._waiting.popitem(last=False)[0], error=DatabaseClosedError())
         if self.in_flight:
             # Several may wait for the end, and one that is cancelled must not end it for the others.
             if self._drained is None or self._drained.done():
@@ -448,7 +480,7 @@ class EventLinks:
             if self._timer is not None:
                 self._timer.cancel()
         while self._waiting:
-            self._end(self._waiting.popleft(), error=DatabaseClosedError())
+            self._end(self._waiting.popitem(last=False)[0], error=DatabaseClosedError())
         for carrier in [*self._busy, *self._idle]:
             carried, carrier.pending = carrier.pending, None
             self._unwatch(carrier)
@@ -466,6 +498,10 @@ class EventLinks:
         if not self._attaching and not self._settling:
             self._release()
 
+    def settles(self, pending: PendingCommit) -> bool:
+        """Whether a thread is finding out what became of a commit."""
+        return pending in self._settling
+
     def forget_after_fork(self) -> None:
         """In a forked child: its copy of the eventfd goes. The loop is the parent's, and is not touched."""
         self.closed = True
@@ -474,6 +510,27 @@ class EventLinks:
         self._release.detach()
         with contextlib.suppress(OSError):
             os.close(self._event_fd)
+
+
+class _NoThread(Exception):
+    """No thread could be started."""
+
+
+def _no_thread(error: BaseException) -> CoordinatorUnavailable:
+    return CoordinatorUnavailable(
+        f"no thread could be started to reach the coordinator: {error}; nothing was committed",
+        hint="raise the limit of threads (ulimit -u, the pids of the control group), or end some",
+    )
+
+
+def _nobody_asked(pending: PendingCommit, error: BaseException, sent: bool | None) -> OccamError:
+    """A commit whose link was lost, and no thread could be started to find out more."""
+    if sent is False:
+        return _no_thread(error)
+    return CommitOutcomeUnknown(
+        f"the coordinator vanished during the commit, and no thread could be started to ask another one: {error}",
+        txn_id=pending.name,
+    )
 
 
 class _Replacing:
@@ -523,7 +580,8 @@ def _too_late() -> TransactionTimeout:
 
 def _for_its_deadline(pending: PendingCommit, error: BaseException) -> BaseException:
     """What the commit's own caller is told when no link could be attached."""
-    if pending.deadline is None or not isinstance(error, CoordinatorUnavailable):
+    passed = pending.deadline is not None and pending.deadline <= time.monotonic()
+    if not passed or not isinstance(error, CoordinatorUnavailable):
         return error
     timeout = TransactionTimeout(
         f"the deadline passed while no coordinator could be reached; nothing was committed: {error.message}"
@@ -541,9 +599,14 @@ def _unknown(pending: PendingCommit) -> CommitOutcomeUnknown:
 
 
 def _detach(pool: LinkPool, carriers: list[_Carrier]) -> None:
+    limit = time.monotonic() + _GOODBYE_SECONDS
     for carrier in carriers:
-        if carrier.link is not pool.primary:
+        if carrier.link is pool.primary:
+            continue
+        if time.monotonic() < limit:
             carrier.link.detach()
+        else:
+            carrier.link.drop()  # a coordinator that is stopped sees the end of the connection later
 
 
 def _close_fd(fd: int, pid: int) -> None:
