@@ -22,22 +22,21 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ...ipc._event_channel import EventChannel
 from ...ipc.errors import ChannelBroken, OccamError
 from ..model.errors import (
     CommitOutcomeUnknown,
-    CoordinatorUnavailable,
     DatabaseClosedError,
     TransactionTimeout,
 )
 from ..transaction._answer import Answer
 from ..transaction._pending import PendingCommit
 from .link import Link
-from .outcome import Ask, answer_of, is_stopping, resolve
+from .loop_threads import LoopThreads, NoThread
+from .lost_commit import LostCommit, error_for_its_deadline, no_thread_error, too_late, unknown_in_closed_loop
+from .outcome import Ask, answer_of, is_stopping
 from .pool import LinkPool
 
 __all__ = ["EventLinks"]
@@ -113,7 +112,7 @@ class EventLinks:
         self.closed = False
         self.gone = False  # and everything is let go of
         self._attach_lock = threading.Lock()
-        self._executor = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="occamdb-links")
+        self._threads = LoopThreads(loop, _THREADS_MAX)
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._release = weakref.finalize(self, _close_fd, self._event_fd, os.getpid())
         loop.add_reader(self._event_fd, self._collect)
@@ -253,7 +252,7 @@ class EventLinks:
             if pending.limit > time.monotonic():
                 self._send(carrier, pending)
                 return
-            self._end(pending, error=_too_late())
+            self._end(pending, error=too_late())
         self._idle.append(carrier)
 
     # ---- links that come and go -----------------------------------------------------------------------------------
@@ -272,7 +271,7 @@ class EventLinks:
             self._attaching += 1
             limit = next(itertools.islice(self._waiting, self._attaching - 1, None)).limit
             done = functools.partial(self._attached, limit)
-            self._in_thread(done, self.attach, limit, 0)
+            self._threads.call(done, self.attach, limit, 0)
 
     def _attached(self, limit: float, link: Link | None, error: BaseException | None) -> None:
         self._attaching -= 1
@@ -280,8 +279,8 @@ class EventLinks:
             self._close_event_fd()
         if link is not None:
             self._add(link)
-        elif isinstance(error, _NoThread):
-            self._fail_waiting(_no_thread(error), limit)
+        elif isinstance(error, NoThread):
+            self._fail_waiting(no_thread_error(error), limit)
         elif error is not None:
             self._fail_waiting(error, limit)
         if not self.closed:
@@ -308,7 +307,7 @@ class EventLinks:
                 now = float("inf")
         for pending in [pending for pending in self._waiting if pending.limit <= now]:
             del self._waiting[pending]
-            self._end(pending, error=_for_its_deadline(pending, error))
+            self._end(pending, error=error_for_its_deadline(pending, error))
 
     def _gone(self, carrier: _Carrier) -> None:
         """The connection of a link has ended."""
@@ -335,16 +334,16 @@ class EventLinks:
             self._settling.discard(pending)
             if answer is not None:
                 self._end(pending, answer)
-            elif isinstance(error, _NoThread):
-                self._end(pending, error=_nobody_asked(pending, error, sent))
+            elif isinstance(error, NoThread):
+                self._end(pending, error=lost.nobody_asked(error))
             else:
                 self._end(pending, error=error)
             if not self.closed and not self.loop.is_closed():
                 self._grow()
 
-        replacing = _Replacing(self)
+        lost = LostCommit(carrier.link, pending, synced=carrier.synced, sent=sent)
         # Although its loop is closed meanwhile: the commit may be sent again, and ends only then.
-        self._in_thread(done, _settle, replacing, self._ask, carrier, pending, sent, always=True)
+        self._threads.call(done, lost.settle, _Replacing(self), self._ask, always=True)
 
     def _drop(self, carrier: _Carrier) -> None:
         """Let go of a link. Another one takes its place if commits wait for one."""
@@ -376,7 +375,7 @@ class EventLinks:
             # While a link is being attached for it, that attempt says why it failed.
             if self.link_count or not self._attaching:
                 del self._waiting[pending]
-                self._end(pending, error=_too_late())
+                self._end(pending, error=too_late())
         for carrier in tuple(self._busy):
             carried = carrier.pending
             if carried is not None and carried.limit <= now and not self._look_at(carrier):
@@ -407,41 +406,6 @@ class EventLinks:
 
     # ---- threads and the end ------------------------------------------------------------------------------------
 
-    def _in_thread(
-        self, done: Callable[[Any, Any], None], call: Callable[..., Any], *args: Any, always: bool = False
-    ) -> None:
-        """Call in a thread what blocks; then `done(result, error)` in the loop.
-
-        Args:
-          always: call `done` in the thread if the loop was closed meanwhile.
-        """
-        to_do = [None]
-
-        def run() -> None:
-            try:
-                to_do.pop()
-            except IndexError:
-                return
-            result, error = None, None
-            try:
-                result = call(*args)
-            except BaseException as caught:
-                error = caught
-            # A loop that was closed meanwhile asks for nothing any more. Its links close themselves when they go.
-            try:
-                self.loop.call_soon_threadsafe(done, result, error)
-            except RuntimeError:
-                if always:
-                    done(result, error)
-
-        try:
-            self._executor.submit(run)
-        except RuntimeError as error:
-            # It may be in the queue all the same, and another thread may have it already.
-            if to_do:
-                to_do.pop()
-                self.loop.call_soon(done, None, _NoThread(str(error)))
-
     def attach(self, limit: float, session: int) -> Link:
         """A link for this loop; called in a thread.
 
@@ -469,7 +433,7 @@ class EventLinks:
             self._unwatch(carrier)
         self._idle.clear()
         if carriers and not self._pool.closed:
-            await self.loop.run_in_executor(self._executor, _detach, self._pool, carriers)
+            await self.loop.run_in_executor(self._threads.executor, _detach, self._pool, carriers)
         self.abandon()
 
     def abandon(self) -> None:
@@ -486,10 +450,10 @@ class EventLinks:
             self._unwatch(carrier)
             self._pool.forget(carrier.link)
             if carried is not None:
-                self._end(carried, error=_unknown(carried))
+                self._end(carried, error=unknown_in_closed_loop(carried))
         self._busy.clear()
         self._idle.clear()
-        self._executor.shutdown(wait=False)
+        self._threads.executor.shutdown(wait=False)
         self.gone = True
         self._close_event_fd()
 
@@ -510,27 +474,6 @@ class EventLinks:
         self._release.detach()
         with contextlib.suppress(OSError):
             os.close(self._event_fd)
-
-
-class _NoThread(Exception):
-    """No thread could be started."""
-
-
-def _no_thread(error: BaseException) -> CoordinatorUnavailable:
-    return CoordinatorUnavailable(
-        f"no thread could be started to reach the coordinator: {error}; nothing was committed",
-        hint="raise the limit of threads (ulimit -u, the pids of the control group), or end some",
-    )
-
-
-def _nobody_asked(pending: PendingCommit, error: BaseException, sent: bool | None) -> OccamError:
-    """A commit whose link was lost, and no thread could be started to find out more."""
-    if sent is False:
-        return _no_thread(error)
-    return CommitOutcomeUnknown(
-        f"the coordinator vanished during the commit, and no thread could be started to ask another one: {error}",
-        txn_id=pending.name,
-    )
 
 
 class _Replacing:
@@ -555,47 +498,6 @@ class _Replacing:
             self._links.loop.call_soon_threadsafe(self._links._add, link)
         except RuntimeError:
             self._pool.forget(link)
-
-
-def _settle(
-    replacing: _Replacing, ask: Ask, carrier: _Carrier, pending: PendingCommit, sent: bool | None
-) -> Answer:
-    """What became of a commit whose link is lost; as `SharedHandle.submit`, in a thread.
-
-    Args:
-      sent: whether the commit may have happened; None: that depends on how the coordinator ended.
-    """
-    link, sequence = carrier.link, carrier.link.sequence
-    if sent is None:
-        words, sent = link.last_words()
-        if words is not None and not is_stopping(words):
-            return answer_of(link, sequence, words, carrier.synced)
-    request = pending.request
-    return resolve(replacing, ask, link, request, sequence, pending.limit, sent=sent)
-
-
-def _too_late() -> TransactionTimeout:
-    return TransactionTimeout("the deadline passed before the commit was sent")
-
-
-def _for_its_deadline(pending: PendingCommit, error: BaseException) -> BaseException:
-    """What the commit's own caller is told when no link could be attached."""
-    passed = pending.deadline is not None and pending.deadline <= time.monotonic()
-    if not passed or not isinstance(error, CoordinatorUnavailable):
-        return error
-    timeout = TransactionTimeout(
-        f"the deadline passed while no coordinator could be reached; nothing was committed: {error.message}"
-    )
-    timeout.__cause__ = error
-    return timeout
-
-
-def _unknown(pending: PendingCommit) -> CommitOutcomeUnknown:
-    return CommitOutcomeUnknown(
-        "the event loop was closed before the answer came; the commit may have happened",
-        hint="ask `await txn.outcome()`, or read what it wrote",
-        txn_id=pending.name,
-    )
 
 
 def _detach(pool: LinkPool, carriers: list[_Carrier]) -> None:

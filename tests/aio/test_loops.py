@@ -7,11 +7,13 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from occamdb import CommitOutcomeUnknown, DatabaseClosedError, ForkedHandleError, RunId, TransactionStatus
 from occamdb.aio import AsyncDatabase, AsyncTransaction
+from occamdb.engine.client import opening
 from tests.aio.test_cancellation import stopped
 from tests.processes.test_commit_outcomes import stand_still
 from tests.support.aio import LoopFactory, links_of, open_async, run_in, until
@@ -294,3 +296,39 @@ def test_closed_by_a_plain_call_with_a_commit_in_flight(
                 await task
 
     run_in(factory, main())
+
+
+def test_the_loop_ends_while_the_database_is_being_opened(
+    database_path: Path, factory: LoopFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread closes it."""
+    go_on, closed = threading.Event(), threading.Event()
+    begun = threading.Event()
+    opened = opening.open_database
+
+    def slow(*args: Any, **keywords: Any) -> Any:
+        db = opened(*args, **keywords)
+        close = db.handle.close
+
+        def noted() -> None:
+            close()
+            closed.set()
+
+        monkeypatch.setattr(db.handle, "close", noted)
+        begun.set()
+        assert go_on.wait(10)
+        return db
+
+    monkeypatch.setattr(opening, "open_database", slow)
+
+    async def wanted() -> AsyncDatabase:
+        return await open_async(database_path)
+
+    async def main() -> None:
+        task = asyncio.create_task(wanted())
+        await until(begun.is_set)
+        assert not task.done()
+
+    run_in(factory, main())
+    go_on.set()
+    assert closed.wait(10)

@@ -148,7 +148,7 @@ def test_no_thread_can_be_started(
             txn = await db.begin(run)
             txn.put("k", 1)
             with monkeypatch.context() as patch:
-                patch.setattr(links._executor, "submit", none)
+                patch.setattr(links._threads.executor, "submit", none)
                 with pytest.raises(OccamError, match="thread"):
                     await txn.commit()
                 assert not links.in_flight and not links._attaching
@@ -177,7 +177,7 @@ def test_no_thread_can_be_started_when_a_link_is_lost(
                 with stopped(database_path):
                     task = asyncio.create_task(txn.commit())
                     await until(lambda: links._busy)
-                    patch.setattr(links._executor, "submit", none)
+                    patch.setattr(links._threads.executor, "submit", none)
                     kill_coordinator(database_path)
                     with pytest.raises(CommitOutcomeUnknown, match="thread"):
                         await task
