@@ -11,7 +11,7 @@ import pytest
 
 import occamdb.aio
 from occamdb import RunId
-from occamdb.engine.transaction import watch as watch_module
+from occamdb.engine.transaction.logged_changes import logged_changes
 from tests.support.aio import LoopFactory, open_async, run_in, until
 from tests.support.processes import kill_coordinator
 
@@ -58,13 +58,12 @@ def test_a_watch_reads_the_log_in_a_thread(
     database_path: Path, run: RunId, factory: LoopFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[threading.Thread] = []
-    read = watch_module.logged_changes
 
     def noted(*args: Any) -> Any:
         threads.append(threading.current_thread())
-        return read(*args)
+        return logged_changes(*args)
 
-    monkeypatch.setattr(watch_module, "logged_changes", noted)
+    monkeypatch.setattr("occamdb.engine.transaction.watch.logged_changes", noted)
 
     async def main() -> None:
         async with open_async(database_path) as db:
