@@ -181,8 +181,10 @@ class Reading(Beginning[X]):
         self._now = now
 
     def __enter__(self) -> X:
-        self._txn = self._now()
-        return self._txn
+        if self._txn is not None:
+            raise TransactionStateError("a transaction is entered once", hint="call db.begin again")
+        self._txn = txn = self._now()
+        return txn
 
     def __exit__(self, exc_type: object, exc: object, traceback: object) -> None:
         assert self._txn is not None

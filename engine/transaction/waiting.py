@@ -25,7 +25,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..disk import failpoints
 from ..model.errors import CoordinatorUnavailable, CorruptionError, WatchLagged
@@ -37,7 +37,7 @@ from .wait_signal import WaitSignal
 if TYPE_CHECKING:
     from ._view import StoreAttachment
 
-__all__ = ["Interest", "WaitHub", "wait_for_change"]
+__all__ = ["Interest", "StaleCheck", "WaitHub", "Waiter", "wait_for_change"]
 
 _LOOK_SECONDS = 0.25  # how often the leader looks whether the store was replaced
 _FOLLOW_SECONDS = 5.0  # how often a thread looks whether its leader lives
@@ -73,7 +73,9 @@ class Interest:
         )
 
 
-class _Waiter:
+class Waiter:
+    """A thread that waits; a task waits as one whose `wake` is another."""
+
     __slots__ = ("alarm", "interest", "woken")
 
     def __init__(self, interest: Interest) -> None:
@@ -83,6 +85,7 @@ class _Waiter:
         self.alarm.acquire()
 
     def wake(self) -> None:
+        """Let it ask `ready` again."""
         self.woken = True
         with contextlib.suppress(RuntimeError):  # it is awake already
             self.alarm.release()
@@ -105,7 +108,12 @@ class WaitHub:
 
     Args:
       handle: whose store they follow.
+
+    Attributes:
+      pump: the thread that waits for the tasks of event loops, see loop_waits.py; None: none has waited yet.
     """
+
+    pump: Any
 
     def __init__(self, handle: Attached) -> None:
         self._handle: Attached = weakref.proxy(handle)
@@ -116,16 +124,17 @@ class WaitHub:
         """Begin with nobody waiting: in a forked child."""
         # Reentrant: a signal handler may wait for something itself.
         self._lock = threading.RLock()
-        self._waiters: set[_Waiter] = set()
-        self._by_key: dict[bytes, set[_Waiter]] = {}
-        self._ranged: set[_Waiter] = set()
+        self._waiters: set[Waiter] = set()
+        self._by_key: dict[bytes, set[Waiter]] = {}
+        self._ranged: set[Waiter] = set()
         self._held: dict[bytes, list[int]] = {}  # prefix: [how many need it, its slot]
         self._bell: WatchBell | None = None
         self._feed: ChangeFeed | None = None
-        self._leader: _Waiter | None = None
+        self._leader: Waiter | None = None
         self._beat = 0.0
         self._dispatched = -1  # the bell's word before the last dispatch
         self._pace = Pace()
+        self.pump = None
 
     # ---- what threads call ------------------------------------------------------------------------------
 
@@ -135,9 +144,9 @@ class WaitHub:
         `ready` is asked at once, and again whenever something of the interest has changed. What it raises goes to the
         caller.
         """
-        waiter = _Waiter(interest)
+        waiter = Waiter(interest)
         try:
-            self._enter(waiter)
+            self.enter(waiter)
             while True:
                 waiter.settle()
                 if ready():
@@ -145,9 +154,19 @@ class WaitHub:
                 left = _LOOK_SECONDS if deadline is None else deadline - time.monotonic()
                 if left <= 0:
                     return False
-                self._sleep(waiter, deadline)
+                self.sleep(waiter, deadline)
         finally:
-            self._leave(waiter)
+            self.leave(waiter)
+
+    @property
+    def led(self) -> bool:
+        """Whether a thread watches the bell."""
+        return self._leader is not None
+
+    def wake_all(self) -> None:
+        """Let everybody ask `ready` again."""
+        with self._lock:
+            self._wake_all()
 
     @contextlib.contextmanager
     def registered(self, prefixes: Iterable[bytes]) -> Iterator[None]:
@@ -192,7 +211,8 @@ class WaitHub:
                 if self._bell is not None and entry[1] >= 0:
                     self._bell.remove(entry[1])
 
-    def _enter(self, waiter: _Waiter) -> None:
+    def enter(self, waiter: Waiter) -> None:
+        """Register a waiter. May block while a coordinator starts."""
         interest = waiter.interest
         attachment = self.attachment()
         with self._lock:
@@ -207,7 +227,8 @@ class WaitHub:
             if interest.ranges:
                 self._ranged.add(waiter)
 
-    def _leave(self, waiter: _Waiter) -> None:
+    def leave(self, waiter: Waiter) -> None:
+        """Take a waiter back; another one leads if it did."""
         with self._lock:
             if waiter in self._waiters:
                 self._waiters.discard(waiter)
@@ -299,7 +320,7 @@ class WaitHub:
 
     # ---- sleeping ---------------------------------------------------------------------------------------------
 
-    def _sleep(self, waiter: _Waiter, deadline: float | None) -> None:
+    def sleep(self, waiter: Waiter, deadline: float | None) -> None:
         """Sleep until woken, to become the leader, until the deadline or for a while."""
         with self._lock:
             now = time.monotonic()
@@ -317,7 +338,7 @@ class WaitHub:
             if self._leader is None or time.monotonic() - self._beat > _LEADER_LOST:
                 return
 
-    def _lead(self, waiter: _Waiter, deadline: float | None) -> None:
+    def _lead(self, waiter: Waiter, deadline: float | None) -> None:
         """Watch the bell for all, until this thread has something to look at."""
         while not waiter.woken:
             with self._lock:
@@ -358,10 +379,10 @@ class WaitHub:
 def wait_for_change(hub: WaitHub, signal: WaitSignal, deadline: float | None) -> bool:
     """Sleep until something of a read set was changed after its snapshot; False if the deadline came first."""
     interest = Interest(signal.keys, signal.ranges, signal.prefixes)
-    return hub.wait(interest, _Stale(hub, interest, signal.version), deadline)
+    return hub.wait(interest, StaleCheck(hub, interest, signal.version), deadline)
 
 
-class _Stale:
+class StaleCheck:
     """Whether something of an interest was changed after a version. When nobody can tell, it says yes."""
 
     def __init__(self, hub: WaitHub, interest: Interest, version: int) -> None:
