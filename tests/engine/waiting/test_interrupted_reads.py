@@ -41,7 +41,8 @@ def test_what_was_read_from_the_log_is_not_read_again(tmp_path: Path, run: RunId
         db.put(run, "n", 3)
         # The new coordinator's ring begins after the first three: they come from the log.
         with db.watch(run, since=0, timeout=0) as watch:
-            watch._feed = feed = InterruptedFeed(watch._feed)  # type: ignore[assignment]
+            reader = watch._reader
+            reader._feed = feed = InterruptedFeed(reader._feed)  # type: ignore[assignment]
             with pytest.raises(Interrupted):
                 next(watch)
             assert feed.interrupts == 0
