@@ -163,10 +163,6 @@ class Watch(Iterator[Change]):
                     raise
                 found += self._rest
                 self._rest.clear()
-                # What was polled with it, without a call for each commit.
-                while self._pending:
-                    found += self._decoded(self._pending[0])
-                    self._pending.popleft()
         return found
 
     @property
@@ -222,17 +218,11 @@ class Watch(Iterator[Change]):
         ready = bool(self._pending) or self._poll()
         if not ready and (deadline == 0.0 or not waits.wait(self._interest, self._poll, deadline)):
             return False
-        decoded = self._decoded(self._pending[0])
-        self._rest_version = self._pending.popleft()[0]
-        self._rest.extend(decoded)
-        return True
-
-    def _decoded(self, commit: Commit) -> list[Change]:
-        version, committed_at, changes = commit
-        skip, decode = self._skip, self._codec.decode
-        return [
+        version, committed_at, changes = self._pending[0]
+        decode = self._codec.decode
+        decoded = [
             Change(
-                decode_user_key(key[skip:]),
+                decode_user_key(key[self._skip :]),
                 None if value is None else decode(value),
                 version,
                 committed_at,
@@ -240,6 +230,10 @@ class Watch(Iterator[Change]):
             )
             for kind, key, value in changes
         ]
+        self._pending.popleft()
+        self._rest_version = version
+        self._rest.extend(decoded)
+        return True
 
     def _poll(self) -> bool:
         """Whether a commit lies ready now. Does not wait, except for a coordinator that starts."""
