@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +11,14 @@ from typing import Any
 import pytest
 
 from occamdb import Database, RunId
-from occamdb.engine.transaction.pace import CHANGES_MIN, REST_SECONDS, ROW, ROW_SECONDS, Pace
+from occamdb.engine.transaction.pace import (
+    CHANGES_MIN,
+    REST_SECONDS_MAX,
+    REST_SECONDS_MIN,
+    ROW,
+    ROW_SECONDS,
+    Pace,
+)
 from tests.support.processes import DEADLINE_S, wait_until
 
 
@@ -33,16 +41,33 @@ def test_slow_wake_ups_are_never_a_stream() -> None:
     assert not pace.streaming
 
 
-def test_a_nap_that_brought_little_is_the_last_for_a_while() -> None:
+def test_a_nap_that_brought_little_is_the_last_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     # Two processes that answer each other: a change in 0.1 ms while both are awake, one in a nap.
+    now = 100.0
+    monkeypatch.setattr("occamdb.engine.transaction.pace.time.monotonic", lambda: now)
     pace = Pace()
-    start = time.monotonic()
-    _rings(pace, ROW, 0.0001, start)
+    rests = []
+    for _ in range(8):
+        ended = now
+        while not pace.streaming:
+            now += 0.0001
+            pace.woken(now)
+        rests.append(now - ended)
+        pace.napped(1)
+        assert not pace.streaming
+    # The first row begins at once; after that each rest is twice the one before, up to a limit.
+    row = ROW * 0.0001
+    assert rests[0] <= 2 * row
+    assert all(second >= 1.5 * first for first, second in itertools.pairwise(rests[1:6]))
+    assert REST_SECONDS_MIN <= rests[1] <= REST_SECONDS_MIN + 2 * row
+    assert rests[-1] <= REST_SECONDS_MAX + 2 * row
+    # One that brought much ends that.
+    pace.napped(CHANGES_MIN)
+    now += REST_SECONDS_MAX
+    _rings(pace, ROW, 0.0001, now)
     pace.napped(1)
-    assert not pace.streaming
-    _rings(pace, 5 * ROW, 0.0001, start + REST_SECONDS / 4)
-    assert not pace.streaming
-    _rings(pace, ROW, 0.0001, time.monotonic() + REST_SECONDS)
+    now += REST_SECONDS_MIN
+    _rings(pace, ROW, 0.0001, now)
     assert pace.streaming
 
 
