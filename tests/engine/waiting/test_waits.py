@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -170,6 +171,18 @@ def test_the_signal_passes_except_exception_and_runs_finally(db: Database, run: 
         db.transaction(run, stubborn, timeout=0.05)
     assert finished == ["active"]
     assert not issubclass(WaitSignal, Exception)
+
+
+def test_a_signal_that_is_swallowed_keeps_the_attempt(db: Database, run: RunId) -> None:
+    def swallow(txn: Any) -> str:
+        txn.get("k")
+        txn.put("half", 1)
+        with contextlib.suppress(BaseException):
+            txn.wait()
+        return "went on"
+
+    assert db.transaction(run, swallow) == "went on"
+    assert db.get(run, "half") == 1
 
 
 def test_a_wait_inside_another_transaction_is_its_own(db: Database, run: RunId) -> None:
