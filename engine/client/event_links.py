@@ -35,7 +35,14 @@ from ..transaction._answer import Answer
 from ..transaction._pending import PendingCommit
 from .link import Link
 from .loop_threads import LoopThreads, NoThread
-from .lost_commit import LostCommit, error_for_its_deadline, no_thread_error, too_late, unknown_in_closed_loop
+from .lost_commit import (
+    ContinuedLinks,
+    LostCommit,
+    error_for_its_deadline,
+    no_thread_error,
+    too_late,
+    unknown_in_closed_loop,
+)
 from .outcome import Ask, answer_of, is_stopping
 from .pool import LinkPool
 
@@ -295,6 +302,12 @@ class EventLinks:
         self.loop.add_reader(carrier.fd, self._gone, carrier)
         self._next(carrier)
 
+    def _add_from_thread(self, link: Link) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self._add, link)
+        except RuntimeError:  # the loop is closed
+            self._pool.forget(link)
+
     def _fail_waiting(self, error: BaseException, limit: float) -> None:
         """No link could be attached until `limit`, or before that none can be."""
         now = time.monotonic()
@@ -343,7 +356,8 @@ class EventLinks:
 
         lost = LostCommit(carrier.link, pending, synced=carrier.synced, sent=sent)
         # Although its loop is closed meanwhile: the commit may be sent again, and ends only then.
-        self._threads.call(done, lost.settle, _Replacing(self), self._ask, always=True)
+        links = ContinuedLinks(self._pool, self.attach, self._add_from_thread)
+        self._threads.call(done, lost.settle, links, self._ask, always=True)
 
     def _drop(self, carrier: _Carrier) -> None:
         """Let go of a link. Another one takes its place if commits wait for one."""
@@ -474,30 +488,6 @@ class EventLinks:
         self._release.detach()
         with contextlib.suppress(OSError):
             os.close(self._event_fd)
-
-
-class _Replacing:
-    """The pool as `resolve` sees it: the link that continues a lost session carries commits of the loop again."""
-
-    def __init__(self, links: EventLinks) -> None:
-        self._links = links
-        self._pool = links._pool
-
-    def attach(self, limit: float, *, session: int) -> Link:
-        return self._links.attach(limit, session)
-
-    def forget(self, link: Link) -> None:
-        self._pool.forget(link)
-
-    def give_back(self, link: Link) -> None:
-        if link.left or not link.reusable or link.events is None:
-            return
-        # It was used by a blocking call in this thread; from here on the loop waits for it.
-        link.events.listen()
-        try:
-            self._links.loop.call_soon_threadsafe(self._links._add, link)
-        except RuntimeError:
-            self._pool.forget(link)
 
 
 def _detach(pool: LinkPool, carriers: list[_Carrier]) -> None:
