@@ -24,7 +24,6 @@ import weakref
 from collections import OrderedDict
 from typing import Any
 
-from ...ipc._event_channel import EventChannel
 from ...ipc.errors import ChannelBroken, OccamError
 from ..model.errors import (
     CommitOutcomeUnknown,
@@ -33,9 +32,17 @@ from ..model.errors import (
 )
 from ..transaction._answer import Answer
 from ..transaction._pending import PendingCommit
+from .carrier import Carrier, say_goodbye
 from .link import Link
 from .loop_threads import LoopThreads, NoThread
-from .lost_commit import LostCommit, error_for_its_deadline, no_thread_error, too_late, unknown_in_closed_loop
+from .lost_commit import (
+    ContinuedLinks,
+    LostCommit,
+    error_for_its_deadline,
+    no_thread_error,
+    too_late,
+    unknown_in_closed_loop,
+)
 from .outcome import Ask, answer_of, is_stopping
 from .pool import LinkPool
 
@@ -45,26 +52,6 @@ _ATTACHING_MAX = 4  # at once
 _THREADS_MAX = 8  # of one loop; they attach, and ask what became of commits
 _TICK_MIN = 0.001
 _SHORTAGE_SECONDS = 1.0  # how long a loop makes do with fewer links after one could not be attached
-_GOODBYE_SECONDS = 1.0  # for all links of a loop together
-
-
-class _Carrier:
-    """A link and the commit that it carries.
-
-    Attributes:
-      synced: whether the commit's request asks for a sync.
-    """
-
-    __slots__ = ("channel", "fd", "link", "pending", "synced")
-
-    def __init__(self, link: Link) -> None:
-        channel = link.events
-        assert channel is not None
-        self.link = link
-        self.channel: EventChannel = channel
-        self.fd = link.client.fileno()
-        self.pending: PendingCommit | None = None
-        self.synced = False
 
 
 class EventLinks:
@@ -98,8 +85,8 @@ class EventLinks:
         self._sync = sync
         self._timeout = timeout
         self._size = size
-        self._idle: list[_Carrier] = []
-        self._busy: dict[_Carrier, None] = {}
+        self._idle: list[Carrier] = []
+        self._busy: dict[Carrier, None] = {}
         # In order; a dict, since any of them may leave, and thousands at once.
         self._waiting: OrderedDict[PendingCommit, None] = OrderedDict()
         self._settling: set[PendingCommit] = set()
@@ -189,7 +176,7 @@ class EventLinks:
 
     # ---- sending and collecting ---------------------------------------------------------------------------------
 
-    def _send(self, carrier: _Carrier, pending: PendingCommit) -> None:
+    def _send(self, carrier: Carrier, pending: PendingCommit) -> None:
         link = carrier.link
         # Used up before anything is sent, as in `SharedHandle.submit`.
         link.sequence = sequence = link.sequence + 1
@@ -217,7 +204,7 @@ class EventLinks:
         for carrier in tuple(self._busy):
             self._look_at(carrier)
 
-    def _look_at(self, carrier: _Carrier) -> bool:
+    def _look_at(self, carrier: Carrier) -> bool:
         """Take the reply, or publish more of the request. Whether the carrier is done with its commit."""
         try:
             if carrier.channel.partial:
@@ -242,7 +229,7 @@ class EventLinks:
         self._end(pending, answer)
         return True
 
-    def _next(self, carrier: _Carrier) -> None:
+    def _next(self, carrier: Carrier) -> None:
         """Let a free link carry the next commit that waits."""
         if self.closed or not carrier.link.reusable:
             self._drop(carrier)
@@ -290,10 +277,16 @@ class EventLinks:
         if self.closed or self._pool.closed:
             link.drop()
             return
-        carrier = _Carrier(link)
+        carrier = Carrier(link)
         # Readable means closed: nobody writes to this socket but in answer to a call.
         self.loop.add_reader(carrier.fd, self._gone, carrier)
         self._next(carrier)
+
+    def _add_from_thread(self, link: Link) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self._add, link)
+        except RuntimeError:  # the loop is closed
+            self._pool.forget(link)
 
     def _fail_waiting(self, error: BaseException, limit: float) -> None:
         """No link could be attached until `limit`, or before that none can be."""
@@ -309,7 +302,7 @@ class EventLinks:
             del self._waiting[pending]
             self._end(pending, error=error_for_its_deadline(pending, error))
 
-    def _gone(self, carrier: _Carrier) -> None:
+    def _gone(self, carrier: Carrier) -> None:
         """The connection of a link has ended."""
         # It carries nothing more, whatever is found below.
         carrier.link.left = True
@@ -321,7 +314,7 @@ class EventLinks:
             # The reply did not come before the end.
             self._lose(carrier, sent=None)
 
-    def _lose(self, carrier: _Carrier, *, sent: bool | None) -> None:
+    def _lose(self, carrier: Carrier, *, sent: bool | None) -> None:
         """The link can no longer be used, and its commit has no answer: find out in a thread what became of it."""
         self._busy.pop(carrier, None)
         self._unwatch(carrier)
@@ -343,15 +336,16 @@ class EventLinks:
 
         lost = LostCommit(carrier.link, pending, synced=carrier.synced, sent=sent)
         # Although its loop is closed meanwhile: the commit may be sent again, and ends only then.
-        self._threads.call(done, lost.settle, _Replacing(self), self._ask, always=True)
+        links = ContinuedLinks(self._pool, self.attach, self._add_from_thread)
+        self._threads.call(done, lost.settle, links, self._ask, always=True)
 
-    def _drop(self, carrier: _Carrier) -> None:
+    def _drop(self, carrier: Carrier) -> None:
         """Let go of a link. Another one takes its place if commits wait for one."""
         self._unwatch(carrier)
         self._pool.forget(carrier.link)
         self._grow()
 
-    def _unwatch(self, carrier: _Carrier) -> None:
+    def _unwatch(self, carrier: Carrier) -> None:
         if carrier.fd >= 0 and not self.loop.is_closed():
             self.loop.remove_reader(carrier.fd)
         carrier.fd = -1
@@ -385,7 +379,7 @@ class EventLinks:
         if limits:
             self._watch_clock(min(limits))
 
-    def _give_up(self, carrier: _Carrier, pending: PendingCommit) -> None:
+    def _give_up(self, carrier: Carrier, pending: PendingCommit) -> None:
         """No answer in time. The link is lost with it: the answer may still come."""
         partial = carrier.channel.partial
         self._busy.pop(carrier, None)
@@ -433,7 +427,7 @@ class EventLinks:
             self._unwatch(carrier)
         self._idle.clear()
         if carriers and not self._pool.closed:
-            await self.loop.run_in_executor(self._threads.executor, _detach, self._pool, carriers)
+            await self.loop.run_in_executor(self._threads.executor, say_goodbye, self._pool, carriers)
         self.abandon()
 
     def abandon(self) -> None:
@@ -474,41 +468,6 @@ class EventLinks:
         self._release.detach()
         with contextlib.suppress(OSError):
             os.close(self._event_fd)
-
-
-class _Replacing:
-    """The pool as `resolve` sees it: the link that continues a lost session carries commits of the loop again."""
-
-    def __init__(self, links: EventLinks) -> None:
-        self._links = links
-        self._pool = links._pool
-
-    def attach(self, limit: float, *, session: int) -> Link:
-        return self._links.attach(limit, session)
-
-    def forget(self, link: Link) -> None:
-        self._pool.forget(link)
-
-    def give_back(self, link: Link) -> None:
-        if link.left or not link.reusable or link.events is None:
-            return
-        # It was used by a blocking call in this thread; from here on the loop waits for it.
-        link.events.listen()
-        try:
-            self._links.loop.call_soon_threadsafe(self._links._add, link)
-        except RuntimeError:
-            self._pool.forget(link)
-
-
-def _detach(pool: LinkPool, carriers: list[_Carrier]) -> None:
-    limit = time.monotonic() + _GOODBYE_SECONDS
-    for carrier in carriers:
-        if carrier.link is pool.primary:
-            continue
-        if time.monotonic() < limit:
-            carrier.link.detach()
-        else:
-            carrier.link.drop()  # a coordinator that is stopped sees the end of the connection later
 
 
 def _close_fd(fd: int, pid: int) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from ..model.errors import CommitOutcomeUnknown, CoordinatorUnavailable, OccamError, TransactionTimeout
 from ..transaction._answer import Answer
 from ..transaction._pending import PendingCommit
 from .link import Link
 from .outcome import Ask, Links, answer_of, is_stopping, resolve
+from .pool import LinkPool
 
 __all__ = [
+    "ContinuedLinks",
     "LostCommit",
     "error_for_its_deadline",
     "no_thread_error",
@@ -53,6 +56,41 @@ class LostCommit:
             f"{error}",
             txn_id=self._pending.name,
         )
+
+
+class ContinuedLinks:
+    """The pool as `resolve` sees it: the link that continues a lost session carries commits of the loop again.
+
+    Args:
+      attach: attaches a link for the loop until a limit, for a session.
+      add: gives the loop a link; called in a thread.
+    """
+
+    def __init__(
+        self, pool: LinkPool, attach: Callable[[float, int], Link], add: Callable[[Link], None]
+    ) -> None:
+        self._pool = pool
+        self._attach = attach
+        self._add = add
+
+    def attach(self, limit: float, *, session: int) -> Link:
+        """One more link, which continues a session."""
+        return self._attach(limit, session)
+
+    def forget(self, link: Link) -> None:
+        """Stop committing through a link."""
+        self._pool.forget(link)
+
+    def give_back(self, link: Link) -> None:
+        """Let the loop use a link again; one that was forgotten stays so."""
+        if link.left or link.events is None:
+            return
+        if not link.reusable:
+            self._pool.forget(link)  # its answer may still come
+            return
+        # It was used by a blocking call in this thread; from here on the loop waits for it.
+        link.events.listen()
+        self._add(link)
 
 
 def no_thread_error(error: BaseException) -> CoordinatorUnavailable:
