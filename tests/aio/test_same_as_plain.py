@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import occamdb
 import occamdb.aio
-from occamdb import OccamError, RunId
+from occamdb import OccamError, RetryPolicy, RunId
 from occamdb.aio import AsyncDatabase
 from tests.support.aio import open_async
 from tests.support.processes import open_database, stop_coordinator
@@ -38,6 +38,8 @@ CALL = st.one_of(
     st.tuples(st.just("events.append"), KEYS, st.dictionaries(KEYS, VALUES, max_size=1)),
     st.tuples(st.just("events.len")),
 )
+# A cas of a version that is not there never succeeds.
+SOON = RetryPolicy(max_attempts=50, max_backoff=0.001)
 INSIDE = st.tuples(st.just("transaction"), st.lists(CALL, max_size=4), st.booleans())
 STEPS = st.lists(st.one_of(CALL, INSIDE), max_size=12)
 
@@ -71,7 +73,7 @@ def plain(db: occamdb.Database, run: RunId, step: tuple[Any, ...]) -> Any:
     """The result of a step, or what it raised."""
     try:
         if step[0] == "transaction":
-            return db.transaction(run, lambda txn: _inside(txn, step[1], step[2]))
+            return db.transaction(run, lambda txn: _inside(txn, step[1], step[2]), retry=SOON)
         return _shown(_call(db, (run,), step))
     except (OccamError, ZeroDivisionError) as error:
         return type(error), str(error)
@@ -81,7 +83,7 @@ async def awaited(db: AsyncDatabase, run: RunId, step: tuple[Any, ...]) -> Any:
     """The same of the asynchronous one."""
     try:
         if step[0] == "transaction":
-            return await db.transaction(run, lambda txn: _inside(txn, step[1], step[2]))
+            return await db.transaction(run, lambda txn: _inside(txn, step[1], step[2]), retry=SOON)
         result = _call(db, (run,), step)
         return _shown(await result if inspect.iscoroutine(result) else result)
     except (OccamError, ZeroDivisionError) as error:

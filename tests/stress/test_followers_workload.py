@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -122,7 +123,8 @@ def give_an_older_value(commits: Commits) -> Commits:
     ("breaks", "words"),
     [
         (drop_a_change, "of 5 keys of group"),
-        (drop_a_commit, "by the feed and"),
+        # Which check comes first depends on the commit that is missing.
+        (drop_a_commit, "by the feed and|which was not there|went from"),
         (repeat_a_commit, "came after"),
         (split_a_commit, "of 5 keys of group"),
         (swap_commits, "came after"),
@@ -140,7 +142,7 @@ def test_a_broken_feed_is_found(
         watch_module, "ChangeFeed", lambda *args, **kwargs: BrokenFeed(breaks, *args, **kwargs)
     )
     stage.follow(60)
-    assert words in stage.said()
+    assert re.search(words, stage.said())
 
 
 def test_a_lost_wake_up_is_found(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
