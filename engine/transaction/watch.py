@@ -186,6 +186,8 @@ class ChangeReader:
                     if not log:
                         raise
                     self.read_log(lag)
+            except WatchLagged:
+                raise  # the feed stands where it says
             except BaseException:
                 # A signal handler raised: what was polled and is not pending comes again.
                 self._feed.skip_to(self._pending[-1][0] if self._pending else before)
