@@ -82,12 +82,12 @@ def test_cancelling_takes_as_long_as_there_are_tasks(
         with stopped(database_path):
             tasks = [asyncio.create_task(db.put(run, "k", i)) for i in range(count)]
             await until(lambda: links_of(db).in_flight == count)
-            began = time.perf_counter()
+            began = time.thread_time()
             for task in reversed(tasks):
                 task.cancel()
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-            took = time.perf_counter() - began
+            took = time.thread_time() - began
         await asyncio.gather(*tasks, return_exceptions=True)
         return took
 
