@@ -63,8 +63,9 @@ def test_stopped_cleanly_under_load(database_path: Path, run: RunId, start: Call
         assert min(counts) > 0
         assert db.get(run, "shared") == sum(counts)
         assert [db.get(run, f"worker {n}") for n in range(4)] == counts
-        # Each of them left a checkpoint, so the next one had next to nothing to replay.
-        assert db.stats()["durable"]["recovery"]["transactions_replayed"] == 0
+        # The last of them left a checkpoint. What was committed while that was written may be replayed.
+        recovery = db.stats()["durable"]["recovery"]
+        assert recovery["version"] - recovery["transactions_replayed"] > floor
 
 
 def test_a_clean_stop_leaves_nothing_but_the_data(database_path: Path, run: RunId) -> None:
