@@ -219,6 +219,8 @@ class LinkPool:
         pause = _PAUSE_MIN
         began = time.monotonic()
         while True:
+            if self.closed:
+                raise DatabaseClosedError()  # meanwhile, by another thread
             try:
                 link = self._try_attach_or_say(limit, session, event_fd)
             except AddressSpaceError:
@@ -288,6 +290,9 @@ class LinkPool:
                 # It is alive, but cannot serve us at this moment.
                 raise ControlUnavailableError(error.message) from error
         if self._start == "auto":
+            # Looked at after the coordinator was found gone: who closed the database may have stopped it since.
+            if self.closed:
+                raise DatabaseClosedError()
             if self.database_id:
                 meta = read_meta(self.path)
                 if meta is None or meta.database_id != self.database_id:

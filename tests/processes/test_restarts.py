@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from occamdb import ConflictError, RunId
-from occamdb.ipc.lock import FileLock
+from occamdb import ConflictError, DatabaseClosedError, RunId
+from occamdb.engine.client.shared_handle import SharedHandle
+from occamdb.ipc.control import ControlClient
+from occamdb.ipc.lock import FileLock, lock_holder
 from tests.support.processes import (
     Peer,
     Worker,
@@ -82,6 +84,26 @@ def test_a_transaction_does_not_trust_what_was_lost_without_a_log(tmp_path: Path
         with pytest.raises(ConflictError):
             txn.commit()
     stop_coordinator(path)
+
+
+def test_a_database_that_was_closed_meanwhile_starts_no_coordinator(tmp_path: Path, run: RunId) -> None:
+    """A thread still wants a link while another one closes the database, and the coordinator is stopped then."""
+    path = tmp_path / "db"
+    db = open_database(path)
+    db.put(run, "k", 1)
+    assert isinstance(db.handle, SharedHandle)
+    pool = db.handle.pool
+    connect = pool._launcher.connect
+
+    def connect_too_late(limit: float) -> ControlClient | None:
+        db.close()
+        stop_coordinator(path)
+        return connect(limit)
+
+    pool._launcher.connect = connect_too_late  # type: ignore[method-assign]
+    with pytest.raises(DatabaseClosedError):
+        pool.attach(time.monotonic() + 60, session=0)
+    assert lock_holder(path / "LOCK") is None
 
 
 def test_a_worker_may_come_in_any_moment_of_an_idle_end(tmp_path: Path, run: RunId) -> None:
