@@ -1,7 +1,8 @@
 """Types of the feed; see _feed.pyx."""
 
-from typing import final
+from typing import Any, final
 
+from ..model.values import Codec
 from ._view import StoreAttachment
 
 @final
@@ -15,6 +16,8 @@ class ChangeFeed:
         start: bytes,
         end: bytes | None = None,
         *,
+        codec: Codec | None = None,
+        skip: int = 0,
         bare: bool = False,
     ) -> None: ...
     @property
@@ -25,6 +28,4 @@ class ChangeFeed:
     def current(self) -> bool: ...
     def skip_to(self, version: int) -> None: ...
     def poll_keys(self) -> list[tuple[bytes, bytes | None]]: ...
-    def poll(
-        self, entries_max: int = 4096
-    ) -> list[tuple[int, int, list[tuple[str, bytes, bytes | None]]]]: ...
+    def poll(self, entries_max: int = 4096) -> list[tuple[int, int, list[Any]]]: ...

@@ -9,14 +9,18 @@
 4. A large range delete names a range. Its keys are those that the snapshot before it has; that snapshot can be had as
    long as the coordinator has not reclaimed anything that it sees. If it cannot, the feed lags. Ranges of one commit may
    overlap, and hold keys that it deleted by name or put afterwards: each key is given once, as the commit left it.
-5. A feed belongs to one thread. In a forked child it raises ForkedHandleError.
+5. A value that cannot be decoded, or whose `restore` raises, leaves the feed before its commit too.
+6. A feed belongs to one thread. In a forked child it raises ForkedHandleError.
 """
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.string cimport memcpy
 
 from ...ipc._atomics cimport load_acquire_u64
+from ..model._codec_hooks cimport CodecHooks
+from ..model._value_reader cimport decode_value
 from ..store._change_reader cimport (
     CURSOR_BLOCK, CURSOR_DAMAGED, CURSOR_LAGS, CURSOR_NO_MEMORY, CURSOR_NOTHING, cursor_close, cursor_next, cursor_open,
 )
@@ -26,6 +30,7 @@ from ..store._change_ring cimport (
 )
 from ..store._layout cimport KEY_SIZE_MAX, StoreHeader, key_compare, key_hash
 from ..store._reader cimport Found, reader_get, reader_scan
+from ._change cimport make_change
 from ._view cimport NO_SLOT, PinnedView, fork_generation
 
 from ..model.errors import CorruptionError, ForkedHandleError, TransactionStateError, WatchLagged
@@ -47,6 +52,8 @@ cdef class ChangeFeed:
       attachment: the store to follow.
       since: the version to go on from, at most the newest committed one.
       start, end: stored keys; `end` None: no bound.
+      codec: decodes the values, so that changes come as `Change`; None: they come as stored.
+      skip: with a codec: how many bytes of a stored key come before the user key. Every key of the range has them.
       bare: for `poll_keys`: read no values.
 
     Raises:
@@ -54,12 +61,14 @@ cdef class ChangeFeed:
     """
 
     def __cinit__(self, StoreAttachment attachment not None, u64 since, bytes start not None, bytes end=None,
-                  *, bint bare=False):
+                  *, CodecHooks codec=None, u32 skip=0, bint bare=False):
         cdef int found = cursor_open(&self.cursor, <const u8 *>attachment.store_buffer.buf,
                                      <u64>attachment.store_buffer.len, since)
         self.attachment = attachment
         self.start = start
         self.end = end
+        self.codec = codec
+        self.skip = skip
         self.bare = bare
         if found == 2:
             raise TransactionStateError(
@@ -94,8 +103,9 @@ cdef class ChangeFeed:
           entries_max: stop after the commit with which there are this many changes.
 
         Returns:
-          [(version, committed_at in ns, [(kind, key, value), ...]), ...]: commits that changed something in the range.
-          `kind` is "put", "delete" or "expire", `value` the stored bytes of a put.
+          [(version, committed_at in ns, changes), ...]: commits that changed something in the range. `changes` is a list
+          of `Change`, or without a codec of (kind, stored key, value): `kind` is "put", "delete" or "expire", `value`
+          the stored bytes of a put.
 
         Raises:
           WatchLagged: changes after `version` are gone from the ring.
@@ -169,10 +179,10 @@ cdef class ChangeFeed:
             if self.concerns(&entry, at):
                 if entry.kind == CHANGE_RANGE and not self.bare:
                     ranged = True
-                    found.extend(self.deleted_keys(block.version, at[:entry.key_size],
+                    found.extend(self.deleted_keys(block, at[:entry.key_size],
                                                    (at + entry.key_size)[:entry.value_size]))
                 else:
-                    found.append(self.change(block.version, entry.kind, entry.flags, at, entry.key_size,
+                    found.append(self.change(block, entry.kind, entry.flags, at, entry.key_size,
                                              at + entry.key_size, entry.value_size))
             at += <u64>entry.key_size + entry.value_size
         return last_of_each_key(found) if ranged else found
@@ -188,18 +198,28 @@ cdef class ChangeFeed:
             return key_compare(key + entry.key_size, entry.value_size, start, start_size) > 0
         return key_compare(key, entry.key_size, start, start_size) >= 0
 
-    cdef object change(self, u64 version, u8 kind, u8 flags, const u8 *key, u32 key_size, const u8 *value, u32 value_size):
+    cdef object change(self, const ChangeBlock *block, u8 kind, u8 flags, const u8 *key, u32 key_size, const u8 *value,
+                       u32 value_size):
         """One change as `poll` gives it."""
-        cdef bytes name = PyBytes_FromStringAndSize(<const char *>key, key_size)
+        cdef object found = None
+        cdef bytes stored
         if self.bare:
+            stored = PyBytes_FromStringAndSize(<const char *>key, key_size)
             if kind == CHANGE_RANGE:
-                return name, PyBytes_FromStringAndSize(<const char *>value, value_size)
-            return name, None
-        if kind != CHANGE_PUT:
-            return KINDS[kind], name, None
-        if flags & CHANGE_ELSEWHERE:
-            return KINDS[kind], name, self.large_value(version, name)
-        return KINDS[kind], name, PyBytes_FromStringAndSize(<const char *>value, value_size)
+                return stored, PyBytes_FromStringAndSize(<const char *>value, value_size)
+            return stored, None
+        if kind == CHANGE_PUT and flags & CHANGE_ELSEWHERE:
+            stored = self.large_value(block.version, PyBytes_FromStringAndSize(<const char *>key, key_size))
+            value = <const u8 *>PyBytes_AS_STRING(stored)
+            value_size = <u32>PyBytes_GET_SIZE(stored)
+        if self.codec is None:
+            if kind == CHANGE_PUT:
+                found = PyBytes_FromStringAndSize(<const char *>value, value_size)
+            return KINDS[kind], PyBytes_FromStringAndSize(<const char *>key, key_size), found
+        if kind == CHANGE_PUT:
+            found = decode_value(value, value_size, self.codec)
+        return make_change(PyUnicode_DecodeUTF8(<char *>key + self.skip, key_size - self.skip, "surrogateescape"), found,
+                           block.version, block.timestamp, <str>KINDS[kind])
 
     cdef bytes large_value(self, u64 version, bytes key):
         """The value that a key was given at `version`, if that is still its newest."""
@@ -220,8 +240,9 @@ cdef class ChangeFeed:
         finally:
             view.release()
 
-    cdef list deleted_keys(self, u64 version, bytes start, bytes end):
-        """The keys of our range that a delete of [start, end) at `version` deleted."""
+    cdef list deleted_keys(self, const ChangeBlock *block, bytes start, bytes end):
+        """The keys of our range that a delete of [start, end) deleted."""
+        cdef u64 version = block.version
         cdef Found rows[SCAN_ROWS]
         cdef bytes resume = PyBytes_FromStringAndSize(NULL, KEY_SIZE_MAX + 1)
         cdef u8 *from_ = <u8 *>PyBytes_AS_STRING(resume)
@@ -229,6 +250,7 @@ cdef class ChangeFeed:
         cdef bint done = False, exclusive = False
         cdef int count, index
         cdef list page, found = []
+        cdef bytes key
         start = max(start, self.start)
         end = end if self.end is None else min(end, self.end)
         slot = self.attachment.pin_at(version - 1)
@@ -247,7 +269,9 @@ cdef class ChangeFeed:
                 # Keys are copied before this look: they count only if the pin held.
                 if self.attachment.lost(slot):
                     raise WatchLagged(since=version - 1, oldest=version)
-                found += [("delete", key, None) for key in page]
+                for key in page:
+                    found.append(self.change(block, CHANGE_DELETE, 0, <const u8 *>PyBytes_AS_STRING(key),
+                                             <u32>PyBytes_GET_SIZE(key), NULL, 0))
                 exclusive = True
             return found
         finally:
@@ -257,8 +281,9 @@ cdef class ChangeFeed:
 cdef list last_of_each_key(list changes):
     """The last change of each key, in the order of those."""
     cdef dict found = {}
-    cdef tuple change
+    cdef object change, key
     for change in changes:
-        found.pop(change[1], None)
-        found[change[1]] = change
+        key = change[1] if type(change) is tuple else change.key
+        found.pop(key, None)
+        found[key] = change
     return list(found.values())

@@ -9,17 +9,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from ..disk.directory import DatabaseDirectory
 from ..log.wal_format import BeginTxn, BoundWrite, Delete, DeleteRange, Write, decode_body
 from ..log.wal_reader import chain_from, list_segments, open_image
 from ..model.errors import CorruptionError, IncompatibleFormatError, WatchLagged
 
-__all__ = ["Commit", "logged_changes"]
+__all__ = ["Commit", "Kind", "logged_changes"]
 
-# version, committed_at in ns, [(kind, stored key, value bytes)]; as `ChangeFeed.poll` gives it
-Commit = tuple[int, int, list[tuple[str, bytes, bytes | None]]]
+Kind = Literal["put", "delete", "expire"]
+# version, committed_at in ns, [(kind, stored key, value bytes)]; as `ChangeFeed.poll` gives it without a codec
+Commit = tuple[int, int, list[tuple[Kind, bytes, bytes | None]]]
 
 _COMMITS_MAX = 10_000
 
@@ -90,7 +91,7 @@ def _read(
 def _commit(image: Any, version: int, first: int, last: int, start: bytes, end: bytes) -> Commit | None:
     """The changes of one transaction; None if it deleted a range, whose keys the log does not have."""
     committed_at = 0
-    changes: dict[bytes, tuple[str, bytes, bytes | None]] = {}
+    changes: dict[bytes, tuple[Kind, bytes, bytes | None]] = {}
     while first < last:
         found = image.entry(first)
         assert found is not None, "a whole transaction has valid entries"

@@ -190,6 +190,8 @@ class AsyncWatch(AsyncIterator[Change]):
         """
         if not await self._filled():
             raise StopAsyncIteration
+        if not self._reader.changes:
+            self._reader.begin_commit()
         return self._reader.changes.popleft()
 
     async def commits(self) -> AsyncIterator[list[Change]]:
@@ -219,7 +221,6 @@ class AsyncWatch(AsyncIterator[Change]):
                 if not ready:
                     return False
                 if not reader.closed:
-                    reader.decode()
                     return True
             return False
         finally:

@@ -1,8 +1,9 @@
-"""When a waiting process naps instead of sleeping on its bell: while changes come as a stream.
+"""When a waiting process naps: while changes come as a stream.
 
 Each sleep on the bell costs the commit thread a system call and the machine two task switches. For a follower of a
 busy run that is more than the commits themselves. So after a row of such sleeps in quick succession the process
-sleeps for a fixed short time without asking to be woken, and then finds all changes of that time at once.
+sleeps for a fixed short time without asking to be woken, and then finds all changes of that time at once. A watch does
+the same between two looks at the ring that found few commits, since a look costs as much as several changes.
 
 1. A nap is only a pause between two looks at the ring: what it brings is found by the look that follows, and the
    process sleeps on the bell only after a look that found nothing. The argument of `_watchers.pyx` is untouched.

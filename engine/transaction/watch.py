@@ -15,49 +15,28 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from ..model.errors import InvalidArgumentError, TransactionStateError, WatchLagged
 from ..model.keys import decode_user_key, encode_user_key, successor
 from ..model.limits import TIMEOUT_MAX
+from ._change import Change
 from ._feed import ChangeFeed
-from .logged_changes import Commit, logged_changes
+from .logged_changes import logged_changes
+from .pace import NAP_SECONDS, Pace
 from .waiting import Interest
 
 if TYPE_CHECKING:
     from ..model.values import Codec
+    from ._view import StoreAttachment
     from .engine_handle import EngineHandle
+    from .logged_changes import Kind
 
 __all__ = ["Change", "ChangeReader", "Watch", "ready_changes", "wait_deadline"]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a commit did to one key.
-
-    Attributes:
-      key: the user key.
-      value: what it was set to; None when it is gone.
-      version: of the commit.
-      committed_at_ns: the commit's time, in ns since the epoch.
-      kind: "put", "delete", or "expire": its ttl ran out.
-    """
-
-    key: str
-    value: Any
-    version: int
-    committed_at_ns: int
-    kind: Literal["put", "delete", "expire"]
-
-    @property
-    def committed_at(self) -> datetime:
-        """The commit's time, in UTC."""
-        return _EPOCH + timedelta(microseconds=self.committed_at_ns // 1000)
+_FEW = 16  # commits of one look: with fewer, each of them costs as much as a look
+_MANY = 512  # with so many the follower is late: it looks again at once
 
 
 def wait_deadline(timeout: float | None) -> float | None:
@@ -87,7 +66,7 @@ class ChangeReader:
 
     Attributes:
       interest: what it waits for.
-      changes: of the commit that is being given out.
+      changes: what is left of the commit that is being given out.
       closed: nothing more is given out.
     """
 
@@ -102,13 +81,14 @@ class ChangeReader:
         assert end is not None, "a stored key begins with the NULs of its namespace"
         self._end = end
         self.interest = Interest((), [(self._start, end)], [tag_prefix])
-        self._pending: deque[Commit] = deque()
+        self._pending: deque[list[Change]] = deque()  # commits that were read
         self.changes: deque[Change] = deque()
-        self._changes_version = 0
+        self._pace = Pace()
+        self._found = 0  # commits by the last look
         self.closed = True
         attachment = handle.attachment()
         newest = attachment.committed_version
-        self._feed = ChangeFeed(attachment, _checked_since(since, newest), self._start, end)
+        self._feed = self._follow(attachment, _checked_since(since, newest))
         # Registered for as long as it lives: a busy watch need not tell the coordinator at each wait.
         self._held = handle.waits.hold(self.interest.prefixes)
         self.closed = False
@@ -117,10 +97,20 @@ class ChangeReader:
     def version(self) -> int:
         """Every change up to this version was given out, and none after it except of the commit under way."""
         if self.changes:
-            return self._changes_version - 1
+            return self.changes[0].version - 1
         if self._pending:
-            return self._pending[0][0] - 1
+            return self._pending[0][0].version - 1
         return self._feed.version
+
+    @property
+    def read_up_to(self) -> int:
+        """Every change up to this version was given out or lies ready."""
+        return self._feed.version
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something lies ready."""
+        return bool(self.changes or self._pending)
 
     @property
     def newest(self) -> int:
@@ -134,37 +124,48 @@ class ChangeReader:
             self._handle.waits.release(self.interest.prefixes, self._held)
 
     def take_commit(self) -> list[Change]:
-        """All of `changes`."""
-        changes = list(self.changes)
-        self.changes.clear()
-        return changes
+        """What is left of the commit that is being given out, or else the next one, which lies ready."""
+        if self.changes:
+            changes = list(self.changes)
+            self.changes.clear()
+            return changes
+        return self._pending.popleft()
 
-    def wait(self, deadline: float | None) -> bool:
-        """Decode the next commit into `changes`, waiting for it; False: the deadline passed, or it is closed."""
+    def take_all(self) -> list[Change]:
+        """Everything that lies ready."""
+        found = list(self.changes)
+        self.changes.clear()
+        while self._pending:
+            found += self._pending.popleft()
+        return found
+
+    def begin_commit(self) -> None:
+        """Move the next commit, which lies ready, into `changes`."""
+        self.changes.extend(self._pending.popleft())
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until a commit lies ready; False: none came in `timeout` seconds, or it is closed.
+
+        In a stream of commits it looks only now and then, and finds many at once: a look costs as much as several
+        changes, and on a busy machine takes the processor from those who commit.
+        """
         if self.closed:
             return False
-        if not self.poll() and not self._handle.waits.wait(self.interest, self.poll, deadline):
+        if self._pending:
+            return True
+        deadline = wait_deadline(timeout)
+        pace = self._pace
+        if pace.streaming and self._found < _MANY:
+            pace.nap(NAP_SECONDS if deadline is None else max(0.0, deadline - time.monotonic()))
+            found = self.poll()
+            pace.napped(self._found)
+        else:
+            found = self.poll()
+        if not found and not self._handle.waits.wait(self.interest, self.poll, deadline):
             return False
-        self.decode()
+        if self._found < _FEW:
+            pace.woken(time.monotonic())
         return True
-
-    def decode(self) -> None:
-        """Decode the commit that `poll` has found into `changes`."""
-        version, committed_at, changes = self._pending[0]
-        decode = self._codec.decode
-        decoded = [
-            Change(
-                decode_user_key(key[self._skip :]),
-                None if value is None else decode(value),
-                version,
-                committed_at,
-                kind,  # type: ignore[arg-type]
-            )
-            for kind, key, value in changes
-        ]
-        self._pending.popleft()
-        self._changes_version = version
-        self.changes.extend(decoded)
 
     def poll(self, *, log: bool = True) -> bool:
         """Whether a commit lies ready now. Does not wait, except for a coordinator that starts.
@@ -175,13 +176,17 @@ class ChangeReader:
         Raises:
           WatchLagged: without `log`: the log has to be read, see `read_log`.
         """
-        if self._pending:
-            return True
+        return bool(self._pending) or self.look(log=log)
+
+    def look(self, *, log: bool = True) -> bool:
+        """`poll`, also if a commit lies ready already. Whether it found a further one."""
+        ready = len(self._pending)
+        self._found = 0
         while True:
             before = self._feed.version
             try:
                 try:
-                    self._pending.extend(self._feed.poll())
+                    self._pending.extend([changes for _, _, changes in self._feed.poll()])
                 except WatchLagged as lag:
                     if not log:
                         raise
@@ -190,9 +195,10 @@ class ChangeReader:
                 raise  # the feed stands where it says
             except BaseException:
                 # A signal handler raised: what was polled and is not pending comes again.
-                self._feed.skip_to(self._pending[-1][0] if self._pending else before)
+                self._feed.skip_to(self._pending[-1][0].version if len(self._pending) > ready else before)
                 raise
-            if self._pending:
+            self._found = len(self._pending) - ready
+            if self._found:
                 return True
             feed = self._feed
             attachment = self._handle.waits.attachment()
@@ -200,7 +206,10 @@ class ChangeReader:
                 return False
             if attachment.incarnation != feed.attachment.incarnation and not feed.current:
                 continue  # the coordinator of the old store is dead: read it to its end
-            self._feed = ChangeFeed(attachment, feed.version, self._start, self._end)
+            self._feed = self._follow(attachment, feed.version)
+
+    def _follow(self, attachment: StoreAttachment, version: int) -> ChangeFeed:
+        return ChangeFeed(attachment, version, self._start, self._end, codec=self._codec, skip=self._skip)
 
     def read_log(self, lag: WatchLagged) -> None:
         """Take from the log what the ring has no longer.
@@ -214,8 +223,23 @@ class ChangeReader:
             raise lag
         until = feed.attachment.committed_version
         found, reached = logged_changes(path, feed.version, until, self._start, self._end, lag.oldest)
-        self._pending.extend(found)
+        commits: list[list[Change]] = []
+        for version, committed_at, changes in found:
+            try:
+                commits.append([self._decoded(version, committed_at, *change) for change in changes])
+            except Exception:
+                if not commits:
+                    raise
+                reached = version - 1  # the next call says it
+                break
+        self._pending.extend(commits)
         feed.skip_to(reached)
+
+    def _decoded(
+        self, version: int, committed_at: int, kind: Kind, key: bytes, value: bytes | None
+    ) -> Change:
+        decoded = None if value is None else self._codec.decode(value)
+        return Change(decode_user_key(key[self._skip :]), decoded, version, committed_at, kind)
 
     def __del__(self) -> None:
         if getattr(self, "closed", True) is False:
@@ -249,8 +273,10 @@ class Watch(Iterator[Change]):
             raise _in_use()
         try:
             reader = self._reader
-            if not reader.changes and not reader.wait(wait_deadline(self._timeout)):
-                raise StopIteration
+            if not reader.changes:
+                if not reader.wait(self._timeout):
+                    raise StopIteration
+                reader.begin_commit()
             return reader.changes.popleft()
         finally:
             self._busy.release()
@@ -258,10 +284,14 @@ class Watch(Iterator[Change]):
     def commits(self) -> Iterator[list[Change]]:
         """The changes of one commit together, as a list. Ends and raises as the watch itself does."""
         while True:
-            with self._alone() as reader:
-                if not reader.changes and not reader.wait(wait_deadline(self._timeout)):
+            if not self._busy.acquire(blocking=False):
+                raise _in_use()
+            try:
+                if not self._reader.changes and not self._reader.wait(self._timeout):
                     return
-                changes = reader.take_commit()
+                changes = self._reader.take_commit()
+            finally:
+                self._busy.release()
             yield changes
 
     def ready(self) -> list[Change]:
@@ -311,20 +341,17 @@ def _in_use() -> TransactionStateError:
 
 def ready_changes(reader: ChangeReader) -> list[Change]:
     """What has been committed up to now and was not given out yet, without waiting."""
-    found: list[Change] = []
+    if reader.closed:
+        return []
     newest = reader.newest
-    while reader.changes or reader.version < newest:
-        try:
-            if not reader.changes:
-                if reader.closed or not reader.poll():
-                    break
-                reader.decode()
-        except WatchLagged:
-            if found:
-                break  # the next call says so
+    try:
+        while reader.read_up_to < newest and reader.look():
+            pass
+    except Exception:
+        if not reader.has_more:
             raise
-        found += reader.take_commit()
-    return found
+        # The next call says it.
+    return reader.take_all()
 
 
 def _checked_since(since: int | None, newest: int) -> int:

@@ -6,12 +6,13 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 import occamdb
 from occamdb.engine.transaction import watch as watch_module
+from occamdb.engine.transaction._change import Change
 from occamdb.engine.transaction._feed import ChangeFeed
 from occamdb.engine.transaction.waiting import WaitHub
 from occamdb.stress.campaigns.chaos import CHOICES, chaos_campaign
@@ -23,7 +24,7 @@ from occamdb.stress.workloads.followed import FollowedState
 from tests.support.databases import memory_database
 
 WRITER, FOLLOWER, WAITER = 0, 1, 3
-Commits = list[tuple[int, int, list[tuple[str, bytes, bytes | None]]]]
+Commits = list[tuple[int, int, list[Change]]]
 
 
 class Stage:
@@ -104,9 +105,13 @@ def swap_commits(commits: Commits) -> Commits:
     return [*commits[1::-1], *commits[2:]]
 
 
+def changed(change: Change, value: Any, kind: Literal["put", "delete", "expire"]) -> Change:
+    return Change(change.key, value, change.version, change.committed_at_ns, kind)
+
+
 def call_a_delete_an_expiry(commits: Commits) -> Commits:
     return [
-        (v, t, [("expire" if kind == "delete" else kind, key, value) for kind, key, value in changes])
+        (v, t, [changed(c, c.value, "expire" if c.kind == "delete" else c.kind) for c in changes])
         for v, t, changes in commits
     ]
 
@@ -114,7 +119,7 @@ def call_a_delete_an_expiry(commits: Commits) -> Commits:
 def give_an_older_value(commits: Commits) -> Commits:
     """Every put of a commit gets the value of the first."""
     return [
-        (v, t, [(kind, key, changes[0][2] if value is not None else None) for kind, key, value in changes])
+        (v, t, [changed(c, changes[0].value if c.kind == "put" else None, c.kind) for c in changes])
         for v, t, changes in commits
     ]
 
