@@ -67,6 +67,7 @@ class ChangeReader:
     Attributes:
       interest: what it waits for.
       changes: what is left of the commit that is being given out.
+      pending: commits that were read and lie ready.
       closed: nothing more is given out.
     """
 
@@ -81,7 +82,7 @@ class ChangeReader:
         assert end is not None, "a stored key begins with the NULs of its namespace"
         self._end = end
         self.interest = Interest((), [(self._start, end)], [tag_prefix])
-        self._pending: deque[list[Change]] = deque()  # commits that were read
+        self.pending: deque[list[Change]] = deque()
         self.changes: deque[Change] = deque()
         self._pace = Pace()
         self._found = 0  # commits by the last look
@@ -98,8 +99,8 @@ class ChangeReader:
         """Every change up to this version was given out, and none after it except of the commit under way."""
         if self.changes:
             return self.changes[0].version - 1
-        if self._pending:
-            return self._pending[0][0].version - 1
+        if self.pending:
+            return self.pending[0][0].version - 1
         return self._feed.version
 
     @property
@@ -110,7 +111,7 @@ class ChangeReader:
     @property
     def has_more(self) -> bool:
         """Whether something lies ready."""
-        return bool(self.changes or self._pending)
+        return bool(self.changes or self.pending)
 
     @property
     def newest(self) -> int:
@@ -129,19 +130,19 @@ class ChangeReader:
             changes = list(self.changes)
             self.changes.clear()
             return changes
-        return self._pending.popleft()
+        return self.pending.popleft()
 
     def take_all(self) -> list[Change]:
         """Everything that lies ready."""
         found = list(self.changes)
         self.changes.clear()
-        while self._pending:
-            found += self._pending.popleft()
+        while self.pending:
+            found += self.pending.popleft()
         return found
 
     def begin_commit(self) -> None:
         """Move the next commit, which lies ready, into `changes`."""
-        self.changes.extend(self._pending.popleft())
+        self.changes.extend(self.pending.popleft())
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until a commit lies ready; False: none came in `timeout` seconds, or it is closed.
@@ -151,7 +152,7 @@ class ChangeReader:
         """
         if self.closed:
             return False
-        if self._pending:
+        if self.pending:
             return True
         deadline = wait_deadline(timeout)
         pace = self._pace
@@ -176,17 +177,17 @@ class ChangeReader:
         Raises:
           WatchLagged: without `log`: the log has to be read, see `read_log`.
         """
-        return bool(self._pending) or self.look(log=log)
+        return bool(self.pending) or self.look(log=log)
 
     def look(self, *, log: bool = True) -> bool:
         """`poll`, also if a commit lies ready already. Whether it found a further one."""
-        ready = len(self._pending)
+        ready = len(self.pending)
         self._found = 0
         while True:
             before = self._feed.version
             try:
                 try:
-                    self._pending.extend([changes for _, _, changes in self._feed.poll()])
+                    self.pending.extend([changes for _, _, changes in self._feed.poll()])
                 except WatchLagged as lag:
                     if not log:
                         raise
@@ -195,9 +196,9 @@ class ChangeReader:
                 raise  # the feed stands where it says
             except BaseException:
                 # A signal handler raised: what was polled and is not pending comes again.
-                self._feed.skip_to(self._pending[-1][0].version if len(self._pending) > ready else before)
+                self._feed.skip_to(self.pending[-1][0].version if len(self.pending) > ready else before)
                 raise
-            self._found = len(self._pending) - ready
+            self._found = len(self.pending) - ready
             if self._found:
                 return True
             feed = self._feed
@@ -232,7 +233,7 @@ class ChangeReader:
                     raise
                 reached = version - 1  # the next call says it
                 break
-        self._pending.extend(commits)
+        self.pending.extend(commits)
         feed.skip_to(reached)
 
     def _decoded(
@@ -268,15 +269,18 @@ class Watch(Iterator[Change]):
           StopIteration: none came within the watch's timeout, or it was closed.
           WatchLagged: changes were lost before they were read.
         """
-        # As `_alone`, which costs as much as all the rest of a change that lies ready.
         if not self._busy.acquire(blocking=False):
             raise _in_use()
         try:
+            # As `_alone` and `take_commit`, whose calls cost as much as all the rest of a change that lies ready.
             reader = self._reader
             if not reader.changes:
-                if not reader.wait(self._timeout):
+                if (not reader.pending or reader.closed) and not reader.wait(self._timeout):
                     raise StopIteration
-                reader.begin_commit()
+                commit = reader.pending.popleft()
+                if len(commit) == 1:
+                    return commit[0]
+                reader.changes.extend(commit)
             return reader.changes.popleft()
         finally:
             self._busy.release()
@@ -287,9 +291,13 @@ class Watch(Iterator[Change]):
             if not self._busy.acquire(blocking=False):
                 raise _in_use()
             try:
-                if not self._reader.changes and not self._reader.wait(self._timeout):
+                reader = self._reader
+                if reader.changes:
+                    changes = reader.take_commit()
+                elif (not reader.pending or reader.closed) and not reader.wait(self._timeout):
                     return
-                changes = self._reader.take_commit()
+                else:
+                    changes = reader.pending.popleft()
             finally:
                 self._busy.release()
             yield changes

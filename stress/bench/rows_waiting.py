@@ -84,7 +84,7 @@ class SleepersTask(OccamTask):
 
     def step(self) -> int:
         """Nothing."""
-        self.over.wait(0.05)
+        self.over.wait(0.25)  # each return takes a moment from those who commit
         return 0
 
     def notes(self) -> dict[str, Any]:
