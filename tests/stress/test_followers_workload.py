@@ -18,7 +18,7 @@ from occamdb.stress.campaigns.chaos import CHOICES, chaos_campaign
 from occamdb.stress.runner import VERIFIER, run_workload
 from occamdb.stress.tally import Tally, totals
 from occamdb.stress.worker import Context, Place, Settings
-from occamdb.stress.workloads import get_workload
+from occamdb.stress.workloads import followers, get_workload, waiters, witness
 from occamdb.stress.workloads.followed import FollowedState
 from tests.support.databases import memory_database
 
@@ -54,7 +54,9 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Any:
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    # Nobody writes while a follower waits in this process.
+    monkeypatch.setattr(followers, "FOLLOW_SECONDS", 0.004)
     with memory_database() as db:
         yield Stage(db, tmp_path)
 
@@ -147,6 +149,8 @@ def test_a_broken_feed_is_found(
 
 def test_a_lost_wake_up_is_found(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WaitHub, "_dispatch", lambda hub: None)
+    monkeypatch.setattr(witness, "LOOK_SECONDS", 0.004)
+    monkeypatch.setattr(waiters, "WAIT_SECONDS", 1.0)
     over = threading.Event()
 
     def write() -> None:
