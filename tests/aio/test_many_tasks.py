@@ -94,8 +94,8 @@ def test_cancelling_takes_as_long_as_there_are_tasks(
     async def main() -> None:
         async with open_async(database_path, async_links=1) as db:
             await db.put(run, "warm", 1)
-            few = min([await seconds(db, 1000) for _ in range(3)])
-            many = min([await seconds(db, 8000) for _ in range(2)])
+            few = min([await seconds(db, 500) for _ in range(3)])
+            many = min([await seconds(db, 4000) for _ in range(2)])
             assert many < 30 * few
 
     run_in(factory, main())
