@@ -14,6 +14,7 @@ import occamdb
 from occamdb.engine.transaction import watch as watch_module
 from occamdb.engine.transaction._feed import ChangeFeed
 from occamdb.engine.transaction.waiting import WaitHub
+from occamdb.stress.campaigns import chaos
 from occamdb.stress.campaigns.chaos import CHOICES, chaos_campaign
 from occamdb.stress.runner import VERIFIER, run_workload
 from occamdb.stress.tally import Tally, totals
@@ -187,15 +188,16 @@ def test_a_state_left_by_a_killed_follower_is_taken_up(stage: Stage) -> None:
 
 
 def test_a_short_run_with_a_coordinator_is_clean(tmp_path: Path) -> None:
-    settings = Settings(str(tmp_path / "db"), workers=4, seconds=3.0, keys=8)
+    settings = Settings(str(tmp_path / "db"), workers=4, seconds=1.2, keys=8)
     result = run_workload("followers", settings, tmp_path / "files")
     assert result.valid, result.text()
     assert result.counts["compared"] and result.counts["woken"]
 
 
-def test_it_survives_kills_of_everybody(tmp_path: Path) -> None:
+def test_it_survives_kills_of_everybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chaos, "FAULT_PAUSE", 0.15)
     verdict = chaos_campaign(
-        0.1,
+        0.05,
         tmp_path,
         seed=2,
         workloads=["followers"],
