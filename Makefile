@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 AGENTS ?= 4
 DIST ?= dist
+# Tests wait for processes half of their time: two for each core that may be used.
+TEST_WORKERS ?= $(shell echo $$((2 * $$(nproc))))
 DIR ?=
 ARGS ?=
 # The same examples every time; `make test HYPOTHESIS_PROFILE=dev` looks for new ones, `deep` for many.
@@ -32,7 +34,7 @@ COMPILED = $(addprefix occamdb.,$(subst /,.,$(STUBBED:src/occamdb/%=%)))
 
 help:
 	@echo "make demo         [DIR=path] [AGENTS=n]  several processes index the files below DIR together"
-	@echo "make test         [ARGS='-k name']       the test suite (pytest -n auto)"
+	@echo "make test         [ARGS='-k name']       the test suite, in TEST_WORKERS processes"
 	@echo "make check        ruff, mypy strict, stub check of the compiled modules"
 	@echo "make bench        [ARGS='--peers lmdb']  the benchmark table"
 	@echo "make bench-smoke  ratios against the committed baseline, under a minute"
@@ -59,7 +61,7 @@ demo: $(BUILT)
 	$(BIN)/occamdb demo $(DIR) --agents $(AGENTS)
 
 test: $(BUILT)
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)
 
 check: lint types stubs
 
@@ -90,7 +92,7 @@ CRITICAL := */engine/transaction/transaction.py,*/engine/transaction/snapshot.py
 # Without the tests that raise out of a signal handler every millisecond: they would mostly interrupt the tracer.
 coverage: $(BUILT)
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest -n auto --ignore=tests/processes/test_signals.py --cov --cov-fail-under=90 --cov-report=term:skip-covered --cov-report=html $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --ignore=tests/processes/test_signals.py --cov --cov-fail-under=90 --cov-report=term:skip-covered --cov-report=html $(ARGS)
 	$(BIN)/python -m coverage report --fail-under=95 --include='$(CRITICAL)'
 
 dist: $(DEPS)

@@ -8,6 +8,7 @@ other's.
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from occamdb.engine.disk import failpoints
 from occamdb.ipc.errors import LockHeldError
 from tests.support import leaks, processes
 
+# Thousands of processes import the package: each would compile it anew, and every run the rewritten tests.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 _MARKER = leaks.mark_this_process()
 leaks.record_segments()
 # A shell starts what it puts in the background with SIGINT ignored, and every program a test starts would inherit it.

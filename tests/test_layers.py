@@ -4,6 +4,7 @@ Python is read with `ast`, Cython with regular expressions over the text without
 """
 
 import ast
+import functools
 import inspect
 import re
 import sys
@@ -102,8 +103,9 @@ def cython_imports(path: Path) -> Iterator[tuple[str, int, int]]:
             yield match[1], number, 0
 
 
-def imports(path: Path) -> Iterator[tuple[str, int, int]]:
-    return cython_imports(path) if path.suffix in (".pyx", ".pxd") else python_imports(path)
+@functools.cache
+def imports(path: Path) -> list[tuple[str, int, int]]:
+    return list(cython_imports(path) if path.suffix in (".pyx", ".pxd") else python_imports(path))
 
 
 def layer_of(module: str) -> str | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +57,7 @@ class LocalHandle:
         self.settings = settings
         self.waits = WaitHub(self)
         self._pid = os.getpid()
-        self._session = secrets.randbits(63) | 1
+        self._session = int.from_bytes(os.urandom(8)) >> 1 | 1
         # Both are shared anonymous mappings: pages appear when touched, so `max_store_size` costs nothing by
         # itself. They are shared so that a forked child cannot make the parent's pages copy on write behind
         # our pointers.
@@ -74,7 +73,7 @@ class LocalHandle:
         self._core = CommitCore(
             self._store,
             -1,
-            secrets.token_bytes(16),
+            os.urandom(16),
             1,
             key_size_max=limits.stored_key_size_max,
             value_size_max=limits.value_size_max,

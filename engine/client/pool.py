@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import threading
 import time
 import weakref
@@ -348,7 +347,7 @@ class LinkPool:
 
 
 def _new_owner() -> int:
-    return secrets.randbits(63) | 1
+    return int.from_bytes(os.urandom(8)) >> 1 | 1
 
 
 def _after_fork_in_child() -> None:

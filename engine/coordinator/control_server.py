@@ -18,7 +18,6 @@ import contextlib
 import errno
 import os
 import resource
-import secrets
 import selectors
 import threading
 import time
@@ -86,7 +85,7 @@ def no_descriptors_error() -> TooManyChannelsError:
 
 def _new_session() -> int:
     """A new session id: 63 random bits, never 0."""
-    return secrets.randbits(63) | 1
+    return int.from_bytes(os.urandom(8)) >> 1 | 1
 
 
 class _Worker:

@@ -7,12 +7,9 @@
 
 from __future__ import annotations
 
-import difflib
-import tomllib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from .errors import SettingsError, SettingsMismatchError
@@ -194,13 +191,17 @@ def _merge(base: Settings, values: Mapping[str, Any]) -> Settings:
 
 
 def _unknown(name: str, known: tuple[str, ...]) -> SettingsError:
+    import difflib  # only for an error
+
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(known)}"
     return SettingsError(f"unknown setting {name!r}", setting=name, hint=hint)
 
 
 def load_settings(
-    directory: str | PathLike[str] | None = None, inherited: Mapping[str, Any] | None = None, **keywords: Any
+    directory: str | os.PathLike[str] | None = None,
+    inherited: Mapping[str, Any] | None = None,
+    **keywords: Any,
 ) -> Settings:
     """Read `settings.toml` of a database directory, if there is one, with keywords winning over it.
 
@@ -214,18 +215,23 @@ def load_settings(
     """
     settings = Settings.of(inherited or {})
     if directory is not None:
-        settings = _read_file(Path(directory) / SETTINGS_FILE, settings)
+        settings = _read_file(os.path.join(directory, SETTINGS_FILE), settings)
     return _merge(settings, {name: value for name, value in keywords.items() if value is not None})
 
 
-def _read_file(path: Path, base: Settings) -> Settings:
+def _read_file(path: str, base: Settings) -> Settings:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            content = file.read()
     except (FileNotFoundError, NotADirectoryError):
         return base
+    import tomllib  # most directories have no such file, and every process would import it
+
+    try:
+        table = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(
-            f"{path} is not valid TOML: {error}", hint="correct the file", details={"file": str(path)}
+            f"{path} is not valid TOML: {error}", hint="correct the file", details={"file": path}
         ) from error
     try:
         return _merge(base, table)
@@ -234,5 +240,5 @@ def _read_file(path: Path, base: Settings) -> Settings:
             f"{path}: {error.message}",
             setting=error.setting,
             hint=error.hint,
-            details={**error.details, "file": str(path)},
+            details={**error.details, "file": path},
         ) from None

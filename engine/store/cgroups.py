@@ -6,13 +6,13 @@ container, the path may be one that only the host can see. The mounted root is t
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+import os
 from typing import NamedTuple
 
 __all__ = ["MemoryGroup", "memory_groups"]
 
-_ROOT = Path("/sys/fs/cgroup")
-_OWN = Path("/proc/self/cgroup")
+_ROOT = "/sys/fs/cgroup"
+_OWN = "/proc/self/cgroup"
 
 
 class MemoryGroup(NamedTuple):
@@ -31,7 +31,9 @@ class MemoryGroup(NamedTuple):
     reclaimable: str
 
 
-def memory_groups(own: Path = _OWN, root: Path = _ROOT) -> list[MemoryGroup]:
+def memory_groups(
+    own: str | os.PathLike[str] = _OWN, root: str | os.PathLike[str] = _ROOT
+) -> list[MemoryGroup]:
     """The groups, innermost first. Empty where there are none, or where they cannot be seen.
 
     Args:
@@ -39,7 +41,8 @@ def memory_groups(own: Path = _OWN, root: Path = _ROOT) -> list[MemoryGroup]:
       root: where the hierarchies are mounted.
     """
     try:
-        lines = own.read_text().splitlines()
+        with open(own, encoding="utf-8") as file:
+            lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError):
         return []
     found: list[MemoryGroup] = []
@@ -47,21 +50,23 @@ def memory_groups(own: Path = _OWN, root: Path = _ROOT) -> list[MemoryGroup]:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if controllers == "":
-            found += _groups(root, path, ("memory.max", "memory.current", "inactive_file"))
+            found += _groups(os.fspath(root), path, ("memory.max", "memory.current", "inactive_file"))
         elif "memory" in controllers.split(","):
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            found += _groups(root / "memory", path, names)
+            found += _groups(os.path.join(root, "memory"), path, names)
     return found
 
 
-def _groups(base: Path, path: str, names: tuple[str, str, str]) -> list[MemoryGroup]:
+def _groups(base: str, path: str, names: tuple[str, str, str]) -> list[MemoryGroup]:
     limit, usage, reclaimable = names
-    inner = PurePosixPath(path)
     found = []
-    for group in (inner, *inner.parents):
-        place = base / str(group).lstrip("/")
-        if (place / limit).is_file():
-            found.append(
-                MemoryGroup(str(place / limit), str(place / usage), str(place / "memory.stat"), reclaimable)
-            )
-    return found
+    group = path.strip("/")
+    while True:
+        limit_file, usage_file, statistics_file = (
+            os.path.join(base, group, name) for name in (limit, usage, "memory.stat")
+        )
+        if os.path.isfile(limit_file):
+            found.append(MemoryGroup(limit_file, usage_file, statistics_file, reclaimable))
+        if not group:
+            return found
+        group = group.rpartition("/")[0].rstrip("/")

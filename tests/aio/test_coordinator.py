@@ -207,7 +207,7 @@ def test_a_descriptor_that_is_no_eventfd_is_refused(database_path: Path) -> None
     from occamdb.engine.disk.directory import socket_path
     from occamdb.ipc.control import ControlClient
 
-    with open_database(database_path) as db:
+    with open_database(database_path, session_grace=0.3) as db:
         descriptors = Path(f"/proc/{coordinator_pid(database_path)}/fd")
         before = len(list(descriptors.iterdir()))
         with open(os.devnull) as file:

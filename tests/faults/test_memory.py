@@ -256,7 +256,7 @@ except occamdb.OccamError as error:
     answers.append([type(error).__name__, error.hint])
 names = os.listdir("/dev/shm")
 os.unlink("/dev/shm/ballast")
-with occamdb.open(path, idle_timeout=0.0, max_store_size="16MiB") as db:
+with occamdb.open(path, idle_timeout=0.0, session_grace=0.3, max_store_size="16MiB") as db:
     run = occamdb.RunId.new()
     db.put(run, "k", 1)
     # Now nothing is left for one more worker; those who are there go on.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipapp
@@ -272,3 +273,12 @@ def test_the_coordinator_belongs_to_nobody(tmp_path: Path, database_path: Path) 
     ignored = int(status["SigIgn"], 16)
     assert ignored & (1 << 1) and ignored & (1 << 2), "Ctrl-C and Ctrl-\\ mean the caller alone"
     processes.stop_coordinator(database_path)
+
+
+def test_a_coordinator_imports_only_what_it_needs(database_path: Path) -> None:
+    """Neither the worker's side of occamdb nor OpenSSL: a start would take twice as long with them."""
+    with processes.open_database(database_path) as db:
+        mapped = Path(f"/proc/{db.stats()['pid']}/maps").read_text()
+    packages = set(re.findall(r"/engine/(\w+)/_\w+\S*\.so$", mapped, re.MULTILINE))
+    assert packages == {"commit", "disk", "log", "model", "store"}
+    assert "_hashlib" not in mapped

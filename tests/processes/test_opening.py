@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -34,9 +33,6 @@ OPENINGS = 30
 def open_each(peer: Peer, base: Path, run: RunId, number: int, barrier: Any) -> list[str]:
     """Open one new directory after the other, each at the same instant as the other process."""
     ids = []
-    # Bytecode is cached for the coordinators started here; the tree may not be written to.
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    os.environ["PYTHONPYCACHEPREFIX"] = str(base / "bytecode")
     for turn in range(OPENINGS):
         path = base / str(turn)
         barrier.wait(60)

@@ -14,6 +14,7 @@ import pytest
 
 from occamdb import Database, RunId
 from occamdb.engine.disk import failpoints
+from occamdb.engine.transaction import waiting
 from occamdb.ipc import layout
 from tests.support.processes import (
     DEADLINE_S,
@@ -401,6 +402,7 @@ def test_forged_slots_harm_nobody_else(tmp_path: Path, run: RunId) -> None:
 
 def lose_the_leader(peer: Peer, path: Path, run: RunId) -> Any:
     """Two threads wait; the one that leads forgets to hand over."""
+    waiting._FOLLOW_SECONDS, waiting._LEADER_LOST = 0.3, 0.6
     with open_database(path) as db:
         hub = db.handle.waits
         values: list[Any] = []

@@ -15,11 +15,12 @@ from occamdb.engine.transaction import watch as watch_module
 from occamdb.engine.transaction._change import Change
 from occamdb.engine.transaction._feed import ChangeFeed
 from occamdb.engine.transaction.waiting import WaitHub
+from occamdb.stress.campaigns import chaos
 from occamdb.stress.campaigns.chaos import CHOICES, chaos_campaign
 from occamdb.stress.runner import VERIFIER, run_workload
 from occamdb.stress.tally import Tally, totals
 from occamdb.stress.worker import Context, Place, Settings
-from occamdb.stress.workloads import get_workload
+from occamdb.stress.workloads import followers, get_workload, waiters, witness
 from occamdb.stress.workloads.followed import FollowedState
 from tests.support.databases import memory_database
 
@@ -55,7 +56,9 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Any:
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    # Nobody writes while a follower waits in this process.
+    monkeypatch.setattr(followers, "FOLLOW_SECONDS", 0.004)
     with memory_database() as db:
         yield Stage(db, tmp_path)
 
@@ -152,6 +155,8 @@ def test_a_broken_feed_is_found(
 
 def test_a_lost_wake_up_is_found(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WaitHub, "_dispatch", lambda hub: None)
+    monkeypatch.setattr(witness, "LOOK_SECONDS", 0.004)
+    monkeypatch.setattr(waiters, "WAIT_SECONDS", 1.0)
     over = threading.Event()
 
     def write() -> None:
@@ -188,15 +193,16 @@ def test_a_state_left_by_a_killed_follower_is_taken_up(stage: Stage) -> None:
 
 
 def test_a_short_run_with_a_coordinator_is_clean(tmp_path: Path) -> None:
-    settings = Settings(str(tmp_path / "db"), workers=4, seconds=3.0, keys=8)
+    settings = Settings(str(tmp_path / "db"), workers=4, seconds=1.2, keys=8)
     result = run_workload("followers", settings, tmp_path / "files")
     assert result.valid, result.text()
     assert result.counts["compared"] and result.counts["woken"]
 
 
-def test_it_survives_kills_of_everybody(tmp_path: Path) -> None:
+def test_it_survives_kills_of_everybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chaos, "FAULT_PAUSE", 0.15)
     verdict = chaos_campaign(
-        0.1,
+        0.05,
         tmp_path,
         seed=2,
         workloads=["followers"],
