@@ -20,7 +20,7 @@ from ..model._values cimport Codec
 from ._commit cimport commit_transaction, find_conflicts, require_log
 from ._core cimport STATE_ABORTED, STATE_ACTIVE, TAG_KV, RunGuard, ScanRange
 from ._scan cimport ROWS_KEYS, new_scan
-from ._space cimport delta_argument, make_space, with_tag
+from ._space cimport bounds_argument, delta_argument, make_space, with_tag
 from ._view cimport fork_generation
 
 from ..model.errors import ConflictError, InvalidArgumentError, TransactionStateError
@@ -288,14 +288,14 @@ cdef class ImplicitSpace:
                 raise error.conflicts[0] from None
             raise
 
-    def add(self, key, delta=1):
+    def add(self, key, delta=1, *, at_most=None, at_least=None):
         """Add to an integer, an absent key counting as 0; returns the new value.
 
         Raises:
-          NotAnIntegerError, IntegerOverflowError: nothing was changed.
+          NotAnIntegerError, IntegerOverflowError, BoundReached: nothing was changed.
         """
         cdef Space space = self.writing()
-        space.core.add(space.full_key(key), delta_argument(delta), True)
+        space.core.add(space.full_key(key), delta_argument(delta), bounds_argument(at_most, at_least), True)
         commit_transaction(space.core, False)
         return <i64>space.core.result if space.core.result_kind == RESULT_SIGNED else space.core.result
 

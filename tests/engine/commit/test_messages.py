@@ -27,6 +27,7 @@ from occamdb.engine.commit.messages import (
     encode_request,
     request_size,
 )
+from occamdb.engine.model.bounds import encode_bounds
 from occamdb.engine.model import errors
 from occamdb.engine.model.errors import CASConflict, ConflictError, ProtocolError, ReadConflict, WriteConflict
 from occamdb.engine.model.keys import Namespace, TypeTag, encode_key, tag_prefix
@@ -43,7 +44,10 @@ def ops(draw: st.DrawFn) -> Op:
     code = draw(st.sampled_from(OpCode))
     argument = draw(i64 if code is OpCode.ADD else u64)
     flags = draw(st.sampled_from([OpFlags.NONE, OpFlags.UNCHECKED, OpFlags.WANT_RESULT, OpFlags(3)]))
-    return Op(code, draw(blobs), draw(blobs), argument, draw(i64), flags)
+    # The value of an increment is its bounds, or nothing.
+    bounds = st.builds(encode_bounds, u64, st.none()) | st.builds(encode_bounds, st.none(), i64) | st.just(b"")
+    value = draw(bounds if code is OpCode.ADD else blobs)
+    return Op(code, draw(blobs), value, argument, draw(i64), flags)
 
 
 requests = st.builds(
@@ -248,6 +252,7 @@ def test_conflicts_become_records() -> None:
         (Status.LOG_WRITE_ERROR, errors.LogWriteError),
         (Status.NOT_AN_INTEGER, errors.NotAnIntegerError),
         (Status.INTEGER_OVERFLOW, errors.IntegerOverflowError),
+        (Status.BOUND_REACHED, errors.BoundReached),
         (Status.TOO_LARGE, errors.TransactionTooLarge),
         (Status.LOG_FAILED, errors.LogWriteError),
         (Status.BAD_REQUEST, errors.ProtocolError),

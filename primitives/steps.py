@@ -1,0 +1,454 @@
+"""Steps: functions that run once a run and name, and whose results are kept.
+
+1. The record of a step says what became of it. It is written in one commit with the end of the claim, by the one that
+   has the claim.
+2. Who runs a plain function claims the step first, with a session-bound key. The claim of a process that ended is
+   deleted, so another caller runs the function again. A plain function therefore runs at least once, and its result is
+   recorded once.
+3. A function of a transaction runs in the transaction that writes the record. Its effects and its record are one
+   commit, so they happen once.
+4. Failures are counted in the record, over all callers and processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from ..engine.model.errors import (
+    ConflictError,
+    InvalidArgumentError,
+    LeaseLost,
+    SnapshotExpired,
+    StepFailed,
+    TransactionStateError,
+)
+from ..engine.model.public_types import RunId, TypeTag
+from ..engine.model.retry_policy import RetryPolicy
+from ..engine.transaction.attempts import refuse_lazy_function, run_transaction
+from . import holding, layout
+from .extension import CONTENDED, H_co, Primitive, Space, from_microseconds, operation, reader
+from .operations import RunLike
+from .wrong_calls import WrongCallError
+
+if TYPE_CHECKING:
+    from .handles import Transaction
+
+__all__ = ["Step", "Steps"]
+
+R = TypeVar("R")
+StepState = Literal["running", "done", "failed"]
+
+_RUNNING, _DONE, _FAILED = 0, 1, 2
+_STATES: tuple[StepState, ...] = ("running", "done", "failed")
+_ERROR_MAX = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is known of a step.
+
+    Attributes:
+      name: of the step.
+      state: "running": it was begun and has no outcome yet, also if its process has died since; "done"; or "failed".
+      function: of which function it is a step.
+      attempts: how often it was begun.
+      result: what it returned, if it is done.
+      error: what the last attempt raised, as text, if it has failed.
+      began: when the last attempt began.
+      ended: when it ended; None: it has no outcome yet.
+    """
+
+    name: str
+    state: StepState
+    function: str
+    attempts: int
+    result: Any
+    error: str | None
+    began: datetime
+    ended: datetime | None
+
+
+class Steps(Primitive[H_co]):
+    """The steps of a run: `page = db.steps.run(run_id, "fetch", fetch, url)`."""
+
+    __slots__ = ()
+    name = "steps"
+    tag = TypeTag.STEP
+
+    if TYPE_CHECKING:
+
+        def run(self, *args: Any, retry: RetryPolicy | None = None, **kwargs: Any) -> Any: ...
+    else:
+
+        def run(self, /, *args: Any, retry: RetryPolicy | None = None, **kwargs: Any) -> Any:
+            """Call a function once a run and name; return its result, which is recorded, from then on.
+
+                page = db.steps.run(run_id, "fetch", fetch, url, retry=RetryPolicy(max_attempts=3))
+                db.steps.run(run_id, "pay", pay, 100)        # def pay(txn, amount): effects and record are one commit
+
+            The result has to be a value that can be stored. A process that dies while it runs a plain function leaves
+            no record, so the function is run again: at least once. A function whose first parameter is called `txn` runs
+            in the transaction that records it: exactly once. `txn.steps.run("pay", fn, 100)` does so for any function, in the
+            transaction at hand.
+
+            Callers of a step that is running wait for its end.
+
+            Args:
+              run_id: the run; outside only.
+              name: of the step: text of 1 to 1024 bytes in UTF-8.
+              fn: the function; one name belongs to one function.
+              args, kwargs: for the function.
+              retry: how often it is tried in all, over all callers and processes, and the pauses between. None: this call
+                tries once, and a later call tries again. The end of the process counts as a failure. Outside only.
+
+            Raises:
+              StepFailed: it has failed as often as `retry` allows. The call that made the last attempt raises what the
+                function raised.
+              LeaseLost: the process was taken for dead while the function ran.
+              InvalidArgumentError: the name belongs to another function.
+            """
+            if self.inside:
+                if retry is not None:
+                    raise InvalidArgumentError(
+                        "inside a transaction a step has no retry of its own",
+                        hint="give it to the transaction: db.transaction(run_id, fn, retry=...)",
+                    )
+                name, fn, rest = _named(args, ("name", "fn"), "txn.steps.run(name, fn, *args)")
+                return self._inside(name, fn, rest, kwargs)
+            run_id, name, fn, rest = _named(args, ("run_id", "name", "fn"), "db.steps.run(run_id, name, fn, *args)")
+            return _Call(self._handle, RunId.of(run_id), name, fn, rest, kwargs, retry).carry_out()
+
+    def _inside(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        record = read_record(self.space, name, function_name(fn))
+        if record is not None and record[0] == _DONE:
+            return record[3]
+        txn: Any = self._handle
+        result = fn(txn, *args, **kwargs) if takes_transaction(fn) else fn(*args, **kwargs)
+        attempts = 1 if record is None else record[2] + 1
+        self.space.put(
+            layout.step(name), [_DONE, function_name(fn), attempts, result, self.now_us, self.now_us]
+        )
+        return result
+
+    @reader
+    def get(self, name: str) -> Step | None:
+        """What is known of a step; None: it was never begun.
+
+        Example:
+          step = db.steps.get(run_id, "fetch")
+        """
+        record = self.space.get(layout.step(name))
+        return None if record is None else _step(name, record)
+
+    @reader
+    def list(self) -> list[Step]:
+        """The steps of the run, by name.
+
+        Example:
+          done = [step.name for step in db.steps.list(run_id) if step.state == "done"]
+        """
+        skip = len(layout.STEP)
+        rows: Any = self.space.scan(layout.STEP)
+        return [_step(key[skip:].decode(), row.value) for key, row in rows]
+
+    @reader
+    def is_done(self, name: str) -> bool:
+        """Whether a step has a result.
+
+        Example:
+          if db.steps.is_done(run_id, "fetch"): ...
+        """
+        record = self.space.get(layout.step(name))
+        return record is not None and record[0] == _DONE
+
+    @operation
+    def forget(self, name: str) -> bool:
+        """Remove the record of a step, so that it runs again; returns whether there was one.
+
+        Example:
+          was_there = db.steps.forget(run_id, "fetch")
+        """
+        return self.space.delete(layout.step(name))
+
+
+def _named(args: tuple[Any, ...], names: tuple[str, ...], form: str) -> tuple[Any, ...]:
+    """The first arguments, and the rest as one tuple.
+
+    Raises:
+      WrongCallError: there are too few.
+    """
+    if len(args) < len(names):
+        missing = names[len(args)]
+        raise WrongCallError(f"{form}: missing a required argument: {missing!r}", hint=form)
+    return (*args[: len(names)], args[len(names) :])
+
+
+# --- Functions -----------------------------------------------------------------------------------
+
+
+def function_name(fn: Callable[..., Any]) -> str:
+    """What a function is called in records: its module and its qualified name. It is the same in every process.
+
+    Raises:
+      InvalidArgumentError: it is not callable, or its body runs only after it has returned.
+    """
+    refuse_lazy_function(fn)
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    named: Any = fn if hasattr(fn, "__qualname__") else type(fn)
+    module = named.__module__ or ""
+    if module == "__main__":
+        # Run as a script it is the same function as when it is imported.
+        main = sys.modules.get("__main__")
+        spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+        module = spec.name if spec is not None else Path(file).stem if file else "__main__"
+    return f"{module}.{named.__qualname__}"
+
+
+def takes_transaction(fn: Callable[..., Any]) -> bool:
+    """Whether the function's first parameter is the transaction: it is called `txn`."""
+    try:
+        return next(iter(inspect.signature(fn).parameters), "") == "txn"
+    except (TypeError, ValueError):
+        return False  # a builtin without a signature
+
+
+# --- Records -------------------------------------------------------------------------------------
+
+
+def read_record(space: Space, name: str, function: str) -> list[Any] | None:
+    """The record of a step; None: there is none.
+
+    Raises:
+      InvalidArgumentError: it belongs to another function.
+    """
+    record: list[Any] | None = space.get_checked(layout.step(name))
+    if record is not None and record[1] != function:
+        raise InvalidArgumentError(
+            f"step {name!r} belongs to {record[1]}, and {function} was given",
+            hint="give each function a step name of its own; db.steps.forget(run_id, name) frees a name",
+            details={"name": name, "recorded": record[1], "given": function},
+        )
+    return record
+
+
+def _step(name: str, record: list[Any]) -> Step:
+    state, function, attempts, outcome, began, ended = record
+    return Step(
+        name,
+        _STATES[state],
+        function,
+        attempts,
+        outcome if state == _DONE else None,
+        outcome if state == _FAILED else None,
+        from_microseconds(began),
+        from_microseconds(ended) if ended else None,
+    )
+
+
+class _Call:
+    """One `db.steps.run`."""
+
+    def __init__(
+        self,
+        db: Any,
+        run_id: RunLike,
+        name: str,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        retry: RetryPolicy | None,
+    ) -> None:
+        if retry is not None and not isinstance(retry, RetryPolicy):
+            raise InvalidArgumentError(
+                f"retry must be a RetryPolicy, got {type(retry).__name__}", hint="occamdb.RetryPolicy(...)"
+            )
+        self.db = db
+        self.run_id = run_id
+        self.name = name
+        self.fn = fn
+        self.args = args
+        self.kwargs = kwargs
+        self.retry = retry
+        self.function = function_name(fn)
+        self.record_key = layout.step(name)
+        self.claim_key = layout.step_claim(name)
+        self.nonce = b""
+        self.began = 0
+
+    def carry_out(self) -> Any:
+        """The result, recorded before or now."""
+        found = self.db.space(self.run_id, TypeTag.STEP, raw=True).get(self.record_key)
+        if found is not None and found[0] == _DONE and found[1] == self.function:
+            return found[3]
+        once = self._run_in_transaction if takes_transaction(self.fn) else self._run_plain
+        pauses = iter(self.retry.delays()) if self.retry is not None else iter(())
+        for attempt in itertools.count(1):
+            try:
+                return once()
+            except _Failed as failed:
+                error, attempts = failed.error, failed.attempts
+            pause = next(pauses, None)
+            if self.retry is None or pause is None or attempts >= self.retry.max_attempts:
+                raise error
+            time.sleep(pause)
+        raise AssertionError(attempt)
+
+    def _transaction(self, fn: Callable[[Transaction, Space], R]) -> R:
+        return run_transaction(
+            self.db.begin,
+            self.run_id,
+            lambda txn: fn(txn, txn.space(TypeTag.STEP, raw=True)),
+            retry=CONTENDED,
+            isolation="serializable",
+        )
+
+    # ---- functions of a transaction -------------------------------------------------------------------------
+
+    def _run_in_transaction(self) -> Any:
+        raised: list[BaseException] = []
+
+        def attempt(txn: Transaction, space: Space) -> Any:
+            raised.clear()
+            record = self._read(space)
+            if record is not None and record[0] == _DONE:
+                return record[3]
+            now = txn.read_time // 1000
+            try:
+                result = self.fn(txn, *self.args, **self.kwargs)
+            except (ConflictError, SnapshotExpired):
+                raise
+            except Exception as error:
+                raised.append(error)
+                raise
+            attempts = 1 if record is None else record[2] + 1
+            space.put(self.record_key, [_DONE, self.function, attempts, result, now, now])
+            return result
+
+        try:
+            return self._transaction(attempt)
+        except Exception as error:
+            if not raised or raised[0] is not error:
+                raise
+            raise _Failed(error, self._note_failure(error)) from error
+
+    def _note_failure(self, error: Exception) -> int:
+        """Count the failure of a transaction that was aborted; returns how many there were."""
+
+        def note(txn: Transaction, space: Space) -> int:
+            record = self._read(space)
+            attempts = 1 if record is None else record[2] + 1
+            if record is None or record[0] != _DONE:
+                now = txn.read_time // 1000
+                space.put(self.record_key, [_FAILED, self.function, attempts, _text(error), now, now])
+            return attempts
+
+        return self._transaction(note)
+
+    # ---- plain functions ------------------------------------------------------------------------------------
+
+    def _run_plain(self) -> Any:
+        key = (id(self.db.handle), self.db.prefix_of(self.run_id, TypeTag.STEP), self.name, holding.whoever_calls())
+        if holding.held(key) is not None:
+            raise TransactionStateError(
+                f"step {self.name!r} was called by itself, and would wait for itself",
+                hint="give the inner step another name",
+                details={"name": self.name},
+            )
+        self.nonce = os.urandom(8)
+        try:
+            record = self._transaction(self._claim)
+            if record[0] == _DONE:
+                return record[3]
+            holding.remember(key, self.nonce)
+            return self._call(record[2])
+        except BaseException:
+            # An interrupt, or a commit whose outcome is not known: let others run it.
+            with suppress(Exception):
+                self._transaction(self._unclaim)
+            raise
+        finally:
+            holding.forget(self.nonce)
+
+    def _call(self, attempts: int) -> Any:
+        try:
+            result = self.fn(*self.args, **self.kwargs)
+            self._transaction(lambda txn, space: self._end(txn, space, _DONE, attempts, result))
+            return result
+        except LeaseLost as error:
+            if error.details.get("step") == self.name:
+                raise
+            failure: Exception = error
+        except Exception as error:
+            failure = error
+        self._transaction(lambda txn, space: self._end(txn, space, _FAILED, attempts, _text(failure)))
+        raise _Failed(failure, attempts) from failure
+
+    def _claim(self, txn: Transaction, space: Space) -> list[Any]:
+        """Claim the step and note that an attempt begins, or return the record of its result. Waits for another caller."""
+        record = self._read(space)
+        if record is not None and record[0] == _DONE:
+            return record
+        if space.exists(self.claim_key):
+            txn.wait()
+        attempts = 1 if record is None else record[2] + 1
+        if record is not None and self.retry is not None and record[2] >= self.retry.max_attempts:
+            # It did not fail, else `_read` would have said so: the last process that ran it has ended.
+            raise StepFailed(name=self.name, attempts=record[2], error="the end of its process")
+        self.began = txn.read_time // 1000
+        begun = [_RUNNING, self.function, attempts, None, self.began, 0]
+        space.put(self.claim_key, self.nonce, ephemeral=True)
+        space.put(self.record_key, begun)
+        return begun
+
+    def _end(self, txn: Transaction, space: Space, state: int, attempts: int, outcome: Any) -> None:
+        if space.get(self.claim_key) != self.nonce:
+            raise LeaseLost(
+                f"step {self.name!r} was claimed by somebody else while its function ran, or its run was deleted",
+                name=self.name,
+                hint="its outcome was not recorded; what it did outside the database may be done again",
+                details={"step": self.name},
+            )
+        space.put(
+            self.record_key, [state, self.function, attempts, outcome, self.began, txn.read_time // 1000]
+        )
+        space.delete(self.claim_key)
+
+    def _unclaim(self, txn: Transaction, space: Space) -> None:
+        if space.get(self.claim_key) == self.nonce:
+            space.delete(self.claim_key)
+
+    def _read(self, space: Space) -> list[Any] | None:
+        record = read_record(space, self.name, self.function)
+        if (
+            record is not None
+            and record[0] == _FAILED
+            and self.retry is not None
+            and record[2] >= self.retry.max_attempts
+        ):
+            raise StepFailed(name=self.name, attempts=record[2], error=record[3])
+        return record
+
+
+class _Failed(Exception):
+    """The function raised `error` at attempt `attempts`; it was recorded."""
+
+    def __init__(self, error: Exception, attempts: int) -> None:
+        self.error = error
+        self.attempts = attempts
+
+
+def _text(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {error}"[:_ERROR_MAX]
+    return text.encode(errors="replace").decode()
