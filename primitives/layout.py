@@ -13,6 +13,7 @@ Sizes below are in bytes, after the tag; the engine adds namespace (3 for the de
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
 from struct import Struct
 
@@ -145,9 +146,22 @@ LEASE_CLAIM = b"\x01"
 LEASE_TICKET = b"\x02"
 
 
+def _text(name: str) -> str:
+    # What is not hashable must not reach the cache.
+    if not isinstance(name, str):
+        sized_name(name, "the name of a lease")
+    return name
+
+
+@lru_cache(maxsize=256)
+def _lease_prefix(group: bytes, name: str) -> bytes:
+    # Cached: a lease is acquired and released many times under one name.
+    return group + sized_name(name, "the name of a lease")
+
+
 def lease_claims(name: str) -> bytes:
     """The prefix of the holders of a lease."""
-    return LEASE_CLAIM + sized_name(name, "the name of a lease")
+    return _lease_prefix(LEASE_CLAIM, _text(name))
 
 
 def lease_claim(name: str, slot: int) -> bytes:
@@ -163,7 +177,7 @@ def lease_slot(key: bytes) -> int:
 
 def lease_tickets(name: str) -> bytes:
     """The prefix of the waiters for a lease."""
-    return LEASE_TICKET + sized_name(name, "the name of a lease")
+    return _lease_prefix(LEASE_TICKET, _text(name))
 
 
 def lease_ticket(name: str, number: int) -> bytes:

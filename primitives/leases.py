@@ -50,7 +50,9 @@ __all__ = ["Hold", "Lease", "LeaseHolder", "Leases"]
 R = TypeVar("R")
 
 SLOTS_MAX = 4096
-_TICKET_GRACE = 5.0  # a ticket outlives its waiter's timeout by so much, then somebody who was stopped leaves the line
+_TICKET_GRACE = (
+    5.0  # a ticket outlives its waiter's timeout by so much, then somebody who was stopped leaves the line
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,9 @@ class Leases(Primitive[H_co]):
         _refuse_inside(self, "acquire")
         handle: Any = self._handle
         run = RunId.of(run_id)
-        return _Acquisition(handle, run, name, _checked_slots(slots), _checked_lease(lease), timeout).carry_out()
+        return _Acquisition(
+            handle, run, name, _checked_slots(slots), _checked_lease(lease), timeout
+        ).carry_out()
 
     @operation
     def release(self, lease: Lease) -> None:
@@ -276,13 +280,14 @@ class Hold:
     ) -> None:
         self._leases = leases
         self._arguments = (RunId.of(run_id), name, timeout, _checked_slots(slots), _checked_lease(lease))
-        layout.lease_claims(name)
         self._lease: Lease | None = None
         self._pid = 0
 
     def __enter__(self) -> Lease:
         if self._lease is not None:
-            raise TransactionStateError("it is held already", hint="call db.leases.hold for each `with` block")
+            raise TransactionStateError(
+                "it is held already", hint="call db.leases.hold for each `with` block"
+            )
         run_id, name, timeout, slots, limit = self._arguments
         self._lease = self._leases.acquire(run_id, name, timeout=timeout, slots=slots, lease=limit)
         self._pid = os.getpid()
@@ -330,7 +335,12 @@ class _Acquisition:
 
     def carry_out(self) -> Lease:
         """Wait for the lease."""
-        key = (id(self.db.handle), self.db.prefix_of(self.run_id, TypeTag.LEASE), self.name, holding.whoever_calls())
+        key = (
+            id(self.db.handle),
+            self.db.prefix_of(self.run_id, TypeTag.LEASE),
+            self.name,
+            holding.whoever_calls(),
+        )
         self._refuse_nested(key)
         try:
             slot = self._run(self._arrive)
@@ -460,14 +470,17 @@ def _holder(key: Any, row: Any) -> LeaseHolder:
 
 def _lost(lease: Lease) -> LeaseLost:
     return LeaseLost(
-        f"lease {lease.name!r} is not held under token {lease.token} any more", name=lease.name, token=lease.token
+        f"lease {lease.name!r} is not held under token {lease.token} any more",
+        name=lease.name,
+        token=lease.token,
     )
 
 
 def _checked_slots(slots: object) -> int:
     if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= SLOTS_MAX:
         raise InvalidArgumentError(
-            f"slots must be a whole number from 1 to {SLOTS_MAX}, got {slots!r}", hint="1 is an ordinary lease"
+            f"slots must be a whole number from 1 to {SLOTS_MAX}, got {slots!r}",
+            hint="1 is an ordinary lease",
         )
     return slots
 
@@ -490,5 +503,3 @@ def _refuse_inside(leases: Leases[Any], call: str) -> None:
             f"leases.{call} works outside a transaction only: its holder is known when the commit is",
             hint=f"db.leases.{call}(run_id, name), then txn.leases.require(lease)",
         )
-
-

@@ -126,10 +126,14 @@ class Steps(Primitive[H_co]):
                     )
                 name, fn, rest = _named(args, ("name", "fn"), "txn.steps.run(name, fn, *args)")
                 return self._inside(name, fn, rest, kwargs)
-            run_id, name, fn, rest = _named(args, ("run_id", "name", "fn"), "db.steps.run(run_id, name, fn, *args)")
+            run_id, name, fn, rest = _named(
+                args, ("run_id", "name", "fn"), "db.steps.run(run_id, name, fn, *args)"
+            )
             return _Call(self._handle, RunId.of(run_id), name, fn, rest, kwargs, retry).carry_out()
 
-    def _inside(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _inside(
+        self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         record = read_record(self.space, name, function_name(fn))
         if record is not None and record[0] == _DONE:
             return record[3]
@@ -359,7 +363,12 @@ class _Call:
     # ---- plain functions ------------------------------------------------------------------------------------
 
     def _run_plain(self) -> Any:
-        key = (id(self.db.handle), self.db.prefix_of(self.run_id, TypeTag.STEP), self.name, holding.whoever_calls())
+        key = (
+            id(self.db.handle),
+            self.db.prefix_of(self.run_id, TypeTag.STEP),
+            self.name,
+            holding.whoever_calls(),
+        )
         if holding.held(key) is not None:
             raise TransactionStateError(
                 f"step {self.name!r} was called by itself, and would wait for itself",

@@ -154,7 +154,9 @@ def test_bounds_travel_unchanged(at_most: int | None, at_least: int | None) -> N
     assert join_bounds(encoded, None, 0) == encoded
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x00" * 24, b"\x10" + bytes(23), b"\x01" + b"\x01" * 23, b"\x01" * 23])
+@pytest.mark.parametrize(
+    "damage", [b"", b"\x00" * 24, b"\x10" + bytes(23), b"\x01" + b"\x01" * 23, b"\x01" * 23]
+)
 def test_damaged_bounds_in_a_request_are_refused(damage: bytes) -> None:
     op = messages.Op(messages.OpCode.ADD, b"key", damage, 1)
     request = messages.encode_request(messages.Request(1, ops=(op,)))

@@ -27,8 +27,8 @@ from occamdb.engine.commit.messages import (
     encode_request,
     request_size,
 )
-from occamdb.engine.model.bounds import encode_bounds
 from occamdb.engine.model import errors
+from occamdb.engine.model.bounds import encode_bounds
 from occamdb.engine.model.errors import CASConflict, ConflictError, ProtocolError, ReadConflict, WriteConflict
 from occamdb.engine.model.keys import Namespace, TypeTag, encode_key, tag_prefix
 from occamdb.engine.model.public_types import RunId
@@ -45,7 +45,9 @@ def ops(draw: st.DrawFn) -> Op:
     argument = draw(i64 if code is OpCode.ADD else u64)
     flags = draw(st.sampled_from([OpFlags.NONE, OpFlags.UNCHECKED, OpFlags.WANT_RESULT, OpFlags(3)]))
     # The value of an increment is its bounds, or nothing.
-    bounds = st.builds(encode_bounds, u64, st.none()) | st.builds(encode_bounds, st.none(), i64) | st.just(b"")
+    bounds = (
+        st.builds(encode_bounds, u64, st.none()) | st.builds(encode_bounds, st.none(), i64) | st.just(b"")
+    )
     value = draw(bounds if code is OpCode.ADD else blobs)
     return Op(code, draw(blobs), value, argument, draw(i64), flags)
 
