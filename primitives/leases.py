@@ -13,26 +13,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from ..engine.model.errors import (
-    DatabaseClosedError,
     InvalidArgumentError,
     LeaseLost,
     TransactionStateError,
     TransactionTimeout,
 )
 from ..engine.model.public_types import RunId, TypeTag
-from ..engine.transaction.attempts import run_transaction
 from ..engine.transaction.watch import wait_deadline
 from . import holding, layout
+from .blocks import Block
 from .extension import (
-    CONTENDED,
     DatabaseBase,
     H_co,
     Primitive,
@@ -41,13 +38,13 @@ from .extension import (
     operation,
     reader,
 )
+from .work import Transact, Work, carry_out
 
 if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
     from .handles import Transaction
 
-__all__ = ["Hold", "Lease", "LeaseHolder", "Leases"]
-
-R = TypeVar("R")
+__all__ = ["Lease", "LeaseHolder", "Leases"]
 
 SLOTS_MAX = 4096
 _TICKET_GRACE = (
@@ -102,6 +99,11 @@ class LeaseHolder:
     expires_at: datetime | None
 
 
+# Inside Leases the name `list` is an operation.
+_Holders: TypeAlias = list[LeaseHolder]
+_Values: TypeAlias = list[Any]
+
+
 class Leases(Primitive[H_co]):
     """The leases of a run: `with db.leases.hold(run_id, "leader") as lease: ...`."""
 
@@ -110,14 +112,14 @@ class Leases(Primitive[H_co]):
     tag = TypeTag.LEASE
 
     def hold(
-        self: Leases[DatabaseBase],
+        self: Leases[DatabaseBase | AsyncDatabase[Any]],
         run_id: RunLike,
         name: str,
         *,
         timeout: float | None = None,
         slots: int = 1,
         lease: float | timedelta | None = None,
-    ) -> Hold:
+    ) -> Block[Lease]:
         """Hold a lease for a `with` block: wait for it, and give it back at the end of the block.
 
             with db.leases.hold(run_id, "leader", timeout=30) as lease:
@@ -125,11 +127,23 @@ class Leases(Primitive[H_co]):
                     txn.leases.require(lease)
                     txn.put("plan", plan)
 
-        The block's end raises LeaseLost if the lease was lost meanwhile. Arguments as for `acquire`.
+        The end of the block raises LeaseLost if the lease was lost meanwhile. Arguments as for `acquire`. It is
+        `async with` on an asynchronous database.
         """
         _refuse_inside(self, "hold")
-        return Hold(self, run_id, name, timeout, slots, lease)
+        leases: Any = self
+        work = _Acquisition(self._handle, RunId.of(run_id), name, slots, lease, timeout)
+        pid = os.getpid()
 
+        def end(held: Lease, error: BaseException | None) -> Any:
+            holding.forget(held)
+            if pid != os.getpid():
+                return None  # a forked child leaves the block too, but holds nothing
+            return leases.release(held.run_id, held)
+
+        return Block(work.carry_out, end, lambda held: f"lease {held.name!r} was lost")
+
+    @overload
     def acquire(
         self: Leases[DatabaseBase],
         run_id: RunLike,
@@ -138,7 +152,26 @@ class Leases(Primitive[H_co]):
         timeout: float | None = None,
         slots: int = 1,
         lease: float | timedelta | None = None,
-    ) -> Lease:
+    ) -> Lease: ...
+    @overload
+    def acquire(
+        self: Leases[AsyncDatabase[Any]],
+        run_id: RunLike,
+        name: str,
+        *,
+        timeout: float | None = None,
+        slots: int = 1,
+        lease: float | timedelta | None = None,
+    ) -> Coroutine[Any, Any, Lease]: ...
+    def acquire(
+        self: Leases[Any],
+        run_id: RunLike,
+        name: str,
+        *,
+        timeout: float | None = None,
+        slots: int = 1,
+        lease: float | timedelta | None = None,
+    ) -> Any:
         """Wait until this process holds a lease. It goes by `release`, with the open database, or with the process.
 
             lease = db.leases.acquire(run_id, "gpu", slots=4, lease=60)
@@ -152,15 +185,11 @@ class Leases(Primitive[H_co]):
 
         Raises:
           TransactionTimeout: it was not free in time.
-          TransactionStateError: this thread holds it already, and would wait for itself.
+          TransactionStateError: this thread (or task) holds it already, and would wait for itself.
           InvalidArgumentError: a holder has named another number of slots.
         """
         _refuse_inside(self, "acquire")
-        handle: Any = self._handle
-        run = RunId.of(run_id)
-        return _Acquisition(
-            handle, run, name, _checked_slots(slots), _checked_lease(lease), timeout
-        ).carry_out()
+        return _Acquisition(self._handle, RunId.of(run_id), name, slots, lease, timeout).carry_out()
 
     @operation
     def release(self, lease: Lease) -> None:
@@ -219,7 +248,7 @@ class Leases(Primitive[H_co]):
         return True
 
     @reader
-    def holders(self, name: str) -> list[LeaseHolder]:
+    def holders(self, name: str) -> _Holders:
         """Who holds a lease, by slot.
 
         Example:
@@ -228,7 +257,7 @@ class Leases(Primitive[H_co]):
         return [_holder(key, row) for key, row in self.space.scan(layout.lease_claims(name))]
 
     @reader
-    def list(self) -> list[LeaseHolder]:
+    def list(self) -> _Holders:
         """Who holds any lease of the run, by name and slot.
 
         Example:
@@ -246,7 +275,7 @@ class Leases(Primitive[H_co]):
         """
         return self.space.count(layout.lease_tickets(name))
 
-    def _claim_of(self, lease: Lease) -> tuple[bytes, list[Any]]:
+    def _claim_of(self, lease: Lease) -> tuple[bytes, _Values]:
         """The key and the value of the claim of a lease that is held. Enters the read set under every isolation."""
         if not isinstance(lease, Lease):
             raise InvalidArgumentError(
@@ -264,90 +293,55 @@ class Leases(Primitive[H_co]):
         return claim, value
 
 
-class Hold:
-    """A lease held for a `with` block; see `Leases.hold`."""
-
-    __slots__ = ("_arguments", "_lease", "_leases", "_pid")
-
-    def __init__(
-        self,
-        leases: Leases[DatabaseBase],
-        run_id: RunLike,
-        name: str,
-        timeout: float | None,
-        slots: int,
-        lease: float | timedelta | None,
-    ) -> None:
-        self._leases = leases
-        self._arguments = (RunId.of(run_id), name, timeout, _checked_slots(slots), _checked_lease(lease))
-        self._lease: Lease | None = None
-        self._pid = 0
-
-    def __enter__(self) -> Lease:
-        if self._lease is not None:
-            raise TransactionStateError(
-                "it is held already", hint="call db.leases.hold for each `with` block"
-            )
-        run_id, name, timeout, slots, limit = self._arguments
-        self._lease = self._leases.acquire(run_id, name, timeout=timeout, slots=slots, lease=limit)
-        self._pid = os.getpid()
-        return self._lease
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        lease, self._lease = self._lease, None
-        if lease is None or self._pid != os.getpid():
-            return  # a forked child leaves the block too, but holds nothing
-        holding.forget(lease)
-        try:
-            self._leases.release(lease.run_id, lease)
-        except DatabaseClosedError:
-            pass  # it went with the database
-        except LeaseLost:
-            if error is None:
-                raise
-
-
 class _Acquisition:
     """One `acquire`.
 
     Args:
       db: the database.
-      limit: seconds until the lease runs out; None: never.
+      lease: seconds until the lease runs out; None: never.
     """
 
     def __init__(
-        self, db: Any, run_id: RunId, name: str, slots: int, limit: float | None, timeout: float | None
+        self,
+        db: Any,
+        run_id: RunId,
+        name: str,
+        slots: int,
+        lease: float | timedelta | None,
+        timeout: float | None,
     ) -> None:
         self.db = db
         self.run_id = run_id
         self.name = name
-        self.slots = slots
-        self.limit = limit
+        self.slots = _checked_slots(slots)
+        self.limit = _checked_lease(lease)
         self.timeout = timeout
-        self.deadline = wait_deadline(timeout)
-        self.nonce = os.urandom(8)
+        wait_deadline(timeout)
         self.claims = layout.lease_claims(name)
         self.tickets = layout.lease_tickets(name)
+        self.nonce = b""
         self.ticket: bytes | None = None
         self.transaction: Transaction | None = None
 
-    def carry_out(self) -> Lease:
+    def carry_out(self) -> Any:
         """Wait for the lease."""
-        key = (
-            id(self.db.handle),
-            self.db.prefix_of(self.run_id, TypeTag.LEASE),
-            self.name,
-            holding.whoever_calls(),
-        )
+        return carry_out(self.db, self.run_id, self._work())
+
+    def _work(self) -> Work[Lease]:
+        key = (id(self.db.handle), self.db.current_namespace, self.run_id, self.name, holding.whoever_calls())
         self._refuse_nested(key)
+        self.nonce = os.urandom(8)
+        deadline = wait_deadline(self.timeout)
         try:
-            slot = self._run(self._arrive)
+            slot = yield Transact(self._in_space(self._arrive), 0)
             while slot is None:
-                slot = self._run(self._attend)
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                slot = yield Transact(self._in_space(self._attend), left)
         except BaseException as error:
-            self._withdraw()
+            # Leave nothing behind. What cannot be cleared now goes with the open database.
+            if self.transaction is not None:
+                with suppress(Exception):
+                    yield Transact(self._in_space(self._withdraw), 0)
             if isinstance(error, TransactionTimeout):
                 raise self._not_free() from None
             raise
@@ -357,20 +351,12 @@ class _Acquisition:
         holding.remember(key, lease)
         return lease
 
-    def _run(self, step: Callable[[Space], R]) -> R:
-        def attempt(txn: Transaction) -> R:
+    def _in_space(self, step: Callable[[Space], Any]) -> Callable[[Transaction], Any]:
+        def attempt(txn: Transaction) -> Any:
             self.transaction = txn
             return step(txn.space(TypeTag.LEASE, raw=True))
 
-        # What it waits for is what it has read, so it is serializable whatever the database is.
-        return run_transaction(
-            self.db.begin,
-            self.run_id,
-            attempt,
-            retry=CONTENDED,
-            isolation="serializable",
-            wait_timeout=None if self.deadline is None else max(0.0, self.deadline - time.monotonic()),
-        )
+        return attempt
 
     def _arrive(self, space: Space) -> int | None:
         """Claim a free slot if nobody waits, else take a ticket."""
@@ -418,21 +404,13 @@ class _Acquisition:
         value = [self.slots, self.nonce, os.getpid(), 0]
         space.put(layout.lease_claim(self.name, slot), value, ttl=self.limit, ephemeral=True)
 
-    def _withdraw(self) -> None:
-        """Leave nothing behind: neither a ticket nor a claim whose commit was not seen to succeed."""
-
-        def clear(txn: Transaction) -> None:
-            space = txn.space(TypeTag.LEASE, raw=True)
-            if self.ticket is not None and space.get(self.ticket) == self.nonce:
-                space.delete(self.ticket)
-            for key, row in space.scan(self.claims):
-                if row.value[1] == self.nonce:
-                    space.delete(key)
-
-        if self.transaction is not None:
-            # What cannot be cleared now goes with the open database.
-            with suppress(Exception):
-                self.db.transaction(self.run_id, clear, retry=CONTENDED)
+    def _withdraw(self, space: Space) -> None:
+        """Remove the ticket, and a claim whose commit was not seen to succeed."""
+        if self.ticket is not None and space.get(self.ticket) == self.nonce:
+            space.delete(self.ticket)
+        for key, row in space.scan(self.claims):
+            if row.value[1] == self.nonce:
+                space.delete(key)
 
     def _refuse_nested(self, key: Any) -> None:
         lease = holding.held(key)
@@ -449,7 +427,8 @@ class _Acquisition:
     def _not_free(self) -> TransactionTimeout:
         holders = [holder.pid for holder in self.db.leases.holders(self.run_id, self.name)]
         return TransactionTimeout(
-            f"lease {self.name!r} was not free within {self.timeout:g} s: {len(holders)} of {self.slots} slots are held",
+            f"lease {self.name!r} was not free within {self.timeout:g} s: "
+            f"{len(holders)} of {self.slots} slots are held",
             hint="give it a longer timeout, or None to wait for ever; db.leases.holders says who holds it",
             details={"name": self.name, "slots": self.slots, "pids": holders, "timeout": self.timeout},
         )

@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 import os
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..engine.model.errors import (
     ConflictError,
@@ -35,10 +33,10 @@ from ..engine.model.errors import (
 )
 from ..engine.model.public_types import RunId, TypeTag
 from ..engine.model.retry_policy import RetryPolicy
-from ..engine.transaction.attempts import refuse_lazy_function, run_transaction
+from ..engine.transaction.attempts import refuse_lazy_function
 from . import holding, layout
-from .extension import CONTENDED, H_co, Primitive, Space, from_microseconds, operation, reader
-from .operations import RunLike
+from .extension import DatabaseBase, H_co, Primitive, Space, from_microseconds, operation, reader
+from .work import Call, Pause, Transact, Work, carry_out
 from .wrong_calls import WrongCallError
 
 if TYPE_CHECKING:
@@ -46,7 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Step", "Steps"]
 
-R = TypeVar("R")
 StepState = Literal["running", "done", "failed"]
 
 _RUNNING, _DONE, _FAILED = 0, 1, 2
@@ -79,6 +76,10 @@ class Step:
     ended: datetime | None
 
 
+# Inside Steps the name `list` is an operation.
+_Steps: TypeAlias = list[Step]
+
+
 class Steps(Primitive[H_co]):
     """The steps of a run: `page = db.steps.run(run_id, "fetch", fetch, url)`."""
 
@@ -97,10 +98,10 @@ class Steps(Primitive[H_co]):
                 page = db.steps.run(run_id, "fetch", fetch, url, retry=RetryPolicy(max_attempts=3))
                 db.steps.run(run_id, "pay", pay, 100)        # def pay(txn, amount): effects and record are one commit
 
-            The result has to be a value that can be stored. A process that dies while it runs a plain function leaves
-            no record, so the function is run again: at least once. A function whose first parameter is called `txn` runs
-            in the transaction that records it: exactly once. `txn.steps.run("pay", fn, 100)` does so for any function, in the
-            transaction at hand.
+            The result has to be a value that can be stored. If its process dies while a plain function runs, the
+            function is run again: at least once. A function whose first parameter is called `txn` runs in the
+            transaction that records it: exactly once. `txn.steps.run("pay", fn, 100)` does so for any function, in
+            the transaction at hand.
 
             Callers of a step that is running wait for its end.
 
@@ -109,8 +110,9 @@ class Steps(Primitive[H_co]):
               name: of the step: text of 1 to 1024 bytes in UTF-8.
               fn: the function; one name belongs to one function.
               args, kwargs: for the function.
-              retry: how often it is tried in all, over all callers and processes, and the pauses between. None: this call
-                tries once, and a later call tries again. The end of the process counts as a failure. Outside only.
+              retry: how often it is tried in all, over all callers and processes, and the pauses between; the end
+                of the process counts as a failure. None: this call tries once, and a later call tries again. Outside
+                only.
 
             Raises:
               StepFailed: it has failed as often as `retry` allows. The call that made the last attempt raises what the
@@ -156,7 +158,7 @@ class Steps(Primitive[H_co]):
         return None if record is None else _step(name, record)
 
     @reader
-    def list(self) -> list[Step]:
+    def list(self) -> _Steps:
         """The steps of the run, by name.
 
         Example:
@@ -201,13 +203,17 @@ def _named(args: tuple[Any, ...], names: tuple[str, ...], form: str) -> tuple[An
 # --- Functions -----------------------------------------------------------------------------------
 
 
-def function_name(fn: Callable[..., Any]) -> str:
+def function_name(fn: Callable[..., Any], *, awaited: bool = False) -> str:
     """What a function is called in records: its module and its qualified name. It is the same in every process.
+
+    Args:
+      awaited: it may be an async function.
 
     Raises:
       InvalidArgumentError: it is not callable, or its body runs only after it has returned.
     """
-    refuse_lazy_function(fn)
+    if not (awaited and inspect.iscoroutinefunction(fn)):
+        refuse_lazy_function(fn)
     while isinstance(fn, functools.partial):
         fn = fn.func
     named: Any = fn if hasattr(fn, "__qualname__") else type(fn)
@@ -267,7 +273,7 @@ class _Call:
     def __init__(
         self,
         db: Any,
-        run_id: RunLike,
+        run_id: RunId,
         name: str,
         fn: Callable[..., Any],
         args: tuple[Any, ...],
@@ -285,7 +291,11 @@ class _Call:
         self.args = args
         self.kwargs = kwargs
         self.retry = retry
-        self.function = function_name(fn)
+        self.in_transaction = takes_transaction(fn)
+        # A plain function may be async where commits are awaited.
+        self.function = function_name(
+            fn, awaited=not self.in_transaction and not isinstance(db, DatabaseBase)
+        )
         self.record_key = layout.step(name)
         self.claim_key = layout.step_claim(name)
         self.nonce = b""
@@ -293,35 +303,30 @@ class _Call:
 
     def carry_out(self) -> Any:
         """The result, recorded before or now."""
+        return carry_out(self.db, self.run_id, self._work())
+
+    def _work(self) -> Work[Any]:
         found = self.db.space(self.run_id, TypeTag.STEP, raw=True).get(self.record_key)
         if found is not None and found[0] == _DONE and found[1] == self.function:
             return found[3]
-        once = self._run_in_transaction if takes_transaction(self.fn) else self._run_plain
         pauses = iter(self.retry.delays()) if self.retry is not None else iter(())
-        for attempt in itertools.count(1):
+        while True:
             try:
-                return once()
+                return (yield from self._in_transaction() if self.in_transaction else self._plain())
             except _Failed as failed:
                 error, attempts = failed.error, failed.attempts
             pause = next(pauses, None)
             if self.retry is None or pause is None or attempts >= self.retry.max_attempts:
                 raise error
-            time.sleep(pause)
-        raise AssertionError(attempt)
+            yield Pause(pause)
 
-    def _transaction(self, fn: Callable[[Transaction, Space], R]) -> R:
-        return run_transaction(
-            self.db.begin,
-            self.run_id,
-            lambda txn: fn(txn, txn.space(TypeTag.STEP, raw=True)),
-            retry=CONTENDED,
-            isolation="serializable",
-        )
+    def _transact(self, fn: Callable[[Transaction, Space], Any]) -> Transact:
+        return Transact(lambda txn: fn(txn, txn.space(TypeTag.STEP, raw=True)))
 
     # ---- functions of a transaction -------------------------------------------------------------------------
 
-    def _run_in_transaction(self) -> Any:
-        raised: list[BaseException] = []
+    def _in_transaction(self) -> Work[Any]:
+        raised: list[Exception] = []
 
         def attempt(txn: Transaction, space: Space) -> Any:
             raised.clear()
@@ -341,34 +346,27 @@ class _Call:
             return result
 
         try:
-            return self._transaction(attempt)
+            return (yield self._transact(attempt))
         except Exception as error:
             if not raised or raised[0] is not error:
                 raise
-            raise _Failed(error, self._note_failure(error)) from error
+            failure = error
+        attempts = yield self._transact(lambda txn, space: self._note_failure(txn, space, failure))
+        raise _Failed(failure, attempts) from failure
 
-    def _note_failure(self, error: Exception) -> int:
+    def _note_failure(self, txn: Transaction, space: Space, error: Exception) -> int:
         """Count the failure of a transaction that was aborted; returns how many there were."""
-
-        def note(txn: Transaction, space: Space) -> int:
-            record = self._read(space)
-            attempts = 1 if record is None else record[2] + 1
-            if record is None or record[0] != _DONE:
-                now = txn.read_time // 1000
-                space.put(self.record_key, [_FAILED, self.function, attempts, _text(error), now, now])
-            return attempts
-
-        return self._transaction(note)
+        record = self._read(space)
+        attempts: int = 1 if record is None else record[2] + 1
+        if record is None or record[0] != _DONE:
+            now = txn.read_time // 1000
+            space.put(self.record_key, [_FAILED, self.function, attempts, _text(error), now, now])
+        return attempts
 
     # ---- plain functions ------------------------------------------------------------------------------------
 
-    def _run_plain(self) -> Any:
-        key = (
-            id(self.db.handle),
-            self.db.prefix_of(self.run_id, TypeTag.STEP),
-            self.name,
-            holding.whoever_calls(),
-        )
+    def _plain(self) -> Work[Any]:
+        key = (id(self.db.handle), self.db.current_namespace, self.run_id, self.name, holding.whoever_calls())
         if holding.held(key) is not None:
             raise TransactionStateError(
                 f"step {self.name!r} was called by itself, and would wait for itself",
@@ -377,23 +375,25 @@ class _Call:
             )
         self.nonce = os.urandom(8)
         try:
-            record = self._transaction(self._claim)
+            record = yield self._transact(self._claim)
             if record[0] == _DONE:
                 return record[3]
             holding.remember(key, self.nonce)
-            return self._call(record[2])
+            return (yield from self._call(record[2]))
+        except _Failed:
+            raise
         except BaseException:
             # An interrupt, or a commit whose outcome is not known: let others run it.
             with suppress(Exception):
-                self._transaction(self._unclaim)
+                yield self._transact(self._unclaim)
             raise
         finally:
             holding.forget(self.nonce)
 
-    def _call(self, attempts: int) -> Any:
+    def _call(self, attempts: int) -> Work[Any]:
         try:
-            result = self.fn(*self.args, **self.kwargs)
-            self._transaction(lambda txn, space: self._end(txn, space, _DONE, attempts, result))
+            result = yield Call(self.fn, self.args, self.kwargs)
+            yield self._transact(lambda txn, space: self._end(txn, space, _DONE, attempts, result))
             return result
         except LeaseLost as error:
             if error.details.get("step") == self.name:
@@ -401,11 +401,14 @@ class _Call:
             failure: Exception = error
         except Exception as error:
             failure = error
-        self._transaction(lambda txn, space: self._end(txn, space, _FAILED, attempts, _text(failure)))
+        yield self._transact(lambda txn, space: self._end(txn, space, _FAILED, attempts, _text(failure)))
         raise _Failed(failure, attempts) from failure
 
     def _claim(self, txn: Transaction, space: Space) -> list[Any]:
-        """Claim the step and note that an attempt begins, or return the record of its result. Waits for another caller."""
+        """Claim the step and note that an attempt begins, or return the record of its result.
+
+        Waits for another caller that runs it.
+        """
         record = self._read(space)
         if record is not None and record[0] == _DONE:
             return record
@@ -429,9 +432,8 @@ class _Call:
                 hint="its outcome was not recorded; what it did outside the database may be done again",
                 details={"step": self.name},
             )
-        space.put(
-            self.record_key, [state, self.function, attempts, outcome, self.began, txn.read_time // 1000]
-        )
+        ended = txn.read_time // 1000
+        space.put(self.record_key, [state, self.function, attempts, outcome, self.began, ended])
         space.delete(self.claim_key)
 
     def _unclaim(self, txn: Transaction, space: Space) -> None:
@@ -440,12 +442,8 @@ class _Call:
 
     def _read(self, space: Space) -> list[Any] | None:
         record = read_record(space, self.name, self.function)
-        if (
-            record is not None
-            and record[0] == _FAILED
-            and self.retry is not None
-            and record[2] >= self.retry.max_attempts
-        ):
+        exhausted = self.retry is not None and record is not None and record[2] >= self.retry.max_attempts
+        if exhausted and record is not None and record[0] == _FAILED:
             raise StepFailed(name=self.name, attempts=record[2], error=record[3])
         return record
 

@@ -130,10 +130,17 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         return run_transaction(self.begin, run_id, fn, retry=retry, timeout=timeout, isolation=isolation)
 
     def waiting_transaction(
-        self, run_id: Run, fn: Callable[[X], T], retry: RetryPolicy, wait_timeout: float | None
+        self,
+        run_id: Run,
+        fn: Callable[[X], T],
+        retry: RetryPolicy,
+        wait_timeout: float | None,
+        isolation: IsolationName | None = None,
     ) -> T:
         """`transaction` with a deadline for `txn.wait` alone: for primitives."""
-        return run_transaction(self.begin, run_id, fn, retry=retry, wait_timeout=wait_timeout)
+        return run_transaction(
+            self.begin, run_id, fn, retry=retry, isolation=isolation, wait_timeout=wait_timeout
+        )
 
     @overload
     def transactional(self, fn: Callable[Concatenate[X, P], T], /) -> TransactionalFunction[P, T]: ...

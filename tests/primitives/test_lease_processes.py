@@ -28,6 +28,14 @@ def hold(peer: Peer, path: Path, run: RunId, name: str, options: dict[str, Any])
         return "committed"
 
 
+def in_line(db: Database, run: RunId, count: int) -> None:
+    wait_until(lambda: db.leases.waiting(run, "leader") == count)
+
+
+def paid(db: Database, run: RunId, at_least: int) -> None:
+    wait_until(lambda: (db.kv.get(run, "paid") or 0) >= at_least)
+
+
 def held(worker: Any) -> tuple[int, float]:
     word, token, when = worker.hear()
     assert word == "held"
@@ -44,7 +52,7 @@ def test_the_lease_of_a_killed_holder_goes_to_the_next_within_a_second(
         token, _ = held(first)
         second = start(hold, shared_path, run, "leader", {})
         assert second.hear() == "open"
-        wait_until(lambda: shared_database.leases.waiting(run, "leader") == 1)
+        in_line(shared_database, run, 1)
         killed = time.monotonic()
         first.kill()
         successor, when = held(second)
@@ -63,7 +71,7 @@ def test_a_killed_waiter_leaves_the_line(shared_path: Path, shared_database: Dat
             for count in range(1, 4):
                 waiting.append(start(hold, shared_path, run, "leader", {}))
                 assert waiting[-1].hear() == "open"
-                wait_until(lambda count=count: db.leases.waiting(run, "leader") == count)
+                in_line(db, run, count)
             waiting[0].kill()
             wait_until(lambda: db.leases.waiting(run, "leader") == 2)
         token, _ = held(waiting[1])
@@ -206,7 +214,7 @@ def test_effects_of_a_step_in_a_transaction_happen_once_over_kills(
             payers = [start(pay_forever, shared_path, run) for _ in range(2)]
             for payer in payers:
                 assert payer.hear() == "open"
-            wait_until(lambda at_least=20 * round_: (db.kv.get(run, "paid") or 0) >= at_least)
+            paid(db, run, 20 * round_)
             for payer in payers:
                 payer.kill()
     steps = db.steps.list(run)

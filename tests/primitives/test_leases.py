@@ -1,5 +1,6 @@
 """Leases: one holder, a line in order of arrival, fencing. What death and stops do is in test_lease_processes.py."""
 
+import functools
 import pickle
 import threading
 from collections.abc import Callable
@@ -23,6 +24,7 @@ class Waiter:
 
     def __init__(self, db: Any, run: RunId, served: list[Any], name: str = "leader", **options: Any) -> None:
         self.go = threading.Event()
+        self.served = served
         self.error: BaseException | None = None
 
         def body() -> None:
@@ -40,6 +42,11 @@ class Waiter:
         self.go.set()
         self.thread.join(60)
         assert not self.thread.is_alive()
+
+
+def in_line(db: Any, run: RunId, count: int) -> None:
+    """Wait until so many wait."""
+    wait_until(lambda: db.leases.waiting(run, "leader") == count)
 
 
 def in_thread(call: Callable[[], Any]) -> Any:
@@ -83,16 +90,13 @@ def test_waiters_are_served_in_order_of_arrival(db: Any, run: RunId) -> None:
     waiters = []
     with db.leases.hold(run, "leader"):
         for count in range(1, 6):
-            mine: list[Lease] = []
-            waiter = Waiter(db, run, mine)
-            waiter.mine = mine  # type: ignore[attr-defined]
-            waiters.append(waiter)
-            wait_until(lambda count=count: db.leases.waiting(run, "leader") == count)
-        assert not any(waiter.mine for waiter in waiters)  # type: ignore[attr-defined]
+            waiters.append(Waiter(db, run, []))
+            in_line(db, run, count)
+        assert not any(waiter.served for waiter in waiters)
     for position, waiter in enumerate(waiters):
-        wait_until(lambda waiter=waiter: waiter.mine, what="its turn")
-        assert [len(other.mine) for other in waiters] == [1] * (position + 1) + [0] * (4 - position)  # type: ignore[attr-defined]
-        served += waiter.mine  # type: ignore[attr-defined]
+        wait_until(functools.partial(len, waiter.served), what="its turn")
+        assert [len(other.served) for other in waiters] == [1] * (position + 1) + [0] * (4 - position)
+        served += waiter.served
         waiter.end()
     assert [lease.token for lease in served] == sorted(lease.token for lease in served)
     assert db.leases.waiting(run, "leader") == 0
@@ -102,7 +106,7 @@ def test_who_comes_while_others_wait_does_not_overtake(db: Any, run: RunId) -> N
     served: list[Lease] = []
     lease = db.leases.acquire(run, "leader")
     waiter = Waiter(db, run, served)
-    wait_until(lambda: db.leases.waiting(run, "leader") == 1)
+    in_line(db, run, 1)
     db.leases.release(run, lease)
     refused = in_thread(lambda: db.leases.acquire(run, "leader", timeout=0))
     assert isinstance(refused, TransactionTimeout)
@@ -114,7 +118,7 @@ def test_a_waiter_whose_time_is_over_leaves_the_line(db: Any, run: RunId) -> Non
     served: list[Lease] = []
     with db.leases.hold(run, "leader"):
         first = Waiter(db, run, served, timeout=0.2)
-        wait_until(lambda: db.leases.waiting(run, "leader") == 1)
+        in_line(db, run, 1)
         second = Waiter(db, run, served)
         first.end()
         assert isinstance(first.error, TransactionTimeout)

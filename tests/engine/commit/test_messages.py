@@ -45,10 +45,9 @@ def ops(draw: st.DrawFn) -> Op:
     argument = draw(i64 if code is OpCode.ADD else u64)
     flags = draw(st.sampled_from([OpFlags.NONE, OpFlags.UNCHECKED, OpFlags.WANT_RESULT, OpFlags(3)]))
     # The value of an increment is its bounds, or nothing.
-    bounds = (
-        st.builds(encode_bounds, u64, st.none()) | st.builds(encode_bounds, st.none(), i64) | st.just(b"")
-    )
-    value = draw(bounds if code is OpCode.ADD else blobs)
+    pairs = st.tuples(u64, st.none()) | st.tuples(st.none(), i64) | st.just((None, None))
+    bounded = pairs.map(lambda pair: encode_bounds(*pair) or b"")
+    value = draw(bounded if code is OpCode.ADD else blobs)
     return Op(code, draw(blobs), value, argument, draw(i64), flags)
 
 

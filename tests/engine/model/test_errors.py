@@ -88,7 +88,6 @@ def samples() -> Iterator[OccamError]:
         "CommitOutcomeUnknown": {"txn_id": (5, 6)},
         "ConflictError": {"conflicts": CONFLICTS, "conflicts_found": 99},
         "RetriesExhausted": {"conflicts": CONFLICTS, "attempts": 12},
-        "RunNotActive": {"run_id": RUN, "status": "paused"},
         "BoundReached": {"key": "n", "value": 98, "by": 5, "at_most": 100, "at_least": 0},
         "LeaseLost": {"name": "leader", "token": 7},
         "StepFailed": {"name": "fetch", "attempts": 3, "error": "ValueError: no"},
