@@ -1,6 +1,7 @@
 """The primitives for agents, and how a further one registers itself."""
 
 from . import auditors as auditors  # attaches them to their primitives
+from . import working_auditors as working_auditors  # likewise
 from .auditing import Auditor, Fault, Repair
 from .event_log import ChainVerification, Event, EventLog
 from .extension import Primitive, answered, blind, operation, reader, register, single, stream

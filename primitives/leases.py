@@ -125,7 +125,7 @@ class Leases(Primitive[H_co]):
             with db.leases.hold(run_id, "leader", timeout=30) as lease:
                 with db.begin(run_id) as txn:
                     txn.leases.require(lease)
-                    txn.put("plan", plan)
+                    txn.put("plan", ["think"])
 
         The end of the block raises LeaseLost if the lease was lost meanwhile. Arguments as for `acquire`. It is
         `async with` on an asynchronous database.
