@@ -416,7 +416,10 @@ class _Acquisition:
         lease = holding.held(key)
         if lease is None:
             return
-        if self.db.leases.is_held(self.run_id, lease):
+        claim = self.db.space(self.run_id, TypeTag.LEASE, raw=True).get(
+            layout.lease_claim(self.name, lease.slot)
+        )
+        if claim is not None and claim[1] == lease.nonce:
             raise TransactionStateError(
                 f"this thread holds lease {self.name!r} already, under token {lease.token}, and would wait for itself",
                 hint="pass the Lease on instead of holding it again, or use another name",

@@ -291,11 +291,8 @@ class _Call:
         self.args = args
         self.kwargs = kwargs
         self.retry = retry
-        self.in_transaction = takes_transaction(fn)
         # A plain function may be async where commits are awaited.
-        self.function = function_name(
-            fn, awaited=not self.in_transaction and not isinstance(db, DatabaseBase)
-        )
+        self.function = function_name(fn, awaited=not isinstance(db, DatabaseBase))
         self.record_key = layout.step(name)
         self.claim_key = layout.step_claim(name)
         self.nonce = b""
@@ -309,10 +306,13 @@ class _Call:
         found = self.db.space(self.run_id, TypeTag.STEP, raw=True).get(self.record_key)
         if found is not None and found[0] == _DONE and found[1] == self.function:
             return found[3]
+        in_transaction = takes_transaction(self.fn)
+        if in_transaction:
+            refuse_lazy_function(self.fn)
         pauses = iter(self.retry.delays()) if self.retry is not None else iter(())
         while True:
             try:
-                return (yield from self._in_transaction() if self.in_transaction else self._plain())
+                return (yield from self._in_transaction() if in_transaction else self._plain())
             except _Failed as failed:
                 error, attempts = failed.error, failed.attempts
             pause = next(pauses, None)

@@ -47,7 +47,10 @@ class Pipelines(Workload):
         recorded = context.db.steps.get(RUN, f"draw/{pipeline}/{number}")
         if drawn is not None and (recorded is None or recorded.result != drawn):
             context.tally.add("differing")
-        if drawn is not None and self._run(context, f"move/{pipeline}/{number}", advance, pipeline, number) is not None:
+        if (
+            drawn is not None
+            and self._run(context, f"move/{pipeline}/{number}", advance, pipeline, number) is not None
+        ):
             context.tally.add("stepped")
 
     def _run(self, context: Context, name: str, fn: Any, *args: Any) -> Any:
@@ -65,7 +68,9 @@ class Pipelines(Workload):
     def verify(self, context: Context, counts: Counts, tallies: list[Counts]) -> list[Problem]:
         """As many effects as steps, no step without its predecessor, and one result for each."""
         db: Any = context.db
-        problems = between("the number of results that differ from the recorded one", counts["differing"], 0, 0)
+        problems = between(
+            "the number of results that differ from the recorded one", counts["differing"], 0, 0
+        )
         done: dict[str, int] = {}
         for step in db.steps.list(RUN):
             kind, pipeline, _ = step.name.split("/")
