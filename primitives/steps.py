@@ -16,12 +16,12 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
 from ..engine.model.errors import (
     ConflictError,
@@ -40,10 +40,13 @@ from .work import Call, Pause, Transact, Work, carry_out
 from .wrong_calls import WrongCallError
 
 if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
+    from .extension import RunLike, TransactionBase
     from .handles import Transaction
 
 __all__ = ["Step", "Steps"]
 
+R = TypeVar("R")
 StepState = Literal["running", "done", "failed"]
 
 _RUNNING, _DONE, _FAILED = 0, 1, 2
@@ -89,7 +92,44 @@ class Steps(Primitive[H_co]):
 
     if TYPE_CHECKING:
 
-        def run(self, *args: Any, retry: RetryPolicy | None = None, **kwargs: Any) -> Any: ...
+        @overload
+        def run(
+            self: Steps[DatabaseBase],
+            run_id: RunLike,
+            name: str,
+            fn: Callable[..., R],
+            /,
+            *args: Any,
+            retry: RetryPolicy | None = None,
+            **kwargs: Any,
+        ) -> R: ...
+        @overload
+        def run(
+            self: Steps[AsyncDatabase[Any]],
+            run_id: RunLike,
+            name: str,
+            fn: Callable[..., Coroutine[Any, Any, R]],
+            /,
+            *args: Any,
+            retry: RetryPolicy | None = None,
+            **kwargs: Any,
+        ) -> Coroutine[Any, Any, R]: ...
+        @overload
+        def run(
+            self: Steps[AsyncDatabase[Any]],
+            run_id: RunLike,
+            name: str,
+            fn: Callable[..., R],
+            /,
+            *args: Any,
+            retry: RetryPolicy | None = None,
+            **kwargs: Any,
+        ) -> Coroutine[Any, Any, R]: ...
+        @overload
+        def run(
+            self: Steps[TransactionBase], name: str, fn: Callable[..., R], /, *args: Any, **kwargs: Any
+        ) -> R: ...
+        def run(self: Any, *args: Any, **kwargs: Any) -> Any: ...
     else:
 
         def run(self, /, *args: Any, retry: RetryPolicy | None = None, **kwargs: Any) -> Any:

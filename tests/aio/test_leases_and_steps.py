@@ -28,6 +28,11 @@ def opened(request: pytest.FixtureRequest, database_path: Path) -> Any:
     return opener
 
 
+async def in_line(db: AsyncDatabase, run: RunId, count: int) -> None:
+    """Wait until so many wait."""
+    await until(lambda: db.leases.waiting(run, "leader") == count)
+
+
 def test_tasks_are_served_in_order_of_arrival(opened: Any, run: RunId, factory: LoopFactory) -> None:
     async def main() -> None:
         async with opened() as db:
@@ -44,7 +49,7 @@ def test_tasks_are_served_in_order_of_arrival(opened: Any, run: RunId, factory: 
                 tasks = []
                 for number in range(5):
                     tasks.append(asyncio.create_task(hold(number)))
-                    await until(lambda number=number: db.leases.waiting(run, "leader") == number + 1)
+                    await in_line(db, run, number + 1)
                 with pytest.raises(TransactionTimeout):
                     await asyncio.create_task(db.leases.acquire(run, "leader", timeout=0.05))
                 with pytest.raises(TransactionStateError, match="itself"):
