@@ -26,8 +26,8 @@ from ..model.public_types import BackupSummary
 from ..model.settings import Settings
 from ..transaction._answer import Answer
 from ..transaction._pending import PendingCommit
-from ..transaction._transaction import TransactionBase
 from ..transaction._view import StoreAttachment
+from ..transaction.engine_handle import PinnedSnapshot
 from ..transaction.waiting import WaitHub
 from .descriptors import no_descriptors_error
 from .event_links import EventLinks
@@ -123,9 +123,9 @@ class AwaitedHandle:
         return self.inner.waits
 
     def copy_to(
-        self, txn: TransactionBase, destination: Path, progress: Callable[[int], None] | None
+        self, snapshot: PinnedSnapshot, destination: Path, progress: Callable[[int], None] | None
     ) -> BackupSummary:
-        return self.inner.copy_to(txn, destination, progress)
+        return self.inner.copy_to(snapshot, destination, progress)
 
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
         return self.inner.admin(message)

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import threading
 import time
 import weakref
 from collections import deque
@@ -105,6 +106,7 @@ class EventLinks:
         self._drained: asyncio.Future[None] | None = None
         self.closed = False
         self.gone = False  # and everything is let go of
+        self._attach_lock = threading.Lock()
         self._executor = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="occamdb-links")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._release = weakref.finalize(self, _close_fd, self._event_fd, os.getpid())
@@ -262,7 +264,7 @@ class EventLinks:
             self._attaching += 1
             limit = self._waiting[self._attaching - 1].limit
             done = functools.partial(self._attached, limit)
-            self._in_thread(done, self._pool.attach, limit, session=0, event_fd=self._event_fd)
+            self._in_thread(done, self.attach, limit, 0)
 
     def _attached(self, limit: float, link: Link | None, error: BaseException | None) -> None:
         self._attaching -= 1
@@ -408,6 +410,18 @@ class EventLinks:
 
         self._executor.submit(run)
 
+    def attach(self, limit: float, session: int) -> Link:
+        """A link for this loop; called in a thread.
+
+        One thread at a time: where no coordinator runs, the first one starts it, and the others find it.
+        """
+        held = self._attach_lock.acquire(timeout=max(0.0, limit - time.monotonic()))
+        try:
+            return self._pool.attach(limit, session=session, event_fd=self._event_fd)
+        finally:
+            if held:
+                self._attach_lock.release()
+
     async def end(self) -> None:
         """Take no further commits, wait for those in flight, and let go of the links."""
         self.closed = True
@@ -470,7 +484,7 @@ class _Replacing:
         self._pool = links._pool
 
     def attach(self, limit: float, *, session: int) -> Link:
-        return self._pool.attach(limit, session=session, event_fd=self._links._event_fd)
+        return self._links.attach(limit, session)
 
     def forget(self, link: Link) -> None:
         self._pool.forget(link)

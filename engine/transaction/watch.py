@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from ..model.errors import InvalidArgumentError, TransactionStateError, WatchLagged
 from ..model.keys import decode_user_key, encode_user_key, successor
@@ -186,6 +186,10 @@ class Watch(Iterator[Change]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        # A shallow copy would read from one feed twice, and take back the one registration twice.
+        raise TypeError("a watch cannot be copied or pickled; pass its version as `since` to another one")
 
     def __del__(self) -> None:
         if getattr(self, "_closed", True) is False:

@@ -24,7 +24,7 @@ def descriptors() -> int:
 
 
 def channels(path: Path) -> list[str]:
-    return [name for name in segments_of(path) if "-c" in name]
+    return [name for name in segments_of(path) if name.rpartition("-")[2].startswith("c")]
 
 
 def test_nothing_is_left_of_a_database_that_was_closed(

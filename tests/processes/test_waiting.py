@@ -101,6 +101,18 @@ def test_a_restart_is_slept_through_without_gap_or_repetition(tmp_path: Path, ru
         stop_coordinator(tmp_path)
 
 
+def test_ready_goes_on_in_the_store_of_a_new_coordinator(tmp_path: Path, run: RunId) -> None:
+    with open_database(tmp_path) as db, db.watch(run) as watch:
+        db.put(run, "n", 1)
+        assert [change.value for change in watch.ready()] == [1]
+        kill_coordinator(tmp_path)
+        version = db.put(run, "n", 2)
+        assert [change.value for change in watch.ready()] == [2]
+        assert watch.version == version
+        assert watch.ready() == []
+        stop_coordinator(tmp_path)
+
+
 def test_a_watch_goes_on_in_another_process_after_a_restart(tmp_path: Path, run: RunId) -> None:
     with open_database(tmp_path) as db:
         version = db.put(run, "n", 0)

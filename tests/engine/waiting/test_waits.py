@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -365,6 +367,24 @@ def test_wrong_arguments_of_watch(db: Database, run: RunId, arguments: dict[str,
 
 
 # ---- the primitives ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [-1, 1.5, "1", True, None])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_version_to_wait_for_is_checked_whether_the_key_is_there(
+    db: Database, run: RunId, version: Any, there: bool
+) -> None:
+    if there:
+        db.put(run, "k", 1)
+    with pytest.raises(InvalidArgumentError, match="after_version"):
+        db.kv.wait(run, "k", after_version=version, timeout=0.01)
+
+
+def test_a_watch_is_neither_copied_nor_pickled(db: Database, run: RunId) -> None:
+    with db.watch(run) as watch:
+        for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="since"):
+                attempt(watch)
 
 
 def test_the_waits_of_the_primitives(db: Database, beside: Any) -> None:
