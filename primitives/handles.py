@@ -1,6 +1,6 @@
 """`occamdb.Database` and `occamdb.Transaction`: the engine's, with the primitives on them. `open` makes them.
 
-A further primitive registers itself (`extension.register`) and then hangs on the same objects. The five that come with
+A further primitive registers itself (`extension.register`) and then hangs on the same objects. Those that come with
 the package are named here, where type checkers and editors see them.
 """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Hashable
 from typing import Any
 
@@ -17,13 +18,13 @@ _KEPT = 1024
 _held: dict[Hashable, Any] = {}
 
 
-def whoever_calls() -> tuple[int, int]:
-    """The thread, and in an event loop the task, that this is called in."""
+def whoever_calls() -> Hashable:
+    """The task, or outside event loops the thread, that this is called in. No later one is equal to it."""
     events = sys.modules.get("asyncio")
     task = None
     if events is not None and events._get_running_loop() is not None:
         task = events.current_task()
-    return threading.get_ident(), id(task) if task is not None else 0
+    return weakref.ref(threading.current_thread() if task is None else task)
 
 
 def held(key: Hashable) -> Any:

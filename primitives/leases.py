@@ -321,6 +321,7 @@ class _Acquisition:
         self.tickets = layout.lease_tickets(name)
         self.nonce = b""
         self.ticket: bytes | None = None
+        self.wrote = False  # an attempt has written a ticket or a claim, whether it was committed or not
         self.transaction: Transaction | None = None
 
     def carry_out(self) -> Any:
@@ -339,7 +340,7 @@ class _Acquisition:
                 slot = yield Transact(self._in_space(self._attend), left)
         except BaseException as error:
             # Leave nothing behind. What cannot be cleared now goes with the open database.
-            if self.transaction is not None:
+            if self.wrote:
                 with suppress(Exception):
                     yield Transact(self._in_space(self._withdraw), 0)
             if isinstance(error, TransactionTimeout):
@@ -371,6 +372,7 @@ class _Acquisition:
         self.ticket = layout.lease_ticket(self.name, number)
         ttl = None if self.timeout is None else self.timeout + _TICKET_GRACE
         space.put(self.ticket, self.nonce, ttl=ttl, ephemeral=True)
+        self.wrote = True
         return None
 
     def _attend(self, space: Space) -> int | None:
@@ -403,6 +405,7 @@ class _Acquisition:
     def _claim(self, space: Space, slot: int) -> None:
         value = [self.slots, self.nonce, os.getpid(), 0]
         space.put(layout.lease_claim(self.name, slot), value, ttl=self.limit, ephemeral=True)
+        self.wrote = True
 
     def _withdraw(self, space: Space) -> None:
         """Remove the ticket, and a claim whose commit was not seen to succeed."""
