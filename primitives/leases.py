@@ -14,18 +14,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from ..engine.model.errors import (
+    CommitOutcomeUnknown,
     InvalidArgumentError,
     LeaseLost,
     TransactionStateError,
     TransactionTimeout,
 )
-from ..engine.model.public_types import RunId, TypeTag
+from ..engine.model.public_types import RunId, TransactionStatus, TypeTag
 from ..engine.transaction.watch import wait_deadline
 from . import holding, layout
 from .blocks import Block
@@ -38,7 +38,7 @@ from .extension import (
     operation,
     reader,
 )
-from .work import Transact, Work, carry_out
+from .work import CleanUp, Transact, Work, carry_out
 
 if TYPE_CHECKING:
     from ..engine.transaction.async_database import AsyncDatabase
@@ -321,6 +321,7 @@ class _Acquisition:
         self.tickets = layout.lease_tickets(name)
         self.nonce = b""
         self.ticket: bytes | None = None
+        self.unknown = False  # the outcome of a commit
         self.wrote = False  # an attempt has written a ticket or a claim, whether it was committed or not
         self.transaction: Transaction | None = None
 
@@ -341,8 +342,10 @@ class _Acquisition:
         except BaseException as error:
             # Leave nothing behind. What cannot be cleared now goes with the open database.
             if self.wrote:
-                with suppress(Exception):
-                    yield Transact(self._in_space(self._withdraw), 0)
+                txn = self.transaction
+                under_way = txn is not None and txn.status is TransactionStatus.VALIDATING
+                self.unknown = under_way or isinstance(error, CommitOutcomeUnknown)
+                yield CleanUp(self._in_space(self._withdraw))
             if isinstance(error, TransactionTimeout):
                 raise self._not_free() from None
             raise
@@ -408,7 +411,14 @@ class _Acquisition:
         self.wrote = True
 
     def _withdraw(self, space: Space) -> None:
-        """Remove the ticket, and a claim whose commit was not seen to succeed."""
+        """Remove the ticket, and a claim whose commit was not seen to succeed.
+
+        A commit of either that is still under way has read the line, so it conflicts with a ticket written here.
+        """
+        if self.unknown:
+            last = next(iter(space.keys(self.tickets, limit=1, reverse=True)), None)
+            number = 0 if last is None else layout.lease_ticket_number(last) + 1
+            space.put(layout.lease_ticket(self.name, number), b"", ttl=0.001, ephemeral=True)
         if self.ticket is not None and space.get(self.ticket) == self.nonce:
             space.delete(self.ticket)
         for key, row in space.scan(self.claims):

@@ -17,7 +17,6 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +35,7 @@ from ..engine.model.retry_policy import RetryPolicy
 from ..engine.transaction.attempts import refuse_lazy_function
 from . import holding, layout
 from .extension import DatabaseBase, H_co, Primitive, Space, from_microseconds, operation, reader
-from .work import Call, Pause, Transact, Work, carry_out
+from .work import Call, CleanUp, Pause, Transact, Work, carry_out
 from .wrong_calls import WrongCallError
 
 if TYPE_CHECKING:
@@ -336,6 +335,7 @@ class _Call:
         self.record_key = layout.step(name)
         self.claim_key = layout.step_claim(name)
         self.nonce = b""
+        self.wrote = False  # an attempt to commit the claim was made
         self.began = 0
 
     def carry_out(self) -> Any:
@@ -414,18 +414,19 @@ class _Call:
                 details={"name": self.name},
             )
         self.nonce = os.urandom(8)
+        self.wrote = False
         try:
             record = yield self._transact(self._claim)
             if record[0] == _DONE:
                 return record[3]
             holding.remember(key, self.nonce)
             return (yield from self._call(record[2]))
-        except _Failed:
-            raise
+        except (_Failed, LeaseLost):
+            raise  # the claim is gone
         except BaseException:
             # An interrupt, or a commit whose outcome is not known: let others run it.
-            with suppress(Exception):
-                yield self._transact(self._unclaim)
+            if self.wrote:
+                yield CleanUp(self._transact(self._unclaim).fn)
             raise
         finally:
             holding.forget(self.nonce)
@@ -460,6 +461,7 @@ class _Call:
             raise StepFailed(name=self.name, attempts=record[2], error="the end of its process")
         self.began = txn.read_time // 1000
         begun = [_RUNNING, self.function, attempts, None, self.began, 0]
+        self.wrote = True
         space.put(self.claim_key, self.nonce, ephemeral=True)
         space.put(self.record_key, begun)
         return begun
@@ -477,7 +479,19 @@ class _Call:
         space.delete(self.claim_key)
 
     def _unclaim(self, txn: Transaction, space: Space) -> None:
-        if space.get(self.claim_key) == self.nonce:
+        """Let others run the step, if this call has the claim, or may get it: its commit may still be under way.
+
+        A commit of this call that is under way has read the record, so it conflicts with this write of it.
+        """
+        record = space.get(self.record_key)
+        claim = space.get(self.claim_key)
+        if claim not in (None, self.nonce) or (record is not None and record[0] == _DONE):
+            return
+        if record is None:
+            record = [_RUNNING, self.function, 0, None, self.began, 0]
+        record[2] = max(record[2], 1)
+        space.put(self.record_key, record)
+        if claim is not None:
             space.delete(self.claim_key)
 
     def _read(self, space: Space) -> list[Any] | None:
