@@ -277,7 +277,7 @@ def test_a_snapshot_shows_holders(db: Any, run: RunId) -> None:
 
 
 def test_an_interrupted_wait_leaves_nothing_behind(db: Any, run: RunId, monkeypatch: Any) -> None:
-    from occamdb.primitives import leases as module
+    from occamdb.primitives import lease_acquisition as module
 
     with db.leases.hold(run, "leader"):
 
@@ -285,14 +285,14 @@ def test_an_interrupted_wait_leaves_nothing_behind(db: Any, run: RunId, monkeypa
             raise KeyboardInterrupt
 
         def waits() -> Any:
-            original = module._Acquisition._attend
-            monkeypatch.setattr(module._Acquisition, "_attend", interrupted)
+            original = module.Acquisition._attend
+            monkeypatch.setattr(module.Acquisition, "_attend", interrupted)
             try:
                 db.leases.acquire(run, "leader")
             except KeyboardInterrupt:
                 return "interrupted"
             finally:
-                monkeypatch.setattr(module._Acquisition, "_attend", original)
+                monkeypatch.setattr(module.Acquisition, "_attend", original)
 
         assert in_thread(waits) == "interrupted"
         assert db.leases.waiting(run, "leader") == 0

@@ -8,7 +8,7 @@ import pytest
 import occamdb.aio
 from occamdb import CommitOutcomeUnknown, CoordinatorUnavailable, RunId
 from occamdb.primitives import layout
-from occamdb.primitives import leases as lease_module
+from occamdb.primitives import lease_acquisition as lease_module
 from occamdb.primitives import work as module
 from tests.support.processes import wait_until
 
@@ -77,7 +77,7 @@ def test_a_commit_that_lands_late_finds_the_line_changed(
     db: Any, run: RunId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The commit of a claim is still under way when its caller cleans up."""
-    arrive = lease_module._Acquisition._arrive
+    arrive = lease_module.Acquisition._arrive
     pending: list[Any] = []
 
     def left_alone(this: Any, space: Any) -> Any:
@@ -86,7 +86,7 @@ def test_a_commit_that_lands_late_finds_the_line_changed(
         pending.append(txn)
         raise CommitOutcomeUnknown("nobody answered")
 
-    monkeypatch.setattr(lease_module._Acquisition, "_arrive", left_alone)
+    monkeypatch.setattr(lease_module.Acquisition, "_arrive", left_alone)
     with pytest.raises(CommitOutcomeUnknown):
         db.leases.acquire(run, "leader")
     monkeypatch.undo()
@@ -99,9 +99,9 @@ def test_a_commit_that_lands_late_finds_the_line_changed(
 def test_a_step_begun_late_finds_its_record_changed(
     db: Any, run: RunId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from occamdb.primitives import steps
+    from occamdb.primitives import step_call as steps
 
-    claim = steps._Call._claim
+    claim = steps.StepCall._claim
     pending: list[Any] = []
 
     def left_alone(this: Any, txn: Any, space: Any) -> Any:
@@ -110,7 +110,7 @@ def test_a_step_begun_late_finds_its_record_changed(
         pending.append(late)
         raise CommitOutcomeUnknown("nobody answered")
 
-    monkeypatch.setattr(steps._Call, "_claim", left_alone)
+    monkeypatch.setattr(steps.StepCall, "_claim", left_alone)
     with pytest.raises(CommitOutcomeUnknown):
         db.steps.run(run, "note", len, "abc")
     monkeypatch.undo()
