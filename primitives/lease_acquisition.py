@@ -99,7 +99,7 @@ class Acquisition:
         self.nonce = os.urandom(8)
         deadline = wait_deadline(self.timeout)
         try:
-            slot = yield Transact(self._in_space(self._arrive), 0)
+            slot = yield Transact(self._in_space(self._arrive))
             while slot is None:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 slot = yield Transact(self._in_space(self._attend), left)

@@ -33,6 +33,7 @@ from .extension import (
     reader,
 )
 from .lease_acquisition import Acquisition, Lease, checked_lease
+from .work import CleanUp, Transact, Work, carry_out
 
 if TYPE_CHECKING:
     from ..engine.transaction.async_database import AsyncDatabase
@@ -103,7 +104,7 @@ class Leases(Primitive[H_co]):
             holding.forget(held)
             if pid != os.getpid():
                 return None  # a forked child leaves the block too, but holds nothing
-            return leases.release(held.run_id, held)
+            return carry_out(leases._handle, held.run_id, _give_back(held))
 
         return Block(work.carry_out, end, lambda held: f"lease {held.name!r} was lost")
 
@@ -255,6 +256,25 @@ class Leases(Primitive[H_co]):
         if value is None or value[1] != lease.nonce:
             raise _lost(lease)
         return claim, value
+
+
+def _give_back(lease: Lease) -> Work[None]:
+    """The end of a hold. Without a coordinator it is done later: others wait for it."""
+
+    def release(txn: Any) -> None:
+        Leases(txn).release(lease)
+
+    def release_if_held(txn: Any) -> None:
+        if Leases(txn).is_held(lease):
+            Leases(txn).release(lease)
+
+    try:
+        yield Transact(release)
+    except LeaseLost:
+        raise
+    except BaseException:
+        yield CleanUp(release_if_held)
+        raise
 
 
 def _holder(key: Any, row: Any) -> LeaseHolder:

@@ -73,6 +73,19 @@ def test_it_is_given_back_when_the_coordinator_is_there_again(
     assert broken.before_commit == 0
 
 
+def test_a_hold_that_ends_without_a_coordinator_is_given_back_later(
+    db: Any, run: RunId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Unreachable(db, monkeypatch)
+    with pytest.raises(CoordinatorUnavailable), db.leases.hold(run, "leader"):
+        broken.before_commit = 3
+    wait_until(lambda: not db.leases.list(run))
+    assert broken.before_commit == 0
+    with pytest.raises(CommitOutcomeUnknown), db.leases.hold(run, "leader"):
+        broken.after_commit = 1
+    assert not db.leases.list(run)
+
+
 def test_a_commit_that_lands_late_finds_the_line_changed(
     db: Any, run: RunId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
