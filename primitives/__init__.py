@@ -1,16 +1,19 @@
 """The primitives for agents, and how a further one registers itself."""
 
 from . import auditors as auditors  # attaches them to their primitives
+from . import working_auditors as working_auditors  # likewise
 from .auditing import Auditor, Fault, Repair
 from .event_log import ChainVerification, Event, EventLog
 from .extension import Primitive, answered, blind, operation, reader, register, single, stream
 from .handles import Database, Snapshot, Transaction, open, open_in_memory
 from .kv import KVStore, KVTransaction
 from .kv_mapping import KVMapping
+from .leases import Lease, LeaseHolder, Leases
 from .run_index import RunIndex
 from .run_types import ALLOWED_TRANSITIONS, RunMetadata, RunStatus
 from .spans import Span
 from .state_cell import State, StateCell
+from .steps import Step, Steps
 from .trace_store import TraceStore
 from .trace_types import (
     Custom,
@@ -39,6 +42,9 @@ __all__ = [
     "KVMapping",
     "KVStore",
     "KVTransaction",
+    "Lease",
+    "LeaseHolder",
+    "Leases",
     "Primitive",
     "Query",
     "Repair",
@@ -49,6 +55,8 @@ __all__ = [
     "Span",
     "State",
     "StateCell",
+    "Step",
+    "Steps",
     "Thought",
     "ToolCall",
     "Trace",

@@ -13,6 +13,7 @@ Sizes below are in bytes, after the tag; the engine adds namespace (3 for the de
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
 from struct import Struct
 
@@ -135,6 +136,82 @@ def span_end(root: bytes, trace_id: bytes = b"") -> bytes:
 def trace_suffix(time_us: int, trace_id: bytes) -> bytes:
     """What completes every index key of a trace."""
     return _U64.pack(time_us + _TIME_BIAS) + trace_id
+
+
+# --- Leases --------------------------------------------------------------------------------------
+#   01 size:2 name slot:2            a holder: [slots, nonce, pid, token or 0]; ephemeral
+#   02 size:2 name ticket:8          a waiter: its nonce; ephemeral
+
+LEASE_CLAIM = b"\x01"
+LEASE_TICKET = b"\x02"
+
+
+def _text(name: str) -> str:
+    # What is not hashable must not reach the cache.
+    if not isinstance(name, str):
+        sized_name(name, "the name of a lease")
+    return name
+
+
+@lru_cache(maxsize=256)
+def _lease_prefix(group: bytes, name: str) -> bytes:
+    # Cached: a lease is acquired and released many times under one name.
+    return group + sized_name(name, "the name of a lease")
+
+
+def lease_claims(name: str) -> bytes:
+    """The prefix of the holders of a lease."""
+    return _lease_prefix(LEASE_CLAIM, _text(name))
+
+
+def lease_claim(name: str, slot: int) -> bytes:
+    """Where the holder of one slot is."""
+    return lease_claims(name) + _NAME.pack(slot)
+
+
+def lease_slot(key: bytes) -> int:
+    """The slot in the key of a holder."""
+    slot: int = _NAME.unpack_from(key, len(key) - 2)[0]
+    return slot
+
+
+def lease_tickets(name: str) -> bytes:
+    """The prefix of the waiters for a lease."""
+    return _lease_prefix(LEASE_TICKET, _text(name))
+
+
+def lease_ticket(name: str, number: int) -> bytes:
+    """Where one waiter is."""
+    return lease_tickets(name) + _U64.pack(number)
+
+
+def lease_ticket_number(key: bytes) -> int:
+    """The number in the key of a waiter."""
+    number: int = _U64.unpack_from(key, len(key) - 8)[0]
+    return number
+
+
+def lease_name(key: bytes) -> str:
+    """The name in the key of a holder or a waiter."""
+    return key[3 : 3 + _NAME.unpack_from(key, 1)[0]].decode()
+
+
+# --- Steps ---------------------------------------------------------------------------------------
+#   01 name                          the record: [state, function, attempts, outcome, began, ended]
+#   02 name                          who runs it now: a nonce; ephemeral
+
+STEP = b"\x01"
+STEP_CLAIM = b"\x02"
+
+
+def step(name: str) -> bytes:
+    """Where the record of a step is."""
+    return STEP + sized_name(name, "the name of a step")[2:]
+
+
+def step_claim(name: str) -> bytes:
+    """Where the one that runs a step is."""
+    return STEP_CLAIM + sized_name(name, "the name of a step")[2:]
 
 
 # --- RunIndex (under the reserved run of the namespace) ------------------------------------------

@@ -49,7 +49,7 @@ from ._watchers cimport mark_watchers
 from ._wakes cimport answered, flush_wakes, release_wakes
 from ._wire cimport (
     REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_JUDGE_ONLY, STATUS_BAD_REQUEST, STATUS_COMMITTED, STATUS_CONFLICT, STATUS_LOG_FAILED,
-    STATUS_LOG_WRITE_ERROR, STATUS_STORE_FULL, ReplyHeader, RequestHeader,
+    STATUS_BOUND_REACHED, STATUS_LOG_WRITE_ERROR, STATUS_STORE_FULL, ReplyHeader, RequestHeader,
 )
 
 
@@ -63,7 +63,8 @@ cdef void _refuse(Core *core, Channel *channel, u32 status, u32 detail) noexcept
     if status == STATUS_CONFLICT:
         channel.conflicts += 1
     else:
-        reply.result_count = 0
+        if status != STATUS_BOUND_REACHED:
+            reply.result_count = 0
         core.counters.refused += 1
 
 
@@ -165,7 +166,8 @@ cdef void batch_serve(Core *core, Channel *channel, const u8 *request, u64 size,
         failpoint_hit(FP_COMMIT_AFTER_VALIDATE)
     status = _apply(core, channel, request, version, &detail, log)
     if status != STATUS_COMMITTED:
-        channel.out_size = REPLY_HEADER_SIZE
+        if status != STATUS_BOUND_REACHED:      # its reply has a result
+            channel.out_size = REPLY_HEADER_SIZE
         _refuse(core, channel, status, detail)
         channel.answer = _refusal(core)
         return

@@ -37,15 +37,26 @@ from ._hot_keys cimport note_hot_key
 from ._range_check cimport written_version
 from ._range_history cimport history_cover, history_overlap
 from ._wire cimport (
-    CONFLICT_CAS, CONFLICT_HEADER_SIZE, CONFLICT_RANGE, CONFLICT_READ, CONFLICT_WRITE, CONFLICTS_LISTED_MAX,
+    BOUND_LEAST, BOUND_LEAST_NEGATIVE, BOUND_MOST, BOUND_MOST_NEGATIVE, BOUNDS_SIZE, CONFLICT_CAS, CONFLICT_HEADER_SIZE, CONFLICT_RANGE, CONFLICT_READ, CONFLICT_WRITE, CONFLICTS_LISTED_MAX,
     KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE, OP_DELETE_RANGE, OP_EPHEMERAL, OP_HEADER_SIZE, OP_PUT, OP_RANGE, OP_READ,
     OP_UNCHECKED, OP_WANT_RESULT, REPLY_HEADER_SIZE, REQUEST_BLIND, REQUEST_HEADER_SIZE, REQUEST_JUDGE_ONLY,
     REQUEST_MAGIC, REQUEST_SYNC, RESULT_SIZE,
-    STATUS_BAD_REQUEST, STATUS_COMMITTED, STATUS_TOO_LARGE, ConflictHeader, OpHeader, ReplyHeader, RequestHeader,
+    STATUS_BAD_REQUEST, STATUS_COMMITTED, STATUS_TOO_LARGE, Bounds, ConflictHeader, OpHeader, ReplyHeader,
+    RequestHeader,
     op_is_check, op_is_effect,
 )
 
 cdef i64 I64_MIN = -<i64>0x7FFFFFFFFFFFFFFF - 1
+
+
+cdef bint _good_bounds(const Bounds *bounds) noexcept nogil:
+    cdef u32 flags = bounds.flags, index
+    if flags & ~<u32>(BOUND_MOST | BOUND_LEAST | BOUND_MOST_NEGATIVE | BOUND_LEAST_NEGATIVE):
+        return False
+    for index in range(7):
+        if bounds.reserved[index] != 0:
+            return False
+    return flags & (BOUND_MOST | BOUND_LEAST) != 0
 
 
 cdef u32 _check_op(Core *core, const OpHeader *op) noexcept nogil:
@@ -64,7 +75,11 @@ cdef u32 _check_op(Core *core, const OpHeader *op) noexcept nogil:
         if op.value_size > core.value_size_max:
             return STATUS_TOO_LARGE
     elif op.value_size != 0:
-        return STATUS_BAD_REQUEST
+        # REQUIRES of the caller: the value lies within the request.
+        if op.code != OP_ADD or op.value_size != BOUNDS_SIZE:
+            return STATUS_BAD_REQUEST
+        if not _good_bounds(<const Bounds *>(<const u8 *>op + OP_HEADER_SIZE + op.key_size)):
+            return STATUS_BAD_REQUEST
     return STATUS_COMMITTED
 
 

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any
 
+from ..model.bounds import decode_bounds, well_formed
 from ..model.conflict_records import cas_conflict, range_conflict, read_conflict, write_conflict
 from ..model.errors import (
+    BoundReached,
     Conflict,
     ConflictError,
     CoordinatorUnavailable,
@@ -115,6 +117,7 @@ class Status(IntEnum):
     LOG_FAILED = 7
     BAD_REQUEST = 8
     STOPPING = 9
+    BOUND_REACHED = 10
 
 
 class ResultKind(IntEnum):
@@ -141,7 +144,7 @@ class Op:
     Attributes:
       code: what to do.
       key: the stored key; the start of a range.
-      value: the encoded value; the end of a range, exclusive.
+      value: the encoded value; the end of a range, exclusive; the bounds of an ADD (`model/bounds.py`), or nothing.
       argument: READ: version read; CAS: expected version; RANGE: rows seen; ADD: the delta, signed.
       expires_at: nanoseconds since the epoch, 0 never.
       flags: see `OpFlags`.
@@ -257,7 +260,19 @@ class Reply:
             return ConflictError(conflicts=records, conflicts_found=self.conflicts_found)
         if self.status is Status.STORE_FULL and store_size_max:
             return store_full(self.detail, size, store_size_max)
+        if self.status is Status.BOUND_REACHED:
+            return _bound_reached(request, self)
         return status_error(self.status, self.detail, _key_of(request, self.detail))
+
+
+def _bound_reached(request: Request | None, reply: Reply) -> BoundReached:
+    value = reply.results[0].value if reply.results else None
+    if request is None or reply.detail >= len(request.ops):
+        return BoundReached(value=value)
+    op = request.ops[reply.detail]
+    at_most, at_least = decode_bounds(op.value) if well_formed(op.value) else (None, None)
+    key = read_conflict(op.key, 0, 0).key
+    return BoundReached(key=key, value=value, by=op.argument, at_most=at_most, at_least=at_least)
 
 
 def _key_of(request: Request | None, op_index: int) -> bytes | None:
@@ -288,6 +303,8 @@ def status_error(status: int, detail: int, key: bytes | None = None) -> OccamErr
         return NotAnIntegerError(key=user_key)
     if status == Status.INTEGER_OVERFLOW:
         return IntegerOverflowError(key=user_key)
+    if status == Status.BOUND_REACHED:
+        return BoundReached(key=user_key)
     if status == Status.TOO_LARGE:
         return TransactionTooLarge(
             "the coordinator refused the transaction: a key, a value or the whole is too large"
@@ -364,6 +381,7 @@ def _decode_op(data: bytes, position: int) -> tuple[Op, int]:
     value, position = _bytes(data, position, value_size)
     if code == OpCode.ADD:
         argument = _signed(argument)
+        _require(not value or well_formed(value), position, "bounds of an increment, or none")
     return Op(OpCode(code), key, value, argument, expires_at, OpFlags(flags)), position
 
 

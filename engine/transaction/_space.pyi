@@ -33,7 +33,9 @@ class Space:
     def cas(
         self, key: _Key, expected_version: int, value: Any, *, ttl: _Ttl = None, ephemeral: bool = False
     ) -> None: ...
-    def add(self, key: _Key, delta: int = 1) -> None: ...
+    def add(
+        self, key: _Key, delta: int = 1, *, at_most: int | None = None, at_least: int | None = None
+    ) -> None: ...
     def scan(
         self,
         prefix: _Key = "",

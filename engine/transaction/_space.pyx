@@ -23,6 +23,7 @@ from ._core cimport (
 )
 from ._scan cimport ROWS_ITEMS, ROWS_KEYS, count_rows, new_scan
 
+from ..model.bounds import encode_bounds
 from ..model.errors import InvalidArgumentError, InvalidKeyError
 from ..model.keys import RunId, encode_user_key, successor
 from ..model.key_types import tag_name, tag_of
@@ -75,6 +76,12 @@ cdef i64 delta_argument(object delta) except? -1:
             f"an increment is a whole number of 64 bits, got {delta!r}", hint="-2**63 to 2**63 - 1"
         )
     return delta
+
+
+cdef bytes bounds_argument(object at_most, object at_least):
+    if at_most is None and at_least is None:
+        return None
+    return encode_bounds(at_most, at_least)
 
 
 cdef bytes with_tag(bytes kv_prefix, object tag):
@@ -254,16 +261,16 @@ cdef class Space:
         cdef u64 expected = version_argument(expected_version)
         self.core.cas(full, expected, value, expiry_of(ttl, self.core.now()) if ttl is not None else 0, ephemeral)
 
-    def add(self, key, delta=1):
+    def add(self, key, delta=1, *, at_most=None, at_least=None):
         """Add to an integer when the commit is applied; an absent key counts as 0. It reads nothing, so it
-        cannot conflict.
+        cannot conflict. The commit is refused if the sum would pass a bound.
 
         Raises:
-          NotAnIntegerError, IntegerOverflowError: at once if this transaction wrote the value itself, else at
-            commit.
+          NotAnIntegerError, IntegerOverflowError, BoundReached: at once if this transaction wrote the value
+            itself, else at commit.
         """
         self.core.require_writable()
-        self.core.add(self.full_key(key), delta_argument(delta), False)
+        self.core.add(self.full_key(key), delta_argument(delta), bounds_argument(at_most, at_least), False)
 
     def scan(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False):
         """(key, VersionedValue) of every key with this prefix in [start, end), in key order, read lazily.

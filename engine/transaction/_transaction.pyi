@@ -142,7 +142,9 @@ class ImplicitSpace:
     def cas(
         self, key: _Key, expected_version: int, value: Any, *, ttl: _Ttl = None, ephemeral: bool = False
     ) -> int: ...
-    def add(self, key: _Key, delta: int = 1) -> int: ...
+    def add(
+        self, key: _Key, delta: int = 1, *, at_most: int | None = None, at_least: int | None = None
+    ) -> int: ...
     def scan(
         self,
         prefix: _Key = "",

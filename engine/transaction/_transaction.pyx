@@ -22,7 +22,7 @@ from ._pending cimport (
     WANT_REMOVED, WANT_SUM, WANT_SWAPPED, WANT_VERSION, PendingCommit, committed_value, new_pending, shown_error,
 )
 from ._scan cimport ROWS_KEYS, new_scan
-from ._space cimport delta_argument, make_space, with_tag
+from ._space cimport bounds_argument, delta_argument, make_space, with_tag
 from ._view cimport fork_generation
 
 from ..model.errors import ConflictError, InvalidArgumentError, TransactionStateError
@@ -311,16 +311,16 @@ cdef class ImplicitSpace:
         space.cas(key, expected_version, value, ttl=ttl, ephemeral=ephemeral)
         return self.ended(space, WANT_SWAPPED)
 
-    def add(self, key, delta=1):
+    def add(self, key, delta=1, *, at_most=None, at_least=None):
         """Add to an integer, an absent key counting as 0; returns the new value.
 
         Raises:
-          NotAnIntegerError, IntegerOverflowError: nothing was changed.
+          NotAnIntegerError, IntegerOverflowError, BoundReached: nothing was changed.
         """
         if self.answered is not None:
             return self.answered.result()
         cdef Space space = self.writing()
-        space.core.add(space.full_key(key), delta_argument(delta), True)
+        space.core.add(space.full_key(key), delta_argument(delta), bounds_argument(at_most, at_least), True)
         return self.ended(space, WANT_SUM)
 
     def scan(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False):

@@ -26,7 +26,7 @@ from occamdb import (
     VersionedValue,
     primitives,
 )
-from occamdb.primitives import EventLog, KVStore, RunIndex, Span, StateCell, TraceStore
+from occamdb.primitives import EventLog, KVStore, Leases, RunIndex, Span, StateCell, Steps, TraceStore
 from occamdb.primitives.operations import Operation
 from tests.support.processes import stop_coordinator
 
@@ -36,6 +36,8 @@ FACADES: dict[str, Any] = {
     "cells": StateCell,
     "traces": TraceStore,
     "runs": RunIndex,
+    "leases": Leases,
+    "steps": Steps,
 }
 OTHERS: dict[str, Any] = {
     "open": occamdb.open,
@@ -122,6 +124,11 @@ def prepared(db: Database) -> dict[str, Any]:
         "found": db.kv.get_versioned(run, "plan"),
         "state": db.cells.read(run, "task"),
         "search": lambda text: [text],
+        "lease": db.leases.acquire(run, "gpu 0", lease=60),
+        "url": "https://example.org",
+        "fetch": lambda url: "page",
+        "pay": lambda txn, amount: amount,
+        "RetryPolicy": occamdb.RetryPolicy,
         "now": datetime.now(UTC),
         "Point": Point,
         "Customer": Customer,

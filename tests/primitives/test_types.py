@@ -3,9 +3,22 @@
 from collections.abc import Iterator
 from typing import Any, assert_type
 
+from occamdb.aio import AsyncDatabase
 from occamdb.engine.model.public_types import RunId, VersionedValue
 from occamdb.engine.model.settings import setting_names
-from occamdb.primitives import Database, Event, EventLog, KVStore, RunMetadata, State, TraceTree, Transaction
+from occamdb.primitives import (
+    Database,
+    Event,
+    EventLog,
+    KVStore,
+    Lease,
+    LeaseHolder,
+    RunMetadata,
+    State,
+    Step,
+    TraceTree,
+    Transaction,
+)
 from occamdb.primitives.handles import SettingsKeywords
 from occamdb.primitives.kv_mapping import KVMapping
 
@@ -44,6 +57,41 @@ def database_forms(db: Database, run: RunId) -> None:
     for attempt in db.attempts(run):
         with attempt as txn:
             assert_type(txn, Transaction)
+
+
+def page(url: str) -> str:
+    return url
+
+
+async def awaited_page(url: str) -> str:
+    return url
+
+
+def leases_and_steps(db: Database, txn: Transaction, run: RunId) -> None:
+    """Never called."""
+    assert_type(db.kv.increment(run, "k", 1, at_most=5, at_least=0), int)
+    with db.leases.hold(run, "leader", timeout=1, slots=2, lease=5.0) as lease:
+        assert_type(lease, Lease)
+        txn.leases.require(lease)
+        txn.leases.release(lease)
+    assert_type(db.leases.acquire(run, "leader"), Lease)
+    assert_type(db.leases.holders(run, "leader"), list[LeaseHolder])
+    assert_type(db.leases.is_held(run, lease), bool)
+    assert_type(db.steps.run(run, "fetch", page, "url"), str)
+    assert_type(txn.steps.run("fetch", page, "url"), str)
+    assert_type(db.steps.get(run, "fetch"), Step | None)
+    assert_type(db.steps.list(run), list[Step])
+
+
+async def awaited_leases_and_steps(db: AsyncDatabase, run: RunId) -> None:
+    """Never called."""
+    async with db.leases.hold(run, "leader") as lease:
+        assert_type(lease, Lease)
+    assert_type(await db.leases.acquire(run, "leader"), Lease)
+    assert_type(await db.leases.release(run, lease), None)
+    assert_type(db.leases.is_held(run, lease), bool)
+    assert_type(await db.steps.run(run, "fetch", page, "url"), str)
+    assert_type(await db.steps.run(run, "fetch", awaited_page, "url"), str)
 
 
 def transaction_forms(txn: Transaction) -> None:

@@ -123,6 +123,16 @@ def _extra_finding(one: Bench) -> None:
     db.kv.increment(RUN, "findings")
 
 
+def _commit_as_a_former_holder(one: Bench) -> None:
+    db: Any = one.db
+    db.kv.increment(RUN, "backwards")
+
+
+def _step_twice(one: Bench) -> None:
+    db: Any = one.db
+    db.kv.increment(RUN, "effects/0")
+
+
 BREAKAGES: list[tuple[str, Callable[[Bench], None], str]] = [
     ("counter", _lose_an_increment, "sum of all counters"),
     ("increment", _lose_an_increment, "sum"),
@@ -134,6 +144,8 @@ BREAKAGES: list[tuple[str, Callable[[Bench], None], str]] = [
     ("ledger", _move_a_version, "two versions"),
     ("ycsb-b", _spoil_a_record, "check sum"),
     ("event-log", _foreign_event, "number of events"),
+    ("leases", _commit_as_a_former_holder, "former holders"),
+    ("steps", _step_twice, "effects"),
     ("agents", _extra_finding, "topics"),
 ]
 

@@ -23,6 +23,7 @@ RUN = RunId("01890a5d-ac96-774b-bcce-b302099a8057")
 
 CODES = {
     "AlreadyExistsError": "occam.already_exists",
+    "BoundReached": "occam.value.bound_reached",
     "CASConflict": "occam.conflict.cas",
     "CommitOutcomeUnknown": "occam.commit.outcome_unknown",
     "ConflictError": "occam.conflict",
@@ -36,6 +37,7 @@ CODES = {
     "InvalidKeyError": "occam.argument.key",
     "InvalidTransition": "occam.transition.invalid",
     "KeyTooLarge": "occam.limit.key",
+    "LeaseLost": "occam.lease.lost",
     "LimitExceeded": "occam.limit",
     "LogWriteError": "occam.log.write",
     "MainModuleError": "occam.argument.main_module",
@@ -49,6 +51,7 @@ CODES = {
     "SettingsError": "occam.argument.setting",
     "SettingsMismatchError": "occam.argument.setting.mismatch",
     "SnapshotExpired": "occam.snapshot.expired",
+    "StepFailed": "occam.step.failed",
     "StoreFullError": "occam.limit.store",
     "TooManyChannelsError": "occam.limit.channels",
     "TransactionStateError": "occam.transaction.state",
@@ -85,6 +88,9 @@ def samples() -> Iterator[OccamError]:
         "CommitOutcomeUnknown": {"txn_id": (5, 6)},
         "ConflictError": {"conflicts": CONFLICTS, "conflicts_found": 99},
         "RetriesExhausted": {"conflicts": CONFLICTS, "attempts": 12},
+        "BoundReached": {"key": "n", "value": 98, "by": 5, "at_most": 100, "at_least": 0},
+        "LeaseLost": {"name": "leader", "token": 7},
+        "StepFailed": {"name": "fetch", "attempts": 3, "error": "ValueError: no"},
         "CorruptionError": {"file": "wal/1.log", "offset": 77, "expected": "a CRC of 0x1"},
         "IncompatibleFormatError": {"found": 2, "supported": 1},
         "InvalidTransition": {"current": "Archived", "requested": "Active", "allowed": ("X",)},
