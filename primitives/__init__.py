@@ -11,6 +11,9 @@ from .run_index import RunIndex
 from .run_types import ALLOWED_TRANSITIONS, RunMetadata, RunStatus
 from .spans import Span
 from .state_cell import State, StateCell
+from .task_types import QueueStats, Task, TaskState
+from .task_worker import Worker
+from .tasks import Tasks
 from .trace_store import TraceStore
 from .trace_types import (
     Custom,
@@ -41,6 +44,7 @@ __all__ = [
     "KVTransaction",
     "Primitive",
     "Query",
+    "QueueStats",
     "Repair",
     "RunIndex",
     "RunMetadata",
@@ -49,6 +53,9 @@ __all__ = [
     "Span",
     "State",
     "StateCell",
+    "Task",
+    "TaskState",
+    "Tasks",
     "Thought",
     "ToolCall",
     "Trace",
@@ -57,6 +64,7 @@ __all__ = [
     "TraceTree",
     "TraceType",
     "Transaction",
+    "Worker",
     "blind",
     "open",
     "open_in_memory",

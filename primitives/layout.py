@@ -185,6 +185,67 @@ def run_suffix(created_us: int, run_id: bytes) -> bytes:
     return _U64.pack(created_us + _TIME_BIAS) + run_id
 
 
+# --- Tasks ---------------------------------------------------------------------------------------
+#   01 id:16                                    the record: what was put, which never changes
+#   02 size:2 queue 01 rank:2 id:16             open: ready, or claimed while the claim below is there
+#   02 size:2 queue 02 rank:2 id:16             a claim: bound to the claimer's session, and gone when its lease ends
+#   02 size:2 queue 03 due:8 rank:2 id:16       delayed until then
+#   02 size:2 queue 04 id:16                    done, with the result
+#   02 size:2 queue 05 id:16                    dead, with the error
+#   03 size:2 queue digest:16                   the id of the task that was put with a key
+#   04 id:16                                    when a delayed task is due
+# rank = 32767 - priority. id = start version of the putting transaction:8 random:5 count:3, so that ids sort by the
+# order of commit where transactions do not overlap.
+
+TASK = b"\x01"
+TASK_PLACE = b"\x02"
+TASK_BY_KEY = b"\x03"
+TASK_DUE = b"\x04"
+
+TASK_OPEN = b"\x01"
+TASK_CLAIM = b"\x02"
+TASK_DELAYED = b"\x03"
+TASK_DONE = b"\x04"
+TASK_DEAD = b"\x05"
+
+
+def task(task_id: bytes) -> bytes:
+    """Where the record of one task is."""
+    return TASK + task_id
+
+
+def task_queue(queue: str) -> bytes:
+    """The prefix of all places of a queue; a kind of place follows."""
+    return TASK_PLACE + sized_name(queue, "a queue")
+
+
+def task_queue_of(key: bytes) -> str:
+    """The queue of a place."""
+    return key[3 : 3 + _NAME.unpack_from(key, 1)[0]].decode()
+
+
+def task_kind_of(key: bytes) -> tuple[bytes, bytes]:
+    """The kind of a place, and what follows it."""
+    at = 3 + _NAME.unpack_from(key, 1)[0]
+    return key[at : at + 1], key[at + 1 :]
+
+
+def task_rank(priority: int) -> bytes:
+    """Two bytes that sort the higher priority first."""
+    return _NAME.pack(32767 - priority)
+
+
+def task_due(task_id: bytes) -> bytes:
+    """Where it is noted when a delayed task is due."""
+    return TASK_DUE + task_id
+
+
+def task_key(queue: str, key: str) -> bytes:
+    """Where the id of the task with a key is. The key may have any length: a digest of it is used."""
+    digest = blake2b(key.encode(errors="surrogatepass"), digest_size=16).digest()
+    return TASK_BY_KEY + sized_name(queue, "a queue") + digest
+
+
 def suffix(key: bytes) -> bytes:
     """The time and the id at the end of an index key."""
     return key[-SUFFIX_SIZE:]

@@ -46,6 +46,7 @@ __all__ = [
     "InvalidKeyError",
     "InvalidTransition",
     "KeyTooLarge",
+    "LeaseLost",
     "LimitExceeded",
     "LogWriteError",
     "MainModuleError",
@@ -540,6 +541,12 @@ class RunNotActive(OccamError):
         super().__init__(message, hint=hint, details={"run_id": str(run_id), "status": status})
         self.run_id = run_id
         self.status = status
+
+
+class LeaseLost(OccamError):
+    """What was claimed or leased is no longer the caller's: the lease ran out, or its session ended. Nothing was applied."""
+
+    code = "occam.lease.lost"
 
 
 class NotFoundError(OccamError):

@@ -1,0 +1,113 @@
+"""`db.tasks.worker`: a queue as a loop that completes each task at the end of its body.
+
+A `for` loop does not tell its iterator how it was left. The iterator goes with the loop, unless somebody keeps it, and
+then finds that it still has a task; a `with` block around the loop tells more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self
+
+from ..engine.model.errors import InvalidTransition, LeaseLost, NotFoundError, OccamError
+from ..engine.transaction.watch import wait_deadline
+from . import layout
+from .operations import RunLike
+from .spans import error_text
+from .task_types import Task, checked_seconds
+
+__all__ = ["Worker", "note_ended"]
+
+LEFT = "the body of the worker's loop was left before its end"
+
+# The claims that loops of this process have at hand, and whether the body ended the task itself. A transaction that was
+# aborted may have said so too, so this decides only which errors at the end of the body mean nothing.
+_at_hand: dict[tuple[str, int], bool] = {}
+
+
+def note_ended(task: Task) -> None:
+    """The holder of a claim ends it."""
+    if _at_hand and (task.id, task.claim) in _at_hand:
+        _at_hand[task.id, task.claim] = True
+
+
+class Worker(Iterator[Task]):
+    """The tasks of a queue, one after the other; made by `db.tasks.worker`. It belongs to one thread."""
+
+    def __init__(
+        self, tasks: Any, run_id: RunLike, queue: str, lease: float | timedelta, timeout: float | None
+    ) -> None:
+        layout.task_queue(queue)
+        checked_seconds(lease, "lease")
+        wait_deadline(timeout)
+        self._tasks = tasks
+        self._run = run_id
+        self._queue = queue
+        self._options = {"lease": lease, "timeout": timeout}
+        self._task: Task | None = None
+        self._process = os.getpid()
+
+    def __iter__(self) -> Self:
+        self._drop(LEFT)
+        return self
+
+    def __next__(self) -> Task:
+        """Complete the task at hand, and claim the next.
+
+        Raises:
+          StopIteration: none came within the timeout.
+          LeaseLost: the task at hand was no longer this worker's.
+        """
+        task, ended = self._take()
+        if task is not None:
+            try:
+                self._tasks.complete(self._run, task)
+            except (InvalidTransition, LeaseLost, NotFoundError):
+                if not ended:
+                    raise
+        task = self._tasks.claim(self._run, self._queue, **self._options)
+        if task is None:
+            raise StopIteration
+        _at_hand[task.id, task.claim] = False
+        self._task = task
+        return task
+
+    def _take(self) -> tuple[Task | None, bool]:
+        """The task at hand, which is from now on at hand no longer, and whether the body ended it."""
+        task, self._task = self._task, None
+        return task, task is not None and _at_hand.pop((task.id, task.claim), False)
+
+    def _drop(self, error: str | None) -> None:
+        """Fail the task at hand, if there is one; None: give it back."""
+        task, _ = self._take()
+        if task is None:
+            return
+        with suppress(InvalidTransition, LeaseLost, NotFoundError):  # its body ended it
+            if error is None:
+                self._tasks.release(self._run, task)
+            else:
+                self._tasks.fail(self._run, task, error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._drop(LEFT)
+            return
+        try:
+            self._drop(error_text(error) if isinstance(error, Exception) else None)
+        except OccamError as problem:
+            error.add_note(f"and the task could not be given back: {problem}")
+
+    def __del__(self) -> None:
+        # A forked child has a copy of its parent's worker, but not its task.
+        if getattr(self, "_task", None) is not None and self._process == os.getpid():
+            with suppress(OccamError):
+                self._drop(LEFT)
