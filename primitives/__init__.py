@@ -1,6 +1,7 @@
 """The primitives for agents, and how a further one registers itself."""
 
 from . import auditors as auditors  # attaches them to their primitives
+from . import task_auditor as task_auditor
 from .auditing import Auditor, Fault, Repair
 from .event_log import ChainVerification, Event, EventLog
 from .extension import Primitive, blind, operation, reader, register, single, stream

@@ -122,8 +122,8 @@ class Database(EngineDatabase[Transaction]):
     """A database as `occamdb.open` and `occamdb.open_in_memory` give it.
 
     It begins transactions (`begin`, `transaction`, `attempts`), and its primitives (`kv`, `events`, `cells`, `traces`,
-    `runs`, `tasks`) make a transaction of each call. It is safe to use from several threads, goes through a fork, and pickles
-    as a way to attach, so that it can be passed to worker processes.
+    `runs`, `tasks`) make a transaction of each call. It is safe to use from several threads, goes through a fork, and
+    pickles as a way to attach, so that it can be passed to worker processes.
     """
 
     __slots__ = ()

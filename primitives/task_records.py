@@ -115,7 +115,7 @@ def decode_task(raw: bytes, record: Any, place: Place, now_us: int) -> Task:
         queue, priority, key, created, payload = record
         kind, entry = place.kind, place.entry
         claims, released, most, third, fourth = entry
-        finished = kind == TASK_DONE or kind == TASK_DEAD
+        finished = kind in (TASK_DONE, TASK_DEAD)
         return Task(
             raw.hex(),
             queue,
