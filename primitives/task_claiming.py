@@ -109,7 +109,8 @@ def _choose(space: Space, prefix: bytes, spread: int, now: int) -> tuple[bytes, 
     group = prefix + TASK_OPEN
     skip = len(group)
     taken = {key[skip:] for key in space.keys(prefix + TASK_CLAIM, track=False)}
-    rank, first, best, seen = b"", [], NEVER, 0
+    rank, best, seen = b"", NEVER, 0
+    first: list[tuple[int, bytes, list[Any]]] = []
     graves: list[tuple[bytes, list[Any]]] = []
     for key, found in space.scan(group, track=False):
         suffix = key[skip:]
@@ -203,7 +204,8 @@ def _pause(lost: int, error: ConflictError | SnapshotExpired) -> None:
 def _next_due(view: Any, queue: str) -> float | None:
     """Seconds until the first delayed task of a queue is due; None if there is none."""
     for key in view.space.keys(layout.task_queue(queue) + TASK_DELAYED, limit=1, track=False):
-        return max(0.0, (due_of(key) - view.now_us) / 1e6)
+        until_due: float = (due_of(key) - view.now_us) / 1e6
+        return max(0.0, until_due)
     return None
 
 

@@ -36,7 +36,11 @@ def note_ended(task: Task) -> None:
 
 
 class Worker(Iterator[Task]):
-    """The tasks of a queue, one after the other; made by `db.tasks.worker`. It belongs to one thread."""
+    """The tasks of a queue, one after the other; made by `db.tasks.worker`. It belongs to one thread.
+
+    `next` completes the task at hand, and so does a loop that comes to the end of its body. A new loop over the same
+    worker fails it, since the loop before was left.
+    """
 
     def __init__(
         self, tasks: Any, run_id: RunLike, queue: str, lease: float | timedelta, timeout: float | None
@@ -69,12 +73,12 @@ class Worker(Iterator[Task]):
             except (InvalidTransition, LeaseLost, NotFoundError):
                 if not ended:
                     raise
-        task = self._tasks.claim(self._run, self._queue, **self._options)
-        if task is None:
+        claimed: Task | None = self._tasks.claim(self._run, self._queue, **self._options)
+        if claimed is None:
             raise StopIteration
-        _at_hand[task.id, task.claim] = False
-        self._task = task
-        return task
+        _at_hand[claimed.id, claimed.claim] = False
+        self._task = claimed
+        return claimed
 
     def _take(self) -> tuple[Task | None, bool]:
         """The task at hand, which is from now on at hand no longer, and whether the body ended it."""

@@ -158,8 +158,10 @@ class Tasks(Primitive[H_co]):
                 hint="put_many(queue, [payload])",
             )
         put = type(self).put
-        options = {"priority": priority, "delay": delay, "max_attempts": max_attempts}
-        return [cast(Task, put(self, queue, payload, **options)) for payload in payloads]
+        return [
+            put(self, queue, payload, priority=priority, delay=delay, max_attempts=max_attempts)
+            for payload in payloads
+        ]
 
     def _set_out(self, prefix: bytes, suffix: bytes, entry: list[Any], wait: float) -> Place:
         """Make a task ready, or delayed if there is something to wait for."""

@@ -544,7 +544,7 @@ class RunNotActive(OccamError):
 
 
 class LeaseLost(OccamError):
-    """What was claimed or leased is no longer the caller's: the lease ran out, or its session ended. Nothing was applied."""
+    """What was claimed or leased is no longer the caller's: the lease, or its session, ended. Nothing was applied."""
 
     code = "occam.lease.lost"
 

@@ -11,7 +11,7 @@ UserKey: TypeAlias = str | bytes
 
 
 class TypeTag(IntEnum):
-    """Which part of a run a key belongs to. 0x13 and up are free for later primitives."""
+    """Which part of a run a key belongs to. 0x20 and up are free for later primitives."""
 
     KV = 0x01
     EVENT = 0x02

@@ -16,7 +16,7 @@ import pytest
 
 import occamdb
 from occamdb import Database, Decision, Error, Query, RunMetadata, Thought, ToolCall, primitives
-from occamdb.primitives import EventLog, KVStore, RunIndex, Span, StateCell, TraceStore
+from occamdb.primitives import EventLog, KVStore, RunIndex, Span, StateCell, Tasks, TraceStore
 from occamdb.primitives.operations import Operation
 from tests.support.processes import stop_coordinator
 
@@ -26,6 +26,7 @@ FACADES: dict[str, Any] = {
     "cells": StateCell,
     "traces": TraceStore,
     "runs": RunIndex,
+    "tasks": Tasks,
 }
 OTHERS: dict[str, Any] = {
     "open": occamdb.open,
@@ -53,6 +54,7 @@ class Customer:
 # What an example needs to find in the database.
 PREPARATIONS: dict[str, Callable[[Database, RunMetadata, dict[str, Any]], Any]] = {
     "runs.resume_run": lambda db, run, names: db.runs.pause_run(run),
+    "tasks.requeue": lambda db, run, names: db.tasks.fail(run, names["task"], "broken", retry=False),
     "cells.init": lambda db, run, names: db.cells.delete(run, "task"),
 }
 
@@ -91,8 +93,10 @@ def prepared(db: Database) -> dict[str, Any]:
     db.cells.set(run, "queue", ["first"])
     step = db.traces.record(run, Thought("first"), tags=["plan"])
     db.traces.record(run, ToolCall("search"), parent_id=step, tags=["plan"])
+    db.tasks.put_many(run, "pages", ["a.html", "b.html"])
     return {
         "db": db,
+        "task": db.tasks.claim(run, "pages"),
         "run": run,
         "run_id": run.run_id,
         "step": step,

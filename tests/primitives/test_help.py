@@ -9,10 +9,17 @@ import pytest
 
 import occamdb
 from occamdb.engine.model.public_types import RunId
-from occamdb.primitives import EventLog, KVStore, RunIndex, StateCell, TraceStore
+from occamdb.primitives import EventLog, KVStore, RunIndex, StateCell, Tasks, TraceStore
 from occamdb.primitives.operations import Operation
 
-FACADES = {"kv": KVStore, "events": EventLog, "cells": StateCell, "traces": TraceStore, "runs": RunIndex}
+FACADES = {
+    "kv": KVStore,
+    "events": EventLog,
+    "cells": StateCell,
+    "traces": TraceStore,
+    "runs": RunIndex,
+    "tasks": Tasks,
+}
 
 
 def operations(name: str) -> list[str]:

@@ -20,7 +20,7 @@ from occamdb import (
 from occamdb.primitives.extension import Primitive, reader, register, registered_primitives, single
 from occamdb.primitives.operations import Operation
 
-NAMES = ("kv", "events", "cells", "traces", "runs")
+NAMES = ("kv", "events", "cells", "traces", "runs", "tasks")
 
 
 class Facts:

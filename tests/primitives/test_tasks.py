@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,6 +30,10 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 def state(db: Any, run: RunId, task: Task) -> TaskState:
     return db.tasks.get(run, task).state  # type: ignore[no-any-return]
+
+
+def is_ready(db: Any, run: RunId, task: Task) -> bool:
+    return state(db, run, task) is TaskState.READY
 
 
 def test_the_life_of_a_task_in_both_forms(do: Any, db: Any, run: RunId) -> None:
@@ -217,7 +222,8 @@ def test_pages_of_a_listing_meet_every_task_once(db: Any, run: RunId) -> None:
     for _ in range(3):
         db.tasks.fail(run, db.tasks.claim(run, "q"), "e", retry=False)
     db.tasks.claim(run, "q")
-    for form in (lambda task: task, lambda task: task.id):
+    forms: tuple[Callable[[Task], Any], ...] = (lambda task: task, lambda task: task.id)
+    for form in forms:
         for wanted, count in (
             (None, 30), ("ready", 17), ("delayed", 5), ("claimed", 1), ("done", 4), ("dead", 3),
         ):  # fmt: skip
@@ -329,7 +335,7 @@ def test_a_worker_whose_lease_ran_out_hears_of_it(db: Any, run: RunId) -> None:
     db.tasks.put(run, "q")
     with pytest.raises(LeaseLost):
         for task in db.tasks.worker(run, "q", lease=0.05, timeout=0):
-            until(lambda task=task: state(db, run, task) is TaskState.READY)
+            until(partial(is_ready, db, run, task))
 
 
 # --- Wrong calls -------------------------------------------------------------------------------------

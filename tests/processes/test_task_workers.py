@@ -6,12 +6,13 @@ import os
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from occamdb import LeaseLost, RunId, TaskState
+from occamdb import LeaseLost, RunId, Task, TaskState
 from tests.support.processes import (
     DEADLINE_S,
     Peer,
@@ -25,6 +26,7 @@ from tests.support.processes import (
 KILLS = 30
 CLAIMERS = 16
 CLAIMS_EACH = 40
+READY_WITHIN_S = 5.0  # milliseconds, where the machine is not busy
 
 
 def hold(peer: Peer, path: Path, run: RunId, lease: float) -> str:
@@ -52,12 +54,9 @@ def test_the_task_of_a_killed_worker_is_ready_at_once(tmp_path: Path, run: RunId
         claimed = db.tasks.claim(run, "q", timeout=DEADLINE_S)
         # Its lease would have lasted an hour.
         assert claimed is not None and claimed.id == task and claimed.attempts == 2
-        assert time.monotonic() - began < 1.0 * SLACK
+        assert time.monotonic() - began < READY_WITHIN_S
         db.tasks.complete(run, claimed)
         stop_coordinator(tmp_path)
-
-
-SLACK = 5  # the bound is a second on a machine that is not busy
 
 
 def test_the_task_of_a_hung_worker_is_ready_after_its_lease(tmp_path: Path, run: RunId) -> None:
@@ -99,14 +98,25 @@ def test_a_claim_outlives_its_coordinator(tmp_path: Path, run: RunId) -> None:
     with open_database(tmp_path) as db:
         db.tasks.put(run, "q")
         task = db.tasks.claim(run, "q", lease=600)
+        assert task is not None
         kill_coordinator(tmp_path)
         assert db.tasks.claim(run, "q") is None
         db.tasks.complete(run, task)
-        assert db.tasks.get(run, task).state is TaskState.DONE
+        assert state(db, run, task) is TaskState.DONE
         stop_coordinator(tmp_path)
 
 
-def work(peer: Peer, path: Path, run: RunId, kind: str) -> None:
+def has_come_to(db: Any, version: int) -> bool:
+    return bool(db.stats()["version"] >= version)
+
+
+def state(db: Any, run: RunId, task: Task) -> TaskState:
+    found = db.tasks.get(run, task)
+    assert found is not None
+    return TaskState(found.state)
+
+
+def work(peer: Peer, path: Path, run: RunId) -> None:
     """Do tasks until none is left: each counts itself in the transaction that completes it."""
     with open_database(path) as db:
         peer.say("ready")
@@ -126,7 +136,7 @@ def test_effects_are_once_though_workers_are_killed(tmp_path: Path, run: RunId) 
         tasks, kills = 0, 0
         db.tasks.put_many(run, "q", range(200), max_attempts=1000)
         tasks = 200
-        running = [start(work, tmp_path, run, "plain") for _ in range(3)]
+        running = [start(work, tmp_path, run) for _ in range(3)]
         for worker in running:
             worker.hear()
         while kills < KILLS:
@@ -136,10 +146,10 @@ def test_effects_are_once_though_workers_are_killed(tmp_path: Path, run: RunId) 
             if db.tasks.stats(run, "q").open < 100:
                 db.tasks.put_many(run, "q", range(tasks, tasks + 200), max_attempts=1000)
                 tasks += 200
-            wait_until(lambda goal=goal: db.stats()["version"] >= goal)
+            wait_until(partial(has_come_to, db, goal))
             running[victim].kill()
             kills += 1
-            running[victim] = start(work, tmp_path, run, "plain")
+            running[victim] = start(work, tmp_path, run)
             running[victim].hear()
         wait_until(lambda: db.tasks.stats(run, "q").open == 0)
         for worker in running:
@@ -166,7 +176,8 @@ def claim_many(peer: Peer, path: Path, run: RunId) -> int:
 
 def lost_claims(db: Any) -> int:
     stats = db.stats()
-    return sum(stats["conflicts"].values()) + stats["conflicts_found_early"]
+    lost: int = sum(stats["conflicts"].values()) + stats["conflicts_found_early"]
+    return lost
 
 
 @pytest.mark.parametrize("stock", ["full", "trickling"])
@@ -205,7 +216,7 @@ def test_a_forked_child_does_not_end_its_parents_claim(tmp_path: Path, run: RunI
             finally:
                 os.kill(os.getpid(), signal.SIGKILL)
         assert os.waitpid(child, 0)[1] == 0
-        assert db.tasks.get(run, task).state is TaskState.CLAIMED
-        assert list(worker) == []
-        assert db.tasks.get(run, task).state is TaskState.DONE
+        assert state(db, run, task) is TaskState.CLAIMED
+        assert next(worker, None) is None
+        assert state(db, run, task) is TaskState.DONE
         stop_coordinator(tmp_path)
