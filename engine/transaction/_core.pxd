@@ -76,6 +76,9 @@ cdef class TransactionCore(PinnedView):
     cdef bytes prefix               # of the run that it was begun in, with the tag
     cdef u64 attempts               # 1 for the first attempt, one more for each retry
     cdef object receipt             # CommitReceipt, None before the commit
+    cdef tuple admitted             # what the guard went by, and what is written: see _commit.send_again
+    cdef u32 turns                  # how often the guard looked
+    cdef object pending             # PendingCommit while a commit is awaited; else None
     cdef u64 sequence               # of the commit request, 0 before
     cdef u64 session
     cdef u64 result                 # of the one op that wanted it

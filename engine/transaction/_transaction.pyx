@@ -15,10 +15,12 @@ from cpython.pythread cimport PyThread_get_thread_ident
 
 from ...ipc._atomics cimport clock_coarse_ns, clock_monotonic_ns
 from ..commit._interest cimport tag_prefix_size
-from ..commit._wire cimport RESULT_SIGNED
 from ..model._values cimport Codec
 from ._commit cimport commit_transaction, find_conflicts, require_log
 from ._core cimport STATE_ABORTED, STATE_ACTIVE, TAG_KV, RunGuard, ScanRange
+from ._pending cimport (
+    WANT_REMOVED, WANT_SUM, WANT_SWAPPED, WANT_VERSION, PendingCommit, committed_value, new_pending, shown_error,
+)
 from ._scan cimport ROWS_KEYS, new_scan
 from ._space cimport delta_argument, make_space, with_tag
 from ._view cimport fork_generation
@@ -27,6 +29,7 @@ from ..model.errors import ConflictError, InvalidArgumentError, TransactionState
 from ..model.keys import Namespace, RunId
 from ..model.key_types import tag_name, tag_of
 from ..model.public_types import RESERVED_RUN, TransactionStatus
+from ._pending import DeferredCommit
 from .wait_signal import WaitSignal
 
 # A cimported class is not an attribute of the module. Python code imports this one from here.
@@ -248,6 +251,26 @@ cdef class ImplicitSpace:
             core.clock = self.db.attach().clock()
         return make_space(core, self.prefix, self.raw)
 
+    cdef object ended(self, Space space, int wanted):
+        """The commit of a call that wrote: carried out, or left to the caller where commits are awaited."""
+        if self.deferred:
+            raise DeferredCommit(new_pending(space.core, False, wanted), self)
+        try:
+            commit_transaction(space.core, False)
+        except ConflictError as error:
+            shown = shown_error(error, wanted)
+            if shown is error:
+                raise
+            raise shown from None
+        return committed_value(space.core, wanted)
+
+    def answer(self, PendingCommit pending not None):
+        """Let the next write give, or raise, what its commit was answered.
+
+        The operation that raised DeferredCommit is called again behind that, and its own code goes on from there.
+        """
+        self.answered = pending
+
     def get(self, key, default=None):
         """The newest committed value of a key, `default` when absent."""
         return self.reading().get(key, default)
@@ -262,16 +285,19 @@ cdef class ImplicitSpace:
 
     def put(self, key, value, *, ttl=None, bint ephemeral=False):
         """Set a key; returns the commit's version."""
+        if self.answered is not None:
+            return self.answered.result()
         cdef Space space = self.writing(ttl)
         space.put(key, value, ttl=ttl, ephemeral=ephemeral)
-        return commit_transaction(space.core, False).version
+        return self.ended(space, WANT_VERSION)
 
     def delete(self, key):
         """Remove a key; returns whether it was there."""
+        if self.answered is not None:
+            return self.answered.result()
         cdef Space space = self.writing()
         space.core.drop(space.full_key(key), True)
-        commit_transaction(space.core, False)
-        return space.core.result != 0
+        return self.ended(space, WANT_REMOVED)
 
     def cas(self, key, expected_version, value, *, ttl=None, bint ephemeral=False):
         """Set a key if its version is the expected one (0: absent); returns the new version.
@@ -279,14 +305,11 @@ cdef class ImplicitSpace:
         Raises:
           CASConflict: it has another version.
         """
+        if self.answered is not None:
+            return self.answered.result()
         cdef Space space = self.writing(ttl)
         space.cas(key, expected_version, value, ttl=ttl, ephemeral=ephemeral)
-        try:
-            return commit_transaction(space.core, False).version
-        except ConflictError as error:
-            if len(error.conflicts) == 1 and isinstance(error.conflicts[0], ConflictError):
-                raise error.conflicts[0] from None
-            raise
+        return self.ended(space, WANT_SWAPPED)
 
     def add(self, key, delta=1):
         """Add to an integer, an absent key counting as 0; returns the new value.
@@ -294,10 +317,11 @@ cdef class ImplicitSpace:
         Raises:
           NotAnIntegerError, IntegerOverflowError: nothing was changed.
         """
+        if self.answered is not None:
+            return self.answered.result()
         cdef Space space = self.writing()
         space.core.add(space.full_key(key), delta_argument(delta), True)
-        commit_transaction(space.core, False)
-        return <i64>space.core.result if space.core.result_kind == RESULT_SIGNED else space.core.result
+        return self.ended(space, WANT_SUM)
 
     def scan(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False):
         """(key, VersionedValue) rows of one snapshot, taken now and held until the iterator ends or goes."""
@@ -313,9 +337,11 @@ cdef class ImplicitSpace:
 
     def delete_range(self, prefix="", *, start=None, end=None):
         """Delete every key with this prefix in [start, end) in one commit; returns its version."""
+        if self.answered is not None:
+            return self.answered.result()
         cdef Space space = self.writing()
         space.delete_range(prefix, start=start, end=end)
-        return commit_transaction(space.core, False).version
+        return self.ended(space, WANT_VERSION)
 
     @property
     def run_id(self):
@@ -341,9 +367,11 @@ cdef class DatabaseBase:
     Attributes:
       transaction_class: what `begin` makes instances of: a subclass of `TransactionBase` without fields of
         its own.
+      awaits_commits: the writes of its spaces raise DeferredCommit, and the caller awaits the commit.
     """
 
     transaction_class = TransactionBase
+    awaits_commits = False
 
     def __cinit__(self, *args, **kwargs):
         self.prefixes = {}
@@ -352,6 +380,7 @@ cdef class DatabaseBase:
         if not issubclass(self.transaction_class, TransactionBase):
             raise TypeError(f"transaction_class must be a TransactionBase, got {self.transaction_class!r}")
         self.transaction_type = self.transaction_class
+        self.deferred = self.awaits_commits
         self.handle = handle
         self.codec = Codec() if codec is None else codec
         self.namespace_ = Namespace() if namespace is None else namespace
@@ -383,6 +412,13 @@ cdef class DatabaseBase:
     def attachment(self):
         """The store that new snapshots begin on."""
         return self.attach()
+
+    @property
+    def attached(self):
+        """Whether a snapshot can begin now without asking the handle, which may have to wait for a coordinator."""
+        cdef i64 now = clock_coarse_ns()
+        return (self.current is not None and self.current.is_usable() and now < self.next_look
+                and not self.current.is_due(now))
 
     cdef bytes kv_prefix(self, object run):
         """Namespace, run and KV tag. Parsing and encoding a run id is expensive, so recent prefixes are kept.
@@ -490,6 +526,7 @@ cdef class DatabaseBase:
         space.db = self
         space.prefix = self.tag_prefix(run_id, tag)
         space.raw = raw
+        space.deferred = self.deferred
         return space
 
 

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from occamdb.stress.bench.memory import memory_rows
 from occamdb.stress.bench.model import Row
+from occamdb.stress.bench.rows_async import async_rows
 from occamdb.stress.bench.rows_contention import contention_rows, growth_rows
 from occamdb.stress.bench.rows_engine import durability_rows, engine_rows
 from occamdb.stress.bench.rows_primitives import primitive_rows
 from occamdb.stress.bench.rows_recovery import recovery_rows
+from occamdb.stress.bench.rows_waiting import waiting_rows
 
 
 def all_rows() -> list[Row]:
@@ -19,8 +21,10 @@ def all_rows() -> list[Row]:
         *growth_rows(),
         *contention_rows(),
         *durability_rows(),
+        *async_rows(),
         *recovery_rows(),
         *primitive_rows(),
+        *waiting_rows(),
         *memory_rows(),
     ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -259,7 +261,7 @@ def test_where_a_transaction_cannot_wait(db: Database, run: RunId) -> None:
             txn.wait()
 
         with pytest.raises(TransactionStateError, match="read nothing"):
-            db.transaction(run, nothing, isolation=isolation)
+            db.transaction(run, nothing, isolation=isolation)  # type: ignore[arg-type]
 
 
 def test_a_blocked_wait_uses_no_cpu(db: Database, run: RunId) -> None:
@@ -367,6 +369,24 @@ def test_wrong_arguments_of_watch(db: Database, run: RunId, arguments: dict[str,
 # ---- the primitives ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("version", [-1, 1.5, "1", True, None])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_version_to_wait_for_is_checked_whether_the_key_is_there(
+    db: Database, run: RunId, version: Any, there: bool
+) -> None:
+    if there:
+        db.put(run, "k", 1)
+    with pytest.raises(InvalidArgumentError, match="after_version"):
+        db.kv.wait(run, "k", after_version=version, timeout=0.01)
+
+
+def test_a_watch_is_neither_copied_nor_pickled(db: Database, run: RunId) -> None:
+    with db.watch(run) as watch:
+        for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="since"):
+                attempt(watch)
+
+
 def test_the_waits_of_the_primitives(db: Database, beside: Any) -> None:
     run = db.runs.create_run("waited for").run_id
     version = db.kv.put(run, "k", 1)
@@ -423,3 +443,28 @@ def test_a_log_is_followed_over_a_new_beginning(db: Database) -> None:
     db.runs.delete_run(run)
     db.events.append_many(run, [(kind, {}) for kind in "defg"])
     assert [next(follow).event_type for _ in range(4)] == ["d", "e", "f", "g"]
+
+
+def test_a_waiter_sleeps_through_the_commits_of_other_runs(db: Database, run: RunId, beside: Any) -> None:
+    """However many there are: it is neither woken nor reads them."""
+    looks = []
+
+    def look(txn: Any) -> Any:
+        looks.append(1)
+        return txn.get("k") or txn.wait()
+
+    result: list[Any] = []
+    with db.watch(run, timeout=DEADLINE_S) as watch:
+        beside(lambda: result.append(db.transaction(run, look, timeout=DEADLINE_S)))
+        beside(lambda: result.append(next(watch).value))
+        waiting(db, 2)
+        feed = db.handle.waits._feed
+        assert feed is not None
+        before = feed.version
+        other = RunId.new()
+        for number in range(300):
+            db.put(other, "k", number)
+        assert feed.version == before
+        db.put(run, "k", 5)
+        wait_until(lambda: result == [5, 5])
+        assert len(looks) == 2
