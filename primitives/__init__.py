@@ -13,7 +13,7 @@ from .run_types import ALLOWED_TRANSITIONS, RunMetadata, RunStatus
 from .spans import Span
 from .state_cell import State, StateCell
 from .task_types import QueueStats, Task, TaskState
-from .task_worker import Worker
+from .task_worker import AsyncWorker, Worker
 from .tasks import Tasks
 from .trace_store import TraceStore
 from .trace_types import (
@@ -31,6 +31,7 @@ from .trace_types import (
 
 __all__ = [
     "ALLOWED_TRANSITIONS",
+    "AsyncWorker",
     "Auditor",
     "ChainVerification",
     "Custom",

@@ -24,6 +24,7 @@ from .kv import KVStore
 from .run_index import RunIndex
 from .run_rule import ActiveRuns
 from .state_cell import StateCell
+from .tasks import Tasks
 from .trace_store import TraceStore
 
 __all__ = ["AsyncDatabase", "AsyncTransaction", "Opening", "open", "open_in_memory"]
@@ -59,6 +60,11 @@ class AsyncTransaction(EngineAsyncTransaction):
     def runs(self) -> RunIndex[AsyncTransaction]:
         """The runs of the namespace, in this transaction."""
         return RunIndex(self)
+
+    @property
+    def tasks(self) -> Tasks[AsyncTransaction]:
+        """The run's queues of tasks, in this transaction."""
+        return Tasks(self)
 
 
 class _Base(AwaitedBase):
@@ -103,6 +109,11 @@ class AsyncDatabase(EngineAsyncDatabase[AsyncTransaction]):
     def runs(self) -> RunIndex[AsyncDatabase]:
         """The index of runs: `await db.runs.create_run("agent 7")`."""
         return RunIndex(self)
+
+    @property
+    def tasks(self) -> Tasks[AsyncDatabase]:
+        """Queues of tasks that processes share: `await db.tasks.put(run_id, "pages", payload)`."""
+        return Tasks(self)
 
     def snapshot(self, run_id: RunLike) -> Snapshot:
         """A read-only view of a run; needs no coordinator, and goes on working while it is down. Close it when done."""

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Generator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from ..engine.model.errors import ConflictError, RetriesExhausted, SnapshotExpired
-from ..engine.model.public_types import TypeTag
-from ..engine.transaction.wait_signal import WaitSignal
-from ..engine.transaction.waiting import wait_for_change
+from ..engine.model.errors import TransactionTimeout
+from ..engine.transaction._transaction import DatabaseBase
 from ..engine.transaction.watch import wait_deadline
 from . import layout
 from .layout import TASK_CLAIM, TASK_DEAD, TASK_DELAYED, TASK_DONE, TASK_OPEN
@@ -52,7 +51,6 @@ SPREAD_MAX = 64
 LOOK_AHEAD = 64  # tasks of overlapping commits that are put in order
 PROMOTED_AT_ONCE = 64
 BURIED_AT_ONCE = 64
-LOSSES_WITHOUT_PAUSE = 8
 
 NEVER = 1 << 63  # the order of a task that this very transaction put
 
@@ -151,6 +149,69 @@ def _bury(space: Space, prefix: bytes, key: bytes, entry: list[Any], now: int) -
 # --- Many workers, and waiting ---------------------------------------------------------------------
 
 
+class _Attempts:
+    """The attempts of one claim on a database: what a transaction does, and what became of it.
+
+    Attributes:
+      lost: how many attempts of the transaction under way were lost; -1 before the first.
+      due: seconds until the first delayed task is due, as of the last transaction; None: there is none.
+      waits: let the transaction wait for a task, unless one is due earlier than it was.
+    """
+
+    def __init__(self, cls: Any, engine: Any, queue: str, lease: float | timedelta) -> None:
+        self._cls = cls
+        self._engine = engine
+        self._queue = queue
+        self._lease = lease
+        self.lost = -1
+        self._due_us = 0
+        self.due: float | None = None
+        self.waits = False
+
+    def __call__(self, txn: Any) -> Task | None:
+        self.lost += 1
+        spread = _spreads.get(self._engine, 1)
+        if self.lost:
+            _spreads[self._engine] = spread = min(spread * 2, SPREAD_MAX)
+        tasks = self._cls(txn)
+        task = ready_task(tasks, self._queue, self._lease, spread)
+        if task is None:
+            self._wait(txn, tasks)
+        elif spread > 1 and not self.lost:
+            _spreads[self._engine] = spread - 1
+        return task
+
+    def _wait(self, txn: Any, tasks: Any) -> None:
+        due_us = _next_due(tasks.space, self._queue)
+        self.due = None if due_us is None else max(0.0, (due_us - tasks.now_us) / 1e6)
+        same, self._due_us = due_us == self._due_us, due_us or 0
+        if self.waits and (due_us is None or same):
+            self.lost = -1
+            txn.wait()
+
+
+def _next_due(space: Space, queue: str) -> int | None:
+    for key in space.keys(layout.task_queue(queue) + TASK_DELAYED, limit=1, track=False):
+        return due_of(key)
+    return None
+
+
+def _steps(
+    attempts: _Attempts, timeout: float | None
+) -> Generator[tuple[bool, float | None], Task | None, Task | None]:
+    """What to do next: (wait for a task?, for how long). It is sent the task, None if the time was over."""
+    deadline = wait_deadline(timeout)
+    task = yield False, None
+    attempts.waits = True
+    while task is None:
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            break
+        due, attempts.lost = attempts.due, -1
+        task = yield True, due if left is None else left if due is None else min(left, due)
+    return task
+
+
 def claim_outside(
     tasks: Any,
     run_id: RunLike,
@@ -159,64 +220,51 @@ def claim_outside(
     *,
     lease: float | timedelta = 30,
     timeout: float | None = 0,
-) -> Task | None:
-    """`claim` on a database: tried again when the claim was lost, until there is a task or the time is over."""
-    database, cls = tasks._handle, type(tasks)
-    deadline = None if timeout == 0 else wait_deadline(timeout)
-    spreads, handle = _spreads, database.handle
-    lost = 0
+) -> Any:
+    """`claim` on a database: tried again when the claim was lost, until there is a task or the time is over.
+
+    On an asynchronous database it is a coroutine.
+    """
+    database = tasks._handle
+    attempts = _Attempts(type(tasks), database.handle, queue, lease)
+    if isinstance(database, DatabaseBase):
+        if timeout == 0 and timeout is not False:
+            return database.transaction(run_id, attempts, retry=CONTENDED)
+        return _claim(database, run_id, attempts, _steps(attempts, timeout))
+    return _claim_awaited(database, run_id, attempts, _steps(attempts, timeout))
+
+
+def _claim(database: Any, run_id: RunLike, attempts: _Attempts, steps: Any) -> Task | None:
+    waits, seconds = next(steps)
     while True:
-        spread = spreads.get(handle, 1)
-        # Reads are not checked: whoever changes the task that is taken writes its place, as the claim does.
-        txn = database.begin(run_id, isolation="snapshot", attempts=lost + 1)
+        task = None
         try:
-            view = cls(txn)
-            task = ready_task(view, queue, lease, spread)
-            version, due = txn.start_version, None if task else _next_due(view, queue)
-            txn.commit()
-        except (ConflictError, SnapshotExpired) as error:
-            lost += 1
-            spreads[handle] = min(spread * 2, SPREAD_MAX)
-            _pause(lost, error)
-            continue
-        finally:
-            txn.__exit__(ValueError, None, None)
-        if task is not None:
-            if spread > 1 and not lost:
-                spreads[handle] = spread - 1
-            return task
-        if timeout == 0 or (deadline is not None and time.monotonic() >= deadline):
-            return None
-        _sleep(database, run_id, queue, version, deadline, due)
+            if waits:
+                task = database.waiting_transaction(run_id, attempts, CONTENDED, seconds)
+            else:
+                task = database.transaction(run_id, attempts, retry=CONTENDED)
+        except TransactionTimeout:
+            pass
+        try:
+            waits, seconds = steps.send(task)
+        except StopIteration as end:
+            found: Task | None = end.value
+            return found
 
 
-def _pause(lost: int, error: ConflictError | SnapshotExpired) -> None:
-    if lost >= CONTENDED.max_attempts:
-        if isinstance(error, ConflictError):
-            raise RetriesExhausted(
-                attempts=lost, conflicts=error.conflicts, conflicts_found=error.conflicts_found
-            ) from error
-        raise error
-    if lost > LOSSES_WITHOUT_PAUSE:
-        time.sleep(_random.random() * CONTENDED.max_backoff)
-
-
-def _next_due(view: Any, queue: str) -> float | None:
-    """Seconds until the first delayed task of a queue is due; None if there is none."""
-    for key in view.space.keys(layout.task_queue(queue) + TASK_DELAYED, limit=1, track=False):
-        until_due: float = (due_of(key) - view.now_us) / 1e6
-        return max(0.0, until_due)
-    return None
-
-
-def _sleep(
-    database: Any, run_id: RunLike, queue: str, version: int, deadline: float | None, due: float | None
-) -> None:
-    """Sleep until something changed in the queue after `version`, a task is due, or the deadline."""
-    if due is not None:
-        moment = time.monotonic() + due
-        deadline = moment if deadline is None else min(moment, deadline)
-    own = database.prefix_of(run_id, TypeTag.TASK)
-    start = own + layout.task_queue(queue)
-    signal = WaitSignal(None, version, (), [(start + TASK_OPEN, start + TASK_DONE)], [own])
-    wait_for_change(database.handle.waits, signal, deadline)
+async def _claim_awaited(database: Any, run_id: RunLike, attempts: _Attempts, steps: Any) -> Task | None:
+    waits, seconds = next(steps)
+    while True:
+        task = None
+        try:
+            if waits:
+                task = await database.waiting_transaction(run_id, attempts, CONTENDED, seconds)
+            else:
+                task = await database.transaction(run_id, attempts, retry=CONTENDED)
+        except TransactionTimeout:
+            pass
+        try:
+            waits, seconds = steps.send(task)
+        except StopIteration as end:
+            found: Task | None = end.value
+            return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast, overload
 
 from ..engine.model.errors import InvalidArgumentError, InvalidTransition, LeaseLost, NotFoundError
 from ..engine.model.public_types import TypeTag
@@ -49,8 +49,11 @@ from .task_types import (
     new_task_id,
     raw_task_id,
 )
-from .task_worker import Worker, note_ended
+from .task_worker import AsyncWorker, Worker, note_ended
 from .trace_types import explain
+
+if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
 
 __all__ = ["Tasks"]
 
@@ -294,14 +297,32 @@ class Tasks(Primitive[H_co]):
         record = [task.queue, task.priority, task.key, task.created_us, task.payload]
         return decode_task(raw, record, place, self.now_us)
 
+    @overload
     def worker(
         self: Tasks[DatabaseBase],
         run_id: RunLike,
         queue: str,
         *,
+        lease: float | timedelta = ...,
+        timeout: float | None = ...,
+    ) -> Worker: ...
+    @overload
+    def worker(
+        self: Tasks[AsyncDatabase[Any]],
+        run_id: RunLike,
+        queue: str,
+        *,
+        lease: float | timedelta = ...,
+        timeout: float | None = ...,
+    ) -> AsyncWorker: ...
+    def worker(
+        self: Tasks[Any],
+        run_id: RunLike,
+        queue: str,
+        *,
         lease: float | timedelta = 30,
         timeout: float | None = None,
-    ) -> Worker:
+    ) -> Worker | AsyncWorker:
         """Work on a queue, as a loop: each task is claimed, and completed at the end of the loop's body.
 
             for task in db.tasks.worker(run, "pages", timeout=0):
@@ -324,7 +345,8 @@ class Tasks(Primitive[H_co]):
         Raises:
           LeaseLost: at the end of the body: the task was no longer this worker's.
         """
-        return Worker(self, run_id, queue, lease, timeout)
+        made = Worker if isinstance(self._handle, DatabaseBase) else AsyncWorker
+        return made(self, run_id, queue, lease, timeout)
 
     def _give_up(self, task: Task) -> tuple[bytes, bytes, list[Any]]:
         """Delete the claim that the caller holds; returns and raises as `_held` does."""

@@ -12,6 +12,7 @@ from occamdb.primitives import (
     Primitive,
     RunIndex,
     StateCell,
+    Tasks,
     TraceStore,
     blind,
     operation,
