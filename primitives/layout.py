@@ -202,6 +202,10 @@ TASK_PLACE = b"\x02"
 TASK_BY_KEY = b"\x03"
 TASK_DUE = b"\x04"
 
+# Encoding a name costs as much as reading a key, so the prefixes of recent queues are kept.
+_queues: dict[str, bytes] = {}
+_QUEUES_MAX = 4096
+
 TASK_OPEN = b"\x01"
 TASK_CLAIM = b"\x02"
 TASK_DELAYED = b"\x03"
@@ -216,7 +220,15 @@ def task(task_id: bytes) -> bytes:
 
 def task_queue(queue: str) -> bytes:
     """The prefix of all places of a queue; a kind of place follows."""
-    return TASK_PLACE + sized_name(queue, "a queue")
+    if type(queue) is str:
+        known = _queues.get(queue)
+        if known is not None:
+            return known
+    prefix = TASK_PLACE + sized_name(queue, "a queue")
+    if len(_queues) >= _QUEUES_MAX:
+        _queues.clear()
+    _queues[queue] = prefix
+    return prefix
 
 
 def task_queue_of(key: bytes) -> str:

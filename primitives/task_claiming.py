@@ -68,8 +68,10 @@ def ready_task(tasks: Any, queue: str, lease: float | timedelta, spread: int) ->
     space: Space = tasks.space
     prefix, seconds = layout.task_queue(queue), checked_seconds(lease, "lease")
     now: int = tasks.now_us
-    _promote(space, prefix, now)
-    chosen = _choose(space, prefix, spread, now)
+    taken, due = _held_and_due(space, prefix, now)
+    if due:
+        _promote(space, prefix, due)
+    chosen = _choose(space, prefix, taken, spread, now)
     if chosen is None:
         # What is read here makes `txn.wait()` wait for a task.
         for _ in space.keys(start=prefix + TASK_OPEN, end=prefix + TASK_DONE):
@@ -86,27 +88,39 @@ def ready_task(tasks: Any, queue: str, lease: float | timedelta, spread: int) ->
     return decode_task(raw, space.get(layout.task(raw), track=False), place, now)
 
 
-def _promote(space: Space, prefix: bytes, now: int) -> None:
-    """Make delayed tasks open that are due."""
-    due: list[tuple[bytes, list[Any]]] = []
-    for key, found in space.scan(prefix + TASK_DELAYED, track=False):
-        if due_of(key) > now or len(due) == PROMOTED_AT_ONCE:
+def _held_and_due(space: Space, prefix: bytes, now: int) -> tuple[set[bytes], list[bytes]]:
+    """Rank and id of the claimed tasks, and the delayed places of the first that are due."""
+    taken: set[bytes] = set()
+    due: list[bytes] = []
+    skip, delayed = len(prefix) + 1, TASK_DELAYED[0]
+    for key in space.keys(start=prefix + TASK_CLAIM, end=prefix + TASK_DONE, track=False):
+        if key[skip - 1] != delayed:
+            taken.add(key[skip:])
+        elif due_of(key) > now or len(due) == PROMOTED_AT_ONCE:
             break
-        entry = found.value
+        else:
+            due.append(key)
+    return taken, due
+
+
+def _promote(space: Space, prefix: bytes, due: list[bytes]) -> None:
+    """Make delayed tasks open."""
+    for key in due:
+        found = space.get_versioned(key, track=False)
+        assert found is not None, "it was in the snapshot a moment ago"
+        entry, suffix = found.value, key[-SUFFIX_SIZE:]
         entry[ORDER] = entry[ORDER] or found.version
-        due.append((key, entry))
-    for key, entry in due:
-        suffix = key[-SUFFIX_SIZE:]
         space.delete(key)
         space.delete(layout.task_due(suffix[2:]))
         space.put(prefix + TASK_OPEN + suffix, entry)
 
 
-def _choose(space: Space, prefix: bytes, spread: int, now: int) -> tuple[bytes, list[Any], int] | None:
+def _choose(
+    space: Space, prefix: bytes, taken: set[bytes], spread: int, now: int
+) -> tuple[bytes, list[Any], int] | None:
     """The place, the entry and the order of the task to claim. Buries those that have no attempt left."""
     group = prefix + TASK_OPEN
     skip = len(group)
-    taken = {key[skip:] for key in space.keys(prefix + TASK_CLAIM, track=False)}
     rank, best, seen = b"", NEVER, 0
     first: list[tuple[int, bytes, list[Any]]] = []
     graves: list[tuple[bytes, list[Any]]] = []
@@ -168,7 +182,8 @@ class _Attempts:
         self.due: float | None = None
         self.waits = False
 
-    def __call__(self, txn: Any) -> Task | None:
+    def run(self, txn: Any) -> Task | None:
+        """One attempt."""
         self.lost += 1
         spread = _spreads.get(self._engine, 1)
         if self.lost:
@@ -229,7 +244,7 @@ def claim_outside(
     attempts = _Attempts(type(tasks), database.handle, queue, lease)
     if isinstance(database, DatabaseBase):
         if timeout == 0 and timeout is not False:
-            return database.transaction(run_id, attempts, retry=CONTENDED)
+            return database.transaction(run_id, attempts.run, retry=CONTENDED)
         return _claim(database, run_id, attempts, _steps(attempts, timeout))
     return _claim_awaited(database, run_id, attempts, _steps(attempts, timeout))
 
@@ -240,9 +255,9 @@ def _claim(database: Any, run_id: RunLike, attempts: _Attempts, steps: Any) -> T
         task = None
         try:
             if waits:
-                task = database.waiting_transaction(run_id, attempts, CONTENDED, seconds)
+                task = database.waiting_transaction(run_id, attempts.run, CONTENDED, seconds)
             else:
-                task = database.transaction(run_id, attempts, retry=CONTENDED)
+                task = database.transaction(run_id, attempts.run, retry=CONTENDED)
         except TransactionTimeout:
             pass
         try:
@@ -258,9 +273,9 @@ async def _claim_awaited(database: Any, run_id: RunLike, attempts: _Attempts, st
         task = None
         try:
             if waits:
-                task = await database.waiting_transaction(run_id, attempts, CONTENDED, seconds)
+                task = await database.waiting_transaction(run_id, attempts.run, CONTENDED, seconds)
             else:
-                task = await database.transaction(run_id, attempts, retry=CONTENDED)
+                task = await database.transaction(run_id, attempts.run, retry=CONTENDED)
         except TransactionTimeout:
             pass
         try:

@@ -384,7 +384,8 @@ class Tasks(Primitive[H_co]):
             )
         return LeaseLost(
             f"task {task.id} is no longer the caller's: its claim {task.claim} is over",
-            hint="throw the work away: another worker has the task or will get it; a longer lease, or extend, keeps it",
+            name=task.id,
+            token=task.claim,
             details=details,
         )
 

@@ -544,9 +544,27 @@ class RunNotActive(OccamError):
 
 
 class LeaseLost(OccamError):
-    """What was claimed or leased is no longer the caller's: the lease, or its session, ended. Nothing was applied."""
+    """A lease, or the claim of a task or a step, is no longer held: it ran out, or its process was taken for dead.
+
+    Attributes:
+      name: of what was held.
+      token: the fencing token that it was held under.
+    """
 
     code = "occam.lease.lost"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        name: str = "",
+        token: int = 0,
+        hint: str = "stop this work: another holder may have begun it; a longer lease, or extend in time, keeps it",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, details={"name": name, "token": token, **(details or {})})
+        self.name = name
+        self.token = token
 
 
 class NotFoundError(OccamError):
