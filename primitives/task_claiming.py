@@ -240,9 +240,9 @@ def claim_outside(
 
     On an asynchronous database it is a coroutine.
     """
-    database = tasks._handle
+    database: Any = tasks._handle
     attempts = _Attempts(type(tasks), database.handle, queue, lease)
-    if isinstance(database, DatabaseBase):
+    if isinstance(tasks._handle, DatabaseBase):
         if timeout == 0 and timeout is not False:
             return database.transaction(run_id, attempts.run, retry=CONTENDED)
         return _claim(database, run_id, attempts, _steps(attempts, timeout))

@@ -37,6 +37,7 @@ class QueueTask(OccamTask):
         for _ in range(BATCH):
             tasks.put(RUN, QUEUE, PAYLOAD)
             task = tasks.claim(RUN, QUEUE, timeout=10)
+            assert task is not None
             tasks.complete(RUN, task)
         return BATCH
 

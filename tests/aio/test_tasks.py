@@ -40,9 +40,9 @@ def test_tasks_are_put_claimed_and_completed(
                         raise ValueError("broken")
             assert [task.error for task in db.tasks.list(run, "q", state="ready")] == ["ValueError: broken"]
             async with db.begin(run) as txn:
-                task = txn.tasks.claim("q")
-                assert task is not None
-                txn.tasks.complete(task, "inside")
+                again = txn.tasks.claim("q")
+                assert again is not None
+                txn.tasks.complete(again, "inside")
             assert db.tasks.stats(run, "q").done == 4
 
     run_in(factory, main())

@@ -39,9 +39,9 @@ class Facts:
         self.trace = db.traces.record(self.run, Thought("first"), tags=["t"])
         db.traces.record_child(self.run, self.trace, Thought("second"))
         db.tasks.put_many(self.run, "q", range(3))
-        self.dead = db.tasks.claim(self.run, "q")
+        self.dead: Any = db.tasks.claim(self.run, "q")
         db.tasks.fail(self.run, self.dead, "error", retry=False)
-        self.task = db.tasks.claim(self.run, "q")
+        self.task: Any = db.tasks.claim(self.run, "q")
         self.span = db.traces.begin_span(self.run, Thought("open"))
 
     def spoil(self, db: Database) -> None:

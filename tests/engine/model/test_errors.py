@@ -89,6 +89,7 @@ def samples() -> Iterator[OccamError]:
         "CorruptionError": {"file": "wal/1.log", "offset": 77, "expected": "a CRC of 0x1"},
         "IncompatibleFormatError": {"found": 2, "supported": 1},
         "InvalidTransition": {"current": "Archived", "requested": "Active", "allowed": ("X",)},
+        "LeaseLost": {"name": "leader", "token": 7},
         "LogWriteError": {"errno": 28},
         "NotAnIntegerError": {"key": "n"},
         "IntegerOverflowError": {"key": b"n"},
