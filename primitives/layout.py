@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 from struct import Struct
+from struct import error as StructError
 
 from ..engine.model.errors import InvalidArgumentError
 
@@ -231,15 +232,17 @@ def task_queue(queue: str) -> bytes:
     return prefix
 
 
-def task_queue_of(key: bytes) -> str:
-    """The queue of a place."""
-    return key[3 : 3 + _NAME.unpack_from(key, 1)[0]].decode()
+def task_place(key: bytes) -> tuple[str, bytes, bytes]:
+    """The queue of a place, its kind, and what follows it.
 
-
-def task_kind_of(key: bytes) -> tuple[bytes, bytes]:
-    """The kind of a place, and what follows it."""
-    at = 3 + _NAME.unpack_from(key, 1)[0]
-    return key[at : at + 1], key[at + 1 :]
+    Raises:
+      ValueError: it is not the key of a place.
+    """
+    try:
+        at = 3 + _NAME.unpack_from(key, 1)[0]
+        return key[3:at].decode(), key[at : at + 1], key[at + 1 :]
+    except StructError as error:
+        raise ValueError(str(error)) from None
 
 
 def task_rank(priority: int) -> bytes:

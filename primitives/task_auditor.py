@@ -93,11 +93,11 @@ def _places(space: Space, raw: bytes, record: list[Any]) -> Iterator[bytes]:
 def _of_place(space: Space, key: bytes) -> Fault | None:
     raw = layout.suffix_id(key)
     try:
-        kind, rest = layout.task_kind_of(key)
+        _, kind, rest = layout.task_place(key)
         if not TASK_OPEN <= kind <= layout.TASK_DEAD or len(rest) < layout.ID_SIZE:
             return Fault(key, UNKNOWN)
         record = _record(space, raw)
-    except (OccamError, ValueError, IndexError) as error:
+    except (OccamError, ValueError) as error:
         return None if isinstance(error, OccamError) else Fault(key, UNKNOWN)
     source = layout.task(raw)
     if record is None:

@@ -163,7 +163,7 @@ def queue_names(space: Space) -> Iterator[str]:
         if key is None:
             return
         try:
-            queue = layout.task_queue_of(key)
+            queue, _, _ = layout.task_place(key)
             prefix = layout.task_queue(queue)
         except (OccamError, ValueError) as problem:
             raise CorruptionError(f"{key.hex()} is not the key of a task: {problem}") from problem
