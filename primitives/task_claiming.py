@@ -20,7 +20,6 @@ import time
 from collections.abc import Generator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from ..engine.model.errors import TransactionTimeout
 from ..engine.transaction._transaction import DatabaseBase
@@ -54,8 +53,9 @@ BURIED_AT_ONCE = 64
 
 NEVER = 1 << 63  # the order of a task that this very transaction put
 
-# Among how many tasks the handles of this process choose. A hint: it decides how often claims are lost, nothing else.
-_spreads: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+# Among how many tasks the handles of this process choose, by their identities, where it is more than one. A hint: it
+# decides how often claims are lost, nothing else.
+_spreads: dict[int, int] = {}
 # A generator of our own: users may seed the module's one with the same number in every worker.
 _random = random.SystemRandom()
 
@@ -174,7 +174,7 @@ class _Attempts:
 
     def __init__(self, cls: Any, engine: Any, queue: str, lease: float | timedelta) -> None:
         self._cls = cls
-        self._engine = engine
+        self._engine = id(engine)
         self._queue = queue
         self._lease = lease
         self.lost = -1
@@ -193,7 +193,10 @@ class _Attempts:
         if task is None:
             self._wait(txn, tasks)
         elif spread > 1 and not self.lost:
-            _spreads[self._engine] = spread - 1
+            if spread > 2:
+                _spreads[self._engine] = spread - 1
+            else:
+                _spreads.pop(self._engine, None)
         return task
 
     def _wait(self, txn: Any, tasks: Any) -> None:

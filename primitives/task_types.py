@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..engine.model.errors import InvalidArgumentError
 from ..engine.model.limits import TIMEOUT_MAX
@@ -44,8 +44,7 @@ class TaskState(StrEnum):
             ) from None
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """A task as it was when it was read.
 
     Attributes:

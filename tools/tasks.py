@@ -78,7 +78,7 @@ def _show_queues(found: dict[str, QueueStats], as_json: bool) -> None:
 
 def _plain(task: Task) -> dict[str, object]:
     """A task for programs: its times as times."""
-    facts = {name: value for name, value in asdict(task).items() if not name.endswith("_us")}
+    facts = {name: value for name, value in task._asdict().items() if not name.endswith("_us")}
     times = {name: getattr(task, name) for name in ("created_at", "due_at", "finished_at", "lease_until")}
     return facts | times
 

@@ -39,7 +39,9 @@ class Facts:
         self.trace = db.traces.record(self.run, Thought("first"), tags=["t"])
         db.traces.record_child(self.run, self.trace, Thought("second"))
         db.tasks.put_many(self.run, "q", range(3))
-        self.dead: Any = db.tasks.claim(self.run, "q")
+        dead = db.tasks.claim(self.run, "q")
+        assert dead is not None
+        self.dead: Any = dead
         db.tasks.fail(self.run, self.dead, "error", retry=False)
         self.task: Any = db.tasks.claim(self.run, "q")
         self.span = db.traces.begin_span(self.run, Thought("open"))
