@@ -5,9 +5,9 @@ those commits, so another task can only be before one of commit version v if its
 at the first that is not.
 
 Many workers. All of them find the same first task, and of those that claim it at once one wins. Each loss doubles the
-number of first ready tasks among which this process chooses at random, and each claim without one makes it smaller by
-one. So a lone worker keeps the exact order, and many get in each other's way about as seldom as there are tasks to
-choose from.
+number of first ready tasks among which this process chooses at random, and every second claim without one makes it
+smaller by one. So a lone worker keeps the exact order, and many get in each other's way about as seldom as there are
+tasks to choose from.
 
 Waiting. A change of an open task, a claim or a delayed task wakes a worker that waits, and the engine's removal of a
 claim is such a change. A delayed task becomes ready without one: nobody sleeps beyond the time at which one is due.
@@ -15,6 +15,7 @@ claim is such a change. A delayed task becomes ready without one: nobody sleeps 
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Generator
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["claim_outside", "ready_task"]
 
-SPREAD_MAX = 64
+SPREAD_MAX = 32
+SHRINKS = 0.5  # how often a claim that was not lost makes the choice smaller
 LOOK_AHEAD = 64  # tasks of overlapping commits that are put in order
 PROMOTED_AT_ONCE = 64
 BURIED_AT_ONCE = 64
@@ -57,7 +59,8 @@ NEVER = 1 << 63  # the order of a task that this very transaction put
 # decides how often claims are lost, nothing else.
 _spreads: dict[int, int] = {}
 # A generator of our own: users may seed the module's one with the same number in every worker.
-_random = random.SystemRandom()
+_random = random.Random()
+os.register_at_fork(after_in_child=_random.seed)
 
 
 # --- Which task ----------------------------------------------------------------------------------
@@ -71,7 +74,8 @@ def ready_task(tasks: Any, queue: str, lease: float | timedelta, spread: int) ->
     taken, due = _held_and_due(space, prefix, now)
     if due:
         _promote(space, prefix, due)
-    chosen = _choose(space, prefix, taken, spread, now)
+    chosen = _draw(space, prefix, taken, spread) if spread > 1 else None
+    chosen = chosen or _first(space, prefix, taken, now)
     if chosen is None:
         # What is read here makes `txn.wait()` wait for a task.
         for _ in space.keys(start=prefix + TASK_OPEN, end=prefix + TASK_DONE):
@@ -115,10 +119,30 @@ def _promote(space: Space, prefix: bytes, due: list[bytes]) -> None:
         space.put(prefix + TASK_OPEN + suffix, entry)
 
 
-def _choose(
-    space: Space, prefix: bytes, taken: set[bytes], spread: int, now: int
-) -> tuple[bytes, list[Any], int] | None:
-    """The place, the entry and the order of the task to claim. Buries those that have no attempt left."""
+def _draw(space: Space, prefix: bytes, taken: set[bytes], spread: int) -> tuple[bytes, list[Any], int] | None:
+    """The place, the entry and the order of one of the first ready tasks of one priority; None: look at the first."""
+    group = prefix + TASK_OPEN
+    skip, wanted = len(group), _random.randrange(spread)
+    ready: list[bytes] = []
+    for key in space.keys(group, track=False):
+        if key[skip:] in taken:
+            continue
+        if ready and key[skip : skip + 2] != ready[0][skip : skip + 2]:
+            break
+        ready.append(key)
+        if len(ready) > wanted:
+            break
+    if not ready:
+        return None
+    key = ready[wanted % len(ready)]
+    found = space.get_versioned(key, track=False)
+    if found is None or exhausted(found.value):
+        return None
+    return key, found.value, found.value[ORDER] or found.version or NEVER
+
+
+def _first(space: Space, prefix: bytes, taken: set[bytes], now: int) -> tuple[bytes, list[Any], int] | None:
+    """The place, the entry and the order of the first ready task. Buries those that have no attempt left."""
     group = prefix + TASK_OPEN
     skip = len(group)
     rank, best, seen = b"", NEVER, 0
@@ -137,7 +161,7 @@ def _choose(
         if first:
             if suffix[:2] != rank or seen == LOOK_AHEAD:
                 break
-            if len(first) >= spread and int.from_bytes(suffix[2:10], "big") >= best:
+            if int.from_bytes(suffix[2:10], "big") >= best:
                 break
         order = entry[ORDER] or found.version or NEVER
         rank, seen = suffix[:2], seen + 1
@@ -147,8 +171,7 @@ def _choose(
         _bury(space, prefix, key, entry, now)
     if not first:
         return None
-    first.sort()
-    order, key, entry = first[_random.randrange(min(spread, len(first)))] if spread > 1 else first[0]
+    order, key, entry = min(first)
     return key, entry, order
 
 
@@ -192,7 +215,7 @@ class _Attempts:
         task = ready_task(tasks, self._queue, self._lease, spread)
         if task is None:
             self._wait(txn, tasks)
-        elif spread > 1 and not self.lost:
+        elif spread > 1 and not self.lost and _random.random() < SHRINKS:
             if spread > 2:
                 _spreads[self._engine] = spread - 1
             else:
