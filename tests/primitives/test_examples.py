@@ -16,8 +16,9 @@ import pytest
 
 import occamdb
 from occamdb import Database, Decision, Error, Query, RunMetadata, Thought, ToolCall, primitives
-from occamdb.primitives import EventLog, KVStore, RunIndex, Span, StateCell, Tasks, TraceStore
+from occamdb.primitives import EventLog, KVStore, RunIndex, Span, StateCell, TraceStore
 from occamdb.primitives.operations import Operation
+from occamdb.primitives.tasks import Tasks
 from tests.support.processes import stop_coordinator
 
 FACADES: dict[str, Any] = {
