@@ -1,6 +1,7 @@
 """The primitives for agents, and how a further one registers itself."""
 
 from . import auditors as auditors  # attaches them to their primitives
+from . import task_auditor as task_auditor  # likewise
 from . import working_auditors as working_auditors  # likewise
 from .auditing import Auditor, Fault, Repair
 from .event_log import ChainVerification, Event, EventLog
@@ -14,6 +15,9 @@ from .run_types import ALLOWED_TRANSITIONS, RunMetadata, RunStatus
 from .spans import Span
 from .state_cell import State, StateCell
 from .steps import Step, Steps
+from .task_types import QueueStats, Task, TaskState
+from .task_worker import AsyncWorker, Worker
+from .tasks import Tasks
 from .trace_store import TraceStore
 from .trace_types import (
     Custom,
@@ -30,6 +34,7 @@ from .trace_types import (
 
 __all__ = [
     "ALLOWED_TRANSITIONS",
+    "AsyncWorker",
     "Auditor",
     "ChainVerification",
     "Custom",
@@ -47,6 +52,7 @@ __all__ = [
     "Leases",
     "Primitive",
     "Query",
+    "QueueStats",
     "Repair",
     "RunIndex",
     "RunMetadata",
@@ -57,6 +63,9 @@ __all__ = [
     "StateCell",
     "Step",
     "Steps",
+    "Task",
+    "TaskState",
+    "Tasks",
     "Thought",
     "ToolCall",
     "Trace",
@@ -65,6 +74,7 @@ __all__ = [
     "TraceTree",
     "TraceType",
     "Transaction",
+    "Worker",
     "answered",
     "blind",
     "open",

@@ -27,6 +27,7 @@ from .run_index import RunIndex
 from .run_rule import ActiveRuns
 from .state_cell import StateCell
 from .steps import Steps
+from .tasks import Tasks
 from .trace_store import TraceStore
 
 __all__ = ["AsyncDatabase", "AsyncTransaction", "Opening", "open", "open_in_memory"]
@@ -62,6 +63,11 @@ class AsyncTransaction(EngineAsyncTransaction):
     def runs(self) -> RunIndex[AsyncTransaction]:
         """The runs of the namespace, in this transaction."""
         return RunIndex(self)
+
+    @property
+    def tasks(self) -> Tasks[AsyncTransaction]:
+        """The run's queues of tasks, in this transaction."""
+        return Tasks(self)
 
     @property
     def leases(self) -> Leases[AsyncTransaction]:
@@ -116,6 +122,11 @@ class AsyncDatabase(EngineAsyncDatabase[AsyncTransaction]):
     def runs(self) -> RunIndex[AsyncDatabase]:
         """The index of runs: `await db.runs.create_run("agent 7")`."""
         return RunIndex(self)
+
+    @property
+    def tasks(self) -> Tasks[AsyncDatabase]:
+        """Queues of tasks that processes share: `await db.tasks.put(run_id, "pages", payload)`."""
+        return Tasks(self)
 
     @property
     def leases(self) -> Leases[AsyncDatabase]:

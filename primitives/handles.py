@@ -25,13 +25,14 @@ from .run_index import RunIndex
 from .run_rule import ActiveRuns
 from .state_cell import StateCell
 from .steps import Steps
+from .tasks import Tasks
 from .trace_store import TraceStore
 
 __all__ = ["Database", "SettingsKeywords", "Snapshot", "Transaction", "open", "open_in_memory"]
 
 DurabilityName = Durability | Literal["none", "standard", "always"]
 
-for _primitive in (KVStore, EventLog, StateCell, TraceStore, RunIndex, Leases, Steps):
+for _primitive in (KVStore, EventLog, StateCell, TraceStore, RunIndex, Tasks, Leases, Steps):
     enlist(_primitive)
 
 Default = Callable[[Any], tuple[str, Any] | None]
@@ -66,6 +67,11 @@ class Transaction(EngineTransaction):
     def runs(self) -> RunIndex[Transaction]:
         """The runs of the namespace, in this transaction."""
         return RunIndex(self)
+
+    @property
+    def tasks(self) -> Tasks[Transaction]:
+        """The run's queues of tasks, in this transaction."""
+        return Tasks(self)
 
     @property
     def leases(self) -> Leases[Transaction]:
@@ -119,6 +125,11 @@ class Snapshot(SharedSnapshotView):
         return RunIndex(self.transaction())
 
     @property
+    def tasks(self) -> Tasks[Transaction]:
+        """The run's queues of tasks, in this snapshot."""
+        return Tasks(self.transaction())
+
+    @property
     def leases(self) -> Leases[Transaction]:
         """The run's leases, in this snapshot."""
         return Leases(self.transaction())
@@ -133,8 +144,8 @@ class Database(EngineDatabase[Transaction]):
     """A database as `occamdb.open` and `occamdb.open_in_memory` give it.
 
     It begins transactions (`begin`, `transaction`, `attempts`), and its primitives (`kv`, `events`, `cells`, `traces`,
-    `runs`) make a transaction of each call. It is safe to use from several threads, goes through a fork, and pickles
-    as a way to attach, so that it can be passed to worker processes.
+    `runs`, `tasks`) make a transaction of each call. It is safe to use from several threads, goes through a fork, and
+    pickles as a way to attach, so that it can be passed to worker processes.
     """
 
     __slots__ = ()
@@ -164,6 +175,11 @@ class Database(EngineDatabase[Transaction]):
     def runs(self) -> RunIndex[Database]:
         """The index of runs: `db.runs.create_run("agent 7")`."""
         return RunIndex(self)
+
+    @property
+    def tasks(self) -> Tasks[Database]:
+        """Queues of tasks that processes share: `db.tasks.put(run_id, "pages", payload)`."""
+        return Tasks(self)
 
     @property
     def leases(self) -> Leases[Database]:

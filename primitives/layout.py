@@ -16,6 +16,7 @@ from __future__ import annotations
 from functools import lru_cache
 from hashlib import blake2b
 from struct import Struct
+from struct import error as StructError
 
 from ..engine.model.errors import InvalidArgumentError
 
@@ -260,6 +261,81 @@ def runs_named(name: str) -> bytes:
 def run_suffix(created_us: int, run_id: bytes) -> bytes:
     """What completes every index key of a run."""
     return _U64.pack(created_us + _TIME_BIAS) + run_id
+
+
+# --- Tasks ---------------------------------------------------------------------------------------
+#   01 id:16                                    the record: what was put, which never changes
+#   02 size:2 queue 01 rank:2 id:16             open: ready, or claimed while the claim below is there
+#   02 size:2 queue 02 rank:2 id:16             a claim: bound to the claimer's session, and gone when its lease ends
+#   02 size:2 queue 03 due:8 rank:2 id:16       delayed until then
+#   02 size:2 queue 04 id:16                    done, with the result
+#   02 size:2 queue 05 id:16                    dead, with the error
+#   03 size:2 queue digest:16                   the id of the task that was put with a key
+#   04 id:16                                    when a delayed task is due
+# rank = 32767 - priority. id = start version of the putting transaction:8 random:5 count:3, so that ids sort by the
+# order of commit where transactions do not overlap.
+
+TASK = b"\x01"
+TASK_PLACE = b"\x02"
+TASK_BY_KEY = b"\x03"
+TASK_DUE = b"\x04"
+
+# Encoding a name costs as much as reading a key, so the prefixes of recent queues are kept.
+_queues: dict[str, bytes] = {}
+_QUEUES_MAX = 4096
+
+TASK_OPEN = b"\x01"
+TASK_CLAIM = b"\x02"
+TASK_DELAYED = b"\x03"
+TASK_DONE = b"\x04"
+TASK_DEAD = b"\x05"
+
+
+def task(task_id: bytes) -> bytes:
+    """Where the record of one task is."""
+    return TASK + task_id
+
+
+def task_queue(queue: str) -> bytes:
+    """The prefix of all places of a queue; a kind of place follows."""
+    if type(queue) is str:
+        known = _queues.get(queue)
+        if known is not None:
+            return known
+    prefix = TASK_PLACE + sized_name(queue, "a queue")
+    if len(_queues) >= _QUEUES_MAX:
+        _queues.clear()
+    _queues[queue] = prefix
+    return prefix
+
+
+def task_place(key: bytes) -> tuple[str, bytes, bytes]:
+    """The queue of a place, its kind, and what follows it.
+
+    Raises:
+      ValueError: it is not the key of a place.
+    """
+    try:
+        at = 3 + _NAME.unpack_from(key, 1)[0]
+        return key[3:at].decode(), key[at : at + 1], key[at + 1 :]
+    except StructError as error:
+        raise ValueError(str(error)) from None
+
+
+def task_rank(priority: int) -> bytes:
+    """Two bytes that sort the higher priority first."""
+    return _NAME.pack(32767 - priority)
+
+
+def task_due(task_id: bytes) -> bytes:
+    """Where it is noted when a delayed task is due."""
+    return TASK_DUE + task_id
+
+
+def task_key(queue: str, key: str) -> bytes:
+    """Where the id of the task with a key is. The key may have any length: a digest of it is used."""
+    digest = blake2b(key.encode(errors="surrogatepass"), digest_size=16).digest()
+    return TASK_BY_KEY + sized_name(queue, "a queue") + digest
 
 
 def suffix(key: bytes) -> bytes:

@@ -18,6 +18,7 @@ class TypeTag(IntEnum):
     STATE = 0x03
     TRACE = 0x04
     RUN = 0x05
+    TASK = 0x10
     LEASE = 0x11
     STEP = 0x12
 

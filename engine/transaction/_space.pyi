@@ -45,6 +45,7 @@ class Space:
         limit: int | None = None,
         reverse: bool = False,
         raw: bool = False,
+        track: bool = True,
     ) -> ScanIterator[tuple[Any, VersionedValue]]: ...
     def keys(
         self,
@@ -55,6 +56,7 @@ class Space:
         limit: int | None = None,
         reverse: bool = False,
         raw: bool = False,
+        track: bool = True,
     ) -> ScanIterator[Any]: ...
     def keys_checked(self, prefix: _Key = "") -> ScanIterator[Any]: ...
     def count(self, prefix: _Key = "", *, start: _Key | None = None, end: _Key | None = None) -> int: ...

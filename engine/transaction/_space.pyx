@@ -93,6 +93,19 @@ cdef bytes with_tag(bytes kv_prefix, object tag):
     return kv_prefix[:len(kv_prefix) - 1] + bytes((tag,))
 
 
+cdef object walk(Space space, object prefix, object start, object end, object limit, bint reverse, int rows, bint raw,
+                 bint track):
+    """What `scan` and `keys` return."""
+    cdef TransactionCore core = space.core
+    cdef bint tracking = core.tracking
+    low, high = space.bounds(prefix, start, end)
+    core.tracking = tracking and track      # the range enters the read set here, and grows while it is walked
+    try:
+        return new_scan(core, low, high, <u32>PyBytes_GET_SIZE(space.prefix), limit, reverse, rows, space.raw or raw)
+    finally:
+        core.tracking = tracking
+
+
 cdef Space make_space(TransactionCore core, bytes prefix, bint raw):
     cdef Space space = Space.__new__(Space)
     space.core = core
@@ -272,21 +285,17 @@ cdef class Space:
         self.core.require_writable()
         self.core.add(self.full_key(key), delta_argument(delta), bounds_argument(at_most, at_least), False)
 
-    def scan(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False):
+    def scan(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False, bint track=True):
         """(key, VersionedValue) of every key with this prefix in [start, end), in key order, read lazily.
 
         The transaction's own writes before this call are merged in; writes made while iterating do not show.
-        The commit checks the part of the range that was walked. `raw`: keys are bytes.
+        The commit checks the part of the range that was walked. `raw`: keys are bytes. `track`: as for `get`.
         """
-        low, high = self.bounds(prefix, start, end)
-        return new_scan(self.core, low, high, <u32>PyBytes_GET_SIZE(self.prefix), limit, reverse, ROWS_ITEMS,
-                        self.raw or raw)
+        return walk(self, prefix, start, end, limit, reverse, ROWS_ITEMS, raw, track)
 
-    def keys(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False):
+    def keys(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False, bint track=True):
         """Like `scan`, but only the keys: values are not decoded."""
-        low, high = self.bounds(prefix, start, end)
-        return new_scan(self.core, low, high, <u32>PyBytes_GET_SIZE(self.prefix), limit, reverse, ROWS_KEYS,
-                        self.raw or raw)
+        return walk(self, prefix, start, end, limit, reverse, ROWS_KEYS, raw, track)
 
     def count(self, prefix="", *, start=None, end=None):
         """How many keys a scan would give. O(n); nothing is decoded."""

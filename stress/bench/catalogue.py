@@ -11,6 +11,7 @@ from occamdb.stress.bench.rows_contention import contention_rows, growth_rows
 from occamdb.stress.bench.rows_engine import durability_rows, engine_rows
 from occamdb.stress.bench.rows_primitives import primitive_rows
 from occamdb.stress.bench.rows_recovery import recovery_rows
+from occamdb.stress.bench.rows_tasks import task_rows
 from occamdb.stress.bench.rows_waiting import waiting_rows
 
 
@@ -24,6 +25,7 @@ def all_rows() -> list[Row]:
         *async_rows(),
         *recovery_rows(),
         *primitive_rows(),
+        *task_rows(),
         *waiting_rows(),
         *memory_rows(),
     ]

@@ -17,6 +17,7 @@ from occamdb.stress.workloads.phantoms import Phantoms
 from occamdb.stress.workloads.register import RegisterWorkload
 from occamdb.stress.workloads.steps import Pipelines
 from occamdb.stress.workloads.task_queue import TaskQueue
+from occamdb.stress.workloads.tasks import Tasks
 from occamdb.stress.workloads.write_skew import WriteSkew
 from occamdb.stress.workloads.ycsb import ycsb_workloads
 
@@ -33,6 +34,7 @@ WORKLOADS: dict[str, Workload] = {
         WriteSkew(),
         Phantoms(),
         TaskQueue(),
+        Tasks(),
         EventLogWriters(),
         Agents(),
         Ledger(),

@@ -25,6 +25,7 @@ DOCUMENTS = [
     "docs/guide.md",
     "docs/recipes.md",
     "docs/async.md",
+    "docs/tasks.md",
     "docs/leases.md",
     "docs/steps.md",
     "docs/budgets.md",

@@ -28,6 +28,7 @@ from occamdb import (
 )
 from occamdb.primitives import EventLog, KVStore, Leases, RunIndex, Span, StateCell, Steps, TraceStore
 from occamdb.primitives.operations import Operation
+from occamdb.primitives.tasks import Tasks
 from tests.support.processes import stop_coordinator
 
 FACADES: dict[str, Any] = {
@@ -36,6 +37,7 @@ FACADES: dict[str, Any] = {
     "cells": StateCell,
     "traces": TraceStore,
     "runs": RunIndex,
+    "tasks": Tasks,
     "leases": Leases,
     "steps": Steps,
 }
@@ -72,6 +74,7 @@ def changed_plan(db: Database, run: RunMetadata) -> VersionedValue | None:
 # What an example needs to find in the database.
 PREPARATIONS: dict[str, Callable[[Database, RunMetadata, dict[str, Any]], Any]] = {
     "runs.resume_run": lambda db, run, names: db.runs.pause_run(run),
+    "tasks.requeue": lambda db, run, names: db.tasks.fail(run, names["task"], "broken", retry=False),
     "cells.init": lambda db, run, names: db.cells.delete(run, "task"),
     # What is waited for has come already.
     "cells.wait": lambda db, run, names: db.cells.set(run, "task", "done"),
@@ -115,8 +118,10 @@ def prepared(db: Database) -> dict[str, Any]:
     db.cells.set(run, "queue", ["first"])
     step = db.traces.record(run, Thought("first"), tags=["plan"])
     db.traces.record(run, ToolCall("search"), parent_id=step, tags=["plan"])
+    db.tasks.put_many(run, "pages", ["a.html", "b.html"])
     return {
         "db": db,
+        "task": db.tasks.claim(run, "pages"),
         "run": run,
         "run_id": run.run_id,
         "step": step,

@@ -9,7 +9,7 @@ import pytest
 
 import occamdb
 from occamdb.engine.model.public_types import RunId
-from occamdb.primitives import EventLog, KVStore, Leases, RunIndex, StateCell, Steps, TraceStore
+from occamdb.primitives import EventLog, KVStore, Leases, RunIndex, StateCell, Steps, Tasks, TraceStore
 from occamdb.primitives.operations import Operation
 
 FACADES: dict[str, Any] = {
@@ -18,6 +18,7 @@ FACADES: dict[str, Any] = {
     "cells": StateCell,
     "traces": TraceStore,
     "runs": RunIndex,
+    "tasks": Tasks,
 }
 OTHERS: dict[str, Any] = {
     "leases": Leases,

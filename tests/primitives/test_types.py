@@ -13,11 +13,15 @@ from occamdb.primitives import (
     KVStore,
     Lease,
     LeaseHolder,
+    QueueStats,
     RunMetadata,
     State,
     Step,
+    Task,
+    TaskState,
     TraceTree,
     Transaction,
+    Worker,
 )
 from occamdb.primitives.handles import SettingsKeywords
 from occamdb.primitives.kv_mapping import KVMapping
@@ -53,6 +57,12 @@ def database_forms(db: Database, run: RunId) -> None:
     with db.runs.start("name") as started:
         assert_type(started, RunMetadata)
     assert_type(db.transaction(run, lambda txn: txn.events.append("t", {})), Event)
+    assert_type(db.tasks.put(run, "q", 1), Task)
+    assert_type(db.tasks.claim(run, "q", timeout=1), Task | None)
+    assert_type(db.tasks.stats(run, "q"), QueueStats)
+    assert_type(db.tasks.worker(run, "q"), Worker)
+    for task in db.tasks.worker(run, "q"):
+        assert_type(db.tasks.fail(run, task, "error"), TaskState)
     assert_type(KVStore(db), KVStore[Database])
     for attempt in db.attempts(run):
         with attempt as txn:
@@ -110,6 +120,8 @@ def transaction_forms(txn: Transaction) -> None:
     assert_type(txn.cells.read("c"), State | None)
     assert_type(txn.cells.transition("c", lambda state: (state.value, "x")), str)
     assert_type(txn.runs.create_run("name"), RunMetadata)
+    assert_type(txn.tasks.claim("q"), Task | None)
+    assert_type(txn.tasks.list("q", state="ready"), list[Task])
     assert_type(txn.for_run(RunId.new()).kv, KVStore[Transaction])
     assert_type(EventLog(txn), EventLog[Transaction])
 
@@ -122,6 +134,7 @@ def wrong_calls(db: Database, txn: Transaction, run: RunId) -> None:
     txn.cells.cas("c", "0", 1)  # type: ignore[arg-type]
     db.traces.record(run, "thought")  # type: ignore[arg-type]
     txn.runs.start("x")  # type: ignore[misc]
+    txn.tasks.worker(run, "q")  # type: ignore[misc]
 
 
 def test_the_classes_are_what_type_checkers_see(db: Database, run: RunId) -> None:

@@ -65,7 +65,7 @@ CODES = {
 CONFLICTS = (
     ReadConflict("k", 3, 7, None, RUN, TypeTag.KV),
     ReadConflict("a", 3, 9, ("a", None), RUN, TypeTag.KV),
-    WriteConflict("\udcff", 3, 7, RUN, 0x10),
+    WriteConflict("\udcff", 3, 7, RUN, 0x42),
     CASConflict("c", 0, 4, RUN, TypeTag.STATE),
 )
 
@@ -217,7 +217,7 @@ def test_texts_say_what_was_expected_and_found() -> None:
     assert "version 9, after the snapshot at 4" in str(WriteConflict("k", 4, 9))
     assert "range 'a' to the end" in str(CONFLICTS[1])
     assert str(RUN) in str(CONFLICTS[0]) and "KV" in str(CONFLICTS[0])
-    assert "tag 0x10" in str(CONFLICTS[2])
+    assert "tag 0x42" in str(CONFLICTS[2])
 
 
 def test_retries_exhausted_tells_attempts_and_last_conflicts() -> None:
