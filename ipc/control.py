@@ -189,6 +189,11 @@ class ControlClient:
         poller.register(fd, select.POLLRDHUP)
         return any(event & _GONE_EVENTS for _, event in poller.poll(0))
 
+    def hang_up(self) -> None:
+        """End the connection and keep the descriptor: a thread that waits on it wakes, and closes it."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close the connection; in a forked child, the child's copy of it alone. Idempotent."""
         if self._pid == os.getpid():

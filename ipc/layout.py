@@ -5,9 +5,10 @@ Used by every process that creates or attaches a segment. The compiled side has 
 
 Invariants:
 1. Each word that one process writes and another polls has a 64-byte line of its own.
-2. A word has one writer. The worker writes request tail, reply head, sleeping flag, `slots_high`, tally and
-   slot values; the coordinator writes request head, reply tail, slot marks, `closed` and `drained`. Doorbell
-   words are counters that any ringer increments.
+2. A word has one writer. The worker writes request tail, reply head, sleeping flag, `slots_high`, tally, slot
+   values, watch slots and their high mark; the coordinator writes request head, reply tail, slot marks,
+   `closed` and `drained`. Doorbell words are counters that any ringer increments. The watch sleeping flag is
+   the exception: the worker sets it, and both clear it.
 3. The header page is written once, before the name is handed over. The coordinator never reads it back,
    because the worker can write there.
 4. Rings are powers of two and page-aligned; counters are u64 and never wrap in practice.
@@ -26,7 +27,7 @@ LINE_SIZE: Final = 64
 
 CHANNEL_MAGIC: Final = 0x314E414843434F43  # "COCCHAN1" as little-endian bytes
 BELL_MAGIC: Final = 0x314C4C4542434F43  # "COCBELL1"
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 
 # Channel segment.
 REQUEST_HEAD_OFFSET: Final = 0x100
@@ -43,7 +44,17 @@ TALLY_SIZE: Final = 0xD00
 SLOTS_OFFSET: Final = 0x1000
 SLOT_SIZE: Final = 16
 SLOT_COUNT: Final = 1024
-RINGS_OFFSET: Final = SLOTS_OFFSET + SLOT_SIZE * SLOT_COUNT
+# What this process waits for; see `engine/commit/_interest.pyx`.
+WATCH_OFFSET: Final = SLOTS_OFFSET + SLOT_SIZE * SLOT_COUNT
+WATCH_BELL_OFFSET: Final = WATCH_OFFSET
+WATCH_SLEEPING_OFFSET: Final = WATCH_OFFSET + 0x40
+WATCH_HIGH_OFFSET: Final = WATCH_OFFSET + 0x80  # slots at and above this are free
+WATCH_REGISTER_OFFSET: Final = (
+    WATCH_OFFSET + 0xC0
+)  # stands for BELL_REGISTER_OFFSET where there is no doorbell segment
+WATCH_SLOTS_OFFSET: Final = WATCH_OFFSET + 0x100
+WATCH_SLOT_COUNT: Final = 480  # u64 hashes
+RINGS_OFFSET: Final = WATCH_SLOTS_OFFSET + 8 * WATCH_SLOT_COUNT
 
 RING_SIZE_MIN: Final = PAGE_SIZE
 RING_SIZE_MAX: Final = 1 << 30
@@ -53,6 +64,7 @@ BELL_WORD_OFFSET: Final = 0x00
 BELL_SLEEPING_OFFSET: Final = 0x40
 BELL_OWNER_OFFSET: Final = 0x80  # who created it, for `doctor`; see BellOwner
 BELL_RINGER_OFFSET: Final = 0xC0  # core of the last worker that woke the coordinator, plus one: a hint
+BELL_REGISTER_OFFSET: Final = 0x100  # grows whenever a worker has changed what it waits for
 BELL_SEGMENT_SIZE: Final = PAGE_SIZE
 
 # A message on a ring.
@@ -75,16 +87,22 @@ _polled = (
     WORKER_SLEEPING_OFFSET,
     SLOTS_HIGH_OFFSET,
     CLOSED_OFFSET,
+    WATCH_BELL_OFFSET,
+    WATCH_SLEEPING_OFFSET,
+    WATCH_HIGH_OFFSET,
+    WATCH_REGISTER_OFFSET,
 )
 assert all(offset % LINE_SIZE == 0 for offset in _polled)
 assert len({offset // LINE_SIZE for offset in _polled}) == len(_polled)
-assert _CHANNEL_HEADER.size <= min(_polled) and max(_polled) + LINE_SIZE <= SLOTS_OFFSET
+assert _CHANNEL_HEADER.size <= min(_polled) and CLOSED_OFFSET + LINE_SIZE <= SLOTS_OFFSET
+assert max(_polled) + LINE_SIZE <= WATCH_SLOTS_OFFSET
 assert CLOSED_OFFSET + LINE_SIZE <= TALLY_OFFSET and TALLY_OFFSET + TALLY_SIZE <= SLOTS_OFFSET
 assert SLOTS_OFFSET % PAGE_SIZE == 0 and RINGS_OFFSET % PAGE_SIZE == 0
 assert LINE_SIZE % SLOT_SIZE == 0
 assert BELL_WORD_OFFSET // LINE_SIZE != BELL_SLEEPING_OFFSET // LINE_SIZE
 assert BELL_SLEEPING_OFFSET + LINE_SIZE <= BELL_OWNER_OFFSET
-assert BELL_OWNER_OFFSET + _BELL_OWNER.size <= BELL_RINGER_OFFSET < BELL_SEGMENT_SIZE
+assert BELL_OWNER_OFFSET + _BELL_OWNER.size <= BELL_RINGER_OFFSET < BELL_REGISTER_OFFSET < BELL_SEGMENT_SIZE
+assert BELL_REGISTER_OFFSET - BELL_RINGER_OFFSET >= LINE_SIZE
 
 
 def check_ring_size(ring_size: int) -> int:

@@ -20,13 +20,23 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
-from ..engine.model.errors import CorruptionError, InvalidArgumentError, OccamError, ValueEncodingError
+from ..engine.model.errors import (
+    CorruptionError,
+    InvalidArgumentError,
+    OccamError,
+    TransactionTimeout,
+    ValueEncodingError,
+)
 from ..engine.model.public_types import TypeTag
 from ..engine.model.values import Codec, encode_value
+from ..engine.transaction.attempts import run_transaction
 from . import layout
 from .extension import (
+    CONTENDED,
+    DatabaseBase,
     H_co,
     Primitive,
+    RunLike,
     TransactionBase,
     contended,
     from_microseconds,
@@ -39,6 +49,7 @@ from .extension import (
 __all__ = ["ChainVerification", "Event", "EventLog"]
 
 HASH_SIZE = 32
+FOLLOW_PAGE = 256
 FIRST_PREV_HASH = bytes(HASH_SIZE)
 _PLAIN = Codec()
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -218,6 +229,72 @@ class EventLog(Primitive[H_co]):
           for event in db.events.iterate(run_id): print(event.event_type)
         """
         return self._rows(start, end)
+
+    def follow(
+        self: EventLog[DatabaseBase],
+        run_id: RunLike,
+        /,
+        after: int = -1,
+        event_type: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Iterator[Event]:
+        """The events after a sequence, first those that are there, then each new one as it is committed.
+
+        Every event comes once, in order. If the run is deleted and begins another log, that one is followed from its
+        first event.
+
+        Example:
+          for event in db.events.follow(run_id): print(event.event_type)
+
+        Args:
+          run_id: the run.
+          after: the sequence of the last event that was seen; -1: none.
+          event_type: only events of this type; None: all.
+          timeout: seconds to wait for the next event, after which the iteration ends; None: for ever.
+        """
+        if self.inside:
+            raise InvalidArgumentError(
+                "a log is not followed inside a transaction, which sees one snapshot",
+                hint="db.events.follow(run_id), or txn.events.iterate()",
+            )
+        if event_type is not None:
+            _checked_type(event_type)
+        if isinstance(after, bool) or not isinstance(after, int) or after < -1:
+            raise InvalidArgumentError(
+                f"after must be a sequence from -1, got {after!r}", hint="-1: all events"
+            )
+        return self._follow(run_id, after, event_type, timeout)
+
+    def _follow(
+        self, run_id: RunLike, after: int, event_type: str | None, timeout: float | None
+    ) -> Iterator[Event]:
+        last: Event | None = None
+
+        def unseen(txn: TransactionBase) -> list[Event]:
+            log = EventLog(txn)
+            start = after + 1
+            # By hash: another log may have grown as long as the one before.
+            if last is not None and getattr(log.read(last.sequence), "hash", None) != last.hash:
+                start = 0
+            found = (
+                list(log._rows(start, start + FOLLOW_PAGE))
+                if event_type is None
+                else log.read_by_type(event_type, start=start, limit=FOLLOW_PAGE)
+            )
+            return found or txn.wait()
+
+        database: Any = self._handle
+        while True:
+            try:
+                events = run_transaction(
+                    database.begin, run_id, unseen, retry=CONTENDED, wait_timeout=timeout
+                )
+            except TransactionTimeout:
+                return
+            for event in events:
+                last, after = event, event.sequence
+                yield event
 
     @reader
     def read_by_type(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar, cast
 
 from ..engine.model.errors import InvalidArgumentError
 from ..engine.transaction._transaction import DatabaseBase, Space, TransactionBase
@@ -28,6 +28,7 @@ from .operations import (
     reader,
     single,
     stream,
+    waiting,
 )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Space",
     "TransactionBase",
     "blind",
+    "checked_version",
     "contended",
     "enlist",
     "from_microseconds",
@@ -50,6 +52,7 @@ __all__ = [
     "single",
     "stream",
     "to_microseconds",
+    "waiting",
 ]
 
 H_co = TypeVar("H_co", covariant=True, bound="DatabaseBase | TransactionBase")
@@ -118,10 +121,33 @@ class Primitive(Generic[H_co]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} of {self._handle!r}>"
 
+    def _wait(self, timeout: float | None) -> NoReturn:
+        """Give the transaction up until something that it has read is changed; from an operation that waits."""
+        if timeout is not None:
+            raise InvalidArgumentError(
+                "inside a transaction a wait has no timeout of its own",
+                hint="give it to the transaction: db.transaction(run_id, fn, timeout=...)",
+            )
+        cast(TransactionBase, self._handle).wait()
+
     @property
     def now_us(self) -> int:
         """The transaction's one clock reading, in microseconds since 1970."""
         return cast(TransactionBase, self._handle).read_time // 1000
+
+
+def checked_version(version: object) -> int:
+    """A version that somebody waits to see passed.
+
+    Raises:
+      InvalidArgumentError: it is none.
+    """
+    if isinstance(version, bool) or not isinstance(version, int) or version < 0:
+        raise InvalidArgumentError(
+            f"after_version must be a version from 0, got {version!r}",
+            hint="0 waits until something is there",
+        )
+    return version
 
 
 def register(primitive: C) -> C:

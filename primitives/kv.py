@@ -29,10 +29,12 @@ from .extension import (
     RunLike,
     TransactionBase,
     blind,
+    checked_version,
     operation,
     pairs,
     reader,
     single,
+    waiting,
 )
 from .kv_mapping import KVMapping
 from .ranges import RangeOperation
@@ -80,13 +82,17 @@ class KVStore(Primitive[H_co]):
         return self.space.get_versioned(key)
 
     @blind
-    def put(self, key: UserKey, value: Any, *, ttl: float | timedelta | None = None) -> None:
+    def put(
+        self, key: UserKey, value: Any, *, ttl: float | timedelta | None = None, ephemeral: bool = False
+    ) -> None:
         """Set a key, with a time to live (seconds) if given. Outside: returns the new version.
+
+        With `ephemeral` the key goes when this open database does, by `close` or by the death of its process.
 
         Example:
           db.kv.put(run_id, "plan", ["think"], ttl=3600)
         """
-        return self.space.put(key, value, ttl=ttl)
+        return self.space.put(key, value, ttl=ttl, ephemeral=ephemeral)
 
     @blind
     def put_with_ttl(self, key: UserKey, value: Any, ttl: float | timedelta) -> None:
@@ -128,6 +134,26 @@ class KVStore(Primitive[H_co]):
           if db.kv.exists(run_id, "plan"): ...
         """
         return self.space.exists(key)
+
+    @waiting
+    def wait(self, key: UserKey, *, after_version: int = 0, timeout: float | None = None) -> VersionedValue:
+        """Wait until the key is there with a version above `after_version`, and return it.
+
+        Example:
+          plan = db.kv.wait(run_id, "plan", after_version=plan.version, timeout=30)
+
+        Args:
+          key: the key.
+          after_version: the version that was seen last; 0: wait until the key is there.
+          timeout: outside only; seconds to wait, None: for ever.
+
+        Raises:
+          TransactionTimeout: it was not written in time.
+        """
+        found = self.space.get_versioned(key)
+        if found is None or found.version <= checked_version(after_version):
+            self._wait(timeout)
+        return found
 
     @RangeOperation[Iterator[str], Iterator[bytes]].of
     def keys(
@@ -259,7 +285,13 @@ class KVStore(Primitive[H_co]):
 
     @blind
     def cas(
-        self, key: UserKey, expected_version: int, value: Any, *, ttl: float | timedelta | None = None
+        self,
+        key: UserKey,
+        expected_version: int,
+        value: Any,
+        *,
+        ttl: float | timedelta | None = None,
+        ephemeral: bool = False,
     ) -> None:
         """Set a key if it still has the expected version (0: if it is absent).
 
@@ -271,10 +303,12 @@ class KVStore(Primitive[H_co]):
         Raises:
           CASConflict: it has another version.
         """
-        return self.space.cas(key, expected_version, value, ttl=ttl)
+        return self.space.cas(key, expected_version, value, ttl=ttl, ephemeral=ephemeral)
 
     @operation
-    def put_if_absent(self, key: UserKey, value: Any, *, ttl: float | timedelta | None = None) -> bool:
+    def put_if_absent(
+        self, key: UserKey, value: Any, *, ttl: float | timedelta | None = None, ephemeral: bool = False
+    ) -> bool:
         """Set a key that is absent; returns whether this call set it.
 
         Example:
@@ -282,7 +316,7 @@ class KVStore(Primitive[H_co]):
         """
         if self.space.exists(key):
             return False
-        self.space.put(key, value, ttl=ttl)
+        self.space.put(key, value, ttl=ttl, ephemeral=ephemeral)
         return True
 
     @blind

@@ -11,6 +11,7 @@ how the call is carried out:
     contended    as written                 the same with more attempts and shorter pauses
     reader       as written                 reads on one snapshot; needs no coordinator
     stream       as written (an iterator)   reads on one snapshot, held while it is iterated; needs no coordinator
+    waiting      as written: `txn.wait`     a transaction that waits for up to `timeout`
 
 1. An operation may run several times before it commits, so it has no effect but on its space.
 2. What an operation looks like from outside (signature, docstring) is derived from the method as written.
@@ -37,6 +38,7 @@ from uuid import UUID
 from ..engine.model.public_types import HasRunId, RunId
 from ..engine.model.retry_policy import RetryPolicy
 from ..engine.transaction._transaction import DatabaseBase, TransactionBase
+from ..engine.transaction.attempts import run_transaction
 from .wrong_calls import explaining
 
 __all__ = [
@@ -53,6 +55,8 @@ __all__ = [
     "retried",
     "single",
     "stream",
+    "waiting",
+    "waiting_in",
 ]
 
 P = ParamSpec("P")
@@ -221,12 +225,31 @@ def _in_run(form: Form) -> Form:
     return form._replace(carry_out=carry_out)
 
 
+def _waiting(body: Callable[..., Any]) -> Outside:
+    """A transaction that waits until the body returns. A `timeout` goes to the transaction."""
+
+    def outside(
+        instance: Any, run_id: RunLike, /, *args: Any, timeout: float | None = None, **kwargs: Any
+    ) -> Any:
+        cls = type(instance)
+        return run_transaction(
+            instance._handle.begin,
+            run_id,
+            lambda txn: body(cls(txn), *args, **kwargs),
+            retry=CONTENDED,
+            wait_timeout=timeout,
+        )
+
+    return outside
+
+
 _BLIND = Form(_one_call, returns="int")
 _SINGLE = Form(_one_call)
 _OPERATION = Form(_transaction(RetryPolicy()))
 _CONTENDED = Form(_transaction(CONTENDED))
 _READER = Form(_snapshot)
 _STREAM = Form(_iterated_snapshot)
+_WAITING = Form(_waiting)
 
 
 def _with_policy(body: Callable[..., Any]) -> Outside:
@@ -287,6 +310,16 @@ def reader(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
 def stream(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
     """Reads while it is iterated; the snapshot is held until then."""
     return Operation(body, _STREAM)
+
+
+def waiting(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
+    """Reads, and waits for a change if that is not enough; `timeout` is for the form outside."""
+    return Operation(body, _WAITING)
+
+
+def waiting_in(run: RunId) -> Form:
+    """The form of `waiting` for a primitive that keeps all its data in one run."""
+    return _in_run(_WAITING._replace(run=run))
 
 
 def _repeatable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -27,7 +27,7 @@ from ..engine.model.public_types import RESERVED_RUN, RunId, TypeTag
 from . import layout
 from .extension import DatabaseBase, H_co, Primitive, RunLike, Space, TransactionBase
 from .planner import Record
-from .run_operations import indexed, lookup
+from .run_operations import awaited, indexed, lookup
 from .run_queries import RunFilter, child_ids, descendants, find_runs
 from .run_records import (
     check_run_name,
@@ -391,6 +391,36 @@ class RunIndex(Primitive[H_co]):
         raw = raw_run_id(run_id)
         record = self.space.get(layout.run(raw))
         return None if record is None else decode_run(raw, record)
+
+    @awaited
+    def wait(
+        self,
+        run_id: RunLike,
+        *,
+        status: Iterable[RunStatus | str] | RunStatus | str,
+        timeout: float | None = None,
+    ) -> RunMetadata:
+        """Wait until a run has one of these statuses, and return its metadata.
+
+            ended = db.runs.wait(run, status={"completed", "failed"}, timeout=60)
+
+        Args:
+          run_id: a run of the index, or one that will be.
+          status: a status or several.
+          timeout: outside only; seconds to wait, None: for ever.
+
+        Raises:
+          TransactionTimeout: it did not come to that in time.
+        """
+        given = [status] if isinstance(status, str) else list(status)
+        wanted = {STATUS_NUMBER[RunStatus.of(name)] for name in given}
+        if not wanted:
+            raise InvalidArgumentError("no status to wait for", hint='status={"completed", "failed"}')
+        raw = raw_run_id(run_id)
+        record = self.space.get(layout.run(raw))
+        if record is None or record[STATUS] not in wanted:
+            self._wait(timeout)
+        return decode_run(raw, record)
 
     @lookup
     def query_runs(

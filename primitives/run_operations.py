@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 from ..engine.model.public_types import RESERVED_RUN
-from .operations import Operation, reading, retried
+from .operations import Operation, reading, retried, waiting_in
 
 if TYPE_CHECKING:
     from .extension import Primitive
 
-__all__ = ["IndexOperation", "indexed", "lookup"]
+__all__ = ["IndexOperation", "awaited", "indexed", "lookup"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,3 +37,8 @@ def indexed(body: Callable[Concatenate[Any, P], R]) -> IndexOperation[P, R]:
 def lookup(body: Callable[Concatenate[Any, P], R]) -> IndexOperation[P, R]:
     """Reads the index: outside on a snapshot of its own."""
     return IndexOperation(body, reading(RESERVED_RUN))
+
+
+def awaited(body: Callable[Concatenate[Any, P], R]) -> IndexOperation[P, R]:
+    """Reads the index, and waits for a change of it."""
+    return IndexOperation(body, waiting_in(RESERVED_RUN))

@@ -24,7 +24,9 @@ from .extension import (
     RunLike,
     TransactionBase,
     blind,
+    checked_version,
     single,
+    waiting,
 )
 from .operations import WITH_POLICY
 
@@ -66,9 +68,48 @@ class StateCell(Primitive[H_co]):
         """
         return _state(self.space.get_versioned(name))
 
+    @waiting
+    def wait(
+        self,
+        name: str,
+        *,
+        after_version: int = 0,
+        until: Callable[[State], bool] | None = None,
+        timeout: float | None = None,
+    ) -> State:
+        """Wait until a cell is there with a version above `after_version` and `until` is true of it; return its state.
+
+        Example:
+          done = db.cells.wait(run_id, "task", until=lambda state: state.value == "done", timeout=30)
+
+        Args:
+          name: of the cell.
+          after_version: the version that was seen last; 0: any.
+          until: asked again after each change, with the State.
+          timeout: outside only; seconds to wait, None: for ever.
+
+        Raises:
+          TransactionTimeout: it did not come to that in time.
+        """
+        if until is not None:
+            if not callable(until):
+                raise InvalidArgumentError(
+                    f"until is not a function but {type(until).__name__}", hint="until=lambda state: ..."
+                )
+            refuse_lazy_function(until)
+        state = _state(self.space.get_versioned(name))
+        seen = checked_version(after_version)
+        if state is None or state.version <= seen or (until is not None and not until(state)):
+            self._wait(timeout)
+        return state
+
     @blind
-    def init(self, name: str, value: Any, *, ttl: float | timedelta | None = None) -> None:
+    def init(
+        self, name: str, value: Any, *, ttl: float | timedelta | None = None, ephemeral: bool = False
+    ) -> None:
         """Create a cell, with a time to live if given.
+
+        With `ephemeral` the cell goes when this open database does, by `close` or by the death of its process.
 
         Outside: returns its version. Inside: None; the commit decides whether it was first.
 
@@ -82,7 +123,7 @@ class StateCell(Primitive[H_co]):
         if self.inside and self.space.exists(name, track=False):
             raise _already_exists(name)
         try:
-            return self.space.cas(name, 0, value, ttl=ttl)
+            return self.space.cas(name, 0, value, ttl=ttl, ephemeral=ephemeral)
         except CASConflict:
             raise _already_exists(name) from None
 
@@ -101,7 +142,9 @@ class StateCell(Primitive[H_co]):
         return self.space.cas(name, expected_version, value)
 
     @blind
-    def set(self, name: str, value: Any, *, ttl: float | timedelta | None = None) -> None:
+    def set(
+        self, name: str, value: Any, *, ttl: float | timedelta | None = None, ephemeral: bool = False
+    ) -> None:
         """Set a cell whatever it holds, creating it if need be. Outside: returns the new version.
 
         Example:
@@ -111,8 +154,9 @@ class StateCell(Primitive[H_co]):
           name: of the cell.
           value: anything that can be stored.
           ttl: seconds, or a timedelta, until the cell is absent. A later write without one takes the expiry away.
+          ephemeral: the cell goes when this open database does. A later write without it keeps the cell.
         """
-        return self.space.put(name, value, ttl=ttl)
+        return self.space.put(name, value, ttl=ttl, ephemeral=ephemeral)
 
     @single
     def delete(self, name: str) -> bool:

@@ -28,6 +28,7 @@ from occamdb.tools import (
     stats,
     traces,
     wal,
+    watch,
 )
 
 app = typer.Typer(
@@ -39,7 +40,21 @@ app = typer.Typer(
 )
 
 
-for group in (serving, stats, data, runs, primitives, traces, backup, checking, wal, doctor, demo, mounted):
+for group in (
+    serving,
+    stats,
+    data,
+    watch,
+    runs,
+    primitives,
+    traces,
+    backup,
+    checking,
+    wal,
+    doctor,
+    demo,
+    mounted,
+):
     group.register(app)
 
 

@@ -44,7 +44,7 @@ def get(
 ) -> None:
     """Print a value as JSON; exit code 1 if the key is absent.
 
-    With --json: the value with its version, time of writing and expiry.
+    With --json: the value with its version, time of writing, expiry, and the session that an ephemeral key is bound to.
     """
     wanted = console.key_given(key, in_hex)
     with console.reading(path, namespace) as db:
@@ -59,6 +59,7 @@ def get(
                 "version": found.version,
                 "timestamp": found.timestamp,
                 "expires_at": found.expires_at,
+                "session": found.session or None,
             }
         )
     else:
@@ -174,6 +175,7 @@ def scan(
                     "version": found.version,
                     "value": found.value,
                     "expires_at": found.expires_at,
+                    "session": found.session or None,
                 }
                 console.echo(console.to_json(row))
             else:

@@ -42,6 +42,9 @@ WORDS = {
     "range_tombstones": "deletions of whole ranges whose keys are still being removed",
     "expired": "keys removed because their time to live was over",
     "pending_expiries": "keys with a time to live that is not over; `to expire` in the text",
+    "session_keys": "ephemeral keys: each goes when the open database that wrote it is closed or its process dies; "
+    "`bound to sessions` in the text",
+    "session_keys_removed": "ephemeral keys removed because their session was over",
     "store.size": "the most bytes that data may take: max_store_size",
     "store.backed": "bytes of shared memory that the store has taken from the machine",
     "store.used": "bytes of the store that are not free; nodes, records, index and quarantine are parts of it",
@@ -67,12 +70,17 @@ WORDS = {
     "workers.pid": "the process of the connection",
     "workers.attached_at": "when it connected, in seconds since 1970",
     "workers.session": "the number of the connection, never used again",
+    "workers.owner": "the session of the open database that the connection belongs to",
     "workers.commits": "transactions that it committed",
     "workers.conflicts": "commits of it that the coordinator refused for a conflict",
     "workers.snapshot_version": "the version its oldest open snapshot reads; null: it has none",
     "workers.snapshot_age": "seconds since it began that snapshot; `oldest snapshot` in the text",
     "workers.held_bytes": "bytes of older versions kept for that snapshot alone or with others; `holds back` in the "
     "text",
+    "sessions": "open databases, one row each, and those that may still come back",
+    "sessions.session": "the id that ephemeral keys carry, as in `occamdb get --json`",
+    "sessions.pid": "the process of the open database; null: not known since the coordinator started",
+    "sessions.connections": "its connections; 0: its session ends after session_grace if none returns",
 }
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,10 +14,8 @@ from occamdb.tools.naming import run_of
 from occamdb.tools.printable import markup, printable
 
 if TYPE_CHECKING:
-    from occamdb import Database, RunId, Transaction
+    from occamdb import Database, RunId
     from occamdb.primitives import Event
-
-FOLLOW_INTERVAL_S = 0.2
 
 
 def register(app: typer.Typer) -> None:
@@ -53,11 +50,19 @@ def events(
         if verify:
             _verify(db, run_id, as_json)
             return
-        viewer = _Viewer(db, run_id, event_type, start, limit, as_json)
-        viewer.show_new()
-        while follow and viewer.wants_more:
-            time.sleep(FOLLOW_INTERVAL_S)
-            viewer.show_new()
+        for event in _events(db, run_id, event_type, start, limit, follow):
+            _show_event(event, as_json)
+
+
+def _events(
+    db: Database, run_id: RunId, event_type: str | None, start: int, limit: int | None, follow: bool
+) -> Iterator[Event]:
+    """What is to be shown, while it comes."""
+    if follow:
+        return islice(db.events.follow(run_id, start - 1, event_type), limit)
+    if event_type is not None:
+        return iter(db.events.read_by_type(run_id, event_type, start=start, limit=limit))
+    return db.events.iterate(run_id, start, None if limit is None else start + limit)
 
 
 def _verify(db: Database, run_id: RunId, as_json: bool) -> None:
@@ -77,54 +82,6 @@ def _verify(db: Database, run_id: RunId, as_json: bool) -> None:
         console.out().print(f"[red]broken[/] at event {found.first_invalid}: {markup(found.error or '')}")
     if not found.is_valid:
         raise typer.Exit(1)
-
-
-@dataclass
-class _Viewer:
-    """Shows each event of a run once, in order, however often it looks.
-
-    Attributes:
-      event_type: show only these; None: all.
-      next_sequence: the first that may be shown.
-      left: how many more may be; None: any number.
-      last: the latest one shown, to recognise the log by.
-    """
-
-    db: Database
-    run_id: RunId
-    event_type: str | None
-    next_sequence: int
-    left: int | None
-    as_json: bool
-    last: Event | None = None
-
-    @property
-    def wants_more(self) -> bool:
-        """Whether another event may be shown."""
-        return self.left is None or self.left > 0
-
-    def show_new(self) -> None:
-        """Print what came since the last look, from one snapshot."""
-        with self.db.begin(self.run_id, read_only=True) as txn:
-            if self._is_another_log(txn):
-                self.next_sequence = 0
-            for event in self._unseen(txn):
-                _show_event(event, self.as_json)
-                self.last, self.next_sequence = event, event.sequence + 1
-                self.left = None if self.left is None else self.left - 1
-
-    def _is_another_log(self, txn: Transaction) -> bool:
-        """Whether the run was deleted since. By hash: a new log may have grown as long as the old one was."""
-        if self.last is None:
-            return False
-        found = txn.events.read(self.last.sequence)
-        return found is None or found.hash != self.last.hash
-
-    def _unseen(self, txn: Transaction) -> Iterable[Event]:
-        if self.event_type is not None:
-            return txn.events.read_by_type(self.event_type, start=self.next_sequence, limit=self.left)
-        end = None if self.left is None else self.next_sequence + self.left
-        return txn.events.iterate(self.next_sequence, end)
 
 
 def _show_event(event: Event, as_json: bool) -> None:

@@ -205,7 +205,7 @@ def _lines(figures: dict[str, Any], before: dict[str, Any] | None) -> dict[str, 
         "conflicts": ", ".join(f"{kind} {number:,}" for kind, number in conflicts.items())
         + f"; retries {figures['retries']:,}, snapshots revoked {figures['snapshots_revoked']:,}",
         "keys": f"{figures['keys']:,} with index entries, expired {figures['expired']:,}, "
-        f"to expire {figures['pending_expiries']:,}",
+        f"to expire {figures['pending_expiries']:,}, bound to sessions {figures['session_keys']:,}",
         "store": f"of {console.size(store['size'])}: "
         + ", ".join(f"{name} {console.size(store[name])}" for name in SPACES),
     }

@@ -79,7 +79,7 @@ def verify(path: PathArgument, as_json: JsonOption = False) -> None:
         "bytes": size,
         "entries": counts.total(),
         "transactions": counts["CommitTxn"],
-        "writes": counts["Write"],
+        "writes": counts["Write"] + counts["BoundWrite"],
         "deletes": counts["Delete"] + counts["DeleteRange"],
         "first_version": segments[0].first_version if segments else None,
         "last_version": last or None,
@@ -95,7 +95,7 @@ def verify(path: PathArgument, as_json: JsonOption = False) -> None:
 
 
 def _as_dict(item: LogEntry) -> dict[str, Any]:
-    from occamdb.engine.log.wal_format import BeginTxn, CommitTxn, Delete, DeleteRange, Write
+    from occamdb.engine.log.wal_format import BeginTxn, BoundWrite, CommitTxn, Delete, DeleteRange, Write
     from occamdb.engine.model.public_types import RunId
 
     place = {
@@ -115,6 +115,10 @@ def _as_dict(item: LogEntry) -> dict[str, Any]:
         case Write(key=key, value=value, expires_at=expires_at):
             expiry = datetime.fromtimestamp(expires_at / 1e9, UTC) if expires_at else None
             return place | show_key(key) | {"value": show_value(value), "expires_at": expiry}
+        case BoundWrite(key=key, value=value, expires_at=expires_at, session=session):
+            expiry = datetime.fromtimestamp(expires_at / 1e9, UTC) if expires_at else None
+            shown = {"value": show_value(value), "expires_at": expiry, "session": session}
+            return place | show_key(key) | shown
         case Delete(key=key, removed=removed):
             return place | show_key(key) | {"expired_version": removed or None}
         case DeleteRange(start=start, end=end):

@@ -26,7 +26,7 @@ from ..model.control_messages import raise_refusal
 from ..transaction._view import StoreAttachment
 from .program_log import LagWatch
 
-__all__ = ["CoordinatorGone", "Link", "LinkTerms"]
+__all__ = ["CoordinatorGone", "Link", "LinkTerms", "SessionOver"]
 
 
 _DYING_SECONDS = 0.2
@@ -36,6 +36,10 @@ class CoordinatorGone(Exception):
     """The coordinator closed the connection: it died, was stopped, or disconnected this worker."""
 
 
+class SessionOver(Exception):
+    """The session of this handle has ended: it did not come back in time. It goes on with another one."""
+
+
 @dataclass(frozen=True, slots=True)
 class LinkTerms:
     """What the coordinator said when it let this process attach."""
@@ -43,6 +47,7 @@ class LinkTerms:
     database_id: bytes
     incarnation: int
     session: int
+    owner: int
     last_sequence: int
     last_version: int
     settings: dict[str, Any]
@@ -61,12 +66,14 @@ class Link:
       client: a connected control client; owned from here on.
       path: the database directory.
       session: the session to continue, or 0 for a new one.
+      owner: the session of the handle, which ephemeral keys are bound to.
       asked: the settings given by keyword at `open`, to be checked against the running ones.
       durability: what this opener wants.
       timeout: seconds for the attach call.
 
     Raises:
       OccamError: the coordinator refused; the error is its own.
+      SessionOver: `owner` has ended.
       ControlError: the connection failed in between.
       SegmentError: a segment is gone or cannot be mapped.
     """
@@ -77,6 +84,7 @@ class Link:
         path: str,
         *,
         session: int,
+        owner: int,
         asked: dict[str, Any],
         durability: str,
         timeout: float,
@@ -89,6 +97,7 @@ class Link:
                 {
                     "op": "attach",
                     "session": session,
+                    "owner": owner,
                     "asked": asked,
                     "durability": durability,
                     "process": own_identity().to_dict(),
@@ -97,11 +106,13 @@ class Link:
             )
             raise_refusal(reply)
             reply.pop("ok")
+            if reply.get("over"):
+                raise SessionOver
             self.terms = LinkTerms(**reply)
             store = self._store = self._map(self.terms.store, writable=False)
             bell = self._map(self.terms.bell, writable=True)
             channel = self._map(self.terms.channel, writable=True)
-            self.attachment = StoreAttachment(store.map, channel.map)
+            self.attachment = StoreAttachment(store.map, channel.map, bell.map)
             self.channel = ClientChannel(
                 channel.map,
                 bell.map,
@@ -196,14 +207,18 @@ class Link:
             if not self._detached:
                 self.drop()
 
-    def detach(self) -> None:
-        """Tell the coordinator, then close. Open snapshots of this link's attachment keep their mapping."""
+    def detach(self, *, over: bool = False) -> None:
+        """Tell the coordinator, then close. Open snapshots of this link's attachment keep their mapping.
+
+        Args:
+          over: the handle was closed, so its session ends.
+        """
         if self._detached:
             return
         self._detached = True
         with contextlib.suppress(ControlError, OSError):
             if not self.client.peer_gone():
-                self.client.call({"op": "detach"}, 1.0)
+                self.client.call({"op": "detach", "over": over}, 1.0)
         self.drop()
 
     def drop(self) -> None:

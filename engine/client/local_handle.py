@@ -37,6 +37,7 @@ from ..model.settings import Settings
 from ..transaction._answer import Answer, sequence_of
 from ..transaction._transaction import TransactionBase
 from ..transaction._view import StoreAttachment
+from ..transaction.waiting import WaitHub
 from .backup import copy_snapshot
 
 __all__ = ["LocalHandle"]
@@ -55,13 +56,14 @@ class LocalHandle:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.waits = WaitHub(self)
         self._pid = os.getpid()
         self._session = secrets.randbits(63) | 1
         # Both are shared anonymous mappings: pages appear when touched, so `max_store_size` costs nothing by
         # itself. They are shared so that a forked child cannot make the parent's pages copy on write behind
         # our pointers.
         try:
-            self._store = mmap.mmap(-1, settings.max_store_size & ~0xFFFF)
+            self._store = mmap.mmap(-1, (settings.max_store_size & ~0xFFFF) + settings.watch_history)
             self._channel = mmap.mmap(-1, layout.channel_size(_RING_SIZE))
         except OSError as error:
             raise StoreFullError(
@@ -78,6 +80,7 @@ class LocalHandle:
             value_size_max=limits.value_size_max,
             request_size_max=limits.transaction_size_max,
             snapshot_age_max=settings.snapshot_max_age,
+            watch_history=settings.watch_history,
         )
         self._core.open_channel(self._session, self._channel, _RING_SIZE)
         self._attachment: StoreAttachment | None = StoreAttachment(self._store, self._channel)
@@ -92,6 +95,13 @@ class LocalHandle:
     @property
     def limits(self) -> Limits:
         return self.settings.limits
+
+    @property
+    def session(self) -> int:
+        return self._session
+
+    def keep_session(self) -> None:
+        """Nothing to do: the keys of an in-memory database end with it."""
 
     def attachment(self) -> StoreAttachment:
         self._check_usable()

@@ -5,6 +5,8 @@
 2. Pins live in the channel of the link that was attached first (`primary`), which stays open with the pool.
 3. A forked child starts with no links: it closes the inherited descriptors, and attaches anew at its first
    call.
+4. All links name one session, `owner`, which the handle's ephemeral keys are bound to. It is chosen anew in a
+   forked child, and when the coordinator says that it is over.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import threading
 import time
 import weakref
@@ -25,12 +28,18 @@ from ...ipc.errors import (
     SegmentError,
 )
 from ..disk.directory import read_meta
-from ..model.errors import CoordinatorUnavailable, DatabaseClosedError, LogWriteError, TransactionTimeout
+from ..model.errors import (
+    CoordinatorUnavailable,
+    DatabaseClosedError,
+    LogWriteError,
+    TransactionTimeout,
+)
 from ..model.settings import Settings
 from .descriptors import no_descriptors_error
 from .launcher import CoordinatorDied, Launcher
-from .link import Link
+from .link import Link, SessionOver
 from .program_log import tell
+from .session_keeper import SessionKeeper
 
 __all__ = ["LinkPool"]
 
@@ -73,6 +82,8 @@ class LinkPool:
         """Begin with no links, in the process that runs now."""
         self.pid = os.getpid()
         self.lock = threading.RLock()
+        self.owner = _new_owner()
+        self._keeper: SessionKeeper | None = None  # once a commit binds keys
         self.primary: Link | None = None
         self.idle: list[Link] = []
         # Weak: an interrupt may take a link from its thread. Its finalizer closes it then.
@@ -85,15 +96,20 @@ class LinkPool:
             links = set(self._all)
             self._all.clear()
             self.idle, self.primary = [], None
+            keeper, self._keeper = self._keeper, None
         for link in links:
             # Before the coordinator revokes its pins, so that the caller learns the true reason.
             link.attachment.shut_down()
-            link.detach()
+            link.detach(over=True)
+        if keeper is not None:
+            keeper.close()
 
     def abandon(self) -> None:
         """In a forked child: close the inherited sockets, so that the parent's death is noticed."""
-        links = self._all
+        links, keeper = self._all, self._keeper
         self.reset()
+        if keeper is not None:
+            keeper.abandon()
         for link in links:
             with contextlib.suppress(Exception):
                 link.client.close()
@@ -103,6 +119,31 @@ class LinkPool:
             self.reset()
         if self.closed:
             raise DatabaseClosedError()
+
+    def keep_session(self, limit: float) -> None:
+        """From now on see to it that the session outlives a coordinator, also while this process makes no call.
+
+        Raises:
+          CoordinatorUnavailable: there was none to be told by `limit`.
+        """
+        self.check_open()
+        if self._keeper is not None:
+            return
+        with self.lock:
+            if self._keeper is None:
+                self.give_back(self.take(limit))  # starts a coordinator if need be
+                self._keeper = SessionKeeper(self, self._launcher)
+                try:
+                    self._keeper.start(limit)
+                except BaseException:
+                    self._keeper = None
+                    raise
+
+    def renew_owner(self, ended: int) -> None:
+        """The session `ended` is over: go on with a new one."""
+        with self.lock:
+            if self.owner == ended:
+                self.owner = _new_owner()
 
     def take(self, limit: float) -> Link:
         """A link for this thread alone, attached to a living coordinator. Give it back with `give_back`."""
@@ -182,6 +223,8 @@ class LinkPool:
                 if self.primary is None or error.details.get("errno") not in _NO_ROOM:
                     raise
                 last, pause = error, max(pause, _PAUSE_AFTER_DEATH)
+            except SessionOver:
+                pause = _PAUSE_MIN
             except (ControlError, SegmentError) as error:
                 # The coordinator went away between connect and attach, or asks us to try again.
                 last = error
@@ -217,15 +260,20 @@ class LinkPool:
         """
         client = self._launcher.connect(limit)
         if client is not None:
+            owner = self.owner
             try:
                 return Link(
                     client,
                     self.path,
                     session=session,
+                    owner=owner,
                     asked=self._asked,
                     durability=self._durability,
                     timeout=max(0.1, limit - time.monotonic()),
                 )
+            except SessionOver:
+                self.renew_owner(owner)
+                raise
             except CoordinatorUnavailable as error:
                 # It is alive, but cannot serve us at this moment.
                 raise ControlUnavailableError(error.message) from error
@@ -282,6 +330,10 @@ class LinkPool:
                 **facts,
                 incarnation_before=before.terms.incarnation,
             )
+
+
+def _new_owner() -> int:
+    return secrets.randbits(63) | 1
 
 
 def _after_fork_in_child() -> None:

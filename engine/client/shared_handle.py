@@ -22,6 +22,7 @@ from ..model.settings import Settings
 from ..transaction._answer import Answer, seal
 from ..transaction._transaction import TransactionBase
 from ..transaction._view import StoreAttachment
+from ..transaction.waiting import WaitHub
 from .backup import attach_store, copy_snapshot
 from .link import CoordinatorGone
 from .outcome import answer_of, is_stopping, resolve
@@ -64,6 +65,7 @@ class SharedHandle:
         self._timeout = timeout
         # Another process may have opened the database first and asked for less.
         self._sync = durability == Durability.ALWAYS
+        self.waits = WaitHub(self)
         self.pool = LinkPool(path, durability=durability, asked=asked, start=start, database_id=database_id)
         self.pool.attach_primary(time.monotonic() + timeout)
 
@@ -93,6 +95,14 @@ class SharedHandle:
     @property
     def log_mode(self) -> str:
         return self.pool.log_mode
+
+    @property
+    def session(self) -> int:
+        self.pool.check_open()
+        return self.pool.owner
+
+    def keep_session(self) -> None:
+        self.pool.keep_session(time.monotonic() + self._timeout)
 
     def attachment(self) -> StoreAttachment:
         primary = self.pool.primary

@@ -16,6 +16,12 @@ cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 vers
 # Deletes up to `count_max` keys that are due at next_version + 1. Returns how many; if not 0, the caller
 # advances next_version. REQUIRES: no open batch.
 cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log) noexcept nogil
+# For the coordinator's own commits. A tombstone on a node: STATUS_COMMITTED, or STATUS_STORE_FULL with nothing
+# changed.
+cdef u32 install_tombstone(Core *core, u32 node, u64 version) noexcept nogil
+# The installs after `mark` in the undo list are a commit that can no longer fail: validation and watchers must
+# see its writes.
+cdef void note_writes(Core *core, u64 mark, u64 version) noexcept nogil
 # Takes back the installs after `mark` in the undo list, newest first.
 cdef void undo_to(Core *core, u64 mark) noexcept nogil
 # Drops stale entries of the expiry heap. REQUIRES: no open batch.

@@ -5,7 +5,7 @@
 2. All records of a request carry its commit version, which is above `committed_version` until the batch is
    published. No reader sees them before that.
 3. Log entries are appended in the order of the installs. A request that fails takes its entries out again.
-4. `recent` gets a request's writes only when the request can no longer fail.
+4. `recent` and the change ring get a request's writes only when the request can no longer fail.
 5. Expiry is judged by `core.now` (see _expiry_time.pxd), not by the worker's clock.
 """
 
@@ -13,22 +13,24 @@ from libc.stdlib cimport free, realloc
 
 from ..store._arena cimport arena_rounded
 from ..store._layout cimport (
-    RECORD_EXPIRY, RECORD_SIZE, RECORD_TOMBSTONE, Node, RangeBlock, Record, key_compare, key_hash, node_at, node_key,
-    record_at, record_value,
+    BINDING_SIZE, RECORD_BOUND, RECORD_EXPIRY, RECORD_SIZE, RECORD_TOMBSTONE, Node, RangeBlock, Record, key_compare,
+    key_hash, node_at, node_key, record_at, record_bind, record_session, record_value,
 )
 from ..store._memory cimport SHORT_OF_NOTHING
 from ..store._range_tombstones cimport ranges_add, ranges_cover, ranges_drop
 from ..store._store cimport (
     Store, store_ensure_node, store_find, store_install, store_new_record, store_next, store_seek, store_uninstall,
 )
+from ._changes cimport note_changes
 from ._core cimport RECENT_COUNT, Recent, Undo
 from ._expiry cimport ExpiryEntry, expiry_free, expiry_pop, expiry_push, expiry_rebuild
 from ._integer cimport Integer, integer_add, integer_decode, integer_encode
-from ._pins cimport checkpoint_pinned, make_room, revoke_checkpoint
+from ._pins cimport checkpoint_pinned, hold_back, make_room, revoke_checkpoint
 from ._range_history cimport history_push, history_undo
+from ._sessions cimport sessions_push
 from ._validate cimport reserve_reply, visible_version
 from ._wire cimport (
-    OP_ADD, OP_DELETE, OP_DELETE_RANGE, OP_HEADER_SIZE, OP_PUT, OP_WANT_RESULT, REPLY_HEADER_SIZE,
+    OP_ADD, OP_DELETE, OP_DELETE_RANGE, OP_EPHEMERAL, OP_HEADER_SIZE, OP_PUT, OP_WANT_RESULT, REPLY_HEADER_SIZE,
     REQUEST_HEADER_SIZE, RESULT_EXISTED, RESULT_SIGNED, RESULT_SIZE, RESULT_UNSIGNED, STATUS_COMMITTED,
     STATUS_INTEGER_OVERFLOW, STATUS_LOG_WRITE_ERROR, STATUS_NOT_AN_INTEGER, STATUS_STORE_FULL, OpHeader, ReplyHeader,
     RequestHeader, ResultEntry, op_is_check,
@@ -76,14 +78,15 @@ cdef void undo_to(Core *core, u64 mark) noexcept nogil:
 
 
 cdef bint _replaces(Core *core, u32 node, u32 flags, u32 value_size) noexcept nogil:
-    """Whether a value takes the place of a live one that is at least as large."""
+    """Whether a value takes the place of a live one that is at least as large. Bindings count as part of the value."""
     cdef u32 head = node_at(core.store.base, node).head
     cdef Record *old
     if head == 0 or flags & RECORD_TOMBSTONE:
         return False
     old = record_at(core.store.base, head)
     return (not old.flags & RECORD_TOMBSTONE
-            and arena_rounded(RECORD_SIZE + <u64>value_size) <= arena_rounded(RECORD_SIZE + <u64>old.value_size))
+            and arena_rounded(RECORD_SIZE + <u64>value_size + (BINDING_SIZE if flags & RECORD_BOUND else 0))
+            <= arena_rounded(RECORD_SIZE + <u64>old.value_size + (BINDING_SIZE if old.flags & RECORD_BOUND else 0)))
 
 
 cdef u32 _new_record(Core *core, u32 node, u64 version, i64 expires_at, u32 flags, const u8 *value,
@@ -111,11 +114,16 @@ cdef u32 _new_record(Core *core, u32 node, u64 version, i64 expires_at, u32 flag
 
 
 cdef u32 _install(Core *core, u32 node, u64 version, i64 expires_at, u32 flags, const u8 *value,
-                  u32 value_size) noexcept nogil:
-    """A new newest record on `node`. STATUS_COMMITTED, or STATUS_STORE_FULL with nothing changed."""
+                  u32 value_size, u64 session) noexcept nogil:
+    """A new newest record on `node`. STATUS_COMMITTED, or STATUS_STORE_FULL with nothing changed.
+
+    With RECORD_BOUND in `flags` the record is bound to `session`.
+    """
     cdef u32 record = _new_record(core, node, version, expires_at, flags, value, value_size)
     if record == 0:
         return STATUS_STORE_FULL
+    if flags & RECORD_BOUND:
+        record_bind(record_at(core.store.base, record), session)
     store_install(&core.store, node, record)
     if not _note_undo(core, node, record):
         store_uninstall(&core.store, node, record)
@@ -123,8 +131,13 @@ cdef u32 _install(Core *core, u32 node, u64 version, i64 expires_at, u32 flags, 
     return STATUS_COMMITTED
 
 
+cdef u32 install_tombstone(Core *core, u32 node, u64 version) noexcept nogil:
+    return _install(core, node, version, 0, RECORD_TOMBSTONE, NULL, 0, 0)
+
+
 cdef u32 _write(Core *core, const u8 *key, u32 key_size, u64 hash, u64 version, i64 expires_at, const u8 *value,
-                u32 value_size) noexcept nogil:
+                u32 value_size, u64 session) noexcept nogil:
+    """A value for a key, bound to `session` unless that is 0."""
     cdef u32 node = store_ensure_node(&core.store, key, key_size, hash)
     cdef const RangeBlock *covered
     cdef u32 status
@@ -138,13 +151,23 @@ cdef u32 _write(Core *core, const u8 *key, u32 key_size, u64 hash, u64 version, 
     if covered != NULL:
         # A range tombstone deleted the key. The key's own tombstone has to come first (`_range_tombstones`,
         # invariant 2).
-        status = _install(core, node, covered.version, 0, RECORD_TOMBSTONE, NULL, 0)
+        status = _install(core, node, covered.version, 0, RECORD_TOMBSTONE, NULL, 0, 0)
         if status != STATUS_COMMITTED:
             return status
-    status = _install(core, node, version, expires_at, 0, value, value_size)
+    status = _install(core, node, version, expires_at, RECORD_BOUND if session else 0, value, value_size, session)
     if status == STATUS_COMMITTED and expires_at != 0 and expiry_push(&core.expiry, expires_at, version, key, key_size):
         core.expiry_stale = True        # no memory for the entry: rebuild the heap later
+    if session and status == STATUS_COMMITTED and sessions_push(&core.sessions, session, version, key, key_size):
+        core.sessions.stale = True      # likewise
     return status
+
+
+cdef u32 _log_write(WalAppender log, const u8 *key, u32 key_size, const u8 *value, u32 value_size, u64 version,
+                    i64 expires_at, u64 session) noexcept nogil:
+    """The log entry of `_write`. 0 or an errno."""
+    if session:
+        return log.add_bound_write(key, key_size, value, value_size, version, expires_at, session)
+    return log.add_write(key, key_size, value, value_size, version, expires_at)
 
 
 cdef void _add_result(Channel *channel, u32 op_index, u32 kind, u64 value) noexcept nogil:
@@ -164,10 +187,12 @@ cdef void _add_result(Channel *channel, u32 op_index, u32 kind, u64 value) noexc
 cdef u32 _put(Effect *effect, const OpHeader *op, const u8 *key, WalAppender log) noexcept nogil:
     cdef Core *core = effect.core
     cdef const u8 *value = key + op.key_size
+    # Never from the request: a worker can bind keys to the session of its own handle alone.
+    cdef u64 session = effect.channel.owner if op.flags & OP_EPHEMERAL else 0
     cdef u32 status = _write(core, key, op.key_size, key_hash(key, op.key_size, core.store.hash_seed), effect.version,
-                             op.expires_at, value, op.value_size)
+                             op.expires_at, value, op.value_size, session)
     if status == STATUS_COMMITTED and log is not None:
-        effect.errno_ = log.add_write(key, op.key_size, value, op.value_size, effect.version, op.expires_at)
+        effect.errno_ = _log_write(log, key, op.key_size, value, op.value_size, effect.version, op.expires_at, session)
     return status
 
 
@@ -178,7 +203,7 @@ cdef u32 _delete(Effect *effect, const OpHeader *op, const u8 *key, u32 index, W
     cdef bint existed = visible_version(core, node, core.now) != 0
     cdef u32 status = STATUS_COMMITTED
     if existed:
-        status = _install(core, node, effect.version, 0, RECORD_TOMBSTONE, NULL, 0)
+        status = _install(core, node, effect.version, 0, RECORD_TOMBSTONE, NULL, 0, 0)
         if status == STATUS_COMMITTED and log is not None:
             effect.errno_ = log.add_delete(key, op.key_size, effect.version)
     if status == STATUS_COMMITTED and op.flags & OP_WANT_RESULT:
@@ -188,13 +213,14 @@ cdef u32 _delete(Effect *effect, const OpHeader *op, const u8 *key, u32 index, W
 
 cdef u32 _add(Effect *effect, const OpHeader *op, const u8 *key, u32 index, WalAppender log) noexcept nogil:
     """Add to the integer that is there when the commit is applied; absent counts as 0. Keeps the key's
-    expiry.
+    expiry and binding.
     """
     cdef Core *core = effect.core
     cdef u64 hash = key_hash(key, op.key_size, core.store.hash_seed)
     cdef u32 node = store_find(&core.store, key, op.key_size, hash)
     cdef const Record *record
     cdef i64 expires_at = 0
+    cdef u64 session = 0
     cdef Integer total
     cdef u8 value[INTEGER_SIZE_MAX]
     cdef u32 size, status
@@ -205,14 +231,15 @@ cdef u32 _add(Effect *effect, const OpHeader *op, const u8 *key, u32 index, WalA
         if not integer_decode(record_value(record), record.value_size, &total):
             return STATUS_NOT_AN_INTEGER
         expires_at = record.expires_at
+        session = record_session(record)
     if not integer_add(&total, <i64>op.argument):
         return STATUS_INTEGER_OVERFLOW
     size = integer_encode(&total, value)
-    status = _write(core, key, op.key_size, hash, effect.version, expires_at, value, size)
+    status = _write(core, key, op.key_size, hash, effect.version, expires_at, value, size, session)
     if status != STATUS_COMMITTED:
         return status
     if log is not None:
-        effect.errno_ = log.add_write(key, op.key_size, value, size, effect.version, expires_at)
+        effect.errno_ = _log_write(log, key, op.key_size, value, size, effect.version, expires_at, session)
     if op.flags & OP_WANT_RESULT:
         _add_result(effect.channel, index, RESULT_SIGNED if total.negative else RESULT_UNSIGNED, total.bits)
     return STATUS_COMMITTED
@@ -249,7 +276,7 @@ cdef u32 _delete_keys(Effect *effect, const u8 *start, u32 start_size, const u8 
     cdef u32 node = store_seek(&core.store, start, start_size), status
     while node != 0 and _before(node_at(core.store.base, node), end, end_size):
         if _is_live(core, node):
-            status = _install(core, node, effect.version, 0, RECORD_TOMBSTONE, NULL, 0)
+            status = _install(core, node, effect.version, 0, RECORD_TOMBSTONE, NULL, 0, 0)
             if status != STATUS_COMMITTED:
                 return status
         node = store_next(&core.store, node)
@@ -272,7 +299,9 @@ cdef u32 _delete_range(Effect *effect, const OpHeader *op, const u8 *start, WalA
         if slot >= 0 and not _note_undo(core, 0, <u32>slot):
             ranges_drop(&core.store, <u32>slot)
             return STATUS_STORE_FULL
-    if slot < 0:
+    if slot >= 0:
+        hold_back(core, effect.version - 1)
+    else:
         status = _delete_keys(effect, start, op.key_size, end, op.value_size)
         if status != STATUS_COMMITTED:
             return status
@@ -289,6 +318,14 @@ cdef void _push_recent(Core *core, u32 node, u64 version) noexcept nogil:
     entry.version = version
     entry.node = node
     core.recent_next += 1
+
+
+cdef void note_writes(Core *core, u64 mark, u64 version) noexcept nogil:
+    cdef u64 entry
+    for entry in range(mark, core.undo_count):
+        if core.undo[entry].node != 0:
+            _push_recent(core, core.undo[entry].node, version)
+    note_changes(core, mark, version)
 
 
 cdef u32 _apply_op(Effect *effect, const OpHeader *op, u32 index, WalAppender log) noexcept nogil:
@@ -308,7 +345,7 @@ cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 vers
     """Apply every effect of a validated request at `version`, and append its log entries; see _apply.pxd."""
     cdef const RequestHeader *header = <const RequestHeader *>request
     cdef const OpHeader *op
-    cdef u64 position = REQUEST_HEADER_SIZE, mark = core.undo_count, log_mark = 0, entry
+    cdef u64 position = REQUEST_HEADER_SIZE, mark = core.undo_count, log_mark = 0
     cdef u32 index, status = STATUS_COMMITTED
     cdef Effect effect
     effect.core = core
@@ -345,9 +382,7 @@ cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 vers
         if log is not None:
             log.discard_to(log_mark)
         return status
-    for entry in range(mark, core.undo_count):
-        if core.undo[entry].node != 0:
-            _push_recent(core, core.undo[entry].node, version)
+    note_writes(core, mark, version)
     return STATUS_COMMITTED
 
 
@@ -372,7 +407,7 @@ cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log) noexcep
     Returns how many were deleted. If that is not 0, the caller gives out the version. If something fails,
     nothing is half done, and the keys stay in the heap or `expiry_stale` is set.
     """
-    cdef u64 version = core.next_version + 1, mark = core.undo_count, log_mark = 0, entry_index
+    cdef u64 version = core.next_version + 1, mark = core.undo_count, log_mark = 0
     cdef u8 run_id[16]
     cdef const ExpiryEntry *entry
     cdef u32 node, removed = 0, index
@@ -390,7 +425,7 @@ cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log) noexcep
         if node != 0:
             # In an EXPIRY tombstone, `expires_at` holds the removed record's version: validation asks for the
             # version of the last write.
-            if _install(core, node, version, <i64>entry.version, RECORD_TOMBSTONE | RECORD_EXPIRY, NULL, 0):
+            if _install(core, node, version, <i64>entry.version, RECORD_TOMBSTONE | RECORD_EXPIRY, NULL, 0, 0):
                 break
             removed += 1
             if log is not None:
@@ -404,8 +439,7 @@ cdef u32 expire_due(Core *core, i64 now, u32 count_max, WalAppender log) noexcep
         if log is not None:
             log.discard_to(log_mark)
         return 0
-    for entry_index in range(mark, core.undo_count):
-        _push_recent(core, core.undo[entry_index].node, version)
+    note_writes(core, mark, version)
     return removed
 
 

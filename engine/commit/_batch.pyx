@@ -33,6 +33,7 @@ from ..disk._failpoints cimport (
     FP_COMMIT_BEFORE_PUBLISH, FP_COMMIT_BEFORE_REPLY, FP_COMMIT_BEFORE_VALIDATE, FP_COMMIT_WALK_SLICE, failpoint_armed,
     failpoint_hit,
 )
+from ..store._change_ring cimport change_discard
 from ..store._store cimport store_publish
 from ._apply cimport apply_request, undo_to
 from ._core cimport (
@@ -44,6 +45,7 @@ from ._pins cimport collect
 from ._range_check cimport ranges_to_check, walk_ranges
 from ._range_history cimport history_undo
 from ._validate cimport check_format, reserve_reply, validate_request
+from ._watchers cimport mark_watchers
 from ._wakes cimport answered, flush_wakes, release_wakes
 from ._wire cimport (
     REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_JUDGE_ONLY, STATUS_BAD_REQUEST, STATUS_COMMITTED, STATUS_CONFLICT, STATUS_LOG_FAILED,
@@ -199,6 +201,7 @@ cdef bint batch_commit(Core *core, bint any_sync, WalAppender log) noexcept nogi
     publish_expiry_time(core)
     # Release: a reader that sees the version sees every record of the batch and the outcomes noted before it.
     store_publish(&core.store, core.next_version)
+    mark_watchers(core)
     core.undo_count = 0
     if failpoint_armed():
         failpoint_hit(FP_COMMIT_AFTER_PUBLISH)
@@ -235,6 +238,7 @@ cdef void _fail_batch(Core *core, u32 error, WalAppender log) noexcept nogil:
     undo_to(core, 0)
     core.next_version = core.store.header.committed_version
     history_undo(&core.range_history, core.next_version + 1)
+    change_discard(&core.store.changes, core.next_version)
     core.recent_epoch += 1
     # The list of recent writes has nodes of this batch, which may be freed from now on: forget the whole
     # list.

@@ -13,14 +13,16 @@ from ...ipc._atomics cimport (
 )
 from ...ipc._channel cimport channel_rings
 from ...ipc._layout cimport (
-    CLOSED_OFFSET, DRAINED_OFFSET, SLOTS_HIGH_OFFSET, SLOTS_OFFSET, WORKER_BELL_OFFSET, WORKER_SLEEPING_OFFSET,
+    CLOSED_OFFSET, DRAINED_OFFSET, SLOTS_HIGH_OFFSET, SLOTS_OFFSET, WATCH_BELL_OFFSET, WATCH_HIGH_OFFSET,
+    WATCH_SLEEPING_OFFSET, WATCH_SLOTS_OFFSET, WORKER_BELL_OFFSET, WORKER_SLEEPING_OFFSET,
 )
 from ...ipc._ring cimport inbox_destroy, inbox_init
 from ._core cimport CHANNEL_ACTIVE, CHANNEL_FREE, REPLY_SIZE_MIN
 from ._range_walk cimport walk_free
 
 
-cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last_sequence, u64 last_version) noexcept nogil:
+cdef i64 channel_open(Core *core, u64 session, u64 owner, u8 *base, u64 ring_size, u64 last_sequence,
+                      u64 last_version) noexcept nogil:
     """Serve the channel segment at `base`, whose size the caller has checked; see _channels.pxd."""
     cdef u32 index = 0
     cdef Channel *channel
@@ -31,6 +33,7 @@ cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last
     channel = &core.channels[index]
     memset(channel, 0, sizeof(Channel))
     channel.session = session
+    channel.owner = owner
     channel.last_sequence = last_sequence
     channel.last_version = last_version
     channel_rings(base, ring_size, &channel.request, &channel.reply)
@@ -42,6 +45,10 @@ cdef i64 channel_open(Core *core, u64 session, u8 *base, u64 ring_size, u64 last
     channel.slots_high = base + SLOTS_HIGH_OFFSET
     channel.closed = base + CLOSED_OFFSET
     channel.drained = base + DRAINED_OFFSET
+    channel.watch_word = base + WATCH_BELL_OFFSET
+    channel.watch_sleeping = base + WATCH_SLEEPING_OFFSET
+    channel.watch_high = base + WATCH_HIGH_OFFSET
+    channel.watch_slots = base + WATCH_SLOTS_OFFSET
     # At most one reply is outstanding, so half the ring always has room for it.
     channel.reply_max = ring_size // 2 if ring_size // 2 > REPLY_SIZE_MIN else REPLY_SIZE_MIN
     # Both stores are seq_cst, which includes release: the commit thread sees a filled slot once it sees the
@@ -64,6 +71,7 @@ cdef void channel_free(Channel *channel) noexcept nogil:
     channel.out_capacity = 0
     channel.seen = NULL
     channel.slots = NULL
+    channel.watch_slots = NULL
 
 
 cdef void channel_outcome(Channel *channel, u64 *sequence, u64 *version) noexcept nogil:

@@ -52,6 +52,7 @@ class CoreFigures(TypedDict):
     conflicts: ConflictCounts
     refused: int
     expired: int
+    session_keys_removed: int
     snapshots_revoked: int
     log_errors: int
     hot_keys: list[tuple[bytes, int]]
@@ -59,6 +60,7 @@ class CoreFigures(TypedDict):
     batch_ns: list[int]
     keys: int
     records: int
+    session_keys: int
     range_tombstones: int
     pending_expiries: int
     store: StoreFigures
@@ -93,6 +95,7 @@ class CommitCore:
         request_memory_max: int = 268435456,
         snapshot_age_max: float = 300.0,
         wake_fd: int = -1,
+        watch_history: int = 0,
     ) -> None: ...
     @property
     def log(self) -> WalAppender | None: ...
@@ -110,6 +113,11 @@ class CommitCore:
     def start_at(self, version: int, lost_version: int = 0) -> None: ...
     def set_range_limits(self, inline_max: int = ..., slice: int = ..., walk_slice: int = ...) -> None: ...
     def limit_store(self, size: int) -> None: ...
+    def bound_sessions(self) -> list[int]: ...
+    def bound_entries(self, session: int) -> int: ...
+    @property
+    def ending(self) -> bool: ...
+    def end_session(self, session: int) -> bool: ...
     def open_channel(
         self,
         session: int,
@@ -117,6 +125,7 @@ class CommitCore:
         ring_size: int,
         last_sequence: int = 0,
         last_version: int = 0,
+        owner: int = 0,
     ) -> int: ...
     def close_channel(self, index: int) -> None: ...
     def channel_state(self, index: int) -> int: ...

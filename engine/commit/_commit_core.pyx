@@ -26,8 +26,11 @@ from ...ipc._atomics cimport (
     clock_monotonic_ns, i64, load_acquire_u32, load_acquire_u64, store_release_u32, u8, u32, u64,
 )
 from ...ipc._doorbell cimport doorbell_ring, waiter_init
-from ...ipc._layout cimport BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, RINGS_OFFSET
+from ...ipc._layout cimport (
+    BELL_REGISTER_OFFSET, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, RINGS_OFFSET, WATCH_REGISTER_OFFSET,
+)
 from ..log._replay cimport Loader
+from ..store._change_ring cimport change_start
 from ..store._layout cimport StoreHeader
 from ..store._store cimport store_check, store_create, store_destroy, store_limit, store_publish
 from ._apply cimport load_expiry
@@ -35,7 +38,7 @@ from ._batch cimport batch_commit, batch_seal, batch_serve
 from ._channels cimport channel_free, channel_open, channel_outcome, channel_outcomes
 from ._core cimport (
     CHANNEL_ACTIVE, CHANNEL_BROKEN, CHANNEL_CLOSED, CHANNEL_CLOSING, CHANNEL_FREE, RECENT_COUNT, REPLY_SIZE_MIN,
-    Channel, Recent, Undo,
+    Channel, Recent, Undo, sessions_waiting,
 )
 from ._expiry cimport expiry_free, expiry_init
 from ._expiry_time cimport publish_expiry_time, read_clock
@@ -45,7 +48,10 @@ from ._pins cimport pin_own, unpin_own
 from ._placement cimport placement_init
 from ._range_history cimport history_free
 from ._loop cimport commit_loop
+from ._session_end cimport load_sessions, session_ended
+from ._sessions cimport SESSION_CHAINS, SessionKeys, sessions_find, sessions_free
 from ._validate cimport reserve_reply
+from ._watchers cimport interest_free
 from ._wire cimport REQUEST_HEADER_SIZE, RequestHeader
 
 cdef extern from "pythread.h" nogil:
@@ -84,6 +90,7 @@ cdef class CommitCore:
         them is always admitted, whatever its size.
       snapshot_age_max: seconds a snapshot may hold garbage back before it is revoked.
       wake_fd: eventfd written when a channel broke or was drained; -1 for none.
+      watch_history: bytes of the change ring, at the end of the store's buffer: 0 or a power of two from 64 KiB.
 
     Raises:
       OSError: ENOSPC (no shared memory for the first pages), ENOMEM, EINVAL (size).
@@ -92,7 +99,7 @@ cdef class CommitCore:
     def __cinit__(self, store_buffer, int fd, bytes database_id, u64 incarnation, *, bell_buffer=None,
                   u32 channel_count_max=1, u32 key_size_max=65535, u32 value_size_max=67108864,
                   u64 request_size_max=268435456, u64 request_memory_max=268435456, double snapshot_age_max=300.0,
-                  int wake_fd=-1):
+                  int wake_fd=-1, u64 watch_history=0):
         cdef unsigned char[::1] store_view = store_buffer
         cdef unsigned char[::1] bell_view
         cdef int error
@@ -127,8 +134,9 @@ cdef class CommitCore:
         self.core.wakes = <u32 *>calloc(channel_count_max, sizeof(u32))
         # One core is the commit thread's own.
         self.core.hot_max = max(1, self.core.core_count - 1)
+        self.core.interest.due = <u32 *>calloc(channel_count_max, sizeof(u32))
         if (self.core.undo == NULL or self.core.recent == NULL or self.core.channels == NULL
-                or self.core.wakes == NULL):
+                or self.core.wakes == NULL or self.core.interest.due == NULL):
             raise MemoryError("no private memory for the commit core")
         self.core.own.state = CHANNEL_ACTIVE
         self.core.own.slots = <u8 *>self.core.own_slot
@@ -138,7 +146,9 @@ cdef class CommitCore:
             bell_view = bell_buffer
             self.bell_buffer = memoryview(bell_buffer)
             self.core.bell = &bell_view[0]
-        error = store_create(&self.core.store, &store_view[0], store_view.shape[0], fd, <const u8 *>identity, incarnation)
+            self.core.interest.register_word = self.core.bell + BELL_REGISTER_OFFSET
+        error = store_create(&self.core.store, &store_view[0], store_view.shape[0], fd, <const u8 *>identity, incarnation,
+                             watch_history)
         if error:
             raise OSError(error, os.strerror(error))
         read_clock(&self.core)
@@ -151,6 +161,7 @@ cdef class CommitCore:
             for index in range(self.core.channel_capacity):
                 channel_free(&self.core.channels[index])
         expiry_free(&self.core.expiry)
+        sessions_free(&self.core.sessions)
         history_free(&self.core.range_history)
         if self.core.store.base != NULL:
             store_destroy(&self.core.store)
@@ -158,6 +169,7 @@ cdef class CommitCore:
         free(self.core.recent)
         free(self.core.channels)
         free(self.core.wakes)
+        interest_free(&self.core.interest)
         free(self.core.pins)
 
     # ---- set-up, before any commit -----------------------------------------------------------------------
@@ -184,8 +196,10 @@ cdef class CommitCore:
             self.core.store.tombstone_horizon = lost_version
         # If the wall clock is behind the newest recovered commit, continue from the time of that commit.
         self.continue_clock(load_expiry(&self.core) - clock_monotonic_ns())
+        load_sessions(&self.core)
         read_clock(&self.core)
         publish_expiry_time(&self.core)
+        change_start(&self.core.store.changes, version)
         store_publish(&self.core.store, version)
 
     def continue_clock(self, i64 offset):
@@ -212,15 +226,22 @@ cdef class CommitCore:
 
     # ---- channels: called by the control plane -----------------------------------------------------------
 
-    def open_channel(self, u64 session, channel_buffer, u64 ring_size, u64 last_sequence=0, u64 last_version=0):
-        """Serve one more channel. Returns its index, or -1 when every slot is taken."""
+    def open_channel(self, u64 session, channel_buffer, u64 ring_size, u64 last_sequence=0, u64 last_version=0,
+                     u64 owner=0):
+        """Serve one more channel. Returns its index, or -1 when every slot is taken.
+
+        Args:
+          owner: the session of its handle, to which ephemeral puts bind their keys; 0: `session` itself.
+        """
         cdef unsigned char[::1] view = channel_buffer
         cdef i64 index
         if <u64>view.shape[0] < RINGS_OFFSET + 2 * ring_size:
             raise ValueError(f"channel segment has {view.shape[0]} bytes, needs {RINGS_OFFSET + 2 * ring_size}")
-        index = channel_open(&self.core, session, &view[0], ring_size, last_sequence, last_version)
+        index = channel_open(&self.core, session, owner or session, &view[0], ring_size, last_sequence, last_version)
         if index >= 0:
             self.channel_buffers[index] = memoryview(channel_buffer)
+            if self.core.bell == NULL:
+                self.core.interest.register_word = &view[WATCH_REGISTER_OFFSET]
         return index
 
     def close_channel(self, u32 index):
@@ -245,6 +266,40 @@ cdef class CommitCore:
         channel_free(&self.core.channels[index])
         self.channel_buffers[index] = None
         store_release_u32(&self.core.channels[index].state, CHANNEL_FREE)
+
+    # ---- sessions: called by the control plane -----------------------------------------------------------
+
+    def bound_sessions(self):
+        """The sessions that have bound keys. Before the commit thread runs only: it owns the table."""
+        cdef u32 chain
+        cdef SessionKeys *keys
+        found = []
+        for chain in range(SESSION_CHAINS):
+            keys = self.core.sessions.chains[chain]
+            while keys != NULL:
+                found.append(keys.session)
+                keys = keys.next
+        return found
+
+    @property
+    def ending(self):
+        """Whether an ended session still has its keys, or has not been looked at yet."""
+        return sessions_waiting(&self.core)
+
+    def bound_entries(self, u64 session):
+        """Entries for a session, stale ones among them; racy, for tests."""
+        cdef SessionKeys *keys = sessions_find(&self.core.sessions, session)
+        return 0 if keys == NULL else keys.count
+
+    def end_session(self, u64 session):
+        """Have the keys removed that are bound to a session. False: too many wait, ask again later.
+
+        REQUIRES: no channel of this owner is open, and none will be. One control thread.
+        """
+        if not session_ended(&self.core, session):
+            return False
+        self.wake()
+        return True
 
     # ---- the commit thread -------------------------------------------------------------------------------
 

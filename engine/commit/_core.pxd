@@ -12,19 +12,22 @@
 4. `recent` is a ring of the last RECENT_COUNT (version, node) writes, the newest at `recent_next - 1`.
 """
 
-from ...ipc._atomics cimport i64, u8, u16, u32, u64
+from ...ipc._atomics cimport i64, load_acquire_u32, u8, u16, u32, u64
 from ...ipc._doorbell cimport Waiter
 from ...ipc._ring cimport Inbox, InboxBudget, Ring
 from ..store._store cimport Store
 from ._expiry cimport ExpiryHeap
 from ._hot_keys cimport HotKey
+from ._interest cimport Interest
 from ._placement cimport Placement
 from ._range_history cimport RangeHistory
 from ._range_walk cimport RangeWalk
+from ._sessions cimport SessionTable
 
 cdef enum:
     RECENT_COUNT = 65536            # a power of two
     HOT_KEYS = 32
+    ENDED_COUNT = 4096              # sessions that can wait for their end; a power of two
     HISTOGRAM_COUNT = 40            # bucket b: values in [2**(b-1), 2**b)
     REPLY_SIZE_MIN = 1024           # bytes reserved for a reply before its size is known
     COLLECT_BUDGET_IDLE = 65536     # superseded records that a thorough collect looks at
@@ -55,6 +58,7 @@ cdef struct Channel:
     u32 state                       # CHANNEL_*, atomic
     u32 answer                      # ANSWER_*
     u64 session
+    u64 owner                       # the session of its handle: ephemeral puts bind their keys to it
     u64 sequence                    # of the last request taken
     u32 outcome_lock                # odd while the commit thread changes the pair below, which others read
     u64 last_sequence               # of the last commit
@@ -68,6 +72,12 @@ cdef struct Channel:
     void *slots_high
     void *closed                    # set before the slots are looked at for the last time
     void *drained                   # set behind the last reply, when a clean stop ends the commit thread
+    void *watch_word                # what its waiting threads sleep on, in its segment; see _watchers.pyx
+    void *watch_sleeping
+    void *watch_high
+    u8 *watch_slots                 # WATCH_SLOT_COUNT x u64
+    bint watch_due                  # it is in `interest.due`
+    i64 watch_wake_after            # monotonic ns: it was woken shortly before
     u8 *out                         # the reply under construction
     u64 out_size
     u64 out_capacity
@@ -100,6 +110,7 @@ cdef struct Counters:
     u64 conflicts_cas
     u64 refused                     # everything else that was not a conflict
     u64 expired
+    u64 unbound                     # keys removed because their session had ended
     u64 revoked
     u64 log_errors
     u64 batch_sizes[HISTOGRAM_COUNT]
@@ -124,6 +135,11 @@ cdef struct Core:
     i64 range_retry_at              # monotonic ns: the store was full, or a test holds the conversion back
     u32 parked                      # requests left for the next turn
     ExpiryHeap expiry
+    SessionTable sessions           # keys by the session they are bound to
+    u64 ended[4096]                 # a ring of sessions that are over; see _session_end.pyx
+    u32 ended_tail                  # atomic: written by the control plane
+    u32 ended_head                  # atomic: written by the commit thread
+    i64 sessions_after              # monotonic ns: a removal failed, no further one before this; 0: none did
     Channel *channels
     u32 channel_capacity
     u32 channels_high
@@ -134,6 +150,9 @@ cdef struct Core:
     u32 wakes_first
     u32 wakes_count
     u32 hot_max                     # workers beyond this many wait for their wake-up
+    Interest interest               # who waits for which changes
+    u64 hold_version                # gc_horizon stays at or below it until `hold_until`; see _pins.pyx
+    i64 hold_until                  # monotonic ns; 0: it need not
     u64 *pins                       # scratch of the pin scan
     u64 pins_capacity
     u64 collected_version           # committed_version at the last collect
@@ -164,3 +183,8 @@ cdef struct Core:
     i64 window_end                  # monotonic ns
     u32 window_channels             # distinct channels served in it
     bint alone                      # the last window had at most one, and there is a core for it beside ours
+
+
+cdef inline bint sessions_waiting(const Core *core) noexcept nogil:
+    """Whether sessions wait for their end. Any thread."""
+    return load_acquire_u32(<void *>&core.ended_tail) != load_acquire_u32(<void *>&core.ended_head)

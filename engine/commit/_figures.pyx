@@ -55,6 +55,7 @@ cdef dict core_stats(Core *core, WalAppender log):
         },
         "refused": counters.refused,
         "expired": counters.expired,
+        "session_keys_removed": counters.unbound,
         "snapshots_revoked": counters.revoked,
         "log_errors": counters.log_errors,
         "hot_keys": [(key, count) for count, key in hot],
@@ -62,6 +63,7 @@ cdef dict core_stats(Core *core, WalAppender log):
         "batch_ns": histogram(counters.batch_ns),
         "keys": header.key_count,
         "records": header.record_count,
+        "session_keys": core.store.bound_count,
         # The keys they cover count as keys until they are converted.
         "range_tombstones": core.store.range_active,
         "pending_expiries": core.expiry.count,

@@ -1,4 +1,4 @@
-"""What is done between two batches: expiry, reclamation, range tombstones and old snapshots.
+"""What is done between two batches: expiry, the ends of sessions, reclamation, range tombstones and old snapshots.
 
 Each piece of work is bounded, because a request may arrive at any moment.
 """
@@ -9,9 +9,11 @@ from ..store._range_tombstones cimport ranges_convert
 from ..store._store cimport store_pending_bytes
 from ._apply cimport compact_expiry, expire_due, load_expiry
 from ._batch cimport batch_commit
-from ._core cimport COLLECT_BUDGET_IDLE
+from ._core cimport COLLECT_BUDGET_IDLE, sessions_waiting
 from ._expiry_time cimport is_due, publish_expiry_time
 from ._pins cimport collect, make_room, revoke_older
+from ._session_end cimport tend_sessions
+from ._watchers cimport wake_marked
 
 cdef enum:
     SWEEP_NS = 250000000            # between two checks of the age of snapshots
@@ -41,10 +43,14 @@ cdef bint housekeeping(Core *core, bint idle, WalAppender log) noexcept nogil:
     cdef u64 committed = core.store.header.committed_version
     cdef bint more = core.store.range_active != 0 and _convert_ranges(core)
     cdef i64 now
+    if core.interest.due_count:
+        wake_marked(core, core.bell == NULL)    # in memory nobody comes back for those that are left
     if core.expiry.count >= core.expiry.compact_at:
         compact_expiry(core)
     if is_due(core):
         expire_keys(core, log)
+    if core.sessions.crowded or sessions_waiting(core):
+        more = tend_sessions(core, log) or more
     if idle or core.full:
         if store_pending_bytes(&core.store) or core.collected_version != committed:
             more = _collect_idle(core) or more

@@ -18,14 +18,16 @@ from ...ipc._ring cimport (
 )
 from ._batch cimport batch_answer, batch_commit, batch_serve, break_channel, notify_control
 from ._core cimport (
-    CHANNEL_ACTIVE, CHANNEL_CLOSED, CHANNEL_CLOSING, HISTOGRAM_COUNT, REPLY_SIZE_MIN, Channel,
+    CHANNEL_ACTIVE, CHANNEL_CLOSED, CHANNEL_CLOSING, HISTOGRAM_COUNT, REPLY_SIZE_MIN, Channel, sessions_waiting,
 )
 from ._expiry_time cimport is_due, read_clock
 from ._housekeeping cimport expire_keys, expiry_wait, housekeeping
 from ._pins cimport revoke_all
 from ._placement cimport woken_by
+from ._session_end cimport sessions_due
 from ._validate cimport reserve_reply
 from ._wakes cimport flush_wakes, release_wakes
+from ._watchers cimport wake_marked
 from ._wire cimport (
     REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_HEADER_SIZE, REQUEST_SYNC, STATUS_STOPPING, ReplyHeader, RequestHeader,
 )
@@ -50,9 +52,10 @@ cdef void commit_loop(Core *core, WalAppender log) noexcept nogil:
                 cpu_relax()
                 release_wakes(core, clock_monotonic_ns())
                 continue
-            if not housekeeping(core, True, log) and core.parked == 0:
+            if not housekeeping(core, True, log) and core.parked == 0 and core.interest.due_count == 0:
                 _sleep(core)
     flush_wakes(core)
+    wake_marked(core, True)
     if not core.fatal_errno:
         _refuse_rest(core, log)
     notify_control(core)
@@ -204,7 +207,7 @@ cdef bint _work_ready(void *context) noexcept nogil:
     cdef Core *core = <Core *>context
     cdef u32 index, state
     cdef Channel *channel
-    if load_acquire_u32(&core.stop_flag):
+    if load_acquire_u32(&core.stop_flag) or (sessions_waiting(core) and sessions_due(core)):
         return True
     for index in range(load_acquire_u32(&core.channels_high)):
         channel = &core.channels[index]
@@ -259,6 +262,8 @@ cdef void _close_channels(Core *core, WalAppender log) noexcept nogil:
         # The worker may still be alive (it detached, or was disconnected). Its pins no longer protect
         # anything.
         revoke_all(channel)
+        wake_marked(core, True)
+        core.interest.stale = True
         store_release_u32(&channel.state, CHANNEL_CLOSED)
         notify_control(core)
 

@@ -29,3 +29,7 @@ cdef bint oldest_pin(Core *core, Channel *channel, u64 *version, i64 *since) noe
 # control thread.
 cdef u64 pin_own(Core *core) noexcept nogil
 cdef void unpin_own(Core *core) noexcept nogil
+
+# While somebody waits for changes: nothing that a snapshot of `version` sees is reclaimed for half a second, unless the
+# store is full. REQUIRES: `version` is the newest version, or an unpublished one.
+cdef void hold_back(Core *core, u64 version) noexcept nogil

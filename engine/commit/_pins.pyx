@@ -18,17 +18,23 @@ that worker its own snapshot.
    reused memory also sees the mark.
 3. Every later begin gets a version of at least committed_version. So a lower value that stays in its slot is
    always the same snapshot, and its age is counted from the first sweep that saw it there.
+4. While a worker watches, a large range delete holds the horizon below its version for HOLD_NS, unless the
+   store is full. The watcher, which is woken at once, can pin the snapshot from before the delete and read
+   there what was deleted.
 """
 
 from libc.stdlib cimport calloc, qsort, realloc
 
 from ...ipc._atomics cimport (
-    load_acquire_u32, load_acquire_u64, load_seq_cst_u32, load_seq_cst_u64, store_relaxed_u64, store_release_u64,
-    store_seq_cst_u32, store_seq_cst_u64, u8, u64,
+    clock_monotonic_ns, i64, load_acquire_u32, load_acquire_u64, load_relaxed_u32, load_seq_cst_u32, load_seq_cst_u64,
+    store_relaxed_u64, store_release_u64, store_seq_cst_u32, store_seq_cst_u64, u8, u64,
 )
 from ...ipc._layout cimport SLOT_COUNT, SLOT_SIZE
 from ..store._store cimport store_collect, store_force_collect, store_held_by, store_pending_bytes
 from ._core cimport CHANNEL_ACTIVE, CHANNEL_CLOSED, CHANNEL_CLOSING, CHANNEL_FREE, Channel, PinSeen
+
+cdef enum:
+    HOLD_NS = 500000000
 
 
 cdef int _ascending(const void *a, const void *b) noexcept nogil:
@@ -40,8 +46,27 @@ cdef int _ascending(const void *a, const void *b) noexcept nogil:
 
 cdef inline void _raise_horizon(Core *core) noexcept nogil:
     """Announce that records replaced up to the committed version may be freed, before the pins are read."""
+    cdef u64 horizon = core.store.header.committed_version
+    if core.hold_until != 0:
+        if core.full or clock_monotonic_ns() >= core.hold_until:
+            core.hold_until = 0
+        elif core.hold_version < horizon:
+            # Not below where it was: when the hold began, this version was the newest or not published yet.
+            horizon = max(core.hold_version, core.store.header.gc_horizon)
     # seq_cst: before every slot is read (invariant 1).
-    store_seq_cst_u64(&core.store.header.gc_horizon, core.store.header.committed_version)
+    store_seq_cst_u64(&core.store.header.gc_horizon, horizon)
+
+
+cdef void hold_back(Core *core, u64 version) noexcept nogil:
+    """Reclaim nothing that a snapshot of `version` sees for a moment; see _pins.pxd."""
+    cdef const void *word = core.interest.register_word
+    if word == NULL or core.hold_until != 0:
+        return
+    # Relaxed: who registers this late may lag. The table is made anew after the batch only.
+    if core.interest.count == 0 and load_relaxed_u32(word) == core.interest.registered:
+        return
+    core.hold_version = version
+    core.hold_until = clock_monotonic_ns() + HOLD_NS
 
 
 cdef inline u32 _slots_in_use(const Channel *channel) noexcept nogil:

@@ -38,7 +38,7 @@ from ._range_check cimport written_version
 from ._range_history cimport history_cover, history_overlap
 from ._wire cimport (
     CONFLICT_CAS, CONFLICT_HEADER_SIZE, CONFLICT_RANGE, CONFLICT_READ, CONFLICT_WRITE, CONFLICTS_LISTED_MAX,
-    KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE, OP_DELETE_RANGE, OP_HEADER_SIZE, OP_PUT, OP_RANGE, OP_READ,
+    KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE, OP_DELETE_RANGE, OP_EPHEMERAL, OP_HEADER_SIZE, OP_PUT, OP_RANGE, OP_READ,
     OP_UNCHECKED, OP_WANT_RESULT, REPLY_HEADER_SIZE, REQUEST_BLIND, REQUEST_HEADER_SIZE, REQUEST_JUDGE_ONLY,
     REQUEST_MAGIC, REQUEST_SYNC, RESULT_SIZE,
     STATUS_BAD_REQUEST, STATUS_COMMITTED, STATUS_TOO_LARGE, ConflictHeader, OpHeader, ReplyHeader, RequestHeader,
@@ -49,7 +49,9 @@ cdef i64 I64_MIN = -<i64>0x7FFFFFFFFFFFFFFF - 1
 
 
 cdef u32 _check_op(Core *core, const OpHeader *op) noexcept nogil:
-    if op.key_size == 0 or op.flags & ~<u32>(OP_UNCHECKED | OP_WANT_RESULT):
+    if op.key_size == 0 or op.flags & ~<u32>(OP_UNCHECKED | OP_WANT_RESULT | OP_EPHEMERAL):
+        return STATUS_BAD_REQUEST
+    if op.flags & OP_EPHEMERAL and op.code != OP_PUT:
         return STATUS_BAD_REQUEST
     if op.key_size > core.key_size_max:
         return STATUS_TOO_LARGE

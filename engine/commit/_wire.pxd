@@ -40,6 +40,7 @@ cdef enum:
 
     OP_UNCHECKED = 1                # effect of a CAS: no first-committer check
     OP_WANT_RESULT = 2
+    OP_EPHEMERAL = 4                # a put whose key lives as long as the handle of this channel
 
     STATUS_COMMITTED = 0
     STATUS_CONFLICT = 1

@@ -90,11 +90,16 @@ class OpCode(IntEnum):
 
 
 class OpFlags(IntFlag):
-    """UNCHECKED: the effect of a CAS, without first-committer check. WANT_RESULT: answer with a result."""
+    """How one op is carried out.
+
+    UNCHECKED: the effect of a CAS, without first-committer check. WANT_RESULT: answer with a result. EPHEMERAL: a put
+    whose key lives as long as the handle that sends it.
+    """
 
     NONE = 0
     UNCHECKED = 1
     WANT_RESULT = 2
+    EPHEMERAL = 4
 
 
 class Status(IntEnum):
@@ -353,7 +358,8 @@ def decode_request(data: bytes) -> Request:
 def _decode_op(data: bytes, position: int) -> tuple[Op, int]:
     fields = _unpack(OP_HEADER, data, position, "an op header")
     code, flags, key_size, value_size, argument, expires_at = fields
-    _require(1 <= code <= 7 and flags <= 3, position, f"a known op, found code {code}, flags {flags}")
+    known = flags <= 7 and (flags & OpFlags.EPHEMERAL == 0 or code == OpCode.PUT)
+    _require(1 <= code <= 7 and known, position, f"a known op, found code {code}, flags {flags}")
     key, position = _bytes(data, position + OP_HEADER.size, key_size)
     value, position = _bytes(data, position, value_size)
     if code == OpCode.ADD:

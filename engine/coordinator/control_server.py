@@ -1,7 +1,8 @@
 """The coordinator's control plane: who is attached, and what they ask for over the socket.
 
-1. A connection carries at most one channel, and the channel ends with the connection: its complete request is
-   still served, its pins are revoked, and its segment is unlinked once the commit thread no longer uses it.
+1. A connection carries at most one channel, and belongs to one handle of its process (`sessions.py`). The
+   channel ends with the connection: its complete request is still served, its pins are revoked, and its
+   segment is unlinked once the commit thread no longer uses it.
 2. A worker may have died although its socket is still open, because a forked child holds a copy. Its death is
    found by pid and start time within a second.
 3. No request of a worker, and no fault of its connection, can end more than that connection.
@@ -35,6 +36,7 @@ from ..model.errors import CoordinatorUnavailable, InvalidArgumentError, StoreFu
 from .complaints import complain, complain_of
 from .figures import core_figures
 from .services import Services
+from .sessions import Sessions
 from .tally import Tallies
 
 __all__ = ["ControlServer", "dispose_segment", "no_descriptors", "segment_named"]
@@ -92,6 +94,7 @@ class _Worker:
         self.identity: ProcessIdentity | None = None
         self.index = -1
         self.session = 0
+        self.owner = 0  # the session of its handle
         self.segment: Segment | None = None
         self.attached_at = time.time()
         self.closing = False
@@ -111,12 +114,16 @@ class ControlServer:
         self._tallies = Tallies()  # of workers that left
         self._outcomes: OrderedDict[int, tuple[int, int]] = OrderedDict(recovered)
         self._outcomes_lock = threading.Lock()  # a checkpoint reads the table in its own thread
+        self._sessions = Sessions(
+            self._core.end_session, services.settings.session_grace, self._core.bound_sessions()
+        )
         self._idle_since = time.monotonic()
         self._was_used = False
         self._next_liveness = 0.0
         self._started_at = time.time()
         self._operations = {
             "attach": self._attach,
+            "hold": self._hold,
             "detach": self._detach,
             "status": self._status,
             "stats": self._stats,
@@ -132,6 +139,7 @@ class ControlServer:
     def register(self, selector: selectors.BaseSelector) -> None:
         self._selector = selector
         selector.register(self._listener, selectors.EVENT_READ, self._listener)
+        self._sessions.register(selector)
 
     def handle(self, key: selectors.SelectorKey, events: int) -> None:
         """One descriptor is ready."""
@@ -169,12 +177,14 @@ class ControlServer:
                 with self._confined_to(worker):
                     if worker.identity is not None and not is_alive(worker.identity):
                         self._close(worker)
-        if self._workers or self._draining:
+        self._sessions.settle()
+        if self._workers or self._draining or self._sessions.waiting:
             self._idle_since = now
 
     def idle_seconds(self) -> float:
-        """How long ago the last worker left; -1 while there is one."""
-        return -1.0 if self._workers or self._draining else time.monotonic() - self._idle_since
+        """How long ago the last worker left; -1 while there is one, or the session of one has yet to end."""
+        busy = self._workers or self._draining or self._sessions.waiting
+        return -1.0 if busy else time.monotonic() - self._idle_since
 
     @property
     def was_used(self) -> bool:
@@ -200,6 +210,7 @@ class ControlServer:
             self._dispose(worker)
         self._workers.clear()
         self._draining.clear()
+        self._sessions.close()
         # Nothing may keep the core alive: its segments are unmapped next.
         self._core = None  # type: ignore[assignment]
         self._services = None  # type: ignore[assignment]
@@ -264,6 +275,8 @@ class ControlServer:
                 self._selector.unregister(worker.connection)
             worker.connection.close()
         self._drain(worker)
+        if worker.index < 0:
+            self._leave(worker)
 
     def _drain(self, worker: _Worker) -> None:
         if worker.index >= 0 and not worker.closing:
@@ -278,6 +291,13 @@ class ControlServer:
                 self._remember(worker)
                 self._core.release_channel(worker.index)
                 self._dispose(worker)
+                self._leave(worker)
+
+    def _leave(self, worker: _Worker) -> None:
+        """The connection no longer stands for its handle. REQUIRES: its channel, if it had one, was freed."""
+        owner, worker.owner = worker.owner, 0
+        if owner:
+            self._sessions.leave(owner)
 
     def _remember(self, worker: _Worker) -> None:
         session, sequence, version = self._core.channel_outcome(worker.index)
@@ -302,22 +322,42 @@ class ControlServer:
         if failpoints.armed():
             failpoints.hit("coordinator.attach")
         self._services.check_terms(dict(message["asked"]), str(message["durability"]))
-        identity = ProcessIdentity.from_dict(message["process"])
-        if identity is None or identity.pid != worker.connection.pid:
-            identity = identify(worker.connection.pid)
-        session = int(message["session"])
+        session, owner = int(message["session"]), int(message["owner"])
         if not 0 <= session < 1 << 64:
             raise InvalidArgumentError(f"session {session} is not in 0..2**64 - 1")
         sequence, version = self._continue(session) if session else (0, 0)
         session = session or _new_session()
-        self._open_channel(worker, session, sequence, version)
-        worker.identity = identity
+        if not self._join(worker, owner, message):
+            return {"over": True}
+        try:
+            self._open_channel(worker, session, sequence, version)
+        except BaseException:
+            self._leave(worker)
+            raise
         return self._services.terms() | {
             "session": session,
+            "owner": owner,
             "last_sequence": sequence,
             "last_version": version,
             "channel": worker.segment.name if worker.segment else "",
         }
+
+    def _join(self, worker: _Worker, owner: int, message: dict[str, Any]) -> bool:
+        """Let the connection stand for its handle. False: the handle's session is over."""
+        identity = ProcessIdentity.from_dict(message["process"])
+        if identity is None or identity.pid != worker.connection.pid:
+            identity = identify(worker.connection.pid)
+        if worker.owner:
+            raise InvalidArgumentError("this connection stands for a handle already")
+        if not self._sessions.join(owner, identity):
+            return False
+        worker.owner, worker.identity = owner, identity
+        return True
+
+    def _hold(self, worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
+        """Keep the session of a handle open as long as this connection, which has no channel."""
+        held = self._join(worker, int(message["owner"]), message)
+        return {"over": not held, "database_id": self._services.database_id}
 
     def _continue(self, session: int) -> tuple[int, int]:
         """The last outcome of a session that comes back; waits until its old channel has drained."""
@@ -354,7 +394,7 @@ class ControlServer:
         try:
             with memoryview(segment.map) as view:
                 layout.write_channel_header(view, session, ring_size)
-            index = self._core.open_channel(session, segment.map, ring_size, sequence, version)
+            index = self._core.open_channel(session, segment.map, ring_size, sequence, version, worker.owner)
         except BaseException:
             segment.unlink()
             segment.close()
@@ -374,7 +414,9 @@ class ControlServer:
         worker.segment, worker.index, worker.session, worker.closing = segment, index, session, False
         self._was_used = True
 
-    def _detach(self, worker: _Worker, _message: dict[str, Any]) -> dict[str, Any]:
+    def _detach(self, worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
+        if message.get("over") and worker.owner:
+            self._sessions.goodbye(worker.owner)
         self._drain(worker)
         return {}
 
@@ -402,7 +444,9 @@ class ControlServer:
             if other.index >= 0:
                 channel = self._core.channel_figures(other.index)
                 pid = other.identity.pid if other.identity else other.connection.pid
-                workers.append({"pid": pid, "attached_at": other.attached_at, **channel})
+                workers.append(
+                    {"pid": pid, "attached_at": other.attached_at, "owner": other.owner, **channel}
+                )
         figures = core_figures(self._core, tallies)
         # The size that commits may fill. The segment itself is larger, to leave room for recovery.
         figures["store"]["size"] = self._services.settings.max_store_size
@@ -411,6 +455,7 @@ class ControlServer:
             | self._status(worker, message)
             | {
                 "workers": workers,
+                "sessions": self._sessions.figures(),
                 "durable": self._services.durable.figures(),
             }
         )

@@ -200,7 +200,7 @@ class Coordinator:
                 )
 
     def _create_segments(self) -> None:
-        size = _segment_size(self.settings.max_store_size)
+        size = _segment_size(self.settings.max_store_size) + self.settings.watch_history
         try:
             self.bell = self._own(
                 layout.bell_name(self.database_id, self.incarnation), layout.BELL_SEGMENT_SIZE
@@ -240,6 +240,7 @@ class Coordinator:
                 request_memory_max=self.settings.request_memory_max,
                 snapshot_age_max=self.settings.snapshot_max_age,
                 wake_fd=self.wake_fd,
+                watch_history=self.settings.watch_history,
             )
         except OSError as error:
             raise StoreFullError(

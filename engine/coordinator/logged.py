@@ -14,7 +14,7 @@ import msgpack
 
 from ..disk._crc32c import checksum
 from ..disk.directory import DatabaseDirectory
-from ..log.wal_format import BeginTxn, Delete, Entry, Write, decode_body, parse_segment_name
+from ..log.wal_format import BeginTxn, BoundWrite, Delete, Entry, Write, decode_body, parse_segment_name
 from ..log.wal_reader import read_log, read_segment
 from ..model.errors import CorruptionError, NotFoundError
 
@@ -50,7 +50,7 @@ class LoggedCommits:
         place = self._places.get(version)
         entries = self._search(version) if place is None else self._read(version, *place)
         for entry in entries:
-            if isinstance(entry, Write):
+            if isinstance(entry, Write | BoundWrite):
                 writes.append((entry.key, _integer_in(entry.value)))
             elif isinstance(entry, Delete):
                 writes.append((entry.key, True))

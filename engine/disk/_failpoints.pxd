@@ -65,7 +65,8 @@ cdef enum Failpoint:
     FP_CLOCK_READ = 49            # the commit thread reads the wall clock
     FP_COMMIT_RANGE_SLICE = 50    # before a piece of a range tombstone is converted; errno: the store is full
     FP_COMMIT_WALK_SLICE = 51     # before a piece of a request's range checks; errno: no progress this time
-    FAILPOINT_COUNT = 52
+    FP_WORKER_BEFORE_SLEEP = 52   # a waiting worker has found nothing, and is about to sleep until something changes
+    FAILPOINT_COUNT = 53
 
 cdef enum FailpointAction:
     ACTION_NONE = 0

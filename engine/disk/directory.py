@@ -46,10 +46,10 @@ __all__ = [
 ]
 
 SOCKET_NAME = "coordinator.sock"
-FORMAT_VERSION = 2
-# 1: values without extensions 1 to 16, and runs without entries by name. It is read, and becomes 2 at the
-# first start.
-FORMATS_READ = (1, 2)
+FORMAT_VERSION = 3
+# 1: values without extensions 1 to 16, and runs without entries by name. 2: no key is bound to a session. Both
+# are read, and become 3 at the first start.
+FORMATS_READ = (1, 2, 3)
 META_SIZE = 128
 _MAGIC = b"OCCAMDB\0"
 _LAYOUT = struct.Struct("<8sII16sQIIQQQ16sq28xI")
@@ -140,7 +140,7 @@ def decode_meta(data: bytes, path: str) -> Meta:
         )  # fmt: skip
     if fields[1] not in FORMATS_READ:
         raise IncompatibleFormatError(
-            f"{path} has format version {fields[1]}; this build reads {' and '.join(map(str, FORMATS_READ))}",
+            f"{path} has format version {fields[1]}; this build reads {', '.join(map(str, FORMATS_READ))}",
             found=fields[1],
             supported=FORMAT_VERSION,
         )

@@ -5,6 +5,7 @@ from _typeshed import ReadableBuffer
 from ._replay import Loader
 
 FORMAT_VERSION: int
+FORMATS_READ: tuple[int, ...]
 MAGIC: bytes
 HEADER_SIZE: int
 

@@ -35,13 +35,16 @@ cdef enum:
     BLOCK_OUTCOMES = 2
     BLOCK_FOOTER = 3
     BLOCK_HEADER = 16
+    ROW_BOUND = 1 << 31             # in a row's key size: the session it is bound to follows its sizes
+    SESSION_SIZE = 8
     FILE_HEADER = 80                # sizeof(FileHeader), asserted below; not the log's WAL_HEADER_SIZE
     OK = 0
     DAMAGED = 1
     OUT_OF_ROOM = 2
     SYSTEM = 3
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+FORMATS_READ = (1, 2)      # 1 has no bound rows
 MAGIC = b"OCCAMCKP"
 HEADER_SIZE = FILE_HEADER
 
@@ -67,7 +70,7 @@ cdef packed struct Row:
     u64 version
     i64 timestamp
     i64 expires_at
-    u32 key_size
+    u32 key_size                    # and ROW_BOUND
     u32 value_size
 
 cdef packed struct Footer:
@@ -133,7 +136,7 @@ cdef class CheckpointWriter:
         self.version = version
         memset(&header, 0, sizeof(header))
         memcpy(header.magic, b"OCCAMCKP", 8)
-        header.format_version = 1
+        header.format_version = FORMAT_VERSION
         header.header_size = FILE_HEADER
         memcpy(header.database_id, <const u8 *>database_id, 16)
         header.version = version
@@ -206,18 +209,21 @@ cdef class CheckpointWriter:
 
     cdef bint _add_row(self, const Found *found) noexcept nogil:
         cdef Row row
-        cdef u8 *into = self._room(sizeof(Row) + <u64>found.key_size + found.value_size)
+        cdef u64 size = sizeof(Row) + (SESSION_SIZE if found.session else 0)
+        cdef u8 *into = self._room(size + found.key_size + found.value_size)
         if into == NULL:
             return False
         row.version = found.version
         row.timestamp = found.timestamp
         row.expires_at = found.expires_at
-        row.key_size = found.key_size
+        row.key_size = found.key_size | (<u32>ROW_BOUND if found.session else 0)
         row.value_size = found.value_size
         memcpy(into, &row, sizeof(Row))
-        memcpy(into + sizeof(Row), found.key, found.key_size)
-        memcpy(into + sizeof(Row) + found.key_size, found.value, found.value_size)
-        self.used += sizeof(Row) + <u64>found.key_size + found.value_size
+        if found.session:
+            memcpy(into + sizeof(Row), &found.session, SESSION_SIZE)
+        memcpy(into + size, found.key, found.key_size)
+        memcpy(into + size + found.key_size, found.value, found.value_size)
+        self.used += size + found.key_size + found.value_size
         self.count += 1
         self.rows += 1
         return True
@@ -376,7 +382,7 @@ cdef class CheckpointReader:
 
     cdef int _rows(self, const BlockHead *head, Loader loader) noexcept nogil:
         """Check the rows of the block in `payload`, and load them unless `loader` is None."""
-        cdef u64 at = 0
+        cdef u64 at = 0, session
         cdef u32 index
         cdef Row row
         cdef const u8 *key
@@ -387,6 +393,15 @@ cdef class CheckpointReader:
                 return self._damaged("a row that leaves its block")
             memcpy(&row, self.payload + at, sizeof(Row))
             at += sizeof(Row)
+            session = 0
+            if row.key_size & <u32>ROW_BOUND:
+                row.key_size &= ~<u32>ROW_BOUND
+                if head.size - at < SESSION_SIZE:
+                    return self._damaged("a row that leaves its block")
+                memcpy(&session, self.payload + at, SESSION_SIZE)
+                at += SESSION_SIZE
+                if session == 0:
+                    return self._damaged("a row that is bound to no session")
             key = self.payload + at
             if row.key_size == 0 or row.key_size > KEY_SIZE_MAX or row.version == 0 or row.version > self.version:
                 return self._damaged("a row with an impossible key or version")
@@ -395,7 +410,8 @@ cdef class CheckpointReader:
             if self.rows and key_compare(last, last_size, key, row.key_size) >= 0:
                 return self._damaged("rows that are not in key order")
             if loader is not None and not loader.load_row(key, row.key_size, key + row.key_size, row.value_size,
-                                                          row.version, row.timestamp, row.expires_at):
+                                                          row.version, row.timestamp, row.expires_at,
+                                                          session):
                 return OUT_OF_ROOM
             last = key
             last_size = row.key_size

@@ -10,6 +10,8 @@ cdef enum:
     ENTRY_DELETE_RANGE = 4
     ENTRY_COMMIT = 5
     ENTRY_ABORT = 6                  # reserved, never written
+    ENTRY_BOUND_WRITE = 7            # a Write of a key that is bound to a session
+    ENTRY_LAST = 7
     BEGIN_LENGTH = 49
     COMMIT_LENGTH = 29
 
@@ -25,6 +27,10 @@ cdef packed struct WriteBody:
     i64 expires_at
     u32 key_size
     u32 value_size
+
+cdef packed struct BoundWriteBody:
+    WriteBody write
+    u64 session                      # the handle that the key lives as long as; not 0
 
 cdef packed struct DeleteBody:
     u64 version
@@ -65,6 +71,9 @@ cdef class EntryBuffer:
     # REQUIRES for these: begin_transaction of the appender returned 0, end_transaction was not called yet.
     cdef int add_write(self, const u8 *key, u32 key_size, const u8 *value, u32 value_size, u64 version,
                        i64 expires_at) noexcept nogil
+    # The same for a key that is bound to `session`, which is not 0.
+    cdef int add_bound_write(self, const u8 *key, u32 key_size, const u8 *value, u32 value_size, u64 version,
+                             i64 expires_at, u64 session) noexcept nogil
     cdef int add_delete(self, const u8 *key, u32 key_size, u64 version) noexcept nogil
     # A delete made by the expiry of the record with version `removed` (Record.flags EXPIRY). `removed` is not
     # 0.

@@ -127,6 +127,24 @@ cdef class EntryBuffer:
         self._seal(body)
         return 0
 
+    cdef int add_bound_write(self, const u8 *key, u32 key_size, const u8 *value, u32 value_size, u64 version,
+                             i64 expires_at, u64 session) noexcept nogil:
+        cdef BoundWriteBody head
+        cdef u8 *body = self._entry(ENTRY_BOUND_WRITE, sizeof(BoundWriteBody) + <u64>key_size + value_size)
+        if body == NULL:
+            return ENOMEM
+        head.write.version = version
+        head.write.expires_at = expires_at
+        head.write.key_size = key_size
+        head.write.value_size = value_size
+        head.session = session
+        memcpy(body, &head, sizeof(BoundWriteBody))
+        memcpy(body + sizeof(BoundWriteBody), key, key_size)
+        if value_size:
+            memcpy(body + sizeof(BoundWriteBody) + key_size, value, value_size)
+        self._seal(body)
+        return 0
+
     cdef int _append_delete(self, const u8 *key, u32 key_size, u64 version, u64 removed) noexcept nogil:
         cdef DeleteBody head
         cdef u8 *body = self._entry(ENTRY_DELETE, sizeof(DeleteBody) + <u64>key_size)

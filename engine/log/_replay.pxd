@@ -72,13 +72,13 @@ cdef class Loader:
 
     cdef bint note_outcome(self, u64 session, u64 sequence, u64 version) noexcept nogil
     cdef bint load_row(self, const u8 *key, u32 key_size, const u8 *value, u32 value_size, u64 version,
-                       i64 timestamp, i64 expires_at) noexcept nogil
+                       i64 timestamp, i64 expires_at, u64 session) noexcept nogil
     cdef void settle(self) noexcept nogil
     cdef bint _grow_outcomes(self) noexcept nogil
     cdef u64 _garbage_max(self) noexcept nogil
     cdef void _make_room(self) noexcept nogil
     cdef bint _install(self, const u8 *key, u32 key_size, u64 version, i64 timestamp, i64 expires_at, u32 flags,
-                       const u8 *value, u32 value_size) noexcept nogil
+                       const u8 *value, u32 value_size, u64 session) noexcept nogil
     cdef bint _delete_range(self, const u8 *start, u32 start_size, const u8 *end, u32 end_size, u64 version,
                             i64 timestamp) noexcept nogil
     cdef bint _apply(self, SegmentImage image, const LogTransaction *transaction) noexcept nogil

@@ -18,15 +18,16 @@ from libc.string cimport memcmp, memcpy
 from ..disk._crc_ranges cimport crc_ranges_free, crc_ranges_init
 from ..disk._files cimport file_read, file_size
 from ..store._layout cimport (
-    KEY_SIZE_MAX, RECORD_EXPIRY, RECORD_TOMBSTONE, key_compare, key_hash, node_at, node_key, record_at,
+    KEY_SIZE_MAX, RECORD_BOUND, RECORD_EXPIRY, RECORD_TOMBSTONE, key_compare, key_hash, node_at, node_key, record_at,
+    record_bind,
 )
 from ..store._store cimport (
     store_collect, store_ensure_node, store_force_collect, store_install, store_new_record, store_next,
     store_pending_bytes, store_publish, store_seek,
 )
 from ._entries cimport (
-    BEGIN_LENGTH, COMMIT_LENGTH, ENTRY_BEGIN, ENTRY_COMMIT, ENTRY_DELETE, ENTRY_DELETE_RANGE, ENTRY_HEADER_SIZE,
-    ENTRY_WRITE, CommitBody, DeleteBody, RangeBody, WriteBody, entry_crc,
+    BEGIN_LENGTH, COMMIT_LENGTH, ENTRY_BEGIN, ENTRY_BOUND_WRITE, ENTRY_COMMIT, ENTRY_DELETE, ENTRY_DELETE_RANGE,
+    ENTRY_HEADER_SIZE, ENTRY_LAST, ENTRY_WRITE, BoundWriteBody, CommitBody, DeleteBody, RangeBody, WriteBody, entry_crc,
 )
 from ._segments cimport WAL_HEADER_SIZE
 
@@ -82,7 +83,7 @@ cdef class SegmentImage:
         memcpy(head, entry, 8)
         if head[0] == 0 or head[0] > self.size - offset - ENTRY_HEADER_SIZE:
             return 0
-        if entry[ENTRY_HEADER_SIZE] < ENTRY_BEGIN or entry[ENTRY_HEADER_SIZE] > ENTRY_COMMIT:
+        if entry[ENTRY_HEADER_SIZE] < ENTRY_BEGIN or entry[ENTRY_HEADER_SIZE] > ENTRY_LAST:
             return 0
         if entry_crc(self.seed, offset, entry, head[0]) != head[1]:
             return 0
@@ -109,8 +110,9 @@ cdef class SegmentImage:
             self.data + offset, self.data + offset + 1, self.size - offset - 1) == 0
 
     cdef int _operation(self, const LogEntry *entry, u64 *version) noexcept nogil:
-        """1: the sizes inside a Write, Delete or DeleteRange agree with its length."""
+        """1: the sizes inside a Write, BoundWrite, Delete or DeleteRange agree with its length."""
         cdef WriteBody write
+        cdef BoundWriteBody bound
         cdef DeleteBody delete
         cdef RangeBody ranged
         if entry.type == ENTRY_WRITE and entry.body_size >= sizeof(WriteBody):
@@ -118,6 +120,11 @@ cdef class SegmentImage:
             version[0] = write.version
             return (0 < write.key_size <= KEY_SIZE_MAX
                     and entry.body_size == sizeof(WriteBody) + <u64>write.key_size + write.value_size)
+        if entry.type == ENTRY_BOUND_WRITE and entry.body_size >= sizeof(BoundWriteBody):
+            memcpy(&bound, entry.body, sizeof(BoundWriteBody))
+            version[0] = bound.write.version
+            return (0 < bound.write.key_size <= KEY_SIZE_MAX and bound.session != 0
+                    and entry.body_size == sizeof(BoundWriteBody) + <u64>bound.write.key_size + bound.write.value_size)
         if entry.type == ENTRY_DELETE and entry.body_size >= sizeof(DeleteBody):
             memcpy(&delete, entry.body, sizeof(DeleteBody))
             version[0] = delete.version
@@ -297,10 +304,13 @@ cdef class Loader:
         store_force_collect(self.store, NULL, 0)
 
     cdef bint _install(self, const u8 *key, u32 key_size, u64 version, i64 timestamp, i64 expires_at, u32 flags,
-                       const u8 *value, u32 value_size) noexcept nogil:
+                       const u8 *value, u32 value_size, u64 session) noexcept nogil:
+        """`session`: that the key is bound to, 0 for none."""
         cdef u64 hash = key_hash(key, key_size, self.store.hash_seed)
         cdef u32 node = store_ensure_node(self.store, key, key_size, hash)
         cdef u32 record = 0
+        if session:
+            flags |= RECORD_BOUND
         if node:
             record = store_new_record(self.store, version, timestamp, expires_at, flags, value, value_size)
         if record == 0:
@@ -311,14 +321,16 @@ cdef class Loader:
         if record == 0:
             self.full = True
             return False
+        if session:
+            record_bind(record_at(self.store.base, record), session)
         store_install(self.store, node, record)
         return True
 
     cdef bint load_row(self, const u8 *key, u32 key_size, const u8 *value, u32 value_size, u64 version,
-                       i64 timestamp, i64 expires_at) noexcept nogil:
+                       i64 timestamp, i64 expires_at, u64 session) noexcept nogil:
         """One row of a checkpoint. False: the store is full."""
         self.keys_loaded += 1
-        return self._install(key, key_size, version, timestamp, expires_at, 0, value, value_size)
+        return self._install(key, key_size, version, timestamp, expires_at, 0, value, value_size, session)
 
     cdef bint _delete_range(self, const u8 *start, u32 start_size, const u8 *end, u32 end_size, u64 version,
                             i64 timestamp) noexcept nogil:
@@ -348,6 +360,7 @@ cdef class Loader:
         cdef const u8 *body
         cdef u8 type
         cdef WriteBody write
+        cdef BoundWriteBody bound
         cdef DeleteBody delete
         cdef RangeBody ranged
         cdef i64 timestamp = transaction.head.timestamp
@@ -360,12 +373,18 @@ cdef class Loader:
                 memcpy(&write, body, sizeof(WriteBody))
                 body += sizeof(WriteBody)
                 fits = self._install(body, write.key_size, write.version, timestamp, write.expires_at, 0,
-                                     body + write.key_size, write.value_size)
+                                     body + write.key_size, write.value_size, 0)
+            elif type == ENTRY_BOUND_WRITE:
+                memcpy(&bound, body, sizeof(BoundWriteBody))
+                body += sizeof(BoundWriteBody)
+                write = bound.write
+                fits = self._install(body, write.key_size, write.version, timestamp, write.expires_at, 0,
+                                     body + write.key_size, write.value_size, bound.session)
             elif type == ENTRY_DELETE:
                 memcpy(&delete, body, sizeof(DeleteBody))
                 fits = self._install(body + sizeof(DeleteBody), delete.key_size, delete.version, timestamp,
                                      <i64>delete.removed,
-                                     RECORD_TOMBSTONE | (RECORD_EXPIRY if delete.removed else 0), NULL, 0)
+                                     RECORD_TOMBSTONE | (RECORD_EXPIRY if delete.removed else 0), NULL, 0, 0)
             else:
                 memcpy(&ranged, body, sizeof(RangeBody))
                 body += sizeof(RangeBody)

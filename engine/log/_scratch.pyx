@@ -27,7 +27,7 @@ cdef class ScratchStore:
         self.mapping = _mmap.mmap(-1, size, flags=_mmap.MAP_PRIVATE | _mmap.MAP_ANONYMOUS)
         view = self.mapping
         self.view = view
-        error = store_create(&self.store, &view[0], size, -1, database_id, 1)
+        error = store_create(&self.store, &view[0], size, -1, database_id, 1, 0)
         if error:
             raise OSError(error, _os.strerror(error))
         self.made = True
@@ -64,6 +64,14 @@ cdef class ScratchStore:
 
     def rows(self, version=None) -> list:
         """All rows in key order: (key, value, version, timestamp, expires_at)."""
+        return [row[:5] for row in self._rows(version)]
+
+    def bindings(self, version=None) -> dict:
+        """key -> session, of the keys that are bound to one."""
+        return {row[0]: row[5] for row in self._rows(version) if row[5]}
+
+    cdef list _rows(self, object version):
+        """Rows as `rows` gives them, and the session."""
         cdef Reader reader
         cdef Found page[64]
         cdef u8 resume_key[65536]
@@ -83,6 +91,6 @@ cdef class ScratchStore:
             for index in range(count):
                 result.append((
                     page[index].key[:page[index].key_size], page[index].value[:page[index].value_size],
-                    page[index].version, page[index].timestamp, page[index].expires_at,
+                    page[index].version, page[index].timestamp, page[index].expires_at, page[index].session,
                 ))
         return result

@@ -3,7 +3,7 @@
 from ...ipc._atomics cimport i64, u8, u32, u64
 
 cdef enum:
-    LOG_FORMAT_VERSION = 1
+    LOG_FORMAT_VERSION = 2
     WAL_HEADER_SIZE = 80
 
 cdef packed struct SegmentHeader:

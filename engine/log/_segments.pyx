@@ -16,6 +16,7 @@ from ..disk._files cimport (
 )
 
 FORMAT_VERSION = LOG_FORMAT_VERSION
+FORMATS_READ = (1, 2)      # 1 has no BoundWrite
 MAGIC = b"OCCAMLOG"
 HEADER_SIZE = WAL_HEADER_SIZE
 

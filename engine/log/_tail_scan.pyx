@@ -20,8 +20,8 @@ from ..disk._crc32c cimport crc32c
 from ..disk._crc_ranges cimport crc_of_range, crc_ranges_build
 from ._replay cimport TX_WHOLE, LogEntry, LogTransaction, SegmentImage
 from ._entries cimport (
-    BEGIN_LENGTH, COMMIT_LENGTH, ENTRY_BEGIN, ENTRY_COMMIT, ENTRY_DELETE_RANGE, ENTRY_HEADER_SIZE, ENTRY_WRITE,
-    BeginBody, CommitBody,
+    BEGIN_LENGTH, COMMIT_LENGTH, ENTRY_BEGIN, ENTRY_BOUND_WRITE, ENTRY_COMMIT, ENTRY_DELETE_RANGE, ENTRY_HEADER_SIZE,
+    ENTRY_WRITE, BeginBody, CommitBody,
 )
 
 
@@ -49,7 +49,7 @@ cdef inline bint _sizes_agree(SegmentImage image, u64 at, LogEntry *out) noexcep
     cdef bint sized
     memcpy(&length, entry, 4)
     # One branch that nearly always goes the same way, whatever the bytes: most offsets end here.
-    sized = (type >= ENTRY_WRITE) & (type <= ENTRY_DELETE_RANGE)
+    sized = (type >= ENTRY_WRITE) & (type <= ENTRY_DELETE_RANGE) | (type == ENTRY_BOUND_WRITE)
     if not (sized | (length == fixed_length[type])):
         return False
     if length == 0 or length > image.size - at - ENTRY_HEADER_SIZE:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 from ._entries import EntryBuffer
 
 WriteOperation = tuple[Literal["write"], bytes, bytes, int]
+BoundOperation = tuple[Literal["bound_write"], bytes, bytes, int, int]
 DeleteOperation = tuple[Literal["delete"], bytes, int]
 RangeOperation = tuple[Literal["delete_range"], bytes, bytes]
 
@@ -24,7 +25,7 @@ class WalAppender(EntryBuffer):
         run_id: bytes,
         timestamp: int,
         version: int,
-        operations: Iterable[WriteOperation | DeleteOperation | RangeOperation],
+        operations: Iterable[WriteOperation | BoundOperation | DeleteOperation | RangeOperation],
     ) -> None: ...
     def flush_batch(self, sync: bool) -> None: ...
     def sync_in_background(self, wait: bool = False) -> None: ...

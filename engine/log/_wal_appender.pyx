@@ -191,9 +191,8 @@ cdef class WalAppender(EntryBuffer):
             raise OSError(error, _os.strerror(error))
 
     def append_transaction(self, u64 session, u64 sequence, bytes run_id, i64 timestamp, u64 version, operations):
-        """Encode one transaction: operations are ("write", key, value, expires_at), ("delete", key, removed)
-        and
-        ("delete_range", start, end)."""
+        """Encode one transaction: operations are ("write", key, value, expires_at), ("bound_write", key, value,
+        expires_at, session), ("delete", key, removed) and ("delete_range", start, end)."""
         cdef u64 mark = self.used
         cdef bytes key, value
         if len(run_id) != 16:
@@ -204,6 +203,9 @@ cdef class WalAppender(EntryBuffer):
             if operation[0] == "write":
                 value = operation[2]
                 error = self.add_write(key, len(key), value, len(value), version, operation[3])
+            elif operation[0] == "bound_write":
+                value = operation[2]
+                error = self.add_bound_write(key, len(key), value, len(value), version, operation[3], operation[4])
             elif operation[0] == "delete":
                 error = self._append_delete(key, len(key), version, operation[2])
             else:

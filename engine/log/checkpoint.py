@@ -31,7 +31,7 @@ from ..disk.directory import DatabaseDirectory
 from ..disk.files import TEMPORARY_SUFFIX, File
 from ..disk.reserve import is_disk_full
 from ..model.errors import CorruptionError, IncompatibleFormatError
-from ._checkpoint import FORMAT_VERSION, HEADER_SIZE, MAGIC, CheckpointReader, CheckpointWriter
+from ._checkpoint import FORMAT_VERSION, FORMATS_READ, HEADER_SIZE, MAGIC, CheckpointReader, CheckpointWriter
 from ._replay import Loader
 from .wal_reader import list_segments
 
@@ -281,9 +281,10 @@ def checkpoint_header(data: bytes, path: str) -> tuple[bytes, int]:
 def _decode_header(data: bytes, file: CheckpointFile, database_id: bytes) -> int:
     """Check a checkpoint's header; returns its checksum, the seed of all others."""
     fields = _fields(data, file.path)
-    if fields[1] != FORMAT_VERSION:
+    if fields[1] not in FORMATS_READ:
         raise IncompatibleFormatError(
-            f"{file.path} has checkpoint format version {fields[1]}; this build reads {FORMAT_VERSION}",
+            f"{file.path} has checkpoint format version {fields[1]}; "
+            f"this build reads {', '.join(map(str, FORMATS_READ))}",
             found=fields[1],
             supported=FORMAT_VERSION,
         )

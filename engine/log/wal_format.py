@@ -13,11 +13,12 @@ from typing import TypeAlias
 
 from ..disk._crc32c import checksum
 from ..model.errors import CorruptionError, IncompatibleFormatError
-from ._segments import FORMAT_VERSION, HEADER_SIZE, MAGIC
+from ._segments import FORMAT_VERSION, FORMATS_READ, HEADER_SIZE, MAGIC
 
 __all__ = [
     "HEADER_SIZE",
     "BeginTxn",
+    "BoundWrite",
     "CommitTxn",
     "Delete",
     "DeleteRange",
@@ -34,6 +35,7 @@ _HEADER = struct.Struct("<8sII16sQQQqQII")
 _ENTRY = struct.Struct("<IIB")
 _BEGIN = struct.Struct("<QQ16sqQ")
 _WRITE = struct.Struct("<QqII")
+_BOUND = struct.Struct("<QqIIQ")
 _DELETE = struct.Struct("<QQI")
 _RANGE = struct.Struct("<QII")
 _COMMIT = struct.Struct("<QQQI")
@@ -62,6 +64,18 @@ class Write:
     key: bytes
     value: bytes
     type = 2
+
+
+@dataclass(frozen=True, slots=True)
+class BoundWrite:
+    """A Write of a key that lives as long as the handle whose session this is."""
+
+    version: int
+    expires_at: int
+    session: int
+    key: bytes
+    value: bytes
+    type = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +109,7 @@ class CommitTxn:
     type = 5
 
 
-Entry: TypeAlias = BeginTxn | Write | Delete | DeleteRange | CommitTxn
+Entry: TypeAlias = BeginTxn | Write | BoundWrite | Delete | DeleteRange | CommitTxn
 
 
 def encode_body(entry: Entry) -> bytes:
@@ -106,6 +120,10 @@ def encode_body(entry: Entry) -> bytes:
         case Write():
             sizes = (len(entry.key), len(entry.value))
             return _WRITE.pack(entry.version, entry.expires_at, *sizes) + entry.key + entry.value
+        case BoundWrite():
+            sizes = (len(entry.key), len(entry.value))
+            head = _BOUND.pack(entry.version, entry.expires_at, *sizes, entry.session)
+            return head + entry.key + entry.value
         case Delete():
             return _DELETE.pack(entry.version, entry.removed, len(entry.key)) + entry.key
         case DeleteRange():
@@ -129,6 +147,10 @@ def decode_body(kind: int, body: bytes) -> Entry:
         version, expires_at, key_size, _ = _WRITE.unpack_from(body)
         key_end = _WRITE.size + key_size
         return Write(version, expires_at, body[_WRITE.size : key_end], body[key_end:])
+    if kind == 7:
+        version, expires_at, key_size, _, session = _BOUND.unpack_from(body)
+        key_end = _BOUND.size + key_size
+        return BoundWrite(version, expires_at, session, body[_BOUND.size : key_end], body[key_end:])
     if kind == 3:
         version, removed, _ = _DELETE.unpack_from(body)
         return Delete(version, removed, body[_DELETE.size :])
@@ -195,9 +217,10 @@ def decode_header(data: bytes, path: str) -> SegmentHeader:
             f"{path}: not a log segment, or its header is damaged", file=path, offset=0,
             expected=f"magic {MAGIC!r} and checksum {found:#010x}",
         )  # fmt: skip
-    if fields[1] != FORMAT_VERSION:
+    if fields[1] not in FORMATS_READ:
         raise IncompatibleFormatError(
-            f"{path} has log format version {fields[1]}; this build reads {FORMAT_VERSION}",
+            f"{path} has log format version {fields[1]}; "
+            f"this build reads {', '.join(map(str, FORMATS_READ))}",
             found=fields[1],
             supported=FORMAT_VERSION,
         )

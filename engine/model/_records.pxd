@@ -8,6 +8,7 @@ cdef class VersionedValue:
     cdef readonly u64 version
     cdef readonly i64 timestamp_ns
     cdef readonly i64 expires_at_ns
+    cdef readonly u64 session
 
 
 cdef class CommitReceipt:
@@ -18,5 +19,5 @@ cdef class CommitReceipt:
 
 
 # A new record, without argument parsing.
-cdef VersionedValue make_versioned(object value, u64 version, i64 timestamp_ns, i64 expires_at_ns)
+cdef VersionedValue make_versioned(object value, u64 version, i64 timestamp_ns, i64 expires_at_ns, u64 session)
 cdef CommitReceipt make_receipt(u64 version, i64 committed_at_ns, object durability, u64 attempts)

@@ -44,14 +44,16 @@ cdef class VersionedValue:
       version: of the commit that wrote it; 0 for one of the transaction's own writes, not committed yet.
       timestamp_ns: when it was written, in nanoseconds since the epoch, by the coordinator's clock.
       expires_at_ns: when it expires, likewise; 0 never.
+      session: of the open database that the key lives as long as (`Database.session`); 0: it is not ephemeral.
     """
 
-    def __init__(self, value, u64 version, timestamp=0, expires_at=None):
+    def __init__(self, value, u64 version, timestamp=0, expires_at=None, u64 session=0):
         """Times as nanoseconds since the epoch or aware datetimes."""
         self.value = value
         self.version = version
         self.timestamp_ns = ns_of(timestamp, "timestamp")
         self.expires_at_ns = ns_of(expires_at, "expires_at")
+        self.session = session
 
     @property
     def timestamp(self):
@@ -63,12 +65,17 @@ cdef class VersionedValue:
         """When it expires: an aware UTC datetime, None for never."""
         return moment_of(self.expires_at_ns) if self.expires_at_ns else None
 
+    @property
+    def ephemeral(self):
+        """Whether the key goes when the open database that wrote it does."""
+        return self.session != 0
+
     def __eq__(self, other):
         if type(other) is not VersionedValue:
             return NotImplemented
         cdef VersionedValue that = <VersionedValue>other
         return (self.version == that.version and self.timestamp_ns == that.timestamp_ns
-                and self.expires_at_ns == that.expires_at_ns and self.value == that.value)
+                and self.expires_at_ns == that.expires_at_ns and self.session == that.session and self.value == that.value)
 
     def __hash__(self):
         # Without the value, which may be a list or dict.
@@ -76,21 +83,24 @@ cdef class VersionedValue:
 
     def __repr__(self):
         until = f", expires_at={self.expires_at.isoformat()}" if self.expires_at_ns else ""
+        if self.session:
+            until += f", session={self.session}"
         return (f"VersionedValue({self.value!r}, version={self.version}, "
                 f"timestamp={self.timestamp.isoformat()}{until})")
 
     def __reduce__(self):
-        return VersionedValue, (self.value, self.version, self.timestamp_ns, self.expires_at_ns)
+        return VersionedValue, (self.value, self.version, self.timestamp_ns, self.expires_at_ns, self.session)
 
     __match_args__ = ("value", "version", "timestamp", "expires_at")
 
 
-cdef VersionedValue make_versioned(object value, u64 version, i64 timestamp_ns, i64 expires_at_ns):
+cdef VersionedValue make_versioned(object value, u64 version, i64 timestamp_ns, i64 expires_at_ns, u64 session):
     cdef VersionedValue record = VersionedValue.__new__(VersionedValue)
     record.value = value
     record.version = version
     record.timestamp_ns = timestamp_ns
     record.expires_at_ns = expires_at_ns
+    record.session = session
     return record
 
 

@@ -68,6 +68,7 @@ __all__ = [
     "UserKey",
     "ValueEncodingError",
     "ValueTooLarge",
+    "WatchLagged",
     "WriteConflict",
 ]
 
@@ -137,6 +138,28 @@ class SnapshotExpired(OccamError):
         details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message, hint=hint, details=details)
+
+
+class WatchLagged(OccamError):
+    """Changes that a watcher has not seen are not kept any longer.
+
+    Attributes:
+      since: every change up to this version was seen.
+      oldest: a watch can go on from this version or a later one.
+    """
+
+    code = "occam.watch.lagged"
+    default_hint = (
+        "read the state from a snapshot, then watch with since=its version; a larger watch_history keeps more"
+    )
+
+    def __init__(self, message: str = "", *, since: int = 0, oldest: int = 0) -> None:
+        super().__init__(
+            message or f"changes after version {since} are no longer kept; those after version {oldest} are",
+            details={"since": since, "oldest": oldest},
+        )
+        self.since = since
+        self.oldest = oldest
 
 
 class ForkedHandleError(OccamError):

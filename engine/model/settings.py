@@ -23,6 +23,7 @@ __all__ = ["SETTINGS_FILE", "Settings", "load_settings", "setting_names"]
 SETTINGS_FILE = "settings.toml"
 
 _DAY = 86_400.0
+_WATCH_HISTORY_MIN = 64 * KIB
 
 
 def _size(default: int, low: int, high: int, *, power_of_two: bool = False) -> Any:
@@ -58,7 +59,11 @@ class Settings:
       sync_interval: how soon after a commit `fdatasync` follows, with durability "standard".
       snapshot_max_age: an older snapshot may be revoked (`SnapshotExpired`).
       idle_timeout: an auto-started coordinator ends this long after its last worker left.
+      session_grace: how long the session of an open database, whose ephemeral keys it keeps, outlives the loss of its
+        last connection while its process is alive; also how long it may take to come back to a new coordinator.
       channel_count_max: the most connections of workers at once.
+      watch_history: of the ring of recent changes, which `watch` and the waits read: on top of `max_store_size`; a
+        power of two from 64 KiB, or 0 for none.
       limits: the sizes of keys, values and transactions; their names are settings too.
     """
 
@@ -72,7 +77,9 @@ class Settings:
     sync_interval: float = _seconds(0.1, 0.001, 60.0)
     snapshot_max_age: float = _seconds(300.0, 0.05, 30 * _DAY)
     idle_timeout: float = _seconds(10.0, 0.0, 365 * _DAY)
+    session_grace: float = _seconds(5.0, 0.05, 3600.0)
     channel_count_max: int = _count(256, 1, 4096)
+    watch_history: int = _size(16 * MIB, 0, GIB, power_of_two=True)
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -80,6 +87,8 @@ class Settings:
             if item.metadata:
                 checked = _check(item.name, getattr(self, item.name), item.metadata)
                 object.__setattr__(self, item.name, checked)
+        if 0 < self.watch_history < _WATCH_HISTORY_MIN:
+            check_size("watch_history", self.watch_history, _WATCH_HISTORY_MIN, GIB)
         if not isinstance(self.limits, Limits):
             raise SettingsError(
                 f"limits must be a Limits, got {type(self.limits).__name__}",

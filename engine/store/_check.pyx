@@ -13,9 +13,10 @@ from ...ipc._atomics cimport u8, u32, u64
 from ._arena cimport arena_block_size
 from ._arena_check cimport arena_check
 from ._hash_index cimport hash_find
+from ._layout cimport BINDING_SIZE, RECORD_BOUND
 from ._layout cimport BUCKET_SLOTS, HEIGHT_MAX, PAGE_SIZE, RANGE_BLOCK_SIZE, RANGE_SLOTS, RECORD_SIZE, RECORD_TOMBSTONE
 from ._layout cimport Bucket, Node, Record, block_at, bucket_at, key_compare, key_hash, node_at, node_key, node_next
-from ._layout cimport RangeBlock, range_at, record_at, tombstone_at
+from ._layout cimport RangeBlock, range_at, record_at, record_session, tombstone_at
 
 
 cdef struct Audit:
@@ -25,6 +26,7 @@ cdef struct Audit:
     u64 bytes
     u64 nodes
     u64 keys
+    u64 bound
     u64 records
     u64 superseded
     u64 superseded_bytes
@@ -71,8 +73,10 @@ cdef int check_chain(Audit *audit, u32 node) noexcept nogil:
         if size == 0:
             return fail(audit, "record is not a block of its own", ref)
         record = record_at(s.base, ref)
-        if RECORD_SIZE + <u64>record.value_size > size:
+        if RECORD_SIZE + <u64>record.value_size + (BINDING_SIZE if record.flags & RECORD_BOUND else 0) > size:
             return fail(audit, "record larger than its block", ref)
+        if record.flags & RECORD_BOUND and (record.flags & RECORD_TOMBSTONE or record_session(record) == 0):
+            return fail(audit, "record bound to no session", ref)
         if record.node != node or record.newer != newer:
             return fail(audit, "record with wrong node or newer link", ref)
         if newer and record.version > record_at(s.base, newer).version:
@@ -82,6 +86,7 @@ cdef int check_chain(Audit *audit, u32 node) noexcept nogil:
             audit.superseded_bytes += size
         elif not (record.flags & RECORD_TOMBSTONE):
             audit.keys += 1
+            audit.bound += (record.flags & RECORD_BOUND) != 0
         audit.records += 1
         audit.record_bytes += size
         newer = ref
@@ -320,6 +325,8 @@ cdef int check_sums(Audit *audit) noexcept nogil:
         return fail(audit, "superseded bytes are wrong", audit.superseded_bytes)
     if audit.keys != s.key_count:
         return fail(audit, "key counter is wrong", audit.keys)
+    if audit.bound != s.bound_count:
+        return fail(audit, "counter of session-bound keys is wrong", audit.bound)
     if audit.index_bytes != s.hashes.bytes:
         return fail(audit, "index bytes are wrong", audit.index_bytes)
     return 0

@@ -14,7 +14,7 @@ from libc.string cimport memcmp, memcpy
 from ...ipc._atomics cimport i64, load_acquire_u32, u8, u16, u32, u64
 
 cdef enum:
-    STORE_LAYOUT_VERSION = 2
+    STORE_LAYOUT_VERSION = 3
     STORE_HEADER_SIZE = 1024
     PAGE_SIZE = 16384           # allocation page; page 0 holds the header
     SLACK_PAGES = 5             # preallocated but unused past the last page: what a reader takes for a node
@@ -31,6 +31,8 @@ cdef enum:
     BUCKET_CHAIN_MAX = 65536    # pages of one overflow chain
     RECORD_TOMBSTONE = 1        # record.flags: the key is deleted; there is no value
     RECORD_EXPIRY = 2           # record.flags: a tombstone made by expiry; expires_at: version it removed
+    RECORD_BOUND = 4            # record.flags: session-bound; the session's id follows the value
+    BINDING_SIZE = 8            # of that id
     RANGE_SLOTS = 64            # range tombstones that can be active at a time
     RANGE_BLOCK_SIZE = 24       # fixed part of a range tombstone; start key and end key follow
     RANGE_KEYS_MAX = 65536      # both keys together: with the fixed part less than the slack
@@ -90,6 +92,16 @@ cdef struct StoreHeader:
     u32 range_count             # slots at and above this are free; usually 0
     u32 ranges[64]              # 0: free
     u32 _pad8[15]
+    # +896: the change ring (`_change_ring.pyx`). Final once the magic is there.
+    u64 change_offset           # of its bytes in the segment, behind everything else
+    u64 change_size             # a power of two; 0: there is no ring
+    u64 _pad9[6]
+    # +960: positions in the ring. Commit thread (release), readers (acquire).
+    u64 change_end              # behind the newest block that may be read
+    u64 change_last             # of that block; 0: none
+    u64 change_tail             # blocks below are gone
+    u64 change_floor            # changes of versions up to this may be gone; of later ones none is
+    u64 _pad10[4]
 
 cdef struct Node:
     u64 hash
@@ -109,7 +121,7 @@ cdef struct Record:
     u32 node
     u32 value_size
     u32 flags
-    # value
+    # value, then with RECORD_BOUND the id of the session it is bound to (u64, unaligned)
 
 cdef struct Tombstone:          # writer only: what follows the fixed part of a tombstone record
     u32 older
@@ -186,6 +198,19 @@ cdef inline u8 *node_key(const Node *node) noexcept nogil:
 
 cdef inline u8 *record_value(const Record *record) noexcept nogil:
     return <u8 *>record + RECORD_SIZE
+
+
+cdef inline u64 record_session(const Record *record) noexcept nogil:
+    """The session that a record is bound to, 0 for none. Writer only: a reader has to check the size first."""
+    cdef u64 session = 0
+    if record.flags & RECORD_BOUND:
+        memcpy(&session, record_value(record) + record.value_size, BINDING_SIZE)
+    return session
+
+
+cdef inline void record_bind(Record *record, u64 session) noexcept nogil:
+    """Fill in the session. REQUIRES: made with RECORD_BOUND, and no reader can reach the record yet."""
+    memcpy(record_value(record) + record.value_size, &session, BINDING_SIZE)
 
 
 cdef inline int key_compare(const u8 *a, u32 a_size, const u8 *b, u32 b_size) noexcept nogil:

@@ -24,6 +24,8 @@ cdef bint pages_back(Arena *a, u64 need) noexcept nogil
 cdef u32 pages_take(Arena *a, u32 pages, u16 kind) noexcept nogil
 # Gives a slab or large run back. REQUIRES: `start` is its first page, and no block in it is in use.
 cdef void pages_give(Arena *a, u32 start) noexcept nogil
+# Preallocates bytes [start, end) of the segment. SHORT_OF_NOTHING when the pages are there.
+cdef u32 fallocate_range(int fd, u64 start, u64 end) noexcept nogil
 
 
 cdef inline u32 bin_of(u32 pages) noexcept nogil:

@@ -18,6 +18,7 @@ cdef struct Found:              # pointers into the store: valid as long as the 
     u64 version
     i64 timestamp
     i64 expires_at
+    u64 session                 # that the key is bound to; 0: none
 
 # 0 ok; 1: not a store of this layout (or `size` is not the size it was made with). Call once per mapping.
 cdef int reader_open(Reader *r, const u8 *base, u64 size) noexcept nogil

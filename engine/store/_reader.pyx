@@ -27,6 +27,7 @@ from libc.string cimport memcmp, memcpy
 from ...ipc._atomics cimport fence_acquire, load_acquire_u32, load_acquire_u64, load_relaxed_u32, load_relaxed_u64
 from ...ipc._atomics cimport prefetch
 from ._layout cimport BUCKET_CHAIN_MAX, BUCKET_SLOTS, DEPTH_MAX, HEIGHT_MAX, PAGE_SIZE
+from ._layout cimport BINDING_SIZE, RECORD_BOUND
 from ._layout cimport RECORD_SIZE, RECORD_TOMBSTONE, REF_SHIFT, SLACK_PAGES, STORE_HEADER_SIZE, STORE_LAYOUT_VERSION
 from ._layout cimport Bucket, Node, Record, block_at, home_slot, key_compare, node_key, node_next, record_value, store_magic
 from ._range_view cimport RangeView, ranges_hide, ranges_load
@@ -76,9 +77,11 @@ cdef int reader_open(Reader *r, const u8 *base, u64 size) noexcept nogil:
     if load_acquire_u64(&header.magic) != store_magic() or header.layout_version != STORE_LAYOUT_VERSION \
             or header.header_size != STORE_HEADER_SIZE or header.size != size:
         return 1
+    if header.change_size > size or size - header.change_size < (SLACK_PAGES + 1) * PAGE_SIZE:
+        return 1
     r.hash_seed = header.hash_seed
     r.first_node = header.first_node
-    r.limit = size - SLACK_PAGES * PAGE_SIZE
+    r.limit = size - header.change_size - SLACK_PAGES * PAGE_SIZE
     return 0
 
 
@@ -126,7 +129,18 @@ cdef inline int visible(const Reader *r, const Node *node, u64 version, const Ra
     return ABSENT
 
 
-cdef inline void fill(Found *out, const Node *node, const Record *record) noexcept nogil:
+cdef u64 bound_session(const Reader *r, const Record *record) noexcept nogil:
+    """The session a record is bound to, 0 for none. The block may be reused meanwhile, so nothing is read unchecked."""
+    cdef u64 session
+    # Relaxed: loaded once, so that what is checked is what is used. The caller finds out if the block was reused.
+    cdef u64 size = <u64>load_relaxed_u32(&record.value_size) + BINDING_SIZE
+    if not record.flags & RECORD_BOUND or size > r.size - RECORD_SIZE - <u64>(<const u8 *>record - r.base):
+        return 0
+    memcpy(&session, record_value(record) + size - BINDING_SIZE, BINDING_SIZE)
+    return session
+
+
+cdef inline void fill(const Reader *r, Found *out, const Node *node, const Record *record) noexcept nogil:
     out.key = node_key(node)
     out.key_size = node.key_size
     out.value = record_value(record)
@@ -134,6 +148,7 @@ cdef inline void fill(Found *out, const Node *node, const Record *record) noexce
     out.version = record.version
     out.timestamp = record.timestamp
     out.expires_at = record.expires_at
+    out.session = bound_session(r, record) if record.flags & RECORD_BOUND else 0
 
 
 # ---- point reads ----
@@ -191,7 +206,7 @@ cdef inline int get_once(const Reader *r, const u8 *key, u32 key_size, u64 hash,
         return outcome
     outcome = visible(r, node, version, &ranges, &steps, &record)
     if outcome == FOUND:
-        fill(out, node, record)
+        fill(r, out, node, record)
     return outcome
 
 
@@ -254,7 +269,7 @@ cdef inline int emit(const Reader *r, Scan *scan, const Node *node) noexcept nog
     if outcome == DAMAGED:
         return DAMAGED
     if outcome == FOUND:
-        fill(&scan.out[scan.rows], node, record)
+        fill(r, &scan.out[scan.rows], node, record)
         scan.rows += 1
     scan.last_key = node_key(node)
     scan.last_size = node.key_size

@@ -9,6 +9,7 @@ not per node.
 
 from ...ipc._atomics cimport i64, u8, u32, u64
 from ._arena cimport Arena
+from ._change_ring cimport ChangeRing
 from ._hash_index cimport HashIndex
 from ._layout cimport Node, Record, StoreHeader, key_hash   # key_hash(key, key_size, s.hash_seed)
 from ._ordered_index cimport OrderedIndex
@@ -28,6 +29,7 @@ cdef struct Store:
     u64 range_horizon           # highest version of a range delete that recovery may have replayed
     # counters
     u64 key_count               # keys whose newest record is not a tombstone
+    u64 bound_count             # ... and is bound to a session
     u64 node_count
     u64 record_count            # linked records: newest, superseded, tombstones
     u64 superseded_count
@@ -38,6 +40,7 @@ cdef struct Store:
     Arena arena
     HashIndex hashes
     OrderedIndex order
+    ChangeRing changes
     u32 pending                 # stack of records superseded in the current batch
     u32 superseded_first        # queue of superseded records, oldest replacement first
     u32 superseded_last
@@ -60,8 +63,10 @@ cdef struct Store:
 
 # 0 ok, else an errno: EINVAL (size or alignment), ENOMEM (private tables), ENOSPC (no room for the first
 # pages). REQUIRES: `base` is 16-byte aligned, zero-filled and `size` bytes long (1 MiB..64 GiB; a part of the
-# last page is left unused).
-cdef int store_create(Store *s, u8 *base, u64 size, int fd, const u8 *database_id, u64 incarnation) noexcept nogil
+# last page is left unused). The last `change_size` bytes (0, or a power of two from 64 KiB) are the change
+# ring's.
+cdef int store_create(Store *s, u8 *base, u64 size, int fd, const u8 *database_id, u64 incarnation,
+                      u64 change_size) noexcept nogil
 # From here on ordinary allocations keep the store at or below `size` bytes; at first it may fill the whole
 # segment. Recovery needs the difference: packed in another order than it grew in, the same content may take a
 # little more.
@@ -72,7 +77,8 @@ cdef u32 store_find(Store *s, const u8 *key, u32 key_size, u64 hash) noexcept no
 cdef u32 store_ensure_node(Store *s, const u8 *key, u32 key_size, u64 hash) noexcept nogil
 cdef u32 store_seek(Store *s, const u8 *key, u32 key_size) noexcept nogil
 cdef u32 store_next(Store *s, u32 node) noexcept nogil
-# Tombstones have no value: `value` is not looked at when flags has RECORD_TOMBSTONE.
+# Tombstones have no value: `value` is not looked at when flags has RECORD_TOMBSTONE. With RECORD_BOUND the caller fills
+# in the session (`record_bind`) before it installs the record.
 cdef u32 store_new_record(Store *s, u64 version, i64 timestamp, i64 expires_at, u32 flags, const u8 *value,
                           u32 value_size) noexcept nogil
 cdef void store_install(Store *s, u32 node, u32 record) noexcept nogil

@@ -24,9 +24,11 @@ from ...ipc._atomics cimport clock_monotonic_ns, load_relaxed_u64, store_release
 from ...ipc._atomics cimport store_relaxed_u64, store_release_u64, store_seq_cst_u64
 from ._arena cimport arena_alloc, arena_close, arena_flip, arena_free, arena_open, arena_reserve
 from ._arena cimport arena_retire, arena_rounded
+from ._change_ring cimport change_open, change_publish
 from ._check cimport check_store
 from ._collect cimport bucket_search, collect_nodes, collect_records, tombstone_append, tombstone_unlink
 from ._hash_index cimport hash_find, hash_insert, hash_open
+from ._layout cimport BINDING_SIZE, RECORD_BOUND
 from ._layout cimport KEY_SIZE_MAX, NODE_FRESH, NODE_SIZE, PAGE_SIZE, RECORD_SIZE, RECORD_TOMBSTONE
 from ._layout cimport STORE_HEADER_SIZE, STORE_LAYOUT_VERSION, TOMBSTONE_SIZE, Bucket, RangeBlock, Tombstone
 from ._layout cimport node_at, node_key, record_at, record_value, store_magic
@@ -40,13 +42,14 @@ cdef enum:
 
 # ---- life ----
 
-cdef int store_create(Store *s, u8 *base, u64 size, int fd, const u8 *database_id, u64 incarnation) noexcept nogil:
+cdef int store_create(Store *s, u8 *base, u64 size, int fd, const u8 *database_id, u64 incarnation,
+                      u64 change_size) noexcept nogil:
     cdef int error
     cdef StoreHeader *header = <StoreHeader *>base
     memset(s, 0, sizeof(Store))
-    if base == NULL:
+    if base == NULL or change_size >= size:
         return EINVAL
-    error = arena_open(&s.arena, base, size, fd, &header.reclaim_sequence, &header.readable)
+    error = arena_open(&s.arena, base, size - change_size, fd, &header.reclaim_sequence, &header.readable)
     if error:
         return error
     s.base = base
@@ -62,6 +65,8 @@ cdef int store_create(Store *s, u8 *base, u64 size, int fd, const u8 *database_i
     error = hash_open(&s.hashes, &s.arena, header)
     if error == 0:
         error = ordered_open(&s.order, &s.arena)
+    if error == 0:
+        error = change_open(&s.changes, header, base, size - change_size, change_size, fd)
     if error:
         arena_close(&s.arena)
         return error
@@ -171,11 +176,19 @@ cdef u32 store_next(Store *s, u32 node) noexcept nogil:
 
 # ---- records ----
 
+cdef inline u64 _binding_size(u32 flags) noexcept nogil:
+    return BINDING_SIZE if flags & RECORD_BOUND else 0
+
+
+cdef inline u64 _bound(const Record *record) noexcept nogil:
+    return (record.flags & RECORD_BOUND) != 0
+
+
 cdef inline u64 record_size(const Record *record) noexcept nogil:
     """Bytes of the record's block."""
     if record.flags & RECORD_TOMBSTONE:
         return TOMBSTONE_SIZE
-    return arena_rounded(RECORD_SIZE + <u64>record.value_size)
+    return arena_rounded(RECORD_SIZE + <u64>record.value_size + _binding_size(record.flags))
 
 
 cdef u32 store_new_record(Store *s, u64 version, i64 timestamp, i64 expires_at, u32 flags, const u8 *value,
@@ -189,7 +202,8 @@ cdef u32 store_new_record(Store *s, u64 version, i64 timestamp, i64 expires_at, 
     if not arena_reserve(&s.arena, 1):
         return 0
     s.arena.urgent = tombstone      # a full store can still delete
-    ref = arena_alloc(&s.arena, TOMBSTONE_SIZE if tombstone else RECORD_SIZE + <u64>value_size)
+    ref = arena_alloc(&s.arena, TOMBSTONE_SIZE if tombstone
+                      else RECORD_SIZE + <u64>value_size + _binding_size(flags))
     s.arena.urgent = False
     if ref == 0:
         return 0
@@ -224,11 +238,13 @@ cdef void store_install(Store *s, u32 node, u32 record) noexcept nogil:
         s.superseded_count += 1
         s.superseded_bytes += record_size(old)
         s.key_count -= not (old.flags & RECORD_TOMBSTONE)
+        s.bound_count -= _bound(old)
     if r.flags & RECORD_TOMBSTONE:
         tombstone_append(s, record)
         s.queued += 1
     else:
         s.key_count += 1
+        s.bound_count += _bound(r)
     s.record_count += 1
     s.record_bytes += bytes
     # Release: the record is complete before a reader can reach it.
@@ -244,6 +260,7 @@ cdef void unsupersede(Store *s, u32 ref) noexcept nogil:
     s.superseded_count -= 1
     s.superseded_bytes -= record_size(record)
     s.key_count += not (record.flags & RECORD_TOMBSTONE)
+    s.bound_count += _bound(record)
 
 
 cdef void store_uninstall(Store *s, u32 node, u32 record) noexcept nogil:
@@ -258,6 +275,7 @@ cdef void store_uninstall(Store *s, u32 node, u32 record) noexcept nogil:
         tombstone_unlink(s, record)
     else:
         s.key_count -= 1
+        s.bound_count -= _bound(r)
     s.record_count -= 1
     s.record_bytes -= record_size(r)
     if s.arena.quarantine_promised:
@@ -294,6 +312,8 @@ cdef void store_publish(Store *s, u64 version) noexcept nogil:
     queue_pending(s)
     s.arena.quarantine_promised = 0     # nothing published is taken back
     show_counters(s)
+    # Before the version: a follower that sees the version finds its changes below `change_end`.
+    change_publish(&s.changes)
     # Release: a snapshot that takes this version sees every record of the batch.
     store_release_u64(&s.header.committed_version, version)
 
@@ -345,10 +365,10 @@ def assert_layout():
     cdef StoreHeader *h = NULL
     offsets = (<size_t>&h.committed_version, <size_t>&h.gc_horizon, <size_t>&h.reclaim_sequence, <size_t>&h.superseded,
                <size_t>&h.hash_root, <size_t>&h.key_count, <size_t>&h.used_bytes, <size_t>&h.spin_hint,
-               <size_t>&h.range_count)
+               <size_t>&h.range_count, <size_t>&h.change_offset, <size_t>&h.change_end)
     sizes = (sizeof(Node), sizeof(Record), sizeof(Record) + sizeof(Tombstone), sizeof(Bucket), sizeof(RangeBlock))
-    if (offsets != (64, 128, 192, 256, 320, 384, 448, 512, 576) or sizes != (16, 48, 64, 256, 24)
-            or sizeof(StoreHeader) != 896):
+    if (offsets != (64, 128, 192, 256, 320, 384, 448, 512, 576, 896, 960) or sizes != (16, 48, 64, 256, 24)
+            or sizeof(StoreHeader) != 1024):
         raise ImportError(f"the compiler laid out the store differently: {offsets}, {sizes}, {sizeof(StoreHeader)}")
 
 

@@ -27,9 +27,10 @@ from libc.string cimport memcpy
 
 from ...ipc._atomics cimport i64, load_acquire_u32, load_acquire_u64, u8, u16, u32, u64
 from ..commit._wire cimport (
-    CONFLICTS_LISTED_MAX, KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE_RANGE, OP_HEADER_SIZE, OP_RANGE, OP_READ, OP_UNCHECKED,
-    OP_WANT_RESULT, REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_BLIND, REQUEST_HEADER_SIZE, REQUEST_JUDGE_ONLY,
-    REQUEST_MAGIC, REQUEST_SYNC, RESULT_SIZE, STATUS_COMMITTED, STATUS_CONFLICT, ReplyHeader, RequestHeader, ResultEntry, put_op,
+    CONFLICTS_LISTED_MAX, KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE_RANGE, OP_EPHEMERAL, OP_HEADER_SIZE, OP_RANGE,
+    OP_READ, OP_UNCHECKED, OP_WANT_RESULT, REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_BLIND, REQUEST_HEADER_SIZE,
+    REQUEST_JUDGE_ONLY, REQUEST_MAGIC, REQUEST_SYNC, RESULT_SIZE, STATUS_COMMITTED, STATUS_CONFLICT, ReplyHeader,
+    RequestHeader, ResultEntry, put_op,
 )
 from ..model._records cimport make_receipt
 from ..store._reader cimport Found, Reader, key_hash, reader_get
@@ -262,6 +263,8 @@ cdef u8 *put_effects(u8 *p, dict effects, dict checks):
     while PyDict_Next(effects, &position, &key, &item):
         effect = <Effect>item
         flags = OP_WANT_RESULT if effect.wanted else 0
+        if effect.ephemeral:
+            flags |= OP_EPHEMERAL
         if checks is not None and <object>key in checks:
             flags |= OP_UNCHECKED
         value = NULL
@@ -432,6 +435,8 @@ cdef object submit(TransactionCore txn, bint durable):
     cdef bytearray request
     cdef Answer answer
     try:
+        if txn.binds:
+            txn.handle.keep_session()
         request = encode_request(txn, durable)
     except BaseException:
         txn.finish(STATE_ABORTED)

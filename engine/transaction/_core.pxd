@@ -32,6 +32,7 @@ cdef class Effect:                  # immutable: a scan that captured it continu
     cdef u8 code                    # OP_PUT, OP_DELETE, OP_ADD
     cdef bint wanted                # ask for its result
     cdef bytes value                # encoded, of a put
+    cdef bint ephemeral             # a put whose key lives as long as the handle
     cdef i64 expires_at
     cdef i64 delta
 
@@ -59,6 +60,8 @@ cdef class TransactionCore(PinnedView):
     cdef bint tracking              # serializable and not read-only: reads and scans are checked at commit
     cdef bint read_only
     cdef bint blind
+    cdef bint may_wait              # whoever began it runs it again when it waits
+    cdef bint binds                 # it has put an ephemeral key
     cdef i64 deadline_ns            # monotonic, 0: none
     cdef dict reads                 # stored key -> version read (0 absent); None while empty, like the rest
     cdef dict effects               # stored key -> Effect
@@ -89,10 +92,10 @@ cdef class TransactionCore(PinnedView):
     cdef bint is_cleared(self, bytes key)
     cdef object own_value(self, bytes key, Effect own, const Found *base)
     cdef object own_record(self, bytes key, Effect own, const Found *base)
-    cdef int put(self, bytes key, object value, i64 expires_at) except -1
+    cdef int put(self, bytes key, object value, i64 expires_at, bint ephemeral) except -1
     cdef int delete(self, bytes key) except -1
     cdef int drop(self, bytes key, bint wanted) except -1
-    cdef int cas(self, bytes key, u64 expected, object value, i64 expires_at) except -1
+    cdef int cas(self, bytes key, u64 expected, object value, i64 expires_at, bint ephemeral) except -1
     cdef int add(self, bytes key, i64 delta, bint wanted) except -1
     cdef int clear_range(self, bytes start, bytes end) except -1
     cdef int set_effect(self, bytes key, Effect effect) except -1

@@ -121,13 +121,14 @@ cdef class Effect:
     """One write: a put, a delete or an add."""
 
 
-cdef Effect new_effect(u8 code, bytes value, i64 expires_at, i64 delta, bint wanted):
+cdef Effect new_effect(u8 code, bytes value, i64 expires_at, i64 delta, bint wanted, bint ephemeral=False):
     cdef Effect effect = Effect.__new__(Effect)
     effect.code = code
     effect.value = value
     effect.expires_at = expires_at
     effect.delta = delta
     effect.wanted = wanted
+    effect.ephemeral = ephemeral
     return effect
 
 
@@ -267,11 +268,15 @@ cdef class TransactionCore(PinnedView):
         """`own_value` with the version a cas has to expect, stamped with the transaction's clock."""
         cdef u64 version = base.version if base != NULL else 0
         cdef i64 expires_at = own.expires_at
+        cdef u64 session = 0
         if self.checks is not None and key in self.checks:
             version = self.checks[key]
         if own.code == OP_ADD:
             expires_at = base.expires_at if base != NULL else 0
-        return make_versioned(self.own_value(key, own, base), version, self.now(), expires_at)
+            session = base.session if base != NULL else 0
+        elif own.ephemeral:
+            session = self.handle.session
+        return make_versioned(self.own_value(key, own, base), version, self.now(), expires_at, session)
 
     # ---- writing --------------------------------------------------------------------------------------------
 
@@ -298,8 +303,10 @@ cdef class TransactionCore(PinnedView):
         self.effects[key] = effect
         return 0
 
-    cdef int put(self, bytes key, object value, i64 expires_at) except -1:
-        return self.set_effect(key, new_effect(OP_PUT, encode_value(value, self.value_size_max, self.codec), expires_at, 0, False))
+    cdef int put(self, bytes key, object value, i64 expires_at, bint ephemeral) except -1:
+        cdef bytes encoded = encode_value(value, self.value_size_max, self.codec)
+        self.binds = self.binds or ephemeral
+        return self.set_effect(key, new_effect(OP_PUT, encoded, expires_at, 0, False, ephemeral))
 
     cdef int delete(self, bytes key) except -1:
         """Delete a key. Returns 1 if the transaction saw it, else 0; looking for it enters the read set."""
@@ -319,8 +326,9 @@ cdef class TransactionCore(PinnedView):
     cdef int drop(self, bytes key, bint wanted) except -1:
         return self.set_effect(key, new_effect(OP_DELETE, None, 0, 0, wanted))
 
-    cdef int cas(self, bytes key, u64 expected, object value, i64 expires_at) except -1:
-        cdef Effect effect = new_effect(OP_PUT, encode_value(value, self.value_size_max, self.codec), expires_at, 0, False)
+    cdef int cas(self, bytes key, u64 expected, object value, i64 expires_at, bint ephemeral) except -1:
+        cdef bytes encoded = encode_value(value, self.value_size_max, self.codec)
+        cdef Effect effect = new_effect(OP_PUT, encoded, expires_at, 0, False, ephemeral)
         cdef PyObject *own = PyDict_GetItem(self.effects, key) if self.effects is not None else NULL
         cdef bint gone
         if own != NULL:
@@ -340,6 +348,7 @@ cdef class TransactionCore(PinnedView):
             if self.checks is None:
                 self.checks = {}
             self.checks[key] = expected
+        self.binds = self.binds or ephemeral
         return self.set_effect(key, effect)
 
     cdef doom(self, bytes key, u64 expected, u64 found):
@@ -364,7 +373,8 @@ cdef class TransactionCore(PinnedView):
         if own.code == OP_PUT:
             base = decode_value(<const u8 *>PyBytes_AS_STRING(own.value), PyBytes_GET_SIZE(own.value), self.codec)
         total = add_integers(key, base, delta)
-        return self.set_effect(key, new_effect(OP_PUT, encode_value(total, self.value_size_max, None), own.expires_at, 0, False))
+        return self.set_effect(key, new_effect(OP_PUT, encode_value(total, self.value_size_max, None), own.expires_at, 0,
+                                               False, own.ephemeral))
 
     cdef int clear_range(self, bytes start, bytes end) except -1:
         cdef u64 freed = 0

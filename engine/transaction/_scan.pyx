@@ -249,7 +249,8 @@ cdef class ScanIterator:
         if self.effect is not None:
             return key, self.txn.own_record(self.own_key, self.effect, self.stored)
         value = self.txn.value_of(self.stored)
-        return key, make_versioned(value, self.stored.version, self.stored.timestamp, self.stored.expires_at)
+        return key, make_versioned(value, self.stored.version, self.stored.timestamp, self.stored.expires_at,
+                                   self.stored.session)
 
     cdef object key_object(self, const u8 *key, u32 size):
         """The user key: text, as `keys.decode_user_key` makes it, or in a raw scan the bytes."""

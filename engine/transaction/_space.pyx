@@ -208,7 +208,7 @@ cdef class Space:
             return None
         if seen == SEEN_STORED:
             value = self.core.value_of(&found)
-            return make_versioned(value, found.version, found.timestamp, found.expires_at)
+            return make_versioned(value, found.version, found.timestamp, found.expires_at, found.session)
         # The base of an own put needs no tracking: the put itself is checked against it.
         if seen == SEEN_OWN and self.core.live_base(full, &found):
             return self.core.own_record(full, <Effect>own, &found)
@@ -221,7 +221,7 @@ cdef class Space:
         self.core.require_active()
         return self.core.look(self.full_key(key), track, &found, &own) != SEEN_ABSENT
 
-    def put(self, key, value, *, ttl=None):
+    def put(self, key, value, *, ttl=None, bint ephemeral=False):
         """Set a key.
 
         Args:
@@ -229,6 +229,7 @@ cdef class Space:
           value: None, bool, int, float, str, bytes, list, dict with str keys, aware datetime.
           ttl: seconds (or a timedelta) until it expires, counted from the transaction's clock reading; None:
             never.
+          ephemeral: the key goes when this open database does, by `close` or by the death of its process.
 
         Raises:
           KeyTooLarge, ValueTooLarge, TransactionTooLarge, InvalidKeyError, ValueEncodingError: nothing was
@@ -236,14 +237,14 @@ cdef class Space:
         """
         self.core.require_writable()
         cdef bytes full = self.full_key(key)
-        self.core.put(full, value, expiry_of(ttl, self.core.now()) if ttl is not None else 0)
+        self.core.put(full, value, expiry_of(ttl, self.core.now()) if ttl is not None else 0, ephemeral)
 
     def delete(self, key):
         """Remove a key; returns whether it was there. Looking for it enters the read set."""
         self.core.require_writable()
         return self.core.delete(self.full_key(key)) == 1
 
-    def cas(self, key, expected_version, value, *, ttl=None):
+    def cas(self, key, expected_version, value, *, ttl=None, bint ephemeral=False):
         """Set a key if at commit its version is the expected one; 0: if it is absent.
 
         The commit raises ConflictError with a CASConflict otherwise. The key does not enter the read set.
@@ -251,7 +252,7 @@ cdef class Space:
         self.core.require_writable()
         cdef bytes full = self.full_key(key)
         cdef u64 expected = version_argument(expected_version)
-        self.core.cas(full, expected, value, expiry_of(ttl, self.core.now()) if ttl is not None else 0)
+        self.core.cas(full, expected, value, expiry_of(ttl, self.core.now()) if ttl is not None else 0, ephemeral)
 
     def add(self, key, delta=1):
         """Add to an integer when the commit is applied; an absent key counts as 0. It reads nothing, so it

@@ -9,23 +9,25 @@ transaction of its own) and `DatabaseBase`, which begins them. `Space` itself is
 from uuid import UUID
 
 cimport cython
-from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 
 from ...ipc._atomics cimport clock_coarse_ns, clock_monotonic_ns
+from ..commit._interest cimport tag_prefix_size
 from ..commit._wire cimport RESULT_SIGNED
 from ..model._values cimport Codec
 from ._commit cimport commit_transaction, find_conflicts, require_log
-from ._core cimport STATE_ABORTED, STATE_ACTIVE, TAG_KV, RunGuard
+from ._core cimport STATE_ABORTED, STATE_ACTIVE, TAG_KV, RunGuard, ScanRange
 from ._scan cimport ROWS_KEYS, new_scan
 from ._space cimport delta_argument, make_space, with_tag
 from ._view cimport fork_generation
 
-from ..model.errors import ConflictError, InvalidArgumentError
+from ..model.errors import ConflictError, InvalidArgumentError, TransactionStateError
 from ..model.keys import Namespace, RunId
 from ..model.key_types import tag_name, tag_of
 from ..model.public_types import RESERVED_RUN, TransactionStatus
+from .wait_signal import WaitSignal
 
 # A cimported class is not an attribute of the module. Python code imports this one from here.
 globals()["Space"] = Space
@@ -139,6 +141,33 @@ cdef class TransactionBase(Space):
             return tuple(self.core.doomed)
         return find_conflicts(self.core)
 
+    def wait(self):
+        """Give up this attempt, and run the function again when something that it has read was changed by somebody else.
+
+        Does not return. What counts as read are keys, absent keys too, and scanned ranges, as far as they are checked at
+        commit. Code after it does not run; `finally` blocks do.
+
+        Raises:
+          TransactionStateError: the transaction is not run by `db.transaction`, `@db.transactional` or `db.attempts`, or
+            has read nothing that is checked at commit.
+        """
+        self.core.require_active()
+        if not self.core.may_wait:
+            raise TransactionStateError(
+                "only a transaction that can be run again may wait, and this one was begun by db.begin",
+                hint="db.transaction(run_id, fn), @db.transactional or `for attempt in db.attempts(run_id)`",
+            )
+        raise WaitSignal(self.core, self.core.version, *read_set(self.core))
+
+    @property
+    def waits(self):
+        """Where threads wait for changes of this database (`waiting.WaitHub`)."""
+        return self.db.handle.waits
+
+    def waits_by(self, signal):
+        """Whether a WaitSignal is this transaction's."""
+        return signal.owner is self.core
+
     def commit(self, *, bint durable=False):
         """Validate against everything committed since the snapshot and apply all writes, or none.
 
@@ -231,10 +260,10 @@ cdef class ImplicitSpace:
         """Whether the key is there."""
         return self.reading().exists(key)
 
-    def put(self, key, value, *, ttl=None):
+    def put(self, key, value, *, ttl=None, bint ephemeral=False):
         """Set a key; returns the commit's version."""
         cdef Space space = self.writing(ttl)
-        space.put(key, value, ttl=ttl)
+        space.put(key, value, ttl=ttl, ephemeral=ephemeral)
         return commit_transaction(space.core, False).version
 
     def delete(self, key):
@@ -244,14 +273,14 @@ cdef class ImplicitSpace:
         commit_transaction(space.core, False)
         return space.core.result != 0
 
-    def cas(self, key, expected_version, value, *, ttl=None):
+    def cas(self, key, expected_version, value, *, ttl=None, bint ephemeral=False):
         """Set a key if its version is the expected one (0: absent); returns the new version.
 
         Raises:
           CASConflict: it has another version.
         """
         cdef Space space = self.writing(ttl)
-        space.cas(key, expected_version, value, ttl=ttl)
+        space.cas(key, expected_version, value, ttl=ttl, ephemeral=ephemeral)
         try:
             return commit_transaction(space.core, False).version
         except ConflictError as error:
@@ -423,7 +452,7 @@ cdef class DatabaseBase:
         core.open(self.attach())
         return core
 
-    def begin(self, run_id, *, isolation=None, bint read_only=False, timeout=None, u64 attempts=1):
+    def begin(self, run_id, *, isolation=None, bint read_only=False, timeout=None, u64 attempts=1, bint may_wait=False):
         """An explicit transaction on a fresh snapshot. It does not retry by itself.
 
         As a context manager it commits on a clean exit and aborts on an exception.
@@ -434,6 +463,7 @@ cdef class DatabaseBase:
           read_only: refuse writes, and track no reads.
           timeout: seconds after which every call raises TransactionTimeout; None: no limit.
           attempts: which attempt this is, for the receipt.
+          may_wait: the caller catches the WaitSignal of `txn.wait`.
         """
         cdef bytes prefix = self.kv_prefix(run_id)
         cdef TransactionCore core
@@ -446,6 +476,7 @@ cdef class DatabaseBase:
         core.attempts = attempts
         if not read_only:
             core.owner = PyThread_get_thread_ident()
+        core.may_wait = may_wait
         if timeout is not None:
             core.deadline_ns = deadline_after(timeout)
         core.open(self.attach())
@@ -460,6 +491,30 @@ cdef class DatabaseBase:
         space.prefix = self.tag_prefix(run_id, tag)
         space.raw = raw
         return space
+
+
+cdef tuple read_set(TransactionCore core):
+    """(keys, ranges, prefixes) of what a transaction has read, as `waiting.Interest` takes them."""
+    cdef ScanRange scan
+    cdef bytes key
+    cdef u32 size
+    cdef list keys = list(core.reads) if core.reads is not None else []
+    cdef list ranges = []
+    cdef set prefixes = set()
+    if core.scans is not None:
+        for scan in core.scans:
+            walked = scan.bounds(STORED_KEY_SIZE_MAX)
+            if walked is not None:
+                ranges.append(walked)
+    if not keys and not ranges:
+        raise TransactionStateError(
+            "the transaction has read nothing that is checked at commit, so nothing could wake it",
+            hint="read what it waits for, in a serializable transaction and without track=False",
+        )
+    for key in [*keys, *[start for start, _ in ranges]]:
+        size = tag_prefix_size(<const u8 *>PyBytes_AS_STRING(key), <u32>PyBytes_GET_SIZE(key))
+        prefixes.add(key[:size])
+    return keys, ranges, prefixes
 
 
 cdef object reserved_run():

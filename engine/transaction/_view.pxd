@@ -33,6 +33,8 @@ cdef struct Tally:
 cdef class StoreAttachment:
     cdef Py_buffer store_buffer
     cdef Py_buffer channel_buffer
+    cdef Py_buffer bell_buffer
+    cdef bint bell_held
     cdef bint store_held
     cdef bint channel_held
     cdef readonly bint retired
@@ -49,9 +51,11 @@ cdef class StoreAttachment:
     cdef u32 free_count
     cdef u32 free_slots[SLOT_COUNT]
     cdef u32 pin(self, u64 *version, i64 *expiry_time) except 0x7FFFFFFF
+    cdef u32 pin_at(self, u64 version) except 0x7FFFFFFF
     cdef bint is_due(self, i64 now) noexcept
     cdef i64 clock(self) noexcept
     cdef void unpin(self, u32 slot) noexcept
+    cdef bint lost(self, u32 slot) noexcept
     cdef bint is_usable(self) noexcept
     cdef void note_retry(self) noexcept
     cdef void note_conflict(self, bint cas, bytes key) noexcept

@@ -29,7 +29,7 @@ from ...ipc._atomics cimport (
     store_relaxed_u64, store_release_u64, store_seq_cst_u32, store_seq_cst_u64,
 )
 from ...ipc._layout cimport (
-    CLOSED_OFFSET, RINGS_OFFSET, SLOT_SIZE, SLOTS_HIGH_OFFSET, SLOTS_OFFSET, TALLY_OFFSET, TALLY_SIZE,
+    BELL_SEGMENT_SIZE, CLOSED_OFFSET, RINGS_OFFSET, SLOT_SIZE, SLOTS_HIGH_OFFSET, SLOTS_OFFSET, TALLY_OFFSET, TALLY_SIZE,
 )
 from ..commit._hot_keys cimport note_hot_key
 from ..disk._failpoints cimport FP_WORKER_AFTER_PIN, failpoint_armed, failpoint_hit
@@ -60,17 +60,22 @@ cdef class StoreAttachment:
     Args:
       store: the memory of the store segment, which may be read-only; it stays exported as long as the
         attachment lives.
-      channel: the memory of the channel segment, writable; only its header, slots and tally are used here.
+      channel: the memory of the channel segment, writable; only its header, pin slots, watch slots and tally
+        are used here.
+      bell: the memory of the doorbell segment, writable, whose register word waiting needs; None in memory.
 
     Raises:
       CorruptionError: the memory is not a store of this build's layout.
     """
 
-    def __cinit__(self, store, channel):
+    def __cinit__(self, store, channel, bell=None):
         PyObject_GetBuffer(store, &self.store_buffer, PyBUF_SIMPLE)
         self.store_held = True
         PyObject_GetBuffer(channel, &self.channel_buffer, PyBUF_WRITABLE)
         self.channel_held = True
+        if bell is not None:
+            PyObject_GetBuffer(bell, &self.bell_buffer, PyBUF_WRITABLE)
+            self.bell_held = True
         cdef u64 size = <u64>self.store_buffer.len
         if size < STORE_HEADER_SIZE or reader_open(&self.reader, <const u8 *>self.store_buffer.buf, size) != 0:
             raise CorruptionError(
@@ -78,7 +83,7 @@ cdef class StoreAttachment:
                 expected="the store layout of this build",
                 hint="all processes that share a database need the same occamdb version",
             )
-        if self.channel_buffer.len < RINGS_OFFSET:
+        if self.channel_buffer.len < RINGS_OFFSET or (self.bell_held and self.bell_buffer.len < BELL_SEGMENT_SIZE):
             raise CorruptionError(
                 f"the channel segment has {self.channel_buffer.len:,} bytes", expected=f"at least {RINGS_OFFSET:,} bytes"
             )
@@ -100,6 +105,8 @@ cdef class StoreAttachment:
             PyBuffer_Release(&self.channel_buffer)
         if self.store_held:
             PyBuffer_Release(&self.store_buffer)
+        if self.bell_held:
+            PyBuffer_Release(&self.bell_buffer)
 
     cdef u32 pin(self, u64 *version, i64 *expiry_time) except 0x7FFFFFFF:
         """Pin the newest committed version. Returns the slot; `version` and `expiry_time` are those of the
@@ -157,6 +164,20 @@ cdef class StoreAttachment:
         version[0] = newest
         return slot
 
+    cdef u32 pin_at(self, u64 version) except 0x7FFFFFFF:
+        """Hold the snapshot of an older version, to which nothing was reclaimed yet. The slot; NO_SLOT - 1: too late."""
+        cdef u64 newest
+        cdef i64 expiry_time
+        cdef u32 slot = self.pin(&newest, &expiry_time)
+        cdef u8 *words = self.slots + <u64>slot * SLOT_SIZE
+        # Sequentially consistent, both, as in `pin`: either the coordinator's scan sees the value, or we see a horizon
+        # above it.
+        store_seq_cst_u64(words, version + 1)
+        if load_seq_cst_u64(&self.header.gc_horizon) > version or load_seq_cst_u32(self.closed):
+            self.unpin(slot)
+            return NO_SLOT - 1
+        return slot
+
     cdef void unpin(self, u32 slot) noexcept:
         if self.generation != fork_generation:
             return  # the slot is the parent's
@@ -164,6 +185,13 @@ cdef class StoreAttachment:
         store_release_u64(self.slots + <u64>slot * SLOT_SIZE, 0)
         self.free_slots[self.free_count] = slot
         self.free_count += 1
+
+    cdef bint lost(self, u32 slot) noexcept:
+        """Whether the pin in this slot was revoked; asked after a copy."""
+        cdef u8 *words = self.slots + <u64>slot * SLOT_SIZE
+        # As in PinnedView.revoked: the copies before it are not read after the mark.
+        fence_acquire()
+        return load_acquire_u64(words + 8) == load_relaxed_u64(words)
 
     cdef i64 clock(self) noexcept:
         """The clock by which keys expire, in ns since the epoch. A ttl is added to it."""

@@ -30,6 +30,8 @@ from ..model.limits import TIMEOUT_MAX
 from ..model.public_types import IsolationName, TransactionStatus
 from ..model.retry_policy import RetryPolicy
 from .transaction import Transaction
+from .wait_signal import WaitSignal
+from .waiting import wait_for_change
 
 __all__ = ["Attempt", "attempts", "refuse_lazy_function", "run_transaction", "transactional"]
 
@@ -132,6 +134,7 @@ class _Retrying(Generic[X]):
         "_loses_at_most",
         "_lost_to_itself",
         "_run_id",
+        "_wait_deadline",
         "count",
     )
 
@@ -144,6 +147,7 @@ class _Retrying(Generic[X]):
         isolation: IsolationName | None,
         *,
         count: int = 0,
+        wait_timeout: float | None = None,
     ) -> None:
         _require_policy(retry)
         self._begin = begin
@@ -154,12 +158,28 @@ class _Retrying(Generic[X]):
         self._deadline = deadline_of(timeout)
         self._lost_to_itself = 0
         self._loses_at_most = OWN_CONFLICTS_MAX if retry == _PATIENT and timeout is None else None
+        self._wait_deadline = self._deadline if wait_timeout is None else deadline_of(wait_timeout)
 
     def begin(self) -> X:
         """The next attempt's transaction."""
         self.count += 1
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        return self._begin(self._run_id, isolation=self._isolation, timeout=left, attempts=self.count)
+        return self._begin(
+            self._run_id, isolation=self._isolation, timeout=left, attempts=self.count, may_wait=True
+        )
+
+    def wait(self, txn: X, signal: WaitSignal) -> None:
+        """Sleep until something that the transaction, which is over, has read was changed. Not an attempt lost.
+
+        Raises:
+          TransactionTimeout: nothing was changed in time.
+        """
+        if not wait_for_change(txn.waits, signal, self._wait_deadline):
+            raise TransactionTimeout(
+                "nothing that the transaction waits for was changed within its timeout",
+                hint="give it a longer timeout, or None to wait for ever",
+                details={"attempts": self.count},
+            ) from None
 
     def pause(self, error: ConflictError | SnapshotExpired) -> None:
         """Wait before the next attempt; raise if there is none left."""
@@ -208,8 +228,12 @@ def run_transaction(
     retry: RetryPolicy,
     timeout: float | None = None,
     isolation: IsolationName | None = None,
+    wait_timeout: float | None = None,
 ) -> T:
     """Call `fn(txn)` and commit; after a conflict try again on a fresh snapshot. Returns what `fn` returned.
+
+    Args:
+      wait_timeout: a deadline for `txn.wait` alone; with 0 what is there is taken, and nothing waited for.
 
     Raises:
       RetriesExhausted: it conflicted on every attempt that `retry` allows.
@@ -218,8 +242,11 @@ def run_transaction(
     refuse_lazy_function(fn)
     _require_policy(retry)
     # The usual transaction commits at once and has no deadline: it needs no bookkeeping.
-    retrying = None if timeout is None else _Retrying(begin, run_id, retry, timeout, isolation)
-    txn = begin(run_id, isolation=isolation) if retrying is None else retrying.begin()
+    retrying = None
+    if timeout is not None or wait_timeout is not None:
+        retrying = _Retrying(begin, run_id, retry, timeout, isolation, wait_timeout=wait_timeout)
+    txn = begin(run_id, isolation=isolation, may_wait=True) if retrying is None else retrying.begin()
+    reason: ConflictError | SnapshotExpired | WaitSignal
     while True:
         try:
             result = fn(txn)
@@ -233,12 +260,21 @@ def run_transaction(
             if not again:
                 raise
             reason = error
+        except WaitSignal as signal:
+            again = txn.waits_by(signal)
+            txn.__exit__(type(signal), signal, None)
+            if not again:
+                raise
+            reason = signal
         except BaseException as error:
             txn.__exit__(type(error), error, None)
             raise
         if retrying is None:
             retrying = _Retrying(begin, run_id, retry, None, isolation, count=1)
-        retrying.pause(reason)
+        if isinstance(reason, WaitSignal):
+            retrying.wait(txn, reason)
+        else:
+            retrying.pause(reason)
         txn = retrying.begin()
 
 
@@ -278,15 +314,17 @@ class Attempt(Generic[X]):
     Attributes:
       number: which attempt this is, from 1.
       conflict: why another attempt is needed; None before the end of the block, and when none is needed.
+      waits: its WaitSignal, if another attempt is needed when something has changed.
     """
 
-    __slots__ = ("_begin", "_txn", "conflict", "number")
+    __slots__ = ("_begin", "_txn", "conflict", "number", "waits")
 
     def __init__(self, begin: Callable[[], X], number: int) -> None:
         self._begin = begin
         self._txn: X | None = None
         self.number = number
         self.conflict: ConflictError | SnapshotExpired | None = None
+        self.waits: WaitSignal | None = None
 
     @property
     def entered(self) -> bool:
@@ -295,6 +333,12 @@ class Attempt(Generic[X]):
 
     def __repr__(self) -> str:
         return f"<Attempt {self.number} {'not entered' if self._txn is None else self._txn!r}>"
+
+    @property
+    def transaction(self) -> X:
+        """The transaction of its block, which was entered."""
+        assert self._txn is not None
+        return self._txn
 
     def __enter__(self) -> X:
         if self._txn is not None:
@@ -314,6 +358,10 @@ class Attempt(Generic[X]):
                 self.conflict = conflict
                 return True
             return False
+        if isinstance(error, WaitSignal) and txn.waits_by(error):
+            txn.__exit__(kind, error, trace)
+            self.waits = error
+            return True
         again = _calls_for_retry(txn, error)
         txn.__exit__(kind, error, trace)
         if again and isinstance(error, ConflictError | SnapshotExpired):
@@ -349,9 +397,12 @@ def _attempts(retrying: _Retrying[X]) -> Generator[Attempt[X]]:
             raise TransactionStateError(
                 "the attempt was not entered", hint="write `with attempt as txn:` in the loop"
             )
-        if attempt.conflict is None:
+        if attempt.waits is not None:
+            retrying.wait(attempt.transaction, attempt.waits)
+        elif attempt.conflict is not None:
+            retrying.pause(attempt.conflict)
+        else:
             return
-        retrying.pause(attempt.conflict)
 
 
 def _lost(conflict: ConflictError | SnapshotExpired) -> ConflictError:

@@ -41,6 +41,7 @@ from .extensions import Extensible
 from .guard import RunRule
 from .snapshot import SharedSnapshotView
 from .transaction import Transaction
+from .watch import Watch
 
 __all__ = ["Database"]
 
@@ -98,6 +99,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
             read_only: bool = False,
             timeout: float | None = None,
             attempts: int = 1,
+            may_wait: bool = False,
         ) -> X: ...
 
     def transaction(
@@ -191,10 +193,23 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         """The newest committed value with version and times, None when absent."""
         return self.space(run_id, KV).get_versioned(key)
 
-    def put(self, run_id: Run, key: UserKey, value: Any, *, ttl: float | timedelta | None = None) -> int:
+    def put(
+        self,
+        run_id: Run,
+        key: UserKey,
+        value: Any,
+        *,
+        ttl: float | timedelta | None = None,
+        ephemeral: bool = False,
+    ) -> int:
         """Set a key; returns the version of the commit. It begins and commits in one step, so it cannot
-        conflict."""
-        return self.space(run_id, KV).put(key, value, ttl=ttl)
+        conflict.
+
+        Args:
+          ttl: seconds, or a timedelta, until the key is absent again; None: never.
+          ephemeral: the key goes when this open database does, by `close` or by the death of its process.
+        """
+        return self.space(run_id, KV).put(key, value, ttl=ttl, ephemeral=ephemeral)
 
     def delete(self, run_id: Run, key: UserKey) -> bool:
         """Remove a key; returns whether it was there."""
@@ -208,13 +223,14 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         value: Any,
         *,
         ttl: float | timedelta | None = None,
+        ephemeral: bool = False,
     ) -> int:
         """Set a key if its version is the expected one (0: absent); returns the new version.
 
         Raises:
           CASConflict: it has another version.
         """
-        return self.space(run_id, KV).cas(key, expected_version, value, ttl=ttl)
+        return self.space(run_id, KV).cas(key, expected_version, value, ttl=ttl, ephemeral=ephemeral)
 
     def exists(self, run_id: Run, key: UserKey) -> bool:
         """Whether the key is there."""
@@ -269,6 +285,34 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         """A read-only view of a run. It works while the coordinator is down. Close it when done."""
         return SharedSnapshotView(self.begin(run_id, read_only=True))
 
+    def watch(
+        self,
+        run_id: Run,
+        prefix: UserKey = "",
+        *,
+        since: int | None = None,
+        tag: int = KV,
+        timeout: float | None = None,
+    ) -> Watch:
+        """Follow the changes of a run: each of them exactly once, in the order of the commits.
+
+            with db.watch(run) as watch:
+                for change in watch:
+                    print(change.key, change.kind, change.value)
+
+        Args:
+          prefix: what the keys begin with.
+          since: begin with the changes after this version; None: with those to come.
+          tag: the part of the run; `TypeTag.STATE`, for instance, for its cells.
+          timeout: seconds to wait for the next change, after which the loop ends; None: for ever.
+
+        Raises:
+          InvalidArgumentError: an argument is wrong, or `since` lies in the future.
+          WatchLagged: while iterating: changes after `since` are no longer kept.
+        """
+        tag_prefix = self.prefix_of(run_id, tag)
+        return Watch(self.handle, self.codec, tag_prefix, prefix, since, timeout)
+
     # --- Namespaces ------------------------------------------------------------------------------------
 
     @property
@@ -304,6 +348,14 @@ class Database(Extensible, DatabaseBase, Generic[X]):
     def durability(self) -> str:
         """What an acknowledged commit survives: "none", "standard" or "always"."""
         return self.handle.durability
+
+    @property
+    def session(self) -> int:
+        """The id of this open database in this process: `VersionedValue.session` of the ephemeral keys that it wrote.
+
+        A forked child has another one, and so has a process whose session ended while it was stopped.
+        """
+        return self.handle.session
 
     def checkpoint(self) -> dict[str, Any]:
         """Write a checkpoint now and remove the log before it. Commits go on meanwhile."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ._answer import Answer
     from ._transaction import TransactionBase
     from ._view import StoreAttachment
+    from .waiting import WaitHub
 
 __all__ = ["EngineHandle"]
 
@@ -79,6 +80,21 @@ class EngineHandle(Protocol):
         """What the engine does with every commit: "none", "standard" or "always".
 
         It may do more for this handle's commits: `Answer.durability` says what it did for one of them.
+        """
+
+    @property
+    def waits(self) -> WaitHub:
+        """Where threads of this handle sleep until something changes."""
+
+    @property
+    def session(self) -> int:
+        """The session of this handle in this process: what its ephemeral keys are bound to."""
+
+    def keep_session(self) -> None:
+        """Called before a commit that binds keys: from now on the session must outlive a restart of the coordinator.
+
+        Raises:
+          CoordinatorUnavailable: no coordinator could be told in time.
         """
 
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:

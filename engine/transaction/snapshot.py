@@ -241,6 +241,7 @@ class ClonedSnapshotView:
                 row.version,
                 row.timestamp_ns,
                 row.expires_at_ns,
+                row.session,
             )
             for key, row in rows
         }

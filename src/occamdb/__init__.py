@@ -38,6 +38,7 @@ from .engine.model.errors import (
     TransactionTooLarge,
     ValueEncodingError,
     ValueTooLarge,
+    WatchLagged,
     WriteConflict,
 )
 from .engine.model.keys import Namespace
@@ -58,6 +59,7 @@ from .engine.model.value_hooks import value_hooks
 from .engine.model.values import Unrestored
 from .engine.transaction.extensions import register_extension
 from .engine.transaction.snapshot import ClonedSnapshotView, SharedSnapshotView, SnapshotView
+from .engine.transaction.watch import Change, Watch
 from .primitives import (
     ChainVerification,
     Custom,
@@ -94,6 +96,7 @@ __all__ = [
     "BackupSummary",
     "CASConflict",
     "ChainVerification",
+    "Change",
     "ClonedSnapshotView",
     "CommitOutcomeUnknown",
     "CommitReceipt",
@@ -164,6 +167,8 @@ __all__ = [
     "ValueEncodingError",
     "ValueTooLarge",
     "VersionedValue",
+    "Watch",
+    "WatchLagged",
     "WriteConflict",
     "open",
     "open_in_memory",

@@ -30,7 +30,10 @@ def test_offsets_are_those_of_the_contract() -> None:
     words += [layout.REPLY_TAIL_OFFSET, layout.WORKER_BELL_OFFSET, layout.WORKER_SLEEPING_OFFSET]
     assert words == [0x100, 0x140, 0x180, 0x1C0, 0x200, 0x240]
     assert (layout.SLOTS_HIGH_OFFSET, layout.SLOTS_OFFSET, layout.SLOT_COUNT) == (0x280, 0x1000, 1024)
-    assert layout.slot_offset(1023) + layout.SLOT_SIZE == layout.RINGS_OFFSET
+    assert layout.slot_offset(1023) + layout.SLOT_SIZE == layout.WATCH_OFFSET == 0x5000
+    words = [layout.WATCH_BELL_OFFSET, layout.WATCH_SLEEPING_OFFSET, layout.WATCH_HIGH_OFFSET]
+    assert words == [0x5000, 0x5040, 0x5080]
+    assert layout.WATCH_SLOTS_OFFSET + 8 * layout.WATCH_SLOT_COUNT == layout.RINGS_OFFSET == 0x6000
     assert layout.channel_size(4096) == layout.reply_data_offset(4096) + 4096
 
 

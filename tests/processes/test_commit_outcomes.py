@@ -281,7 +281,9 @@ def test_a_coordinator_that_cannot_be_seen_is_not_called_dead(tmp_path: Path, ru
     with open_database(path) as db:
         db.put(run, "k", 1)
         client = ControlClient.connect(socket_path(os.fspath(path)), 60.0)
-        link = Link(client, os.fspath(path), session=0, asked={}, durability="standard", timeout=60.0)
+        link = Link(
+            client, os.fspath(path), session=0, owner=1, asked={}, durability="standard", timeout=60.0
+        )
         seen, link._coordinator = link._coordinator, None
         pid = coordinator_pid(path)
         stand_still(pid)

@@ -26,7 +26,8 @@ Row = tuple[bytes, bytes, int, int, int]
 WriteOperation = tuple[Literal["write"], bytes, bytes, int]
 DeleteOperation = tuple[Literal["delete"], bytes, int]
 RangeOperation = tuple[Literal["delete_range"], bytes, bytes]
-Operation = WriteOperation | DeleteOperation | RangeOperation
+BoundOperation = tuple[Literal["bound_write"], bytes, bytes, int, int]
+Operation = WriteOperation | BoundOperation | DeleteOperation | RangeOperation
 STORE_SIZE = 64 << 20
 OTHER_BOOT = b"another boot id."
 RUN_ID = b"run id, 16 bytes"
@@ -34,20 +35,26 @@ RUN_ID = b"run id, 16 bytes"
 
 @dataclass
 class Model:
-    """Rows by key: (value, version, timestamp, expires_at)."""
+    """Rows by key: (value, version, timestamp, expires_at); and the sessions that keys are bound to."""
 
     rows: dict[bytes, tuple[bytes, int, int, int]] = field(default_factory=dict)
+    bindings: dict[bytes, int] = field(default_factory=dict)
 
     def apply(self, version: int, timestamp: int, operations: Iterable[Operation]) -> None:
         """What replay must do."""
         for operation in operations:
-            if operation[0] == "write":
+            if operation[0] == "write" or operation[0] == "bound_write":
                 self.rows[operation[1]] = (operation[2], version, timestamp, operation[3])
+                self.bindings.pop(operation[1], None)
+                if operation[0] == "bound_write":
+                    self.bindings[operation[1]] = operation[4]
             elif operation[0] == "delete":
                 self.rows.pop(operation[1], None)
+                self.bindings.pop(operation[1], None)
             else:
                 for key in [key for key in self.rows if operation[1] <= key < operation[2]]:
                     del self.rows[key]
+                    self.bindings.pop(key, None)
 
     def listing(self) -> list[Row]:
         """As `ScratchStore.rows` gives them."""

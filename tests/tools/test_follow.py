@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import occamdb
-from occamdb.tools.primitives import _Viewer
 from tests.support.shell import Shell, command, started
 
 LINE_TIMEOUT_S = 30.0
@@ -108,40 +107,6 @@ def test_a_following_ends_at_its_limit(database_path: Path, db: occamdb.Database
         db.events.append_many(run, [("a", {}), ("a", {})])
         assert follower.next() == (2, "a")
         assert follower.process.wait(timeout=30) == 0
-
-
-# --- What is shown at each look, without processes -------------------------------------------------
-
-
-def looks(capsys: pytest.CaptureFixture[str], viewer: _Viewer) -> list[int]:
-    """The sequences that one look shows."""
-    capsys.readouterr()
-    viewer.show_new()
-    return [json.loads(line)["sequence"] for line in capsys.readouterr().out.splitlines()]
-
-
-def test_a_new_log_that_outgrew_the_old_one_between_two_looks_is_shown_whole(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with occamdb.open_in_memory() as db:
-        run = db.runs.create_run("followed").run_id
-        viewer = _Viewer(db, run, None, 0, None, as_json=True)
-        db.events.append_many(run, [("a", {}), ("a", {})])
-        assert looks(capsys, viewer) == [0, 1]
-        assert looks(capsys, viewer) == []
-        db.runs.delete_run(run)
-        db.events.append_many(run, [("a", {"n": n}) for n in range(4)])
-        assert looks(capsys, viewer) == [0, 1, 2, 3]
-
-
-def test_a_start_beyond_the_end_is_kept_until_it_is_reached(capsys: pytest.CaptureFixture[str]) -> None:
-    with occamdb.open_in_memory() as db:
-        run = occamdb.RunId.new()
-        viewer = _Viewer(db, run, None, 2, None, as_json=True)
-        db.events.append(run, "a", {})
-        assert looks(capsys, viewer) == []
-        db.events.append_many(run, [("a", {}), ("a", {})])
-        assert looks(capsys, viewer) == [2]
 
 
 def test_the_limit_counts_what_is_shown(shell: Shell, db: occamdb.Database, run: occamdb.RunId) -> None:

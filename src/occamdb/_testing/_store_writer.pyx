@@ -32,7 +32,7 @@ cdef class StoreWriter:
             raise ValueError(f"database_id is {len(database_id)} bytes long; it must be 16")
         self.view = memoryview(buffer).cast("B")
         cdef u8[::1] bytes_view = self.view
-        cdef int error = store_create(&self.store, &bytes_view[0], bytes_view.shape[0], fd, database_id, incarnation)
+        cdef int error = store_create(&self.store, &bytes_view[0], bytes_view.shape[0], fd, database_id, incarnation, 0)
         if error:
             raise OSError(error, f"store_create failed with {bytes_view.shape[0]} bytes")
         self.open = True

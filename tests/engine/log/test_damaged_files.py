@@ -179,9 +179,9 @@ def reseal(data: bytes, crc_at: int) -> bytes:
 @pytest.mark.parametrize("which", ["meta", "segment", "checkpoint"])
 def test_later_formats(path: Path, which: str) -> None:
     file, crc_at, newest = {
-        "meta": (path / "meta", 124, 2),
-        "segment": (segments(path)[1], 76, 1),
-        "checkpoint": (checkpoints(path)[1], 76, 1),
+        "meta": (path / "meta", 124, 3),
+        "segment": (segments(path)[1], 76, 2),
+        "checkpoint": (checkpoints(path)[1], 76, 2),
     }[which]
     data = file.read_bytes()
     file.write_bytes(reseal(data[:8] + struct.pack("<I", newest + 1) + data[12:], crc_at))

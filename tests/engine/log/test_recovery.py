@@ -30,6 +30,13 @@ from tests.support.log_driver import (
 KEY = st.sampled_from([b"a", b"b", b"c", b"d", b"e" * 60])
 OPERATION: st.SearchStrategy[Operation] = st.one_of(
     st.tuples(st.just("write"), KEY, st.binary(max_size=1500), st.sampled_from([0, 10**18])),
+    st.tuples(
+        st.just("bound_write"),
+        KEY,
+        st.binary(max_size=300),
+        st.sampled_from([0, 10**18]),
+        st.integers(1, 2**63),
+    ),
     st.tuples(st.just("delete"), KEY, st.just(0)),
     st.tuples(st.just("delete_range"), KEY, KEY),
 )
@@ -59,12 +66,13 @@ def live(path: Path, steps: list[list[Operation] | str]) -> None:
             outcomes[session] = (version, version)
         else:
             database.flush(sync=step == "sync")
-            flushed = Model(dict(pending.rows))
+            flushed = Model(dict(pending.rows), dict(pending.bindings))
         if step in ("kill", "close", "checkpoint"):
             last = database.version
             database.kill() if step == "kill" else database.close()
             database = Database(path, segment_size=4096)
             assert database.store.rows() == flushed.listing()
+            assert database.store.bindings() == flushed.bindings
             assert database.store.check() is None
             assert (database.version, database.result.outcomes) == (last, outcomes)
             assert not database.result.warnings

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from occamdb.engine.disk._crc32c import checksum
 from occamdb.engine.log import wal_format
 from occamdb.engine.log._replay import SegmentImage
-from occamdb.engine.log.wal_format import BeginTxn, CommitTxn, Delete, DeleteRange, Entry, Write
+from occamdb.engine.log.wal_format import BeginTxn, BoundWrite, CommitTxn, Delete, DeleteRange, Entry, Write
 from occamdb.engine.log.wal_reader import read_log
 from tests.support.log_driver import RUN_ID, Database, Model, Operation, content, memory_directory, segments
 
@@ -18,6 +18,7 @@ KEYS = st.binary(min_size=1, max_size=40)
 TIMES = st.integers(min_value=0, max_value=2**63 - 1)
 OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
     st.tuples(st.just("write"), KEYS, st.binary(max_size=300), TIMES),
+    st.tuples(st.just("bound_write"), KEYS, st.binary(max_size=300), TIMES, st.integers(1, 2**64 - 1)),
     st.tuples(st.just("delete"), KEYS, st.integers(min_value=0, max_value=2**60)),
     st.tuples(st.just("delete_range"), KEYS, KEYS),
 )
@@ -29,6 +30,8 @@ def expected_entries(version: int, operations: list[Operation], synced: int) -> 
     for operation in operations:
         if operation[0] == "write":
             entries.append(Write(version, operation[3], operation[1], operation[2]))
+        elif operation[0] == "bound_write":
+            entries.append(BoundWrite(version, operation[3], operation[4], operation[1], operation[2]))
         elif operation[0] == "delete":
             entries.append(Delete(version, operation[2], operation[1]))
         else:

@@ -54,6 +54,7 @@ CODES = {
     "TransactionTooLarge": "occam.limit.transaction",
     "ValueEncodingError": "occam.argument.value",
     "ValueTooLarge": "occam.limit.value",
+    "WatchLagged": "occam.watch.lagged",
 }
 
 CONFLICTS = (
@@ -91,6 +92,7 @@ def samples() -> Iterator[OccamError]:
         "ValueEncodingError": {"path": 'value["a"]'},
         "SettingsError": {"setting": "ring_size"},
         "SettingsMismatchError": {"setting": "ring_size"},
+        "WatchLagged": {"since": 3, "oldest": 9},
     }
     for name, kind in error_classes().items():
         if kind is CASConflict:

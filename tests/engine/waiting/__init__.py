@@ -1,0 +1,1 @@
+"""Waiting: the change ring, feeds, watches, waits."""
