@@ -17,7 +17,7 @@ from ...ipc._atomics cimport clock_coarse_ns, clock_monotonic_ns
 from ..commit._interest cimport tag_prefix_size
 from ..commit._wire cimport RESULT_SIGNED
 from ..model._values cimport Codec
-from ._commit cimport commit_transaction, find_conflicts, require_log
+from ._commit cimport commit_transaction, find_conflicts, give_up_turn, require_log
 from ._core cimport STATE_ABORTED, STATE_ACTIVE, TAG_KV, RunGuard, ScanRange
 from ._scan cimport ROWS_KEYS, new_scan
 from ._space cimport delta_argument, make_space, with_tag
@@ -211,6 +211,28 @@ cdef class TransactionBase(Space):
     def __repr__(self):
         return (f"<{type(self).__name__} {STATUSES[self.core.state].value} run={self.run_id} "
                 f"start_version={self.core.version}>")
+
+
+def ask_for_turn(TransactionBase txn not None, u64 token):
+    """Ask for a turn if the transaction loses. `token`: not 0, the same for each attempt and for no other transaction."""
+    txn.core.turn = token
+
+
+def has_turn(TransactionBase txn not None):
+    """Whether the transaction has lost, and the next attempt has a turn."""
+    return txn.core.turn_granted
+
+
+def end_turn(TransactionBase txn not None):
+    """End the turn with which this attempt began, if nothing was sent by which it ended."""
+    if txn.core.turn and txn.core.sequence == 0 and txn.core.generation == fork_generation:
+        give_up_turn(txn.core)
+
+
+def drop_turn(TransactionBase txn not None):
+    """End the turn that this attempt was granted: there is no next attempt."""
+    if txn.core.turn_granted and txn.core.generation == fork_generation:
+        give_up_turn(txn.core)
 
 
 cdef TransactionBase make_transaction(DatabaseBase db, TransactionCore core, bytes prefix):

@@ -6,12 +6,15 @@
 2. A timeout is not reported as a conflict. After the deadline `TransactionTimeout` is raised, with the last
    conflict as its cause.
 3. An unknown outcome is not retried: the commit may have happened.
+4. From attempt `turn_after` on, each one asks for a turn if it loses. The next attempt then begins without a pause. A
+   turn that will not be used is given up, so that nobody waits for it.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import random
 import time
 from collections.abc import Callable, Generator
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackType
@@ -29,6 +32,7 @@ from ..model.errors import (
 from ..model.limits import TIMEOUT_MAX
 from ..model.public_types import IsolationName, TransactionStatus
 from ..model.retry_policy import RetryPolicy
+from ._transaction import ask_for_turn, drop_turn, end_turn, has_turn
 from .transaction import Transaction
 from .wait_signal import WaitSignal
 from .waiting import wait_for_change
@@ -134,6 +138,8 @@ class _Retrying(Generic[X]):
         "_loses_at_most",
         "_lost_to_itself",
         "_run_id",
+        "_turn_token",
+        "_turns",
         "_wait_deadline",
         "count",
     )
@@ -158,15 +164,26 @@ class _Retrying(Generic[X]):
         self._deadline = deadline_of(timeout)
         self._lost_to_itself = 0
         self._loses_at_most = OWN_CONFLICTS_MAX if retry == _PATIENT and timeout is None else None
+        # The attempts that ask for a turn. A turn is of no use if no attempt would follow.
+        last = retry.max_attempts
+        self._turns = (
+            range(0) if retry.turn_after is None or retry.turn_after >= last else range(retry.turn_after, last + 1)
+        )
+        self._turn_token = 0
         self._wait_deadline = self._deadline if wait_timeout is None else deadline_of(wait_timeout)
 
     def begin(self) -> X:
         """The next attempt's transaction."""
         self.count += 1
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        return self._begin(
+        txn = self._begin(
             self._run_id, isolation=self._isolation, timeout=left, attempts=self.count, may_wait=True
         )
+        if self.count in self._turns:
+            if self._turn_token == 0:
+                self._turn_token = random.getrandbits(64) | 1
+            ask_for_turn(txn, self._turn_token)
+        return txn
 
     def wait(self, txn: X, signal: WaitSignal) -> None:
         """Sleep until something that the transaction, which is over, has read was changed. Not an attempt lost.
@@ -174,6 +191,7 @@ class _Retrying(Generic[X]):
         Raises:
           TransactionTimeout: nothing was changed in time.
         """
+        end_turn(txn)
         if not wait_for_change(txn.waits, signal, self._wait_deadline):
             raise TransactionTimeout(
                 "nothing that the transaction waits for was changed within its timeout",
@@ -181,8 +199,20 @@ class _Retrying(Generic[X]):
                 details={"attempts": self.count},
             ) from None
 
-    def pause(self, error: ConflictError | SnapshotExpired) -> None:
+    def pause(self, txn: X, error: ConflictError | SnapshotExpired) -> None:
         """Wait before the next attempt; raise if there is none left."""
+        try:
+            delay = self._delay(error)
+        except BaseException:
+            drop_turn(txn)
+            raise
+        if has_turn(txn):
+            return
+        end_turn(txn)
+        time.sleep(delay)
+
+    def _delay(self, error: ConflictError | SnapshotExpired) -> float:
+        """How long to wait before the next attempt."""
         self._lost_to_itself = self._lost_to_itself + 1 if "own_commit" in error.details else 0
         if self._lost_to_itself == self._loses_at_most:
             raise self._exhausted(error) from error
@@ -196,7 +226,7 @@ class _Retrying(Generic[X]):
                 hint="give it a longer timeout, or write fewer shared keys per transaction",
                 details={"attempts": self.count},
             ) from error
-        time.sleep(delay)
+        return delay
 
     def _exhausted(self, error: ConflictError | SnapshotExpired) -> OccamError:
         if isinstance(error, SnapshotExpired):
@@ -243,7 +273,7 @@ def run_transaction(
     _require_policy(retry)
     # The usual transaction commits at once and has no deadline: it needs no bookkeeping.
     retrying = None
-    if timeout is not None or wait_timeout is not None:
+    if timeout is not None or wait_timeout is not None or retry.turn_after == 1:
         retrying = _Retrying(begin, run_id, retry, timeout, isolation, wait_timeout=wait_timeout)
     txn = begin(run_id, isolation=isolation, may_wait=True) if retrying is None else retrying.begin()
     reason: ConflictError | SnapshotExpired | WaitSignal
@@ -253,28 +283,33 @@ def run_transaction(
             _refuse_lazy_result(result)
             if txn.status is _ACTIVE:
                 txn.commit()
+            if retrying is not None:
+                end_turn(txn)
             return result
         except (ConflictError, SnapshotExpired) as error:
             again = _calls_for_retry(txn, error)
             txn.__exit__(type(error), error, None)
             if not again:
+                end_turn(txn)
                 raise
             reason = error
         except WaitSignal as signal:
             again = txn.waits_by(signal)
             txn.__exit__(type(signal), signal, None)
             if not again:
+                end_turn(txn)
                 raise
             reason = signal
         except BaseException as error:
             txn.__exit__(type(error), error, None)
+            end_turn(txn)
             raise
         if retrying is None:
             retrying = _Retrying(begin, run_id, retry, None, isolation, count=1)
         if isinstance(reason, WaitSignal):
             retrying.wait(txn, reason)
         else:
-            retrying.pause(reason)
+            retrying.pause(txn, reason)
         txn = retrying.begin()
 
 
@@ -390,6 +425,9 @@ def _attempts(retrying: _Retrying[X]) -> Generator[Attempt[X]]:
             yield attempt
         except GeneratorExit:
             # The loop was left by break or return, so the block is not run again.
+            if attempt.entered:
+                end_turn(attempt.transaction)
+                drop_turn(attempt.transaction)
             if attempt.conflict is not None:
                 raise _lost(attempt.conflict) from attempt.conflict
             raise
@@ -400,8 +438,9 @@ def _attempts(retrying: _Retrying[X]) -> Generator[Attempt[X]]:
         if attempt.waits is not None:
             retrying.wait(attempt.transaction, attempt.waits)
         elif attempt.conflict is not None:
-            retrying.pause(attempt.conflict)
+            retrying.pause(attempt.transaction, attempt.conflict)
         else:
+            end_turn(attempt.transaction)
             return
 
 
