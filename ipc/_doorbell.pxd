@@ -10,6 +10,8 @@ Invariants:
      ringers.
   2. A ringer that dies between any two steps strands nobody but its own request: the next ringer rings again.
   3. `ready` decides; a wake-up means nothing by itself (spurious ones are harmless).
+  4. A waiter that is woken through an eventfd stores SLEEPING_BY_EVENT once and leaves it there; whoever answers it
+     writes the eventfd instead of ringing (`_event_channel.pyx`). A ring all the same is a system call for nothing.
 Both words can be forged by a worker, so the coordinator never waits without a bound.
 """
 
@@ -25,6 +27,11 @@ cdef struct Waiter:          # private, adaptive state of one waiting side
     u64 probe_window        # window in which probes are counted
     u32 probe_failures      # failed probes in that window
     u64 spins, spins_paid, briefs, briefs_paid, sleeps, wakes       # statistics
+
+# What `sleeping` says. Anything but 0 asks for a wake-up.
+cdef enum:
+    SLEEPING_BY_FUTEX = 1
+    SLEEPING_BY_EVENT = 2
 
 cdef void waiter_init(Waiter *w) noexcept nogil
 

@@ -149,9 +149,9 @@ cdef int doorbell_wait(Waiter *w, void *word, void *sleeping, ready_fn ready, vo
     while True:
         # Acquire: taken before `ready` is looked at, so that a ring after that look has changed the word.
         seen = load_acquire_u32(word)
-        # Seq_cst store and fence: pair with the fence in doorbell_ring. Either the ringer sees sleeping = 1
-        # and rings, or its publication came before this fence and the next line sees it.
-        store_seq_cst_u32(sleeping, 1)
+        # Seq_cst store and fence: pair with the fence in doorbell_ring. Either the ringer sees the flag and
+        # rings, or its publication came before this fence and the next line sees it.
+        store_seq_cst_u32(sleeping, SLEEPING_BY_FUTEX)
         fence_seq_cst()
         if ready(context):
             # Relaxed: a ringer that still sees 1 makes a harmless system call.

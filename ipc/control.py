@@ -8,7 +8,9 @@ Invariants:
 1. Requests and replies alternate on a connection. A client that gave up on a reply closes the connection, so
    a late reply is never taken for another one's.
 2. Sockets are close-on-exec, mode 0600 from the instant they have a name, and both sides check the user.
-3. Paths of any length work: to keep within the kernel's limit of 107 bytes, the directory is named through
+3. At most one descriptor travels with a message, and only to the listener. It is closed with its connection
+   unless the owner took it.
+4. Paths of any length work: to keep within the kernel's limit of 107 bytes, the directory is named through
    /proc/self/fd.
 """
 
@@ -41,6 +43,7 @@ from .frames import FRAME_SIZE_MAX, FrameParser, pack_frame
 OUTPUT_SIZE_MAX: Final = 2 * FRAME_SIZE_MAX
 SOCKET_MODE: Final = 0o600
 _CREDENTIALS: Final = struct.Struct("3i")
+_DESCRIPTOR: Final = struct.Struct("i")
 _SOCKET_PATH_MAX: Final = 107
 _RECEIVE_SIZE: Final = 65536
 _BACKLOG: Final = 128
@@ -122,8 +125,10 @@ class ControlClient:
             sock.close()
             raise
 
-    def call(self, message: dict[str, Any], timeout: float | None) -> dict[str, Any]:
+    def call(self, message: dict[str, Any], timeout: float | None, *, descriptor: int = -1) -> dict[str, Any]:
         """Send one message and return its reply. Blocks up to `timeout` seconds (None: for ever).
+
+        `descriptor`: an open file that the peer gets a duplicate of; -1: none.
 
         Any failure, an exception of a signal handler included, closes the connection: a reply may still come.
 
@@ -137,7 +142,7 @@ class ControlClient:
         if not self._lock.acquire(timeout=_lock_timeout(timeout)):
             raise ControlTimeoutError(f"another thread's call took longer than {timeout:.3g} s")
         try:
-            return self._exchange(frame, deadline)
+            return self._exchange(frame, deadline, descriptor)
         except TimeoutError as error:
             self.close()
             raise ControlTimeoutError(f"no reply from {self.path} within {timeout} s") from error
@@ -150,13 +155,19 @@ class ControlClient:
         finally:
             self._lock.release()
 
-    def _exchange(self, frame: bytes, deadline: float | None) -> dict[str, Any]:
+    def _exchange(self, frame: bytes, deadline: float | None, descriptor: int) -> dict[str, Any]:
         # A peer that closed without reading may have said why.
         with contextlib.suppress(BrokenPipeError):
             view = memoryview(frame)
             while view:
                 self._arm(deadline)
-                view = view[self._socket.send(view, socket.MSG_NOSIGNAL) :]
+                if descriptor < 0:
+                    sent = self._socket.send(view, socket.MSG_NOSIGNAL)
+                else:
+                    # It goes with the first byte of the message.
+                    sent = socket.send_fds(self._socket, [view], [descriptor], socket.MSG_NOSIGNAL)
+                    descriptor = -1
+                view = view[sent:]
         while True:
             self._arm(deadline)
             data = self._socket.recv(_RECEIVE_SIZE)
@@ -260,6 +271,7 @@ class ServerConnection:
     Attributes:
       pid, uid, gid: of the peer when it connected.
       eof: the peer has closed or died; nothing more will come.
+      descriptors_lost: the peer sent a descriptor for which this process had no room.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -267,7 +279,9 @@ class ServerConnection:
         self._socket = sock
         self._parser = FrameParser()
         self._output = bytearray()
+        self._descriptor = -1
         self.eof = False
+        self.descriptors_lost = False
         self.pid, self.uid, self.gid = _peer_credentials(sock)
 
     def fileno(self) -> int:
@@ -281,7 +295,7 @@ class ServerConnection:
           ControlProtocolError: a malformed frame: close the connection.
         """
         try:
-            data = self._socket.recv(_RECEIVE_SIZE)
+            data = self._receive_part()
         except BlockingIOError:
             return []
         except OSError:
@@ -290,6 +304,32 @@ class ServerConnection:
             self.eof = True
             return []
         return self._parser.feed(data)
+
+    def _receive_part(self) -> bytes:
+        # Room for one descriptor: the kernel closes any further one. It also closes what finds no free number here.
+        # Not socket.recv_fds, which does not pass flags on.
+        data, ancillary, flags, _ = self._socket.recvmsg(
+            _RECEIVE_SIZE, socket.CMSG_LEN(_DESCRIPTOR.size), socket.MSG_CMSG_CLOEXEC
+        )
+        if flags & socket.MSG_CTRUNC:
+            self.descriptors_lost = True
+        for level, kind, content in ancillary:
+            if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS) or len(content) < _DESCRIPTOR.size:
+                continue
+            (descriptor,) = _DESCRIPTOR.unpack_from(content)
+            # One at a time. The last descriptors are kept for this process itself, as in `ControlListener.accept`.
+            if self._descriptor >= 0 or descriptor >= _descriptor_limit() - DESCRIPTORS_KEPT:
+                os.close(descriptor)
+                self.descriptors_lost = True
+            else:
+                self._descriptor = descriptor
+        return data
+
+    def take_descriptor(self) -> int:
+        """The descriptor that the peer sent, owned by the caller from here on; -1: none."""
+        descriptor, self._descriptor = self._descriptor, -1
+        self.descriptors_lost = False
+        return descriptor
 
     def queue(self, message: dict[str, Any]) -> None:
         """Add a reply to the output and write what the socket takes.
@@ -327,6 +367,9 @@ class ServerConnection:
     def close(self) -> None:
         """Close the connection. Idempotent."""
         self._socket.close()
+        descriptor = self.take_descriptor()
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 class ControlListener:

@@ -3,7 +3,7 @@
 from . import auditors as auditors  # attaches them to their primitives
 from .auditing import Auditor, Fault, Repair
 from .event_log import ChainVerification, Event, EventLog
-from .extension import Primitive, blind, operation, reader, register, single, stream
+from .extension import Primitive, answered, blind, operation, reader, register, single, stream
 from .handles import Database, Snapshot, Transaction, open, open_in_memory
 from .kv import KVStore, KVTransaction
 from .kv_mapping import KVMapping
@@ -57,6 +57,7 @@ __all__ = [
     "TraceTree",
     "TraceType",
     "Transaction",
+    "answered",
     "blind",
     "open",
     "open_in_memory",

@@ -12,27 +12,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from itertools import islice
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from ..engine.model.errors import (
     CorruptionError,
     InvalidArgumentError,
     OccamError,
-    TransactionTimeout,
     ValueEncodingError,
 )
 from ..engine.model.public_types import TypeTag
 from ..engine.model.values import Codec, encode_value
-from ..engine.transaction.attempts import run_transaction
 from . import layout
 from .extension import (
-    CONTENDED,
     DatabaseBase,
     H_co,
     Primitive,
@@ -45,11 +42,14 @@ from .extension import (
     stream,
     to_microseconds,
 )
+from .following import Follower
+
+if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
 
 __all__ = ["ChainVerification", "Event", "EventLog"]
 
 HASH_SIZE = 32
-FOLLOW_PAGE = 256
 FIRST_PREV_HASH = bytes(HASH_SIZE)
 _PLAIN = Codec()
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -230,6 +230,17 @@ class EventLog(Primitive[H_co]):
         """
         return self._rows(start, end)
 
+    @overload
+    def follow(
+        self: EventLog[AsyncDatabase[Any]],
+        run_id: RunLike,
+        /,
+        after: int = -1,
+        event_type: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Event]: ...
+    @overload
     def follow(
         self: EventLog[DatabaseBase],
         run_id: RunLike,
@@ -238,7 +249,16 @@ class EventLog(Primitive[H_co]):
         event_type: str | None = None,
         *,
         timeout: float | None = None,
-    ) -> Iterator[Event]:
+    ) -> Iterator[Event]: ...
+    def follow(
+        self: EventLog[Any],
+        run_id: RunLike,
+        /,
+        after: int = -1,
+        event_type: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Any:
         """The events after a sequence, first those that are there, then each new one as it is committed.
 
         Every event comes once, in order. If the run is deleted and begins another log, that one is followed from its
@@ -264,37 +284,11 @@ class EventLog(Primitive[H_co]):
             raise InvalidArgumentError(
                 f"after must be a sequence from -1, got {after!r}", hint="-1: all events"
             )
-        return self._follow(run_id, after, event_type, timeout)
-
-    def _follow(
-        self, run_id: RunLike, after: int, event_type: str | None, timeout: float | None
-    ) -> Iterator[Event]:
-        last: Event | None = None
-
-        def unseen(txn: TransactionBase) -> list[Event]:
-            log = EventLog(txn)
-            start = after + 1
-            # By hash: another log may have grown as long as the one before.
-            if last is not None and getattr(log.read(last.sequence), "hash", None) != last.hash:
-                start = 0
-            found = (
-                list(log._rows(start, start + FOLLOW_PAGE))
-                if event_type is None
-                else log.read_by_type(event_type, start=start, limit=FOLLOW_PAGE)
-            )
-            return found or txn.wait()
-
         database: Any = self._handle
-        while True:
-            try:
-                events = run_transaction(
-                    database.begin, run_id, unseen, retry=CONTENDED, wait_timeout=timeout
-                )
-            except TransactionTimeout:
-                return
-            for event in events:
-                last, after = event, event.sequence
-                yield event
+        follower = Follower(type(self), after, event_type)
+        if isinstance(database, DatabaseBase):
+            return follower.events(database, run_id, timeout)
+        return follower.awaited_events(database, run_id, timeout)
 
     @reader
     def read_by_type(

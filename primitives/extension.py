@@ -22,6 +22,7 @@ from .operations import (
     CONTENDED,
     Operation,
     RunLike,
+    answered,
     blind,
     contended,
     operation,
@@ -40,6 +41,7 @@ __all__ = [
     "RunLike",
     "Space",
     "TransactionBase",
+    "answered",
     "blind",
     "checked_version",
     "contended",
@@ -55,7 +57,10 @@ __all__ = [
     "waiting",
 ]
 
-H_co = TypeVar("H_co", covariant=True, bound="DatabaseBase | TransactionBase")
+if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
+
+H_co = TypeVar("H_co", covariant=True, bound="DatabaseBase | AsyncDatabase[Any] | TransactionBase")
 C = TypeVar("C", bound="type[Primitive[Any]]")
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -68,6 +73,8 @@ class InsideOnlyError(InvalidArgumentError, AttributeError):
 
 class Primitive(Generic[H_co]):
     """A facade over `handle`: a database (each call names its run) or a transaction (calls act on its run).
+
+    Over an asynchronous database, what commits is awaited.
 
     Attributes:
       name: how it hangs on databases and transactions, as in `db.<name>`.
@@ -92,11 +99,11 @@ class Primitive(Generic[H_co]):
 
     def __init__(self, handle: H_co) -> None:
         self._handle = handle
-        if isinstance(handle, DatabaseBase):
-            self.inside = False
-        else:
+        if isinstance(handle, TransactionBase):
             self.inside = True
-            self.space = self._space_in(cast(TransactionBase, handle))
+            self.space = self._space_in(handle)
+        else:
+            self.inside = False
 
     def _space_in(self, transaction: TransactionBase) -> Space:
         return transaction.space(self.tag, raw=self.raw)

@@ -162,7 +162,9 @@ class SettingsKeywords(TypedDict, total=False):
     sync_interval: float | None
     snapshot_max_age: float | None
     idle_timeout: float | None
+    session_grace: float | None
     channel_count_max: int | None
+    watch_history: int | str | None
     request_memory_max: int | str | None
     limits: Limits | dict[str, int | str] | None
     key_size_max: int | str | None

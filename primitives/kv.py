@@ -12,7 +12,7 @@ that are not UTF-8 become lone surrogates in it, as in file names (`surrogateesc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from datetime import timedelta
 from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
@@ -28,6 +28,7 @@ from .extension import (
     Primitive,
     RunLike,
     TransactionBase,
+    answered,
     blind,
     checked_version,
     operation,
@@ -39,6 +40,9 @@ from .extension import (
 from .kv_mapping import KVMapping
 from .ranges import RangeOperation
 from .wrong_calls import WrongCallError, explaining
+
+if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
 
 __all__ = ["KVStore", "KVTransaction"]
 
@@ -117,7 +121,7 @@ class KVStore(Primitive[H_co]):
             return None
         return max(0.0, (found.expires_at_ns - self.now_us * 1000) / 1e9)
 
-    @single
+    @answered
     def delete(self, key: UserKey) -> bool:
         """Remove a key; returns whether it was there.
 
@@ -335,6 +339,27 @@ class KVStore(Primitive[H_co]):
         """
         return self.space.add(key, by)
 
+    @overload
+    def transaction(
+        self: KVStore[AsyncDatabase[Any]],
+        run_id: RunLike,
+        fn: Callable[[KVTransaction], Awaitable[R]],
+        *,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        isolation: IsolationName | None = None,
+    ) -> Coroutine[Any, Any, R]: ...
+    @overload
+    def transaction(
+        self: KVStore[AsyncDatabase[Any]],
+        run_id: RunLike,
+        fn: Callable[[KVTransaction], R],
+        *,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        isolation: IsolationName | None = None,
+    ) -> Coroutine[Any, Any, R]: ...
+    @overload
     def transaction(
         self: KVStore[DatabaseBase],
         run_id: RunLike,
@@ -343,22 +368,31 @@ class KVStore(Primitive[H_co]):
         retry: RetryPolicy | None = None,
         timeout: float | None = None,
         isolation: IsolationName | None = None,
-    ) -> R:
+    ) -> R: ...
+    def transaction(
+        self: KVStore[Any],
+        run_id: RunLike,
+        fn: Callable[[KVTransaction], R],
+        *,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        isolation: IsolationName | None = None,
+    ) -> Any:
         """Call `fn(kv)` in one transaction, retried on conflict; returns what it returned.
 
         Example:
           db.kv.transaction(run_id, lambda kv: kv.put("b", kv.get("a")))
         """
-        refuse_lazy_function(fn)
         handle: Any = self._handle
-        result: R = handle.transaction(
+        if isinstance(handle, DatabaseBase):
+            refuse_lazy_function(fn)
+        return handle.transaction(
             run_id,
             lambda txn: fn(KVTransaction(txn)),
             retry=retry or RetryPolicy(),
             timeout=timeout,
             isolation=isolation,
         )
-        return result
 
     if not TYPE_CHECKING:  # the form outside alone: inside a transaction `txn.kv` is what `fn` would get
         transaction = explaining(transaction, described=signature(transaction))
@@ -373,6 +407,11 @@ class KVStore(Primitive[H_co]):
         Example:
           plans = db.kv.mapping(run_id); plans["a"] = 1
         """
+        if not self.inside and not isinstance(self._handle, DatabaseBase):
+            raise InvalidArgumentError(
+                "a mapping cannot wait for its commits: an asynchronous database has it inside transactions only",
+                hint="async with db.begin(run_id) as txn: txn.kv.mapping()[key] = value",
+            )
         if len(run_id) != (not self.inside):
             form = "txn.kv.mapping()" if self.inside else "db.kv.mapping(run_id)"
             raise WrongCallError(f"{form} is the form, got {len(run_id)} arguments", hint=form)

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterator, MutableMapping
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from collections.abc import Callable, ItemsView, Iterable, Iterator, MutableMapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from .extension import RunLike, TransactionBase
-    from .kv import KVStore
+    from .extension import RunLike
 
 __all__ = ["KVMapping"]
 
 UserKey: TypeAlias = str | bytes
 R = TypeVar("R")
 _MISSING: Any = object()
+
+
+class KeyOperations(Protocol):
+    """The operations of a `KVStore` inside one transaction that a mapping is made of."""
+
+    space: Any
+
+    def get(self, key: UserKey, default: Any = None) -> Any:
+        """The value of a key, or `default`."""
+
+    def put(self, key: UserKey, value: Any) -> object:
+        """Set a key."""
+
+    def delete(self, key: UserKey) -> object:
+        """Delete a key."""
+
+    def list_with_values(self, *, limit: int, reverse: bool) -> Iterable[tuple[str, Any]]:
+        """Keys with their values, in key order."""
 
 
 class KVMapping(MutableMapping[str, Any]):
@@ -25,11 +42,11 @@ class KVMapping(MutableMapping[str, Any]):
 
     __slots__ = ("_run", "_store")
 
-    def __init__(self, store: KVStore[Any], *run_id: RunLike) -> None:
-        self._store: Any = store
+    def __init__(self, store: Any, *run_id: RunLike) -> None:
+        self._store = store  # a KVStore; without `run_id`, one inside a transaction
         self._run = run_id
 
-    def _atomically(self, fn: Callable[[KVStore[TransactionBase]], R]) -> R:
+    def _atomically(self, fn: Callable[[KeyOperations], R]) -> R:
         result: R = self._store.transaction(*self._run, fn) if self._run else fn(self._store)
         return result
 
@@ -68,7 +85,7 @@ class KVMapping(MutableMapping[str, Any]):
     def pop(self, key: UserKey, default: Any = _MISSING) -> Any:
         """Remove a key and return its value, or `default`."""
 
-        def take(kv: KVStore[TransactionBase]) -> Any:
+        def take(kv: KeyOperations) -> Any:
             value = kv.get(key, _MISSING)
             if value is not _MISSING:
                 kv.delete(key)
@@ -84,7 +101,7 @@ class KVMapping(MutableMapping[str, Any]):
     def popitem(self) -> tuple[str, Any]:
         """Remove and return the last key and its value."""
 
-        def take(kv: KVStore[TransactionBase]) -> tuple[str, Any] | None:
+        def take(kv: KeyOperations) -> tuple[str, Any] | None:
             for key, value in kv.list_with_values(limit=1, reverse=True):
                 kv.delete(key)
                 return key, value
@@ -98,7 +115,7 @@ class KVMapping(MutableMapping[str, Any]):
     def setdefault(self, key: UserKey, default: Any = None) -> Any:
         """The value of a key, which is set to `default` first if it is absent."""
 
-        def ensure(kv: KVStore[TransactionBase]) -> Any:
+        def ensure(kv: KeyOperations) -> Any:
             value = kv.get(key, _MISSING)
             if value is _MISSING:
                 kv.put(key, default)

@@ -6,12 +6,16 @@ how the call is carried out:
 
     decorator    inside: txn.kv.get("k")    outside: db.kv.get(run_id, "k")
     blind        as written, returns None   one write without a snapshot: one round trip, never conflicts on its own
-    single       as written                 one call of the engine: what it reads comes from one snapshot
+    answered     as written                 the same, where what the write is answered is the result inside too
+    single       as written                 one read of the engine: what it reads comes from one snapshot
     operation    as written                 a transaction, retried on conflict
     contended    as written                 the same with more attempts and shorter pauses
     reader       as written                 reads on one snapshot; needs no coordinator
     stream       as written (an iterator)   reads on one snapshot, held while it is iterated; needs no coordinator
     waiting      as written: `txn.wait`     a transaction that waits for up to `timeout`
+
+On a facade over an asynchronous database the forms that commit (the first two, `operation`, `contended`) are awaited,
+and the others are plain calls.
 
 1. An operation may run several times before it commits, so it has no effect but on its space.
 2. What an operation looks like from outside (signature, docstring) is derived from the method as written.
@@ -20,9 +24,10 @@ how the call is carried out:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import MethodType
 from typing import (
+    TYPE_CHECKING,
     Any,
     Concatenate,
     Generic,
@@ -37,16 +42,21 @@ from uuid import UUID
 
 from ..engine.model.public_types import HasRunId, RunId
 from ..engine.model.retry_policy import RetryPolicy
+from ..engine.transaction._pending import DeferredCommit
 from ..engine.transaction._transaction import DatabaseBase, TransactionBase
-from ..engine.transaction.attempts import run_transaction
 from .wrong_calls import explaining
+
+if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
 
 __all__ = [
     "CONTENDED",
     "WITH_POLICY",
     "Form",
     "Operation",
+    "ReadOperation",
     "RunLike",
+    "answered",
     "blind",
     "contended",
     "operation",
@@ -120,6 +130,10 @@ class Operation(Generic[P, R_in, R_out]):
         self, instance: _FacadeOver[DatabaseBase], owner: object = None
     ) -> Callable[Concatenate[RunLike, P], R_out]: ...
     @overload
+    def __get__(
+        self, instance: _FacadeOver[AsyncDatabase[Any]], owner: object = None
+    ) -> Callable[Concatenate[RunLike, P], Coroutine[Any, Any, R_out]]: ...
+    @overload
     def __get__(self, instance: _FacadeOver[TransactionBase], owner: object = None) -> Callable[P, R_in]: ...
     def __get__(self, instance: Any, owner: object = None) -> Any:
         if instance is None:
@@ -127,6 +141,24 @@ class Operation(Generic[P, R_in, R_out]):
         # Both are plain functions, which MethodType binds without a Python call: this is on the path of every
         # read.
         return MethodType(self.inside if instance.inside else self.outside, instance)
+
+
+class ReadOperation(Operation[P, R_in, R_in]):
+    """An operation that commits nothing: it is awaited nowhere."""
+
+    if TYPE_CHECKING:
+
+        @overload  # type: ignore[override]
+        def __get__(self, instance: None, owner: object = None) -> Callable[Concatenate[Any, P], R_in]: ...
+        @overload
+        def __get__(
+            self, instance: _FacadeOver[DatabaseBase | AsyncDatabase[Any]], owner: object = None
+        ) -> Callable[Concatenate[RunLike, P], R_in]: ...
+        @overload
+        def __get__(
+            self, instance: _FacadeOver[TransactionBase], owner: object = None
+        ) -> Callable[P, R_in]: ...
+        def __get__(self, instance: Any, owner: object = None) -> Any: ...
 
 
 def _described(outside: Outside, body: Callable[..., Any], form: Form) -> Outside:
@@ -150,7 +182,11 @@ def _described(outside: Outside, body: Callable[..., Any], form: Form) -> Outsid
 
 
 def _one_call(body: Callable[..., Any]) -> Outside:
-    """One call of the engine, which outside a transaction needs none."""
+    """One call of the engine, which outside a transaction needs none.
+
+    Where commits are awaited, a write leaves the body with its commit. The body is called again when that is answered,
+    and goes on from the write with the answer.
+    """
 
     def outside(instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
         cls = type(instance)
@@ -158,9 +194,29 @@ def _one_call(body: Callable[..., Any]) -> Outside:
         view._handle = handle = instance._handle
         view.inside = False
         view.space = handle.space(run_id, cls.tag, raw=cls.raw)
-        return body(view, *args, **kwargs)
+        try:
+            return body(view, *args, **kwargs)
+        except DeferredCommit as deferred:
+            return _awaited(deferred, body, view, args, kwargs)
 
     return outside
+
+
+async def _awaited(
+    deferred: DeferredCommit,
+    body: Callable[..., Any],
+    view: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    try:
+        await view._handle.carried_out(deferred)
+    except Exception:
+        if not deferred.pending.done:
+            raise
+        # The body may have its own word for it.
+    view.space.answer(deferred.pending)
+    return body(view, *args, **kwargs)
 
 
 def _transaction(policy: RetryPolicy) -> Callable[[Callable[..., Any]], Outside]:
@@ -195,7 +251,8 @@ def _iterated_snapshot(body: Callable[..., Any]) -> Outside:
     """
 
     def outside(instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        txn = instance._handle.begin(run_id, read_only=True)
+        # Entered, because the one of an asynchronous database begins then; for the others it changes nothing.
+        txn = instance._handle.begin(run_id, read_only=True).__enter__()
         try:
             rows = body(type(instance)(txn), *args, **kwargs)
         except BaseException:
@@ -232,12 +289,8 @@ def _waiting(body: Callable[..., Any]) -> Outside:
         instance: Any, run_id: RunLike, /, *args: Any, timeout: float | None = None, **kwargs: Any
     ) -> Any:
         cls = type(instance)
-        return run_transaction(
-            instance._handle.begin,
-            run_id,
-            lambda txn: body(cls(txn), *args, **kwargs),
-            retry=CONTENDED,
-            wait_timeout=timeout,
+        return instance._handle.waiting_transaction(
+            run_id, lambda txn: body(cls(txn), *args, **kwargs), CONTENDED, timeout
         )
 
     return outside
@@ -287,9 +340,14 @@ def blind(body: Callable[Concatenate[Any, P], None]) -> Operation[P, None, int]:
     return Operation(body, _BLIND)
 
 
-def single(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
-    """One call of the engine."""
+def answered(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
+    """One write, with a result inside a transaction too."""
     return Operation(body, _SINGLE)
+
+
+def single(body: Callable[Concatenate[Any, P], R]) -> ReadOperation[P, R]:
+    """One read of the engine."""
+    return ReadOperation(body, _SINGLE)
 
 
 def operation(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
@@ -302,14 +360,14 @@ def contended(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
     return Operation(body, _CONTENDED)
 
 
-def reader(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
+def reader(body: Callable[Concatenate[Any, P], R]) -> ReadOperation[P, R]:
     """Reads and returns something finished."""
-    return Operation(body, _READER)
+    return ReadOperation(body, _READER)
 
 
-def stream(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
+def stream(body: Callable[Concatenate[Any, P], R]) -> ReadOperation[P, R]:
     """Reads while it is iterated; the snapshot is held until then."""
-    return Operation(body, _STREAM)
+    return ReadOperation(body, _STREAM)
 
 
 def waiting(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:

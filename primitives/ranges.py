@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, TypeVar, overload
 
 from ..engine.transaction._transaction import DatabaseBase, TransactionBase
-from .operations import Operation, RunLike, single
+from .operations import ReadOperation, RunLike, single
 
 if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
     from .extension import Primitive
 
 __all__ = ["RangeOperation"]
@@ -90,7 +91,7 @@ if TYPE_CHECKING:
         def __get__(self, instance: None, owner: object = None) -> Callable[..., Any]: ...
         @overload
         def __get__(
-            self, instance: Primitive[DatabaseBase], owner: object = None
+            self, instance: Primitive[DatabaseBase | AsyncDatabase[Any]], owner: object = None
         ) -> _Outside[T_co, B_co]: ...
         @overload
         def __get__(
@@ -106,6 +107,6 @@ else:
             return cls
 
         @staticmethod
-        def of(body: Callable[..., Any], /) -> Operation[..., Any, Any]:
+        def of(body: Callable[..., Any], /) -> ReadOperation[..., Any]:
             """The operation that `body` says."""
             return single(body)

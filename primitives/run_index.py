@@ -17,14 +17,15 @@ one transaction can change a run's status and the run's data together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
-from ..engine.model.errors import AlreadyExistsError, InvalidArgumentError, OccamError
+from ..engine.model.errors import AlreadyExistsError, InvalidArgumentError
 from ..engine.model.public_types import RESERVED_RUN, RunId, TypeTag
 from . import layout
+from .blocks import Block
 from .extension import DatabaseBase, H_co, Primitive, RunLike, Space, TransactionBase
 from .planner import Record
 from .run_operations import awaited, indexed, lookup
@@ -55,6 +56,9 @@ from .run_types import (
 )
 from .spans import error_text
 from .trace_types import checked_metadata, checked_tags
+
+if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
 
 __all__ = ["RunIndex"]
 
@@ -163,7 +167,17 @@ class RunIndex(Primitive[H_co]):
         ):
             self.space.put(layout.RUN_NAMES_WHOLE, None)
 
-    @contextmanager
+    @overload
+    def start(
+        self: RunIndex[AsyncDatabase[Any]],
+        name: str = "",
+        *,
+        parent: RunLike | None = None,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+        run_id: RunLike | None = None,
+    ) -> AbstractAsyncContextManager[RunMetadata]: ...
+    @overload
     def start(
         self: RunIndex[DatabaseBase],
         name: str = "",
@@ -172,7 +186,16 @@ class RunIndex(Primitive[H_co]):
         tags: Iterable[str] = (),
         metadata: Mapping[str, Any] | None = None,
         run_id: RunLike | None = None,
-    ) -> Iterator[RunMetadata]:
+    ) -> AbstractContextManager[RunMetadata]: ...
+    def start(
+        self: RunIndex[Any],
+        name: str = "",
+        *,
+        parent: RunLike | None = None,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+        run_id: RunLike | None = None,
+    ) -> Any:
         """A run for the length of a `with` block: completed at its end, failed with the exception that leaves it.
 
             with db.runs.start("agent 7") as run:
@@ -180,16 +203,17 @@ class RunIndex(Primitive[H_co]):
 
         A run that the block itself finished, paused (and then left cleanly), archived or deleted is left as it is.
         """
-        run = self.create_run_with_options(name, parent=parent, tags=tags, metadata=metadata, run_id=run_id)
-        try:
-            yield run
-        except BaseException as error:
-            try:
-                self._end(run.run_id, error_text(error))
-            except OccamError as problem:
-                error.add_note(f"and run {run.run_id} could not be marked as failed: {problem}")
-            raise
-        self._end(run.run_id, None)
+
+        def end(run: RunMetadata, error: BaseException | None) -> Any:
+            return self._end(run.run_id, None if error is None else error_text(error))
+
+        return Block(
+            lambda: self.create_run_with_options(
+                name, parent=parent, tags=tags, metadata=metadata, run_id=run_id
+            ),
+            end,
+            lambda run: f"run {run.run_id} could not be marked as failed",
+        )
 
     @indexed
     def _end(self, run_id: RunLike, error: str | None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from ..engine.model.errors import CorruptionError, InvalidArgumentError, InvalidTransition
 from ..engine.model.public_types import RunId
 from .extension import from_microseconds
-from .notebook import run_html
+from .notebook import duration_text, facts_html, moment_text
 
 __all__ = ["ALLOWED_TRANSITIONS", "RunMetadata", "RunStatus", "check_transition"]
 
@@ -117,7 +117,22 @@ class RunMetadata:
     error: str | None
 
     def _repr_html_(self) -> str:
-        return run_html(self)
+        ended, took = None, None
+        if self.completed_at is not None:
+            ended = moment_text(self.completed_at)
+            took = duration_text((self.completed_at - self.created_at).total_seconds() * 1000)
+        facts = {
+            "run": str(self.run_id),
+            "status": str(self.status),
+            "error": self.error,
+            "parent": self.parent_run_id,
+            "tags": ", ".join(self.tags),
+            "metadata": self.metadata or None,
+            "created": moment_text(self.created_at),
+            "ended": ended,
+            "duration": took,
+        }
+        return facts_html(self.name or "run", facts)
 
 
 # A stored record: [name, status, parent or None, tags, metadata, created, updated, completed or None, error or None];

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from ..engine.model.errors import InvalidArgumentError, OccamError
+from .blocks import needs_plain_result
 from .trace_types import TraceId, TraceType
 
 __all__ = ["INHERIT", "Span", "error_text", "spans_around"]
@@ -48,7 +49,9 @@ def error_text(error: BaseException) -> str:
 
 
 class Span:
-    """A span in a `with` block, as `db.traces.span` makes it. It is used once, in one thread or task.
+    """A span in a `with` block (`async with` where commits are awaited), as `db.traces.span` makes it.
+
+    It is used once, in one thread or task.
 
     with db.traces.span(run, ToolCall("search", {"q": "x"})) as span:
         span.set_result(search("x"))
@@ -99,30 +102,53 @@ class Span:
         self._error = error_text(error) if isinstance(error, BaseException) else error
 
     def __enter__(self) -> Span:
+        return self._begun(needs_plain_result(self._begin()))
+
+    async def __aenter__(self) -> Span:
+        return self._begun(await self._begin())
+
+    def _begin(self) -> Any:
         if self._id is not None:
             raise InvalidArgumentError("the span has begun already", hint="make a new one for each block")
-        self._id = self._store.begin_span(*self._run, self._trace, **self._options)
+        return self._store.begin_span(*self._run, self._trace, **self._options)
+
+    def _begun(self, trace_id: TraceId) -> Span:
+        self._id = trace_id
         self._started = monotonic_ns()
-        self._token = _around.set(_Around(self._id, _around.get()))
+        self._token = _around.set(_Around(trace_id, _around.get()))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        try:
+            self._end(error)
+        except OccamError as problem:
+            self._also(error, problem)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            await self._end(error)
+        except OccamError as problem:
+            self._also(error, problem)
+
+    def _end(self, error: BaseException | None) -> Any:
         if self._token is not None:
             with suppress(ValueError):  # a generator that is closed in another context
                 _around.reset(self._token)
         self._ended = True
         duration_ms = (monotonic_ns() - self._started) / 1e6
         text = self._error if error is None else error_text(error)
-        try:
-            self._store.end_span(
-                *self._run, self._id, result=self._result, error=text, duration_ms=duration_ms
-            )
-        except OccamError as problem:
-            if error is None:
-                raise
-            error.add_note(f"and the end of span {self._id} could not be recorded: {problem}")
+        return self._store.end_span(
+            *self._run, self._id, result=self._result, error=text, duration_ms=duration_ms
+        )
+
+    def _also(self, error: BaseException | None, problem: OccamError) -> None:
+        if error is None:
+            raise problem
+        error.add_note(f"and the end of span {self._id} could not be recorded: {problem}")
 
     def __repr__(self) -> str:
         state = "not begun" if self._id is None else f"{'ended' if self._ended else 'open'} id={self._id}"

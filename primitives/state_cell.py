@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -23,12 +23,16 @@ from .extension import (
     Primitive,
     RunLike,
     TransactionBase,
+    answered,
     blind,
     checked_version,
     single,
     waiting,
 )
 from .operations import WITH_POLICY
+
+if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
 
 __all__ = ["State", "StateCell"]
 
@@ -158,7 +162,7 @@ class StateCell(Primitive[H_co]):
         """
         return self.space.put(name, value, ttl=ttl, ephemeral=ephemeral)
 
-    @single
+    @answered
     def delete(self, name: str) -> bool:
         """Remove a cell; returns whether it was there. A later one of that name has a higher version.
 
@@ -204,6 +208,15 @@ class StateCell(Primitive[H_co]):
 
     if TYPE_CHECKING:
 
+        @overload
+        def transition(
+            self: StateCell[AsyncDatabase[Any]],
+            run_id: RunLike,
+            name: str,
+            fn: Callable[[State], tuple[Any, T]],
+            *,
+            retry: RetryPolicy | None = None,
+        ) -> Coroutine[Any, Any, T]: ...
         @overload
         def transition(
             self: StateCell[DatabaseBase],

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from ..engine.model.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 from ..engine.model.public_types import TypeTag
@@ -43,6 +43,9 @@ from .trace_types import (
     id_text,
     kind_of,
 )
+
+if TYPE_CHECKING:
+    from ..engine.transaction.async_database import AsyncDatabase
 
 __all__ = ["TraceStore"]
 
@@ -108,7 +111,7 @@ class TraceStore(Primitive[H_co]):
 
     @overload
     def span(
-        self: TraceStore[DatabaseBase],
+        self: TraceStore[DatabaseBase | AsyncDatabase[Any]],
         run_id: RunLike,
         trace: TraceType,
         /,

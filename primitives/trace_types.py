@@ -19,7 +19,7 @@ from ..engine.model.errors import CorruptionError, InvalidArgumentError, OccamEr
 from ..engine.model.values import Codec
 from .extension import from_microseconds
 from .layout import ZERO_ID
-from .notebook import duration_text, trace_text, tree_html
+from .notebook import duration_text, moment_text, record_text, tree_html
 
 __all__ = [
     "Custom",
@@ -238,10 +238,22 @@ class TraceTree:
         trace, count = self.trace, len(self.children)
         took = f" {duration_text(trace.duration_ms)}" if trace.duration_ms is not None else ""
         children = f"{count} {'child' if count == 1 else 'children'}"
-        return f"<TraceTree {trace_text(trace)} {trace.status}{took} id={trace.id} {children}>"
+        return f"<TraceTree {record_text(trace.trace_type)} {trace.status}{took} id={trace.id} {children}>"
 
     def _repr_html_(self) -> str:
-        return tree_html(self)
+        rows = ((depth, _cells(trace)) for depth, trace in self.walk())
+        return tree_html(("trace", "status", "duration", "start", "error"), rows, self.size)
+
+
+def _cells(trace: Trace) -> tuple[str | None, ...]:
+    """The row of a trace in the table of its tree."""
+    return (
+        record_text(trace.trace_type),
+        trace.status,
+        duration_text(trace.duration_ms),
+        moment_text(trace.started_at),
+        trace.error,
+    )
 
 
 # --- Ids -----------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 90.0
 STUCK_STOP_TIMEOUT = 10.0  # for workers that are known to make no progress
 KILL_TIMEOUT = 10.0
-STACK_TIMEOUT = 2.0
+STACK_TIMEOUT = 10.0
 HUNG = -999  # in place of an exit code
 
 _context = multiprocessing.get_context("forkserver")

@@ -33,13 +33,18 @@ FORBIDDEN_WORDS = {
     "ipc": {"transaction", "transactions", "txn", "commit", "snapshot", "key", "keys", "version", "versions"},
     "engine": {"kv", "kvstore", "event", "events", "eventlog", "statecell", "tracestore", "runindex"},
 }
-# What sounds alike but is another thing: the version of a memory layout; events of selectors and threads; and the type
-# tag of the keys that `db.get` and `db.put` work on, which is a number to the engine.
+# What sounds alike but is another thing: the version of a memory layout; events of selectors, threads and event loops,
+# with the eventfds that wake those; and the type tag of the keys that `db.get` and `db.put` work on, which is a number
+# to the engine.
 SOUNDS_ALIKE = {
     "ipc": re.compile(
         r"(.*_)?(layout|protocol|format|python)_versions?|version|version_info|key_?error", re.I
     ),
-    "engine": re.compile(r"event_read|event_write|event|events|stop_event|KV|TAG_KV|kv_prefix", re.I),
+    "engine": re.compile(
+        r"event_read|event_write|event|events|stop_event|KV|TAG_KV|kv_prefix"
+        r"|.*event_?(fds?|links?|channel|loop|ring)(_.*)?|_?(note|signal|sleeping_by)_events?",
+        re.I,
+    ),
 }
 
 

@@ -24,7 +24,7 @@ from ..log._checkpoint import CheckpointWriter
 from ..log.checkpoint import checkpoint_name
 from ..model.errors import AlreadyExistsError, SnapshotExpired
 from ..model.public_types import BackupSummary
-from ..transaction._transaction import TransactionBase
+from ..transaction.engine_handle import PinnedSnapshot
 
 __all__ = ["attach_store", "copy_snapshot", "require_free", "write_copy"]
 
@@ -33,13 +33,13 @@ Progress = Callable[[int], None]
 
 
 def copy_snapshot(
-    txn: TransactionBase,
+    snapshot: PinnedSnapshot,
     mapping: Any,
     destination: Path,
     durability: str,
     progress: Progress | None = None,
 ) -> BackupSummary:
-    """Copy what a read-only transaction sees, from the store its snapshot is pinned in.
+    """Copy what a snapshot holds, from the store that it is pinned in.
 
     Raises:
       AlreadyExistsError: there is something at the destination.
@@ -50,10 +50,10 @@ def copy_snapshot(
     def check(rows: int) -> None:
         if progress is not None:
             progress(rows)
-        if txn.expired:
+        if snapshot.expired:
             raise SnapshotExpired("the backup's snapshot was revoked", hint="raise snapshot_max_age")
 
-    return write_copy(mapping, txn.start_version, destination, durability, check)
+    return write_copy(mapping, snapshot.start_version, destination, durability, check)
 
 
 def attach_store(database_id: bytes, incarnation: int) -> Segment:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...ipc._channel import ClientChannel
+from ...ipc._event_channel import EventChannel
 from ...ipc.control import ControlClient
 from ...ipc.errors import ChannelBroken, ChannelTimeout, ControlError
 from ...ipc.process import identify, is_alive, own_identity
@@ -30,6 +31,8 @@ __all__ = ["CoordinatorGone", "Link", "LinkTerms", "SessionOver"]
 
 
 _DYING_SECONDS = 0.2
+# An event loop has many links, and a larger request is streamed.
+EVENT_RING_SIZE = 16 * 1024
 
 
 class CoordinatorGone(Exception):
@@ -70,6 +73,10 @@ class Link:
       asked: the settings given by keyword at `open`, to be checked against the running ones.
       durability: what this opener wants.
       timeout: seconds for the attach call.
+      event_fd: the eventfd through which the coordinator tells of answers; -1: by the channel's doorbell.
+
+    Attributes:
+      events: the channel of a link with an eventfd; None without one.
 
     Raises:
       OccamError: the coordinator refused; the error is its own.
@@ -88,22 +95,24 @@ class Link:
         asked: dict[str, Any],
         durability: str,
         timeout: float,
+        event_fd: int = -1,
     ) -> None:
         self.client = client
+        self.events: EventChannel | None = None
         self._segments: list[Segment] = []
         self._detached = True
         try:
-            reply = client.call(
-                {
-                    "op": "attach",
-                    "session": session,
-                    "owner": owner,
-                    "asked": asked,
-                    "durability": durability,
-                    "process": own_identity().to_dict(),
-                },
-                timeout,
-            )
+            message = {
+                "op": "attach",
+                "session": session,
+                "owner": owner,
+                "asked": asked,
+                "durability": durability,
+                "process": own_identity().to_dict(),
+            }
+            if event_fd >= 0:
+                message |= {"event": True, "ring_size": EVENT_RING_SIZE}
+            reply = client.call(message, timeout, descriptor=event_fd)
             raise_refusal(reply)
             reply.pop("ok")
             if reply.get("over"):
@@ -113,12 +122,12 @@ class Link:
             bell = self._map(self.terms.bell, writable=True)
             channel = self._map(self.terms.channel, writable=True)
             self.attachment = StoreAttachment(store.map, channel.map, bell.map)
-            self.channel = ClientChannel(
-                channel.map,
-                bell.map,
-                self.attachment.address + self.terms.spin_offset,
-                ring_size=self.terms.ring_size,
-            )
+            parts = channel.map, bell.map, self.attachment.address + self.terms.spin_offset
+            if event_fd < 0:
+                self.channel = ClientChannel(*parts, ring_size=self.terms.ring_size)
+            else:
+                self.channel = self.events = EventChannel(*parts, ring_size=self.terms.ring_size)
+                self.events.listen()
         except BaseException:
             client.close()
             self._close_segments()

@@ -35,8 +35,8 @@ from ..model.limits import Limits, sized
 from ..model.public_types import BackupSummary, Durability
 from ..model.settings import Settings
 from ..transaction._answer import Answer, sequence_of
-from ..transaction._transaction import TransactionBase
 from ..transaction._view import StoreAttachment
+from ..transaction.engine_handle import PinnedSnapshot
 from ..transaction.waiting import WaitHub
 from .backup import copy_snapshot
 
@@ -141,10 +141,10 @@ class LocalHandle:
         )
 
     def copy_to(
-        self, txn: TransactionBase, destination: Path, progress: Callable[[int], None] | None
+        self, snapshot: PinnedSnapshot, destination: Path, progress: Callable[[int], None] | None
     ) -> BackupSummary:
         # What is kept nowhere has no durability of its own: the copy gets the usual one.
-        return copy_snapshot(txn, self._store, destination, str(Durability.STANDARD), progress)
+        return copy_snapshot(snapshot, self._store, destination, str(Durability.STANDARD), progress)
 
     @property
     def closed(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from ...ipc.errors import ChannelBroken, ChannelTimeout, OccamError
 from ..commit.messages import (
@@ -26,11 +26,24 @@ from ..model.errors import CommitOutcomeUnknown, ForkedHandleError, TransactionT
 from ..model.public_types import Durability
 from ..transaction._answer import Answer, seal
 from .link import CoordinatorGone, Link
-from .pool import LinkPool
 
-__all__ = ["Ask", "answer_of", "is_stopping", "resolve"]
+__all__ = ["Ask", "Links", "answer_of", "is_stopping", "last_commit", "resolve"]
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Links(Protocol):
+    """Where links come from and go to: a `LinkPool`, or what stands between one and an event loop."""
+
+    def attach(self, limit: float, *, session: int) -> Link:
+        """One more link, which continues a session."""
+
+    def forget(self, link: Link) -> None:
+        """Stop committing through a link."""
+
+    def give_back(self, link: Link) -> None:
+        """Let others use a link again; one that was forgotten stays so."""
+
 
 _STATUS = slice(4, 5)  # the low byte of a reply's status
 _STOPPING = bytes([Status.STOPPING])
@@ -52,7 +65,7 @@ def answer_of(link: Link, sequence: int, reply: bytes | Reply, synced: bool) -> 
 
 
 def resolve(
-    pool: LinkPool,
+    pool: Links,
     ask: Ask,
     link: Link,
     request: bytearray,
@@ -120,6 +133,18 @@ def resolve(
             ) from error
         finally:
             pool.give_back(again)
+
+
+def last_commit(pool: Links, session: int, limit: float) -> tuple[int, int]:
+    """(sequence, version) of the last commit of a session whose link was given up; (0, 0): it had none.
+
+    Final: the coordinator serves what is complete in the session's old channel before it lets the session come back.
+    """
+    link = pool.attach(limit, session=session)
+    try:
+        return link.terms.last_sequence, link.terms.last_version
+    finally:
+        pool.give_back(link)
 
 
 def _recovered(ask: Ask, request: bytearray, sequence: int, version: int, limit: float) -> Reply:

@@ -120,6 +120,11 @@ class LinkPool:
         if self.closed:
             raise DatabaseClosedError()
 
+    @property
+    def session_kept(self) -> bool:
+        """Whether `keep_session` was called in this process."""
+        return self._keeper is not None
+
     def keep_session(self, limit: float) -> None:
         """From now on see to it that the session outlives a coordinator, also while this process makes no call.
 
@@ -204,14 +209,18 @@ class LinkPool:
             assert primary is not None
             return primary
 
-    def attach(self, limit: float, *, session: int) -> Link:
-        """Attach one more link. Starts a coordinator if none runs and `start` allows it."""
+    def attach(self, limit: float, *, session: int, event_fd: int = -1) -> Link:
+        """Attach one more link. Starts a coordinator if none runs and `start` allows it.
+
+        Args:
+          session, event_fd: see `Link`.
+        """
         last: Exception | None = None
         pause = _PAUSE_MIN
         began = time.monotonic()
         while True:
             try:
-                link = self._try_attach_or_say(limit, session)
+                link = self._try_attach_or_say(limit, session, event_fd)
             except AddressSpaceError:
                 raise
             except CoordinatorDied as error:
@@ -244,17 +253,17 @@ class LinkPool:
             else f"look into {self._launcher.log_path}, or give a larger timeout",
         ) from last
 
-    def _try_attach_or_say(self, limit: float, session: int) -> Link | None:
+    def _try_attach_or_say(self, limit: float, session: int, event_fd: int) -> Link | None:
         """`_try_attach`, except that a lack of descriptors is reported as such, wherever it was noticed."""
         try:
-            return self._try_attach(limit, session)
+            return self._try_attach(limit, session, event_fd)
         except (IpcError, CoordinatorUnavailable, OSError) as error:
             shortage = no_descriptors_error(error, f"reach the coordinator of {self.path}")
             if shortage is None:
                 raise
             raise shortage from error
 
-    def _try_attach(self, limit: float, session: int) -> Link | None:
+    def _try_attach(self, limit: float, session: int, event_fd: int) -> Link | None:
         """A link to the listening coordinator. None if none listens; one is started then, if `start` allows
         it.
         """
@@ -270,6 +279,7 @@ class LinkPool:
                     asked=self._asked,
                     durability=self._durability,
                     timeout=max(0.1, limit - time.monotonic()),
+                    event_fd=event_fd,
                 )
             except SessionOver:
                 self.renew_owner(owner)

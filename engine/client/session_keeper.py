@@ -18,7 +18,7 @@ import select
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ...ipc.control import ControlClient
 from ...ipc.errors import ControlError, OccamError
@@ -27,14 +27,21 @@ from ..model.control_messages import raise_refusal
 from ..model.errors import CoordinatorUnavailable, DatabaseClosedError
 from .launcher import Launcher
 
-if TYPE_CHECKING:
-    from .pool import LinkPool
-
 __all__ = ["SessionKeeper"]
 
 _PAUSE_MIN, _PAUSE_MAX = 0.01, 0.25  # between two looks for a coordinator
 _CALL_SECONDS = 5.0
 _JOIN_SECONDS = 1.0
+
+
+class KeptPool(Protocol):
+    """What a SessionKeeper needs of the pool of links."""
+
+    owner: int
+    database_id: bytes
+
+    def renew_owner(self, ended: int) -> None:
+        """The session `ended` is over: go on with a new one."""
 
 
 class SessionKeeper:
@@ -45,7 +52,7 @@ class SessionKeeper:
       launcher: reaches the coordinator.
     """
 
-    def __init__(self, pool: LinkPool, launcher: Launcher) -> None:
+    def __init__(self, pool: KeptPool, launcher: Launcher) -> None:
         self._launcher = launcher
         self._client: ControlClient | None = None
         self._closing = threading.Event()

@@ -20,8 +20,8 @@ from ..model.limits import Limits
 from ..model.public_types import BackupSummary, Durability
 from ..model.settings import Settings
 from ..transaction._answer import Answer, seal
-from ..transaction._transaction import TransactionBase
 from ..transaction._view import StoreAttachment
+from ..transaction.engine_handle import PinnedSnapshot
 from ..transaction.waiting import WaitHub
 from .backup import attach_store, copy_snapshot
 from .link import CoordinatorGone
@@ -83,6 +83,16 @@ class SharedHandle:
     def path(self) -> str:
         """The database directory."""
         return self.pool.path
+
+    @property
+    def timeout(self) -> float:
+        """Seconds to wait for a coordinator or for an answer before giving up."""
+        return self._timeout
+
+    @property
+    def syncs(self) -> bool:
+        """Whether every commit through this handle asks for a sync."""
+        return self._sync
 
     @property
     def settings(self) -> Settings:
@@ -201,10 +211,10 @@ class SharedHandle:
                 self.pool.give_back(link)
 
     def copy_to(
-        self, txn: TransactionBase, destination: Path, progress: Callable[[int], None] | None
+        self, snapshot: PinnedSnapshot, destination: Path, progress: Callable[[int], None] | None
     ) -> BackupSummary:
-        with attach_store(self.pool.database_id, txn.store_incarnation) as store:
-            return copy_snapshot(txn, store.map, destination, str(self.durability), progress)
+        with attach_store(self.pool.database_id, snapshot.store_incarnation) as store:
+            return copy_snapshot(snapshot, store.map, destination, str(self.durability), progress)
 
     @property
     def closed(self) -> bool:

@@ -22,7 +22,7 @@ from ._range_walk cimport walk_free
 
 
 cdef i64 channel_open(Core *core, u64 session, u64 owner, u8 *base, u64 ring_size, u64 last_sequence,
-                      u64 last_version) noexcept nogil:
+                      u64 last_version, int event_fd) noexcept nogil:
     """Serve the channel segment at `base`, whose size the caller has checked; see _channels.pxd."""
     cdef u32 index = 0
     cdef Channel *channel
@@ -41,6 +41,7 @@ cdef i64 channel_open(Core *core, u64 session, u64 owner, u8 *base, u64 ring_siz
     channel.inbox.budget = &core.inboxes
     channel.word = base + WORKER_BELL_OFFSET
     channel.sleeping = base + WORKER_SLEEPING_OFFSET
+    channel.event_fd = event_fd
     channel.slots = base + SLOTS_OFFSET
     channel.slots_high = base + SLOTS_HIGH_OFFSET
     channel.closed = base + CLOSED_OFFSET

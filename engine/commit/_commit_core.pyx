@@ -235,17 +235,20 @@ cdef class CommitCore:
     # ---- channels: called by the control plane -----------------------------------------------------------
 
     def open_channel(self, u64 session, channel_buffer, u64 ring_size, u64 last_sequence=0, u64 last_version=0,
-                     u64 owner=0):
+                     u64 owner=0, *, int event_fd=-1):
         """Serve one more channel. Returns its index, or -1 when every slot is taken.
 
         Args:
           owner: the session of its handle, to which ephemeral puts bind their keys; 0: `session` itself.
+          event_fd: a non-blocking eventfd through which the worker may ask to be woken, open until
+            `channel_state` is CLOSED; -1: none.
         """
         cdef unsigned char[::1] view = channel_buffer
         cdef i64 index
         if <u64>view.shape[0] < RINGS_OFFSET + 2 * ring_size:
             raise ValueError(f"channel segment has {view.shape[0]} bytes, needs {RINGS_OFFSET + 2 * ring_size}")
-        index = channel_open(&self.core, session, owner or session, &view[0], ring_size, last_sequence, last_version)
+        index = channel_open(&self.core, session, owner or session, &view[0], ring_size, last_sequence, last_version,
+                             event_fd)
         if index >= 0:
             self.channel_buffers[index] = memoryview(channel_buffer)
             if self.core.bell == NULL:

@@ -45,6 +45,8 @@ cdef enum:
     CHANNEL_CLOSED = 3
     CHANNEL_BROKEN = 4
 
+    EVENT_FDS_MAX = 8               # event loops that wait for their wake-up at once; one more is woken at once
+
     # What became of the request a channel has in the current batch.
     ANSWER_NONE = 0
     ANSWER_COMMITTED = 1            # becomes LOG_WRITE_ERROR if the batch cannot be logged
@@ -69,6 +71,7 @@ cdef struct Channel:
     Inbox inbox
     void *word                      # the worker's doorbell, in its segment
     void *sleeping
+    int event_fd                    # eventfd of the worker's event loop; -1: it is woken by its doorbell
     u8 *slots                       # SLOT_COUNT x {u64 value, u64 mark}, in its segment
     void *slots_high
     void *closed                    # set before the slots are looked at for the last time
@@ -152,6 +155,8 @@ cdef struct Core:
     u32 *wakes                      # queue of channels to be woken: a ring of channel_capacity indices
     u32 wakes_first
     u32 wakes_count
+    int event_fds[EVENT_FDS_MAX]    # eventfds with answers behind them, not written yet; each once
+    u32 event_fds_count
     u32 hot_max                     # workers beyond this many wait for their wake-up
     Interest interest               # who waits for which changes
     u64 hold_version                # gc_horizon stays at or below it until `hold_until`; see _pins.pyx

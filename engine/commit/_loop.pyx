@@ -11,7 +11,7 @@ from ...ipc._atomics cimport (
     clock_monotonic_ns, cpu_relax, i64, load_acquire_u32, load_relaxed_u32, store_relaxed_u32, store_release_u32, u32,
     u64,
 )
-from ...ipc._doorbell cimport SPIN_ADAPTIVE, SPIN_LONG, doorbell_ring, doorbell_wait, waiter_init
+from ...ipc._doorbell cimport SPIN_ADAPTIVE, SPIN_LONG, doorbell_wait, waiter_init
 from ...ipc._layout cimport BELL_RINGER_OFFSET, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET
 from ...ipc._ring cimport (
     INBOX_BAD, INBOX_PARTIAL, inbox_drop, inbox_poll, inbox_ready, inbox_take_done, outbox_send,
@@ -28,7 +28,7 @@ from ._placement cimport woken_by
 from ._session_end cimport sessions_due
 from ._turns cimport turns_abandon, turns_clear, turns_end, turns_expire, turns_next
 from ._validate cimport reserve_reply
-from ._wakes cimport flush_wakes, release_wakes
+from ._wakes cimport flush_wakes, release_wakes, wake_worker
 from ._watchers cimport wake_marked
 from ._wire cimport (
     REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_HEADER_SIZE, REQUEST_SYNC, STATUS_STOPPING, ReplyHeader, RequestHeader,
@@ -153,7 +153,7 @@ cdef bint _take_from(Core *core, Channel *channel, WalAppender log) noexcept nog
         if channel.inbox.progressed:
             # The producer of a message larger than its ring waits for the room we just made. A whole message
             # does not need this: its producer waits for the answer, and would be woken twice for one commit.
-            doorbell_ring(channel.word, channel.sleeping)
+            wake_worker(channel)
         return False
     if polled < 0 or channel.inbox.size < REQUEST_HEADER_SIZE:
         break_channel(core, channel)
@@ -335,4 +335,4 @@ cdef void _refuse_rest(Core *core, WalAppender log) noexcept nogil:
             outbox_send(&channel.reply, channel.out, REPLY_HEADER_SIZE)
         # Release: a worker that sees the word sees every reply in its ring.
         store_release_u32(channel.drained, 1)
-        doorbell_ring(channel.word, channel.sleeping)
+        wake_worker(channel)

@@ -25,6 +25,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memmove, memset
 
 from ...ipc._atomics cimport futex_wake, load_acquire_u32, store_release_u32
+from ..disk._failpoints cimport FP_COMMIT_TURN_CLOCK, failpoint_armed, failpoint_hit_shift
 from ._core cimport ANSWER_DEPENDENT, CHANNEL_ACTIVE
 from ._footprint cimport footprint_free, footprint_take, ops_break, request_breaks
 from ._turn_table cimport TURN_BYTES_MAX, TURNS_MAX, Place, TurnTable
@@ -262,6 +263,8 @@ cdef bint turns_expire(Core *core, i64 now) noexcept nogil:
     cdef TurnTable *table = &core.turns
     cdef u32 index = 0
     cdef bint any = False
+    if failpoint_armed():
+        now += failpoint_hit_shift(FP_COMMIT_TURN_CLOCK)
     while index < table.count:
         if table.places[index].running and table.places[index].ends != 0 and table.places[index].ends <= now:
             table.expired += 1

@@ -11,16 +11,62 @@ first, and none later than DEFER_NS.
 2. The commit thread does not sleep while a wake-up is due (`wakes_count`), so none is forgotten.
 3. A worker that computes or waits elsewhere for longer than HOT_NS is no longer hot, and delays nobody.
 4. Only channels that are being served are in the queue: the owner calls `flush_wakes` before it closes one.
+   Their eventfds are open for as long.
+5. The links of one event loop share an eventfd, and one write of it stands for every answer that is in its
+   ring by then. It is written after the batch. Its loop does not count as hot: what it runs next is one
+   thread at most.
 """
 
-from ...ipc._atomics cimport fence_seq_cst, load_relaxed_u32
-from ...ipc._doorbell cimport doorbell_ring
-from ._core cimport Channel
+from ...ipc._atomics cimport fence_seq_cst, load_relaxed_u32, u64
+from ...ipc._doorbell cimport SLEEPING_BY_EVENT, doorbell_ring
+from ._core cimport EVENT_FDS_MAX, Channel
 
 cdef enum:
     HOT_NS = 25000              # a transaction of a few operations
     WOKEN_NS = 60000            # the same, after a wake-up
     DEFER_NS = 1500000          # longest delay of a wake-up: half a time slice of the scheduler
+
+
+cdef extern from "unistd.h" nogil:
+    ssize_t write(int fd, const void *data, size_t size)
+
+
+cdef inline void _signal(int event_fd) noexcept nogil:
+    """Make an eventfd readable."""
+    cdef u64 one = 1
+    # Not blocking: a counter that is full (EAGAIN) is readable already. The system call orders the answers before it.
+    write(event_fd, &one, sizeof(one))
+
+
+cdef void _note_event(Core *core, int event_fd) noexcept nogil:
+    """Remember that an event loop has an answer."""
+    cdef u32 index
+    for index in range(core.event_fds_count):
+        if core.event_fds[index] == event_fd:
+            return
+    if core.event_fds_count == EVENT_FDS_MAX:
+        _signal_events(core)
+    core.event_fds[core.event_fds_count] = event_fd
+    core.event_fds_count += 1
+
+
+cdef void _signal_events(Core *core) noexcept nogil:
+    """Wake the event loops that have answers."""
+    cdef u32 index
+    for index in range(core.event_fds_count):
+        _signal(core.event_fds[index])
+    core.event_fds_count = 0
+
+
+cdef void wake_worker(Channel *channel) noexcept nogil:
+    """Wake a worker at once, by what it asks for."""
+    # Orders what was published before the look at the flag, as in doorbell_ring.
+    fence_seq_cst()
+    # The word is the worker's: one that asks for an eventfd it has not given is woken by its doorbell.
+    if channel.event_fd >= 0 and load_relaxed_u32(channel.sleeping) == SLEEPING_BY_EVENT:
+        _signal(channel.event_fd)
+    else:
+        doorbell_ring(channel.word, channel.sleeping)
 
 
 cdef u32 _hot_count(const Core *core, i64 now) noexcept nogil:
@@ -35,11 +81,15 @@ cdef u32 _hot_count(const Core *core, i64 now) noexcept nogil:
 cdef void answered(Core *core, u32 index, i64 now) noexcept nogil:
     """Queue the wake-up of an answered channel if its worker sleeps; see _wakes.pxd."""
     cdef Channel *channel = &core.channels[index]
+    cdef u32 sleeping
     # Orders the answer before the look at the flag, as doorbell_ring does: a worker that goes to sleep after
     # this sees the answer first.
     fence_seq_cst()
-    if not load_relaxed_u32(channel.sleeping):
+    sleeping = load_relaxed_u32(channel.sleeping)
+    if not sleeping:
         channel.hot_until = now + HOT_NS
+    elif sleeping == SLEEPING_BY_EVENT and channel.event_fd >= 0:
+        _note_event(core, channel.event_fd)
     elif channel.wake_since == 0:
         channel.wake_since = now
         core.wakes[(core.wakes_first + core.wakes_count) % core.channel_capacity] = index
@@ -59,12 +109,14 @@ cdef void _wake_first(Core *core, i64 now) noexcept nogil:
 cdef void wake_at_once(Channel *channel, i64 now) noexcept nogil:
     """Wake an answered worker without a look at how many are hot; see _wakes.pxd."""
     channel.hot_until = now + WOKEN_NS
-    doorbell_ring(channel.word, channel.sleeping)
+    wake_worker(channel)
 
 
 cdef void release_wakes(Core *core, i64 now) noexcept nogil:
     """Wake the workers whose wake-up is due."""
     cdef u32 hot
+    if core.event_fds_count:
+        _signal_events(core)
     if core.wakes_count == 0:
         return
     hot = _hot_count(core, now)
@@ -76,6 +128,7 @@ cdef void release_wakes(Core *core, i64 now) noexcept nogil:
 
 
 cdef void flush_wakes(Core *core) noexcept nogil:
-    """Wake every worker in the queue at once."""
+    """Wake every worker in the queue at once, and every event loop."""
+    _signal_events(core)
     while core.wakes_count:
         _wake_first(core, 0)

@@ -6,7 +6,9 @@
 2. A worker may have died although its socket is still open, because a forked child holds a copy. Its death is
    found by pid and start time within a second.
 3. No request of a worker, and no fault of its connection, can end more than that connection.
-4. The outcome of a closed channel's last commit is remembered for OUTCOMES_KEPT sessions, so that a worker
+4. A worker with an event loop hands over an eventfd when it attaches. Its links share it: it is kept once, and
+   closed with the last of their channels.
+5. The outcome of a closed channel's last commit is remembered for OUTCOMES_KEPT sessions, so that a worker
    that was disconnected can come back and ask.
 """
 
@@ -34,6 +36,7 @@ from ..disk import failpoints
 from ..model.control_messages import refusal
 from ..model.errors import CoordinatorUnavailable, InvalidArgumentError, StoreFullError, TooManyChannelsError
 from .complaints import complain, complain_of
+from .event_fds import EventFds
 from .figures import core_figures
 from .services import Services
 from .sessions import Sessions
@@ -96,6 +99,7 @@ class _Worker:
         self.session = 0
         self.owner = 0  # the session of its handle
         self.segment: Segment | None = None
+        self.event_fd = -1
         self.attached_at = time.time()
         self.closing = False
 
@@ -109,6 +113,7 @@ class ControlServer:
         self._listener = listener
         self._workers: dict[int, _Worker] = {}
         self._draining: list[_Worker] = []
+        self._event_fds = EventFds()
         # Oldest first: the table forgets from the front.
         recovered = sorted(services.durable.outcomes.items(), key=lambda entry: entry[1][1])
         self._tallies = Tallies()  # of workers that left
@@ -310,6 +315,8 @@ class ControlServer:
 
     def _dispose(self, worker: _Worker) -> None:
         segment, worker.segment, worker.index = worker.segment, None, -1
+        self._event_fds.release(worker.event_fd)
+        worker.event_fd = -1
         if segment is not None:
             self._tallies.add(segment.map)
             dispose_segment(segment)
@@ -322,19 +329,27 @@ class ControlServer:
         if failpoints.armed():
             failpoints.hit("coordinator.attach")
         self._services.check_terms(dict(message["asked"]), str(message["durability"]))
-        session, owner = int(message["session"]), int(message["owner"])
+        session = int(message["session"])
         if not 0 <= session < 1 << 64:
             raise InvalidArgumentError(f"session {session} is not in 0..2**64 - 1")
+        ring_size = self._ring_size(message)
         sequence, version = self._continue(session) if session else (0, 0)
         session = session or _new_session()
+        # Without a name for its handle, the connection is a handle by itself.
+        owner = int(message.get("owner", session))
         if not self._join(worker, owner, message):
             return {"over": True}
         try:
-            self._open_channel(worker, session, sequence, version)
+            if message.get("event"):
+                self._take_event_fd(worker)
+            self._open_channel(worker, session, sequence, version, ring_size)
         except BaseException:
+            self._event_fds.release(worker.event_fd)
+            worker.event_fd = -1
             self._leave(worker)
             raise
         return self._services.terms() | {
+            "ring_size": ring_size,
             "session": session,
             "owner": owner,
             "last_sequence": sequence,
@@ -359,6 +374,22 @@ class ControlServer:
         held = self._join(worker, int(message["owner"]), message)
         return {"over": not held, "database_id": self._services.database_id}
 
+    def _ring_size(self, message: dict[str, Any]) -> int:
+        """What the worker asks for, if that is less than the setting."""
+        asked = message.get("ring_size", 0)
+        if not isinstance(asked, int) or isinstance(asked, bool) or asked < 0:
+            raise InvalidArgumentError(f"ring_size {asked!r} is not a size")
+        configured = self._services.settings.ring_size
+        return layout.check_ring_size(asked) if 0 < asked < configured else configured
+
+    def _take_event_fd(self, worker: _Worker) -> None:
+        """Take over the eventfd that came with the message."""
+        lost = worker.connection.descriptors_lost
+        descriptor = worker.connection.take_descriptor()
+        if descriptor < 0 and lost:
+            raise no_descriptors_error()
+        worker.event_fd = self._event_fds.adopt(descriptor)
+
     def _continue(self, session: int) -> tuple[int, int]:
         """The last outcome of a session that comes back; waits until its old channel has drained."""
         for other in list(self._workers.values()):
@@ -375,9 +406,10 @@ class ControlServer:
         # The entry stays in the table: if this attach fails later, the next one must find it.
         return self._outcomes.get(session, (0, 0))
 
-    def _open_channel(self, worker: _Worker, session: int, sequence: int, version: int) -> None:
+    def _open_channel(
+        self, worker: _Worker, session: int, sequence: int, version: int, ring_size: int
+    ) -> None:
         services = self._services
-        ring_size = services.settings.ring_size
         name = layout.channel_name(services.database_id, services.incarnation, session)
         try:
             segment = create_segment(name, layout.channel_size(ring_size), on_named=segment_named)
@@ -394,7 +426,9 @@ class ControlServer:
         try:
             with memoryview(segment.map) as view:
                 layout.write_channel_header(view, session, ring_size)
-            index = self._core.open_channel(session, segment.map, ring_size, sequence, version, worker.owner)
+            index = self._core.open_channel(
+                session, segment.map, ring_size, sequence, version, worker.owner, event_fd=worker.event_fd
+            )
         except BaseException:
             segment.unlink()
             segment.close()

@@ -523,7 +523,7 @@ class RunNotActive(OccamError):
     """A commit would write to a run that is not active, on a database opened with `strict_runs`. Nothing was applied.
 
     Attributes:
-      run_id: the run.
+      run_id: the run, None when unknown.
       status: what the index says of it; None: it has no such run.
     """
 
@@ -533,11 +533,11 @@ class RunNotActive(OccamError):
         self,
         message: str,
         *,
-        run_id: UUID,
+        run_id: UUID | None = None,
         status: str | None = None,
         hint: str = "write to an active run: create one, or resume this one if it is paused",
     ) -> None:
-        super().__init__(message, hint=hint, details={"run_id": str(run_id), "status": status})
+        super().__init__(message, hint=hint, details={"run_id": run_id and str(run_id), "status": status})
         self.run_id = run_id
         self.status = status
 

@@ -18,6 +18,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
 from ...ipc._atomics cimport fence_release, load_relaxed_u64, store_seq_cst_u64, u8, u16, u32, u64
+from ._arena_state cimport BITMAP_WORDS, CLASS_COUNT, Arena, Page
 from ._layout cimport PAGE_SIZE, REF_SHIFT, SLACK_PAGES
 from ._pages cimport PAGE_INNER, PAGE_LARGE, PAGE_SLAB, clz, pages_back, pages_give, pages_take
 

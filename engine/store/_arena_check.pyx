@@ -7,7 +7,8 @@ Whether each block has an owner is a question for the audit of the store (`_chec
 from libc.stdio cimport snprintf
 
 from ...ipc._atomics cimport u32, u64
-from ._arena cimport BITMAP_WORDS, CLASS_COUNT, RUN_BINS, Page, slab_shape
+from ._arena cimport slab_shape
+from ._arena_state cimport BITMAP_WORDS, CLASS_COUNT, RUN_BINS, Arena, Page
 from ._layout cimport PAGE_SIZE, SLACK_PAGES
 from ._pages cimport PAGE_FREE, PAGE_LARGE, PAGE_SLAB, bin_of
 

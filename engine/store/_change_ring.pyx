@@ -8,7 +8,7 @@ Owner: the commit thread (in memory: the holder of the core's mutex). `_change_r
 2. *Nothing torn is used.* Before bytes of old blocks are written over, `change_tail` is raised past those blocks:
 
        writer                                 follower at position p
-       change_tail = t    (relaxed)           copies the block at p
+       change_tail = t    (release)           copies the block at p
        release fence                          acquire fence
        writes over positions < t              change_tail > p ? (relaxed): the copy is thrown away
 
@@ -29,7 +29,7 @@ Owner: the commit thread (in memory: the holder of the core's mutex). `_change_r
 from libc.errno cimport EINVAL, ENOSPC
 from libc.string cimport memcpy
 
-from ...ipc._atomics cimport fence_release, load_relaxed_u64, store_relaxed_u64, store_release_u64
+from ...ipc._atomics cimport fence_release, load_relaxed_u64, store_release_u64
 from ._pages cimport fallocate_range
 
 cdef enum:

@@ -1,7 +1,7 @@
 """Hash index: key hash to node, by extendible hashing."""
 
 from ...ipc._atomics cimport u8, u32, u64
-from ._arena cimport Arena
+from ._arena_state cimport Arena
 from ._layout cimport StoreHeader
 
 cdef struct HashIndex:          # private to the writer

@@ -15,7 +15,8 @@ from libc.errno cimport ENOSPC
 from libc.string cimport memcmp, memset
 
 from ...ipc._atomics cimport load_relaxed_u32, store_relaxed_u32, store_release_u32, store_release_u64
-from ._arena cimport Arena, arena_alloc, arena_free, arena_reserve, arena_retire
+from ._arena cimport arena_alloc, arena_free, arena_reserve, arena_retire
+from ._arena_state cimport Arena
 from ._layout cimport BUCKET_CHAIN_MAX, BUCKET_SIZE, BUCKET_SLOTS, DEPTH_MAX
 from ._layout cimport Bucket, Node, block_at, bucket_at, home_slot, node_at, node_key
 

@@ -1,7 +1,7 @@
 """Ordered index: a skip list over key bytes."""
 
 from ...ipc._atomics cimport u8, u32, u64
-from ._arena cimport Arena
+from ._arena_state cimport Arena
 
 cdef struct OrderedIndex:       # private to the writer
     u32 first                   # sentinel before all keys

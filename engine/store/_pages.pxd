@@ -4,7 +4,7 @@ All of these belong to the commit thread, or to the recovery that stands in for 
 """
 
 from ...ipc._atomics cimport u16, u32, u64
-from ._arena cimport Arena
+from ._arena_state cimport Arena
 
 cdef extern from *:
     int clz "__builtin_clzll"(unsigned long long) nogil

@@ -12,7 +12,7 @@
 from libc.errno cimport EFBIG, EINTR
 
 from ...ipc._atomics cimport i64, store_release_u64
-from ._arena cimport Page
+from ._arena_state cimport Arena, Page
 from ._layout cimport PAGE_SIZE, SLACK_PAGES
 from ._memory cimport SHORT_OF_FILE_SIZE, SHORT_OF_NOTHING, SHORT_OF_SHM, memory_shortage
 

@@ -8,7 +8,7 @@ not per node.
 """
 
 from ...ipc._atomics cimport i64, u8, u32, u64
-from ._arena cimport Arena
+from ._arena_state cimport Arena
 from ._change_ring cimport ChangeRing
 from ._hash_index cimport HashIndex
 from ._layout cimport Node, Record, StoreHeader, key_hash   # key_hash(key, key_size, s.hash_seed)

@@ -383,6 +383,26 @@ cdef object commit_transaction(TransactionCore txn, bint durable):
       TransactionTimeout, CoordinatorUnavailable: nothing was applied.
       CommitOutcomeUnknown: no coordinator came back in time to say what became of it.
     """
+    cdef bytearray request
+    cdef Answer answer
+    cdef object receipt = None
+    while receipt is None:
+        request = prepare_commit(txn, durable)
+        if request is None:
+            return txn.receipt
+        try:
+            answer = txn.handle.submit(request, txn.deadline_ns * 1e-9 if txn.deadline_ns else None)
+        except BaseException as error:
+            give_up(txn, error)
+            raise
+        receipt = accept_answer(txn, request, answer)
+    return receipt
+
+
+cdef bytearray prepare_commit(TransactionCore txn, bint durable):
+    """The request to be sent, the state VALIDATING; None if there is nothing to send and the transaction is done.
+    """
+    cdef bytearray request
     if txn.state != STATE_ACTIVE or txn.generation != fork_generation or txn.deadline_ns != 0:
         txn.refuse()
     if txn.doomed is not None:
@@ -395,48 +415,16 @@ cdef object commit_transaction(TransactionCore txn, bint durable):
         txn.finish(STATE_COMMITTED)
         # It wrote nothing. What it read is as durable as the engine makes every commit.
         txn.receipt = make_receipt(txn.version, txn.now(), txn.handle.log_mode, txn.attempts)
-        return txn.receipt
+        return None
     if txn.guard is not None:
-        return commit_guarded(txn, durable)
+        ask_guard(txn)
     # One that asks for a turn is sent even if it has certainly lost: only the commit core grants turns.
     if not txn.blind and txn.turn == 0:
-        refuse_stale(txn)
-    return submit(txn, durable)
-
-
-cdef object commit_guarded(TransactionCore txn, bint durable):
-    """`commit_transaction` where the runs written to have to be open.
-
-    What the guard read of them is part of the commit's validation, whatever the isolation. A blind commit begins in the
-    coordinator's order and cannot conflict with another write, so a record that changed meanwhile only makes it look again.
-    """
-    cdef dict effects = txn.effects, checks = txn.checks, records
-    cdef list cleared = txn.cleared
-    cdef u32 turns
-    for turns in range(GUARD_TURNS_MAX):
         try:
-            if txn.blind:
-                txn.open(txn.handle.attachment())
-            records = admit(txn)
-        except BaseException:
-            txn.finish(STATE_ABORTED)
-            raise
-        try:
-            if not txn.blind and txn.turn == 0:
-                refuse_stale(txn)
-            return submit(txn, durable)
+            refuse_stale(txn)
         except ConflictError as error:
-            # Raises the guard's own error when a run is open no longer.
-            if not records_moved(txn, records, error) or not txn.blind or turns + 1 == GUARD_TURNS_MAX:
-                raise
-        txn.state = STATE_ACTIVE
-        txn.reads = None
-        txn.effects, txn.checks, txn.cleared = effects, checks, cleared
-
-
-cdef object submit(TransactionCore txn, bint durable):
-    cdef bytearray request
-    cdef Answer answer
+            send_again(txn, error)      # never, as it is not blind; raises the guard's own error if it has one
+            raise
     try:
         if txn.binds:
             txn.handle.keep_session()
@@ -445,22 +433,70 @@ cdef object submit(TransactionCore txn, bint durable):
         txn.finish(STATE_ABORTED)
         raise
     txn.state = STATE_VALIDATING
+    return request
+
+
+cdef int ask_guard(TransactionCore txn) except -1:
+    """Have the guard judge the runs that are written to.
+
+    What it read of them is part of the commit's validation, whatever the isolation.
+    """
     try:
-        answer = txn.handle.submit(request, txn.deadline_ns * 1e-9 if txn.deadline_ns else None)
-    except CommitOutcomeUnknown:
-        txn.release()
-        raise
-    except OccamError:
+        if txn.blind:
+            txn.open(txn.handle.attachment())
+        # With what `finish` lets go of, so that the commit can be sent again.
+        txn.admitted = (admit(txn), txn.effects, txn.checks, txn.cleared)
+    except BaseException:
         txn.finish(STATE_ABORTED)
         raise
-    except BaseException:           # from a signal handler, or out of memory: the outcome is not known here
+    return 0
+
+
+cdef bint send_again(TransactionCore txn, object conflict) except -1:
+    """Whether a commit that conflicted is to be prepared and sent again; it is active then.
+
+    A blind commit begins in the coordinator's order and cannot conflict with another write. So if the record of a
+    run changed after the guard had looked at it, the guard only has to look again.
+
+    Raises:
+      Whatever the guard raises, if a run is no longer open.
+    """
+    cdef dict records
+    cdef tuple admitted = txn.admitted
+    txn.admitted = None
+    if admitted is None:
+        return False
+    records = admitted[0]
+    txn.turns += 1
+    if not records_moved(txn, records, conflict) or not txn.blind or txn.turns == GUARD_TURNS_MAX:
+        return False
+    txn.state = STATE_ACTIVE
+    txn.reads = None
+    txn.effects, txn.checks, txn.cleared = admitted[1], admitted[2], admitted[3]
+    return True
+
+
+cdef int give_up(TransactionCore txn, object error) except -1:
+    """Submitting raised: ABORTED if the error says that nothing was committed; else the outcome is not known here."""
+    if isinstance(error, OccamError) and not isinstance(error, CommitOutcomeUnknown):
+        txn.finish(STATE_ABORTED)
+    else:           # also from a signal handler, or out of memory: the outcome is not known here
         txn.release()
-        raise
+    return 0
+
+
+cdef object accept_answer(TransactionCore txn, bytearray request, Answer answer):
+    """Take over the outcome of a commit that was submitted; see _commit.pxd."""
     txn.session = answer.session
     txn.sequence = answer.sequence
-    if type(answer.reply) is bytes:
-        return accept_reply(txn, request, answer, <bytes>answer.reply)
-    return accept_outcome(txn, request, answer)
+    try:
+        if type(answer.reply) is bytes:
+            return accept_reply(txn, request, answer, <bytes>answer.reply)
+        return accept_outcome(txn, request, answer)
+    except ConflictError as error:
+        if not send_again(txn, error):
+            raise
+    return None
 
 
 cdef object accept_reply(TransactionCore txn, bytearray request, Answer answer, bytes reply):
@@ -499,7 +535,7 @@ cdef object accept_outcome(TransactionCore txn, bytearray request, Answer answer
     return txn.receipt
 
 
-cdef int give_up_turn(TransactionCore txn) except -1:
+cdef int leave_turn(TransactionCore txn) except -1:
     """Let the others go on if the turn of a transaction is not used.
 
     This is only a courtesy, so it does not wait for longer than a turn, and a failure does not matter.

@@ -78,6 +78,9 @@ cdef class TransactionCore(PinnedView):
     cdef bint turn_granted          # it has lost, and its next attempt has a turn
     cdef u64 attempts               # 1 for the first attempt, one more for each retry
     cdef object receipt             # CommitReceipt, None before the commit
+    cdef tuple admitted             # what the guard went by, and what is written: see _commit.send_again
+    cdef u32 turns                  # how often the guard looked
+    cdef object pending             # PendingCommit while a commit is awaited; else None
     cdef u64 sequence               # of the commit request, 0 before
     cdef u64 session
     cdef u64 result                 # of the one op that wanted it

@@ -3,6 +3,13 @@
 from typing import final
 
 from ._view import PinnedView
+from .guard import RunRule
+
+@final
+class RunGuard:
+    def __init__(self, base: bytes, rule: RunRule) -> None: ...
+    @property
+    def rule(self) -> RunRule: ...
 
 @final
 class Effect: ...

@@ -3,6 +3,7 @@
 from ...ipc._atomics cimport i64, u8, u32, u64
 from ..model._values cimport Codec
 from ._core cimport RunGuard, TransactionCore
+from ._pending cimport PendingCommit
 from ._space cimport Space
 from ._view cimport StoreAttachment
 
@@ -15,7 +16,10 @@ cdef class ImplicitSpace:
     cdef DatabaseBase db
     cdef bytes prefix
     cdef bint raw
+    cdef bint deferred              # writes raise DeferredCommit instead of waiting for their commit
+    cdef PendingCommit answered     # what the write was answered, when it is called again behind that
     cdef Space reading(self)
+    cdef object ended(self, Space space, int wanted)
     cdef Space writing(self, object ttl=*)
 
 
@@ -32,6 +36,7 @@ cdef class DatabaseBase:
     cdef dict prefixes              # id(run) -> (run, prefix of its KV tag)
     cdef RunGuard guard             # None: writes to any run are let through
     cdef bint serializable          # unless `begin` says otherwise
+    cdef bint deferred              # its `awaits_commits`, looked up once
     cdef u64 key_size_max
     cdef u64 value_size_max
     cdef u64 transaction_size_max

@@ -15,10 +15,12 @@ from cpython.pythread cimport PyThread_get_thread_ident
 
 from ...ipc._atomics cimport clock_coarse_ns, clock_monotonic_ns
 from ..commit._interest cimport tag_prefix_size
-from ..commit._wire cimport RESULT_SIGNED
 from ..model._values cimport Codec
-from ._commit cimport commit_transaction, find_conflicts, give_up_turn, require_log
+from ._commit cimport commit_transaction, find_conflicts, leave_turn, require_log
 from ._core cimport STATE_ABORTED, STATE_ACTIVE, TAG_KV, RunGuard, ScanRange
+from ._pending cimport (
+    WANT_REMOVED, WANT_SUM, WANT_SWAPPED, WANT_VERSION, PendingCommit, committed_value, new_pending, shown_error,
+)
 from ._scan cimport ROWS_KEYS, new_scan
 from ._space cimport delta_argument, make_space, with_tag
 from ._view cimport fork_generation
@@ -27,6 +29,7 @@ from ..model.errors import ConflictError, InvalidArgumentError, TransactionState
 from ..model.keys import Namespace, RunId
 from ..model.key_types import tag_name, tag_of
 from ..model.public_types import RESERVED_RUN, TransactionStatus
+from ._pending import DeferredCommit
 from .wait_signal import WaitSignal
 
 # A cimported class is not an attribute of the module. Python code imports this one from here.
@@ -213,11 +216,6 @@ cdef class TransactionBase(Space):
                 f"start_version={self.core.version}>")
 
 
-def ask_for_turn(TransactionBase txn not None, u64 token):
-    """Ask for a turn if the transaction loses. `token`: not 0, the same for each attempt and for no other transaction."""
-    txn.core.turn = token
-
-
 def has_turn(TransactionBase txn not None):
     """Whether the transaction has lost, and the next attempt has a turn."""
     return txn.core.turn_granted
@@ -226,13 +224,13 @@ def has_turn(TransactionBase txn not None):
 def end_turn(TransactionBase txn not None):
     """End the turn with which this attempt began, if nothing was sent by which it ended."""
     if txn.core.turn and txn.core.sequence == 0 and txn.core.generation == fork_generation:
-        give_up_turn(txn.core)
+        leave_turn(txn.core)
 
 
 def drop_turn(TransactionBase txn not None):
     """End the turn that this attempt was granted: there is no next attempt."""
     if txn.core.turn_granted and txn.core.generation == fork_generation:
-        give_up_turn(txn.core)
+        leave_turn(txn.core)
 
 
 cdef TransactionBase make_transaction(DatabaseBase db, TransactionCore core, bytes prefix):
@@ -270,6 +268,26 @@ cdef class ImplicitSpace:
             core.clock = self.db.attach().clock()
         return make_space(core, self.prefix, self.raw)
 
+    cdef object ended(self, Space space, int wanted):
+        """The commit of a call that wrote: carried out, or left to the caller where commits are awaited."""
+        if self.deferred:
+            raise DeferredCommit(new_pending(space.core, False, wanted), self)
+        try:
+            commit_transaction(space.core, False)
+        except ConflictError as error:
+            shown = shown_error(error, wanted)
+            if shown is error:
+                raise
+            raise shown from None
+        return committed_value(space.core, wanted)
+
+    def answer(self, PendingCommit pending not None):
+        """Let the next write give, or raise, what its commit was answered.
+
+        The operation that raised DeferredCommit is called again behind that, and its own code goes on from there.
+        """
+        self.answered = pending
+
     def get(self, key, default=None):
         """The newest committed value of a key, `default` when absent."""
         return self.reading().get(key, default)
@@ -284,16 +302,19 @@ cdef class ImplicitSpace:
 
     def put(self, key, value, *, ttl=None, bint ephemeral=False):
         """Set a key; returns the commit's version."""
+        if self.answered is not None:
+            return self.answered.result()
         cdef Space space = self.writing(ttl)
         space.put(key, value, ttl=ttl, ephemeral=ephemeral)
-        return commit_transaction(space.core, False).version
+        return self.ended(space, WANT_VERSION)
 
     def delete(self, key):
         """Remove a key; returns whether it was there."""
+        if self.answered is not None:
+            return self.answered.result()
         cdef Space space = self.writing()
         space.core.drop(space.full_key(key), True)
-        commit_transaction(space.core, False)
-        return space.core.result != 0
+        return self.ended(space, WANT_REMOVED)
 
     def cas(self, key, expected_version, value, *, ttl=None, bint ephemeral=False):
         """Set a key if its version is the expected one (0: absent); returns the new version.
@@ -301,14 +322,11 @@ cdef class ImplicitSpace:
         Raises:
           CASConflict: it has another version.
         """
+        if self.answered is not None:
+            return self.answered.result()
         cdef Space space = self.writing(ttl)
         space.cas(key, expected_version, value, ttl=ttl, ephemeral=ephemeral)
-        try:
-            return commit_transaction(space.core, False).version
-        except ConflictError as error:
-            if len(error.conflicts) == 1 and isinstance(error.conflicts[0], ConflictError):
-                raise error.conflicts[0] from None
-            raise
+        return self.ended(space, WANT_SWAPPED)
 
     def add(self, key, delta=1):
         """Add to an integer, an absent key counting as 0; returns the new value.
@@ -316,10 +334,11 @@ cdef class ImplicitSpace:
         Raises:
           NotAnIntegerError, IntegerOverflowError: nothing was changed.
         """
+        if self.answered is not None:
+            return self.answered.result()
         cdef Space space = self.writing()
         space.core.add(space.full_key(key), delta_argument(delta), True)
-        commit_transaction(space.core, False)
-        return <i64>space.core.result if space.core.result_kind == RESULT_SIGNED else space.core.result
+        return self.ended(space, WANT_SUM)
 
     def scan(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False):
         """(key, VersionedValue) rows of one snapshot, taken now and held until the iterator ends or goes."""
@@ -335,9 +354,11 @@ cdef class ImplicitSpace:
 
     def delete_range(self, prefix="", *, start=None, end=None):
         """Delete every key with this prefix in [start, end) in one commit; returns its version."""
+        if self.answered is not None:
+            return self.answered.result()
         cdef Space space = self.writing()
         space.delete_range(prefix, start=start, end=end)
-        return commit_transaction(space.core, False).version
+        return self.ended(space, WANT_VERSION)
 
     @property
     def run_id(self):
@@ -363,9 +384,11 @@ cdef class DatabaseBase:
     Attributes:
       transaction_class: what `begin` makes instances of: a subclass of `TransactionBase` without fields of
         its own.
+      awaits_commits: the writes of its spaces raise DeferredCommit, and the caller awaits the commit.
     """
 
     transaction_class = TransactionBase
+    awaits_commits = False
 
     def __cinit__(self, *args, **kwargs):
         self.prefixes = {}
@@ -374,6 +397,7 @@ cdef class DatabaseBase:
         if not issubclass(self.transaction_class, TransactionBase):
             raise TypeError(f"transaction_class must be a TransactionBase, got {self.transaction_class!r}")
         self.transaction_type = self.transaction_class
+        self.deferred = self.awaits_commits
         self.handle = handle
         self.codec = Codec() if codec is None else codec
         self.namespace_ = Namespace() if namespace is None else namespace
@@ -405,6 +429,13 @@ cdef class DatabaseBase:
     def attachment(self):
         """The store that new snapshots begin on."""
         return self.attach()
+
+    @property
+    def attached(self):
+        """Whether a snapshot can begin now without asking the handle, which may have to wait for a coordinator."""
+        cdef i64 now = clock_coarse_ns()
+        return (self.current is not None and self.current.is_usable() and now < self.next_look
+                and not self.current.is_due(now))
 
     cdef bytes kv_prefix(self, object run):
         """Namespace, run and KV tag. Parsing and encoding a run id is expensive, so recent prefixes are kept.
@@ -474,7 +505,8 @@ cdef class DatabaseBase:
         core.open(self.attach())
         return core
 
-    def begin(self, run_id, *, isolation=None, bint read_only=False, timeout=None, u64 attempts=1, bint may_wait=False):
+    def begin(self, run_id, *, isolation=None, bint read_only=False, timeout=None, u64 attempts=1, bint may_wait=False,
+              u64 turn=0):
         """An explicit transaction on a fresh snapshot. It does not retry by itself.
 
         As a context manager it commits on a clean exit and aborts on an exception.
@@ -486,6 +518,7 @@ cdef class DatabaseBase:
           timeout: seconds after which every call raises TransactionTimeout; None: no limit.
           attempts: which attempt this is, for the receipt.
           may_wait: the caller catches the WaitSignal of `txn.wait`.
+          turn: ask for a turn if it loses; the same number for each attempt, and for no other transaction. 0: do not ask.
         """
         cdef bytes prefix = self.kv_prefix(run_id)
         cdef TransactionCore core
@@ -499,6 +532,7 @@ cdef class DatabaseBase:
         if not read_only:
             core.owner = PyThread_get_thread_ident()
         core.may_wait = may_wait
+        core.turn = turn
         if timeout is not None:
             core.deadline_ns = deadline_after(timeout)
         core.open(self.attach())
@@ -512,6 +546,7 @@ cdef class DatabaseBase:
         space.db = self
         space.prefix = self.tag_prefix(run_id, tag)
         space.raw = raw
+        space.deferred = self.deferred
         return space
 
 

@@ -32,17 +32,27 @@ from ..model.errors import (
 from ..model.limits import TIMEOUT_MAX
 from ..model.public_types import IsolationName, TransactionStatus
 from ..model.retry_policy import RetryPolicy
-from ._transaction import ask_for_turn, drop_turn, end_turn, has_turn
+from ._transaction import TransactionBase, drop_turn, end_turn, has_turn
 from .transaction import Transaction
 from .wait_signal import WaitSignal
 from .waiting import wait_for_change
 
-__all__ = ["Attempt", "attempts", "refuse_lazy_function", "run_transaction", "transactional"]
+__all__ = [
+    "Attempt",
+    "Retrying",
+    "attempts",
+    "calls_for_retry",
+    "lost_at_the_end",
+    "refuse_lazy_function",
+    "require_policy",
+    "run_transaction",
+    "transactional",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-X = TypeVar("X", bound=Transaction)
+X = TypeVar("X", bound=TransactionBase)
 
 # In the functions below, `begin` is the method of the database.
 
@@ -90,7 +100,7 @@ def _lazy(name: str, kind: str) -> InvalidArgumentError:
     return InvalidArgumentError(
         f"{name} is {kind}: its body would run after the transaction is over",
         hint="await before and after the transaction, and give it a plain function; "
-        "`for attempt in db.attempts(run_id)` is for code that awaits in between"
+        "async functions are for occamdb.aio"
         if "async" in kind or "coroutine" in kind
         else "return a list, or use `with db.begin(run_id) as txn:`",
     )
@@ -118,7 +128,7 @@ def deadline_of(timeout: float | None) -> float | None:
     return time.monotonic() + min(timeout, TIMEOUT_MAX)
 
 
-def _require_policy(retry: object) -> None:
+def require_policy(retry: object) -> None:
     if not isinstance(retry, RetryPolicy):
         raise InvalidArgumentError(
             f"retry must be a RetryPolicy, got {type(retry).__name__}",
@@ -126,7 +136,7 @@ def _require_policy(retry: object) -> None:
         )
 
 
-class _Retrying(Generic[X]):
+class Retrying(Generic[X]):
     """The bookkeeping that `run_transaction` and `attempts` share: attempts made, pauses left, the
     deadline."""
 
@@ -138,7 +148,7 @@ class _Retrying(Generic[X]):
         "_loses_at_most",
         "_lost_to_itself",
         "_run_id",
-        "_turn_token",
+        "_turn",
         "_turns",
         "_wait_deadline",
         "count",
@@ -155,7 +165,7 @@ class _Retrying(Generic[X]):
         count: int = 0,
         wait_timeout: float | None = None,
     ) -> None:
-        _require_policy(retry)
+        require_policy(retry)
         self._begin = begin
         self.count = count
         self._run_id = run_id
@@ -169,21 +179,23 @@ class _Retrying(Generic[X]):
         self._turns = (
             range(0) if retry.turn_after is None or retry.turn_after >= last else range(retry.turn_after, last + 1)
         )
-        self._turn_token = 0
+        self._turn = 0
         self._wait_deadline = self._deadline if wait_timeout is None else deadline_of(wait_timeout)
 
     def begin(self) -> X:
         """The next attempt's transaction."""
         self.count += 1
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        txn = self._begin(
-            self._run_id, isolation=self._isolation, timeout=left, attempts=self.count, may_wait=True
+        if self._turn == 0 and self.count in self._turns:
+            self._turn = random.getrandbits(64) | 1
+        return self._begin(
+            self._run_id,
+            isolation=self._isolation,
+            timeout=left,
+            attempts=self.count,
+            may_wait=True,
+            turn=self._turn,
         )
-        if self.count in self._turns:
-            if self._turn_token == 0:
-                self._turn_token = random.getrandbits(64) | 1
-            ask_for_turn(txn, self._turn_token)
-        return txn
 
     def wait(self, txn: X, signal: WaitSignal) -> None:
         """Sleep until something that the transaction, which is over, has read was changed. Not an attempt lost.
@@ -193,16 +205,25 @@ class _Retrying(Generic[X]):
         """
         end_turn(txn)
         if not wait_for_change(txn.waits, signal, self._wait_deadline):
-            raise TransactionTimeout(
-                "nothing that the transaction waits for was changed within its timeout",
-                hint="give it a longer timeout, or None to wait for ever",
-                details={"attempts": self.count},
-            ) from None
+            raise self.waited_too_long() from None
+
+    def waited_too_long(self) -> TransactionTimeout:
+        """The error of a wait that has reached its deadline."""
+        return TransactionTimeout(
+            "nothing that the transaction waits for was changed within its timeout",
+            hint="give it a longer timeout, or None to wait for ever",
+            details={"attempts": self.count},
+        )
+
+    @property
+    def wait_deadline(self) -> float | None:
+        """The end of the waits, on the clock of `time.monotonic`; None: they may last for ever."""
+        return self._wait_deadline
 
     def pause(self, txn: X, error: ConflictError | SnapshotExpired) -> None:
         """Wait before the next attempt; raise if there is none left."""
         try:
-            delay = self._delay(error)
+            delay = self.delay(error)
         except BaseException:
             drop_turn(txn)
             raise
@@ -211,8 +232,8 @@ class _Retrying(Generic[X]):
         end_turn(txn)
         time.sleep(delay)
 
-    def _delay(self, error: ConflictError | SnapshotExpired) -> float:
-        """How long to wait before the next attempt."""
+    def delay(self, error: ConflictError | SnapshotExpired) -> float:
+        """How long to wait before the next attempt, unless it has a turn; raises if there is none left."""
         self._lost_to_itself = self._lost_to_itself + 1 if "own_commit" in error.details else 0
         if self._lost_to_itself == self._loses_at_most:
             raise self._exhausted(error) from error
@@ -239,7 +260,7 @@ class _Retrying(Generic[X]):
         return exhausted
 
 
-def _calls_for_retry(txn: Transaction, error: BaseException) -> bool:
+def calls_for_retry(txn: TransactionBase, error: BaseException) -> bool:
     """Whether `error`, raised while `txn` was in use, is a conflict or a lost snapshot of that very
     transaction."""
     if isinstance(error, SnapshotExpired):
@@ -270,11 +291,11 @@ def run_transaction(
       TransactionTimeout: `timeout` seconds passed first.
     """
     refuse_lazy_function(fn)
-    _require_policy(retry)
+    require_policy(retry)
     # The usual transaction commits at once and has no deadline: it needs no bookkeeping.
     retrying = None
     if timeout is not None or wait_timeout is not None or retry.turn_after == 1:
-        retrying = _Retrying(begin, run_id, retry, timeout, isolation, wait_timeout=wait_timeout)
+        retrying = Retrying(begin, run_id, retry, timeout, isolation, wait_timeout=wait_timeout)
     txn = begin(run_id, isolation=isolation, may_wait=True) if retrying is None else retrying.begin()
     reason: ConflictError | SnapshotExpired | WaitSignal
     while True:
@@ -287,7 +308,7 @@ def run_transaction(
                 end_turn(txn)
             return result
         except (ConflictError, SnapshotExpired) as error:
-            again = _calls_for_retry(txn, error)
+            again = calls_for_retry(txn, error)
             txn.__exit__(type(error), error, None)
             if not again:
                 end_turn(txn)
@@ -305,7 +326,7 @@ def run_transaction(
             end_turn(txn)
             raise
         if retrying is None:
-            retrying = _Retrying(begin, run_id, retry, None, isolation, count=1)
+            retrying = Retrying(begin, run_id, retry, None, isolation, count=1)
         if isinstance(reason, WaitSignal):
             retrying.wait(txn, reason)
         else:
@@ -397,7 +418,7 @@ class Attempt(Generic[X]):
             txn.__exit__(kind, error, trace)
             self.waits = error
             return True
-        again = _calls_for_retry(txn, error)
+        again = calls_for_retry(txn, error)
         txn.__exit__(kind, error, trace)
         if again and isinstance(error, ConflictError | SnapshotExpired):
             self.conflict = error
@@ -415,10 +436,10 @@ def attempts(
 ) -> Generator[Attempt[X]]:
     """The loop behind `db.attempts`: it ends when an attempt has committed or the policy allows no more."""
     # Wrong arguments are refused at the call, not at the first pass of the loop.
-    return _attempts(_Retrying(begin, run_id, retry, timeout, isolation))
+    return _attempts(Retrying(begin, run_id, retry, timeout, isolation))
 
 
-def _attempts(retrying: _Retrying[X]) -> Generator[Attempt[X]]:
+def _attempts(retrying: Retrying[X]) -> Generator[Attempt[X]]:
     while True:
         attempt = Attempt(retrying.begin, retrying.count + 1)
         try:
@@ -429,7 +450,7 @@ def _attempts(retrying: _Retrying[X]) -> Generator[Attempt[X]]:
                 end_turn(attempt.transaction)
                 drop_turn(attempt.transaction)
             if attempt.conflict is not None:
-                raise _lost(attempt.conflict) from attempt.conflict
+                raise lost_at_the_end(attempt.conflict) from attempt.conflict
             raise
         if not attempt.entered:
             raise TransactionStateError(
@@ -444,7 +465,7 @@ def _attempts(retrying: _Retrying[X]) -> Generator[Attempt[X]]:
             return
 
 
-def _lost(conflict: ConflictError | SnapshotExpired) -> ConflictError:
+def lost_at_the_end(conflict: ConflictError | SnapshotExpired) -> ConflictError:
     return ConflictError(
         f"a commit was lost: its block was left by break or return, and it conflicted: {conflict.message}",
         hint="leave a block of db.attempts at its end, or use db.transaction(run_id, fn)",

@@ -71,7 +71,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
     transaction_class: ClassVar[type[TransactionBase]] = Transaction
     inner_names = Extensible.inner_names | {
         "attachment", "codec", "first_key", "handle", "namespace_", "prefix_of", "run_rule",
-        "space", "transaction_class",
+        "space", "transaction_class", "waiting_transaction",
     }  # fmt: skip
 
     def __init__(
@@ -100,6 +100,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
             timeout: float | None = None,
             attempts: int = 1,
             may_wait: bool = False,
+            turn: int = 0,
         ) -> X: ...
 
     def transaction(
@@ -128,6 +129,12 @@ class Database(Extensible, DatabaseBase, Generic[X]):
           TransactionTimeout: `timeout` passed first; nothing was committed.
         """
         return run_transaction(self.begin, run_id, fn, retry=retry, timeout=timeout, isolation=isolation)
+
+    def waiting_transaction(
+        self, run_id: Run, fn: Callable[[X], T], retry: RetryPolicy, wait_timeout: float | None
+    ) -> T:
+        """`transaction` with a deadline for `txn.wait` alone: for primitives."""
+        return run_transaction(self.begin, run_id, fn, retry=retry, wait_timeout=wait_timeout)
 
     @overload
     def transactional(self, fn: Callable[Concatenate[X, P], T], /) -> TransactionalFunction[P, T]: ...

@@ -23,11 +23,26 @@ from ..model.settings import Settings
 
 if TYPE_CHECKING:
     from ._answer import Answer
-    from ._transaction import TransactionBase
     from ._view import StoreAttachment
     from .waiting import WaitHub
 
-__all__ = ["EngineHandle"]
+__all__ = ["EngineHandle", "PinnedSnapshot"]
+
+
+class PinnedSnapshot(Protocol):
+    """What an engine needs to know about a snapshot to copy it. A read-only transaction is one."""
+
+    @property
+    def start_version(self) -> int:
+        """The version of the snapshot."""
+
+    @property
+    def expired(self) -> bool:
+        """Whether the snapshot was revoked."""
+
+    @property
+    def store_incarnation(self) -> int:
+        """The incarnation of the store that holds the snapshot."""
 
 
 @runtime_checkable
@@ -101,9 +116,9 @@ class EngineHandle(Protocol):
         """Send a message such as `{"kind": "stats"}` to the control plane; returns the answer."""
 
     def copy_to(
-        self, txn: TransactionBase, destination: Path, progress: Callable[[int], None] | None
+        self, snapshot: PinnedSnapshot, destination: Path, progress: Callable[[int], None] | None
     ) -> BackupSummary:
-        """Write a new database with what a read-only transaction of this engine sees; see client/backup.py."""
+        """Write a new database with what a snapshot of this engine holds; see client/backup.py."""
 
     def close(self) -> None:
         """Close the engine. Calls on its open transactions raise errors from then on. Closing twice is

@@ -69,6 +69,10 @@ def _read(
                 break
             if version > since:
                 commit = _commit(image, version, first, last, start, end)
+                if commit is None and commits:
+                    return commits, reached  # the next call says that it lags
+                if commit is None:
+                    raise WatchLagged(since=since, oldest=version)
                 if commit[2]:
                     commits.append(commit)
             reached = max(reached, version)
@@ -83,7 +87,8 @@ def _read(
     return commits, reached
 
 
-def _commit(image: Any, version: int, first: int, last: int, start: bytes, end: bytes) -> Commit:
+def _commit(image: Any, version: int, first: int, last: int, start: bytes, end: bytes) -> Commit | None:
+    """The changes of one transaction; None if it deleted a range, whose keys the log does not have."""
     committed_at = 0
     changes: dict[bytes, tuple[str, bytes, bytes | None]] = {}
     while first < last:
@@ -100,5 +105,5 @@ def _commit(image: Any, version: int, first: int, last: int, start: bytes, end: 
                 changes.pop(key, None)
                 changes[key] = ("expire" if removed else "delete", key, None)
             case DeleteRange(start=low, end=high) if low < end and start < high:
-                raise WatchLagged(since=version - 1, oldest=version)
+                return None
     return version, committed_at, list(changes.values())

@@ -24,7 +24,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..disk import failpoints
 from ..model.errors import CoordinatorUnavailable, CorruptionError, WatchLagged
@@ -34,7 +34,6 @@ from .wait_signal import WaitSignal
 
 if TYPE_CHECKING:
     from ._view import StoreAttachment
-    from .engine_handle import EngineHandle
 
 __all__ = ["Interest", "WaitHub", "wait_for_change"]
 
@@ -92,6 +91,13 @@ class _Waiter:
         self.alarm.acquire(blocking=False)
 
 
+class Attached(Protocol):
+    """What a WaitHub needs of its handle."""
+
+    def attachment(self) -> StoreAttachment:
+        """The store to begin snapshots on."""
+
+
 class WaitHub:
     """The waiting threads of one handle.
 
@@ -99,8 +105,8 @@ class WaitHub:
       handle: whose store they follow.
     """
 
-    def __init__(self, handle: EngineHandle) -> None:
-        self._handle: EngineHandle = weakref.proxy(handle)
+    def __init__(self, handle: Attached) -> None:
+        self._handle: Attached = weakref.proxy(handle)
         self.reset()
         _hubs.add(self)
 
@@ -116,6 +122,7 @@ class WaitHub:
         self._feed: ChangeFeed | None = None
         self._leader: _Waiter | None = None
         self._beat = 0.0
+        self._dispatched = -1  # the bell's word before the last dispatch
 
     # ---- what threads call ------------------------------------------------------------------------------
 
@@ -233,7 +240,8 @@ class WaitHub:
         if bell is None or bell.attachment is not attachment:
             self._bell = bell = WatchBell(attachment)
             self._feed = None
-            for prefix, entry in self._held.items():
+            self._dispatched = -1
+            for prefix, entry in tuple(self._held.items()):
                 entry[1] = bell.add(prefix)
             self._wake_all()
         if self._feed is None:
@@ -246,8 +254,10 @@ class WaitHub:
         if feed is None:
             return
         try:
-            while changes := feed.poll_keys():
-                for key, end in changes:
+            # Not to the end, which others may move on all the time.
+            until = feed.attachment.committed_version
+            while feed.version < until:
+                for key, end in feed.poll_keys():
                     self._wake_for(key, end)
         except (WatchLagged, CorruptionError):
             # Each of them finds out for itself what that means for it.
@@ -284,9 +294,12 @@ class WaitHub:
         if leads:
             self._lead(waiter, deadline)
             return
-        left = _FOLLOW_SECONDS if deadline is None else min(deadline - time.monotonic(), _FOLLOW_SECONDS)
-        if left > 0:
-            waiter.alarm.acquire(timeout=left)
+        while True:
+            left = _FOLLOW_SECONDS if deadline is None else min(deadline - time.monotonic(), _FOLLOW_SECONDS)
+            if left <= 0 or waiter.alarm.acquire(timeout=left):
+                return
+            if self._leader is None or time.monotonic() - self._beat > _LEADER_LOST:
+                return
 
     def _lead(self, waiter: _Waiter, deadline: float | None) -> None:
         """Watch the bell for all, until this thread has something to look at."""
@@ -297,7 +310,10 @@ class WaitHub:
                 self._beat = time.monotonic()
                 bell = self._bell
                 seen = 0 if bell is None else bell.arm()
-                self._dispatch()
+                # While the word is unchanged, nothing was announced that concerns this process.
+                if seen != self._dispatched:
+                    self._dispatched = seen
+                    self._dispatch()
             if waiter.woken:
                 return
             pause = _LOOK_SECONDS
@@ -351,8 +367,9 @@ class _Stale:
             return True
 
     def _found(self, feed: ChangeFeed) -> bool:
-        while changes := feed.poll_keys():
-            if any(self._interest.concerns(key, end) for key, end in changes):
+        until = feed.attachment.committed_version
+        while feed.version < until:
+            if any(self._interest.concerns(key, end) for key, end in feed.poll_keys()):
                 return True
         return False
 

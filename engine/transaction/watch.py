@@ -148,7 +148,7 @@ class Watch(Iterator[Change]):
         """What has been committed up to now, without waiting; [] if there is nothing new."""
         found: list[Change] = []
         with self._alone():
-            newest = self._feed.attachment.committed_version
+            newest = (self._handle.waits.attachment() or self._feed.attachment).committed_version
             while self._rest or self.version < newest:
                 try:
                     if not self._rest and not self._fill(0.0):
@@ -209,11 +209,9 @@ class Watch(Iterator[Change]):
         """Decode the next commit into `_rest`, waiting for it; False: the deadline passed, or the watch is closed."""
         if self._closed:
             return False
-        if not self._pending and (
-            not self._poll()
-            if deadline == 0.0
-            else not self._handle.waits.wait(self._interest, self._poll, deadline)
-        ):
+        waits = self._handle.waits
+        ready = bool(self._pending) or self._poll()
+        if not ready and (deadline == 0.0 or not waits.wait(self._interest, self._poll, deadline)):
             return False
         version, committed_at, changes = self._pending[0]
         decode = self._codec.decode
@@ -247,12 +245,11 @@ class Watch(Iterator[Change]):
             if self._pending:
                 return True
             feed = self._feed
-            if not feed.current:
-                continue
             attachment = self._handle.waits.attachment()
             if attachment is None or attachment is feed.attachment:
                 return False
-            # Read to its end, and nothing follows it there.
+            if attachment.incarnation != feed.attachment.incarnation and not feed.current:
+                continue  # the coordinator of the old store is dead: read it to its end
             self._feed = ChangeFeed(attachment, feed.version, self._start, self._end)
 
     def _read_log(self, lag: WatchLagged) -> None:

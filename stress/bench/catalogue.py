@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from occamdb.stress.bench.memory import memory_rows
 from occamdb.stress.bench.model import Row
+from occamdb.stress.bench.rows_async import async_rows
 from occamdb.stress.bench.rows_contention import contention_rows, growth_rows
 from occamdb.stress.bench.rows_engine import durability_rows, engine_rows
 from occamdb.stress.bench.rows_primitives import primitive_rows
@@ -19,6 +20,7 @@ def all_rows() -> list[Row]:
         *growth_rows(),
         *contention_rows(),
         *durability_rows(),
+        *async_rows(),
         *recovery_rows(),
         *primitive_rows(),
         *memory_rows(),

@@ -1,4 +1,4 @@
-"""What README.md, the guide and the recipes show works as typed: their Python runs, the commands exist and succeed.
+"""What README.md, the guide, the recipes and the page on asyncio show works as typed: code runs, commands succeed.
 
 Python blocks run in order in one namespace and one directory; a block that begins with a file name is a script of
 its own. Lines of `sh` blocks that call `occamdb` run in order in one directory, those with `&` in the background.
@@ -20,7 +20,7 @@ from tests.conftest import stop_coordinator
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = [(kind, body) for kind, body in re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)]
-DOCUMENTS = ["README.md", "docs/guide.md", "docs/recipes.md"]
+DOCUMENTS = ["README.md", "docs/guide.md", "docs/recipes.md", "docs/async.md"]
 SCRIPT_NAME = re.compile(r"# (\w+\.py)\n")
 
 

@@ -133,7 +133,7 @@ def last_commit(peer: Peer, path: Path, run: RunId) -> float:
         assert isinstance(handle, SharedHandle)
         peer.say("ready")
         # It looks for no other coordinator, which would take as long as a commit under way may take.
-        handle.pool.attach = meet_nobody  # type: ignore[method-assign]
+        handle.pool.attach = meet_nobody  # type: ignore[method-assign, assignment]
         while True:
             try:
                 with db.begin(run, timeout=30.0) as txn:

@@ -93,6 +93,9 @@ READS: dict[str, Call] = {
     "runs.get_child_runs": lambda v, f: v.runs.get_child_runs(f.run),
     "runs.find": lambda v, f: v.runs.find("child"),
     "runs.count": lambda v, f: v.runs.count(),
+    "kv.wait": lambda v, f: v.kv.wait("a"),
+    "cells.wait": lambda v, f: v.cells.wait("cell"),
+    "runs.wait": lambda v, f: v.runs.wait(f.child, status="active"),
 }
 WRITES: dict[str, Call] = {
     "kv.put": lambda v, f: v.kv.put("a", 1),

@@ -251,7 +251,7 @@ def test_a_tree_deeper_than_the_recursion_limit(db: Any, run: RunId) -> None:
         str(n) for n in range(3000)
     ]
     assert db.traces.get_tree(run, first).size == 2999
-    assert "1 children" in repr(db.traces.get_tree(run, root))
+    assert " 1 child>" in repr(db.traces.get_tree(run, root))
 
 
 # --- What is refused ---

@@ -48,6 +48,105 @@ MISTAKES = {
     'number: int = txn.kv.exists("k").bit_length': ("assignment", "reportAssignmentType"),
 }
 
+ASYNC_PREAMBLE = """\
+import occamdb.aio
+from occamdb import RunId
+from occamdb.aio import AsyncDatabase, AsyncTransaction
+
+async def program(db: AsyncDatabase, txn: AsyncTransaction, run: RunId) -> None:
+"""
+
+ASYNC_MISTAKES = {
+    'txn.putt("k", 1)': ("attr-defined", "reportAttributeAccessIssue"),
+    'await db.putt(run, "k", 1)': ("attr-defined", "reportAttributeAccessIssue"),
+    'await db.kv.putt(run, "k", 1)': ("attr-defined", "reportAttributeAccessIssue"),
+    'db.put(run, "k", 1)': ("unused-coroutine", "reportUnusedCoroutine"),
+    'db.kv.put(run, "k", 1)': ("unused-coroutine", "reportUnusedCoroutine"),
+    'db.kv.delete(run, "k")': ("unused-coroutine", "reportUnusedCoroutine"),
+    'db.events.append(run, "t", {})': ("unused-coroutine", "reportUnusedCoroutine"),
+    'db.cells.transition(run, "c", lambda state: (1, 2))': ("unused-coroutine", "reportUnusedCoroutine"),
+    'db.runs.create_run("agent")': ("unused-coroutine", "reportUnusedCoroutine"),
+    'db.transaction(run, lambda txn: txn.put("k", 1))': ("unused-coroutine", "reportUnusedCoroutine"),
+    "txn.commit()": ("unused-coroutine", "reportUnusedCoroutine"),
+    "db.close()": ("unused-coroutine", "reportUnusedCoroutine"),
+    'number: int = db.increment(run, "n")': ("assignment", "reportAssignmentType"),
+    'events: int = await db.events.append(run, "t", {})': ("assignment", "reportAssignmentType"),
+    'await db.kv.exists(run, "k")': ("misc", "reportGeneralTypeIssues"),
+    "await db.events.len(run)": ("misc", "reportGeneralTypeIssues"),
+    'await db.kv.put("k", 1)': ("call-arg", "reportCallIssue"),
+    'txn.kv.put(run, "k", 1)': ("call-arg", "reportCallIssue"),
+    "with db.begin(run): pass": ("attr-defined", "reportGeneralTypeIssues"),
+    'with db.runs.start("x"): pass': ("attr-defined", "reportGeneralTypeIssues"),
+    'occamdb.aio.open("x").kv': ("attr-defined", "reportAttributeAccessIssue"),
+    'await occamdb.aio.open("x", durabilty="always")': ("call-arg", "reportCallIssue"),
+    "db.kv.mapping(run)": ("misc", "reportAttributeAccessIssue"),
+}
+
+ASYNC_RIGHT = """\
+import occamdb.aio
+from occamdb import CommitReceipt, Event, RunId, RunMetadata, State, Thought, VersionedValue
+from occamdb.aio import AsyncDatabase, AsyncTransaction
+
+
+async def outside(path: str) -> None:
+    async with occamdb.aio.open(path, durability="always", max_store_size="64MiB", async_links=8) as db:
+        made: RunMetadata = await db.runs.create_run("agent")
+        run: RunId = made.run_id
+        version: int = await db.put(run, "k", 1, ttl=5)
+        total: int = await db.kv.increment(run, "n", 2)
+        gone: bool = await db.kv.delete(run, "k")
+        found: VersionedValue | None = db.kv.get_versioned(run, "k")
+        names: list[str] = db.kv.list(run)
+        raw: list[bytes] = db.kv.list(run, raw=True)
+        event: Event = await db.events.append(run, "t", {})
+        length: int = db.events.len(run)
+        cell: State | None = db.cells.read(run, "c")
+        seconds: float = await db.cells.transition(run, "c", lambda state: (state.value, 1.5))
+        text: str = await db.transaction(run, plain)
+        number: int = await db.transaction(run, slowly)
+        again: RunMetadata | None = db.runs.get_run(run)
+        async with db.begin(run) as txn:
+            txn.kv.put("k", text)
+            last: list[Event] = txn.events.last(3)
+        outcome: CommitReceipt | None = await txn.outcome()
+        with db.begin(run, read_only=True) as reading:
+            print(reading.get("k"))
+        async for attempt in db.attempts(run):
+            async with attempt as other:
+                other.put("k", attempt.number)
+        async with db.runs.start("block") as block, db.traces.span(run, Thought("hm")) as span:
+            span.set_result(block.name)
+        print(version, total, gone, found, names, raw, event, length, cell, seconds, number, again, last, outcome)
+
+
+def plain(txn: AsyncTransaction) -> str:
+    txn.kv.put("k", 1)
+    return "done"
+
+
+async def slowly(txn: AsyncTransaction) -> int:
+    return 1
+
+
+async def by_await(run: RunId) -> None:
+    db = await occamdb.aio.open_in_memory()
+
+    @db.transactional
+    async def step(txn: AsyncTransaction, by: int) -> int:
+        txn.put("n", by)
+        return by
+
+    steps: int = await step(run, 2)
+    txn = await db.begin(run)
+    receipt: CommitReceipt = await txn.commit()
+    print(steps, receipt.version)
+    await db.close()
+
+
+def faces(db: AsyncDatabase, txn: AsyncTransaction) -> None:
+    print(db.kv, txn.kv, repr(db))
+"""
+
 RIGHT = """\
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -124,15 +223,23 @@ def _said(directory: Path, checker: str) -> set[tuple[str, int, str]]:
     }
 
 
+PROGRAMS = {
+    "plain": (PREAMBLE, MISTAKES, RIGHT),
+    "async": (ASYNC_PREAMBLE, ASYNC_MISTAKES, ASYNC_RIGHT),
+}
+
+
 @pytest.mark.parametrize("checker", ["mypy", "basedpyright"])
-def test_type_checkers_find_every_mistake_and_no_other(tmp_path: Path, checker: str) -> None:
-    (tmp_path / "mistakes.py").write_text(PREAMBLE + "".join(f"    {line}\n" for line in MISTAKES))
-    (tmp_path / "right.py").write_text(RIGHT)
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_type_checkers_find_every_mistake_and_no_other(tmp_path: Path, kind: str, checker: str) -> None:
+    preamble, mistakes, right = PROGRAMS[kind]
+    (tmp_path / "mistakes.py").write_text(preamble + "".join(f"    {line}\n" for line in mistakes))
+    (tmp_path / "right.py").write_text(right)
     said = _said(tmp_path, checker)
-    before = PREAMBLE.count("\n")
+    before = preamble.count("\n")
     wanted = {
         ("mistakes.py", before + number, codes[checker != "mypy"]): line
-        for number, (line, codes) in enumerate(MISTAKES.items(), 1)
+        for number, (line, codes) in enumerate(mistakes.items(), 1)
     }
     missed = [(line, key[2]) for key, line in wanted.items() if key not in said]
     assert not missed, (missed, sorted(said))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from occamdb import Database, RunId
 from occamdb.engine.disk import failpoints
+from occamdb.ipc import layout
 from tests.support.processes import (
     DEADLINE_S,
     Peer,
@@ -311,3 +314,62 @@ def test_closing_the_database_ends_a_wait(tmp_path: Path, run: RunId) -> None:
     thread.join(DEADLINE_S)
     assert len(errors) == 1
     stop_coordinator(tmp_path)
+
+
+def forge_slots(peer: Peer, path: Path, seed: int) -> None:
+    """Write bytes that no worker writes into the watch page of the own channel, and into the register word."""
+    chance = random.Random(seed)
+    with open_database(path) as db:
+        db.put(RunId.new(), "k", 1)
+        _, bell, channel = db.handle.pool.primary._segments  # type: ignore[attr-defined]
+        for _ in range(20):
+            page = layout.WATCH_OFFSET
+            channel.map[page : page + layout.PAGE_SIZE] = chance.randbytes(layout.PAGE_SIZE)
+            at = layout.BELL_REGISTER_OFFSET
+            bell.map[at : at + 4] = chance.randbytes(4)
+            peer.say("forged")
+            peer.hear()
+
+
+def test_forged_slots_harm_nobody_else(tmp_path: Path, run: RunId) -> None:
+    with open_database(tmp_path) as db, workers() as start:
+        forger = start(forge_slots, tmp_path, 1)
+        for number in range(20):
+            assert forger.hear() == "forged"
+            waiter = start(wait_for_key, tmp_path, run, f"k{number}", "") if number % 5 == 0 else None
+            if waiter is not None:
+                assert waiter.hear() == "waiting"
+            for repeated in range(50):
+                db.put(run, "other", repeated)
+            db.put(run, f"k{number}", number)
+            if waiter is not None:
+                assert waiter.result() == number
+            forger.say("again")
+        forger.result()
+        stop_coordinator(tmp_path)
+
+
+def lose_the_leader(peer: Peer, path: Path, run: RunId) -> Any:
+    """Two threads wait; the one that leads forgets to hand over."""
+    with open_database(path) as db:
+        hub = db.handle.waits
+        values: list[Any] = []
+        thread = threading.Thread(
+            target=lambda: values.append(db.kv.wait(run, "k", timeout=DEADLINE_S).value)
+        )
+        # As if an exception had struck between two lines of the leader's own hand-over.
+        hub._leader, hub._beat = object(), time.monotonic()  # type: ignore[assignment]
+        thread.start()
+        wait_until(lambda: hub._waiters)
+        peer.say("waiting")
+        thread.join(DEADLINE_S)
+        return values
+
+
+def test_a_lost_leader_is_replaced(tmp_path: Path, run: RunId) -> None:
+    with open_database(tmp_path) as db, workers() as start:
+        worker = start(lose_the_leader, tmp_path, run)
+        assert worker.hear() == "waiting"
+        db.put(run, "k", 1)
+        assert worker.result() == [1]
+        stop_coordinator(tmp_path)

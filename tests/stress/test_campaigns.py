@@ -85,7 +85,7 @@ def test_runner_says_where_a_worker_hangs(tmp_path: Path) -> None:
         identity = coordinator_of(settings.path)
         assert identity is not None
         stop_process(identity.pid)
-        runner.stop(timeout=0.5)
+        runner.stop(timeout=2.0)
         assert runner.alive() == []
         os.kill(identity.pid, signal.SIGCONT)
         problems = [problem for problem in runner.verify(1.0).problems if "hangs" in problem]

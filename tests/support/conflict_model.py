@@ -15,7 +15,9 @@ key changes no state.
    was written by nobody.
 4. A CAS key is checked by its expected version alone, even when it is in the write set too.
 5. Deleting a range counts as a write of every possible key in it: what goes into it from an older snapshot conflicts,
-   be it a key that never was there, an increment, or a CAS that expects absence.
+   be it a key that never was there, an increment, or a CAS that expects absence. What the snapshot held there does
+   not matter: a CAS compares with what is there now, and reads nothing. So a CAS that expects absence conflicts too
+   if its key was alive in the snapshot and has expired since, whether that was before or after the range was deleted.
 6. Every conflict is counted; the first CONFLICTS_LISTED_MAX are listed: reads, ranges, CAS, then writes and deleted
    ranges.
 
@@ -237,7 +239,7 @@ def _conflicts(
         absent = [
             key
             for key, expected in sets.cas.items()
-            if expected == 0 and version_now(source, key, sets.read_time) == 0
+            if expected == 0 and version_now(source, key, sets.now) == 0
         ]
         yield from validate_erased(range_deletes, absent, start)
         for key in sets.writes:

@@ -1,7 +1,8 @@
 """The store's allocator driven from Python, for its tests."""
 
-from ..engine.store._arena cimport Arena, arena_alloc, arena_block_size, arena_close, arena_flip, arena_free, arena_open
+from ..engine.store._arena cimport arena_alloc, arena_block_size, arena_close, arena_flip, arena_free, arena_open
 from ..engine.store._arena cimport arena_reserve, arena_retire, arena_rounded
+from ..engine.store._arena_state cimport Arena
 from ..engine.store._arena_check cimport arena_check
 from ..engine.store._layout cimport PAGE_SIZE
 from ..ipc._atomics cimport u8, u32, u64

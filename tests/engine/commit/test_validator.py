@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgpack
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from occamdb import Database, Namespace, RunId, TypeTag, WriteConflict
@@ -238,8 +238,51 @@ def same(engine: Engine, reply: Reply, expected: list[tuple[ConflictKind, bytes,
             assert entry.found == found
 
 
+def test_a_create_conflicts_with_a_range_deleted_after_its_key_expired() -> None:
+    """The key was alive in the snapshot, expired, and then the range around it was deleted."""
+    engine = Engine()
+    key, (start, end) = KEYS[0], (BOUNDS[0], BOUNDS[-1])
+    assert start <= key < end
+
+    def commit(start_version: int, read_time: int, *ops: Op) -> Reply:
+        request = Request(1, start_version, read_time, ops)
+        expected = found_by_model(engine, request)
+        reply = engine.submit(request)
+        same(engine, reply, expected)
+        if reply.status is Status.COMMITTED:
+            engine.apply(request, reply.commit_version)
+        return reply
+
+    expires_at = engine.now + STEP
+    put = Op(OpCode.PUT, key, msgpack.packb(1), 0, expires_at)
+    assert commit(engine.version, engine.now, put).status is Status.COMMITTED
+    snapshot = engine.version, engine.now
+    engine.step_clock(2)
+    create = (
+        Op(OpCode.CAS, key, argument=0),
+        Op(OpCode.PUT, key, msgpack.packb(2), flags=OpFlags.UNCHECKED),
+    )
+    cleared = commit(engine.version, engine.now, Op(OpCode.DELETE_RANGE, start, end))
+    assert cleared.status is Status.COMMITTED
+    (conflict,) = commit(*snapshot, *create).conflicts
+    assert (conflict.kind, conflict.expected, conflict.found) == (
+        ConflictKind.WRITE,
+        snapshot[0],
+        cleared.commit_version,
+    )
+    assert commit(engine.version, engine.now, *create).status is Status.COMMITTED
+    engine.handle.close()
+
+
+# A key is put into the range that the same request deletes, and has expired when an older transaction wants it absent.
+# That one would write into a range that was deleted after its start.
+PUT_AND_DELETED: Any = (False, 0, 0, [], [(PREFIX, KEYS[1])], [(OpCode.PUT, KEYS[0], 1)])
+WANTED_ABSENT: Any = (False, 2, 1, [(OpCode.CAS, KEYS[0], 0)], [], [])
+
+
 @settings(suppress_health_check=list(HealthCheck))
 @given(st.lists(requests, max_size=25))
+@example([PUT_AND_DELETED, WANTED_ABSENT])
 def test_the_compiled_validator_agrees_with_the_plain_one(drawn: list[Any]) -> None:
     engine = Engine()
     # A pin on the empty store: every tombstone stays, so the compiled one knows as much as the model.

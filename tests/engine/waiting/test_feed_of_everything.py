@@ -131,12 +131,14 @@ class ChangesOverRestarts(Changes):
         return open_database(self.path, watch_history=self.watch_history)
 
     def teardown(self) -> None:
+        self.db.put(self.other, "served", 1)
         super().teardown()
         stop_coordinator(self.path)
         self.folder.cleanup()
 
     @rule(kill=st.booleans())
     def restart(self, kill: bool) -> None:
+        self.db.put(self.other, "served", 1)  # by the coordinator that is to end
         if kill:
             kill_coordinator(self.path)
         else:

@@ -259,7 +259,7 @@ def test_where_a_transaction_cannot_wait(db: Database, run: RunId) -> None:
             txn.wait()
 
         with pytest.raises(TransactionStateError, match="read nothing"):
-            db.transaction(run, nothing, isolation=isolation)
+            db.transaction(run, nothing, isolation=isolation)  # type: ignore[arg-type]
 
 
 def test_a_blocked_wait_uses_no_cpu(db: Database, run: RunId) -> None:
@@ -423,3 +423,28 @@ def test_a_log_is_followed_over_a_new_beginning(db: Database) -> None:
     db.runs.delete_run(run)
     db.events.append_many(run, [(kind, {}) for kind in "defg"])
     assert [next(follow).event_type for _ in range(4)] == ["d", "e", "f", "g"]
+
+
+def test_a_waiter_sleeps_through_the_commits_of_other_runs(db: Database, run: RunId, beside: Any) -> None:
+    """However many there are: it is neither woken nor reads them."""
+    looks = []
+
+    def look(txn: Any) -> Any:
+        looks.append(1)
+        return txn.get("k") or txn.wait()
+
+    result: list[Any] = []
+    with db.watch(run, timeout=DEADLINE_S) as watch:
+        beside(lambda: result.append(db.transaction(run, look, timeout=DEADLINE_S)))
+        beside(lambda: result.append(next(watch).value))
+        waiting(db, 2)
+        feed = db.handle.waits._feed
+        assert feed is not None
+        before = feed.version
+        other = RunId.new()
+        for number in range(300):
+            db.put(other, "k", number)
+        assert feed.version == before
+        db.put(run, "k", 5)
+        wait_until(lambda: result == [5, 5])
+        assert len(looks) == 2

@@ -1,0 +1,537 @@
+"""The links of one event loop: commits in flight, commits that wait for a link, replies collected as they come.
+
+1. Everything here runs in the loop's thread and waits for nothing, but for `attach` and `settle`, which run in threads
+   of the executor and touch nothing of the loop's.
+2. A link carries one commit at a time. A commit without a link waits its turn, first come, first served; links are
+   attached one by one, up to `size`, while commits wait.
+3. The coordinator writes the eventfd behind every reply and whenever it made room for the rest of a request. The end of
+   a link's connection is readable too. So nothing polls.
+4. A commit ends once: by its reply, by what the next coordinator says of it, or by a time limit. What its task does
+   meanwhile, cancelled or not, changes nothing but whether somebody waits for it. Only a commit that still waits for a
+   link is taken back when its task is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ...ipc._event_channel import EventChannel
+from ...ipc.errors import ChannelBroken, OccamError
+from ..model.errors import (
+    CommitOutcomeUnknown,
+    CoordinatorUnavailable,
+    DatabaseClosedError,
+    TransactionTimeout,
+)
+from ..transaction._answer import Answer
+from ..transaction._pending import PendingCommit
+from .link import Link
+from .outcome import Ask, answer_of, is_stopping, resolve
+from .pool import LinkPool
+
+__all__ = ["EventLinks"]
+
+_ATTACHING_MAX = 4  # at once
+_THREADS_MAX = 8  # of one loop; they attach, and ask what became of commits
+_TICK_MIN = 0.001
+
+
+class _Carrier:
+    """A link and the commit that it carries.
+
+    Attributes:
+      synced: whether the commit's request asks for a sync.
+    """
+
+    __slots__ = ("channel", "fd", "link", "pending", "synced")
+
+    def __init__(self, link: Link) -> None:
+        channel = link.events
+        assert channel is not None
+        self.link = link
+        self.channel: EventChannel = channel
+        self.fd = link.client.fileno()
+        self.pending: PendingCommit | None = None
+        self.synced = False
+
+
+class EventLinks:
+    """Commits for the tasks of `loop`.
+
+    Args:
+      loop: the running one.
+      pool: attaches links, and counts them.
+      ask: puts a question to the coordinator; blocks.
+      sync: every commit asks for a sync.
+      timeout: seconds that a commit without a deadline may take.
+      size: the most links at once.
+
+    Attributes:
+      closed: no further commits are taken.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        pool: LinkPool,
+        ask: Ask,
+        *,
+        sync: bool,
+        timeout: float,
+        size: int,
+    ) -> None:
+        self.loop = loop
+        self._pool = pool
+        self._ask = ask
+        self._sync = sync
+        self._timeout = timeout
+        self._size = size
+        self._idle: list[_Carrier] = []
+        self._busy: dict[_Carrier, None] = {}
+        self._waiting: deque[PendingCommit] = deque()
+        self._settling: set[PendingCommit] = set()
+        self._attaching = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._drained: asyncio.Future[None] | None = None
+        self.closed = False
+        self.gone = False  # and everything is let go of
+        self._executor = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="occamdb-links")
+        self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._release = weakref.finalize(self, _close_fd, self._event_fd, os.getpid())
+        loop.add_reader(self._event_fd, self._collect)
+
+    # ---- a commit -------------------------------------------------------------------------------------------
+
+    async def commit(self, pending: PendingCommit) -> Any:
+        """Carry a commit out; what its caller is given."""
+        if self.closed or self._pool.closed:
+            self._end(pending, error=DatabaseClosedError())
+            return pending.result()
+        deadline = pending.deadline
+        pending.limit = time.monotonic() + self._timeout if deadline is None else deadline
+        future = pending.future = self.loop.create_future()
+        self._start(pending)
+        if not future.done():
+            try:
+                await future
+            except asyncio.CancelledError:
+                self._take_back(pending)
+                raise
+        return pending.result()
+
+    def _start(self, pending: PendingCommit) -> None:
+        """Send a commit, as soon as a link is free."""
+        if self._idle and not self._waiting:
+            self._send(self._idle.pop(), pending)
+        else:
+            self._waiting.append(pending)
+            self._watch_clock(pending.limit)
+            self._grow()
+
+    def _take_back(self, pending: PendingCommit) -> None:
+        """Its task was cancelled: a commit that was not sent is over."""
+        if not pending.done and pending in self._waiting:
+            self._waiting.remove(pending)
+            self._end(pending, error=TransactionTimeout("cancelled before the commit was sent"))
+
+    async def ended(self, pending: PendingCommit) -> None:
+        """Wait until a commit that is under way has its outcome."""
+        while not pending.done:
+            watcher = self.loop.create_future()
+            if pending.watchers is None:
+                pending.watchers = []
+            pending.watchers.append(watcher)
+            await watcher
+
+    def _end(self, pending: PendingCommit, answer: Answer | None = None, *, error: Any = None) -> None:
+        """Give a commit its outcome, and wake who waits for it."""
+        if answer is not None:
+            pending.accept(answer)
+            if not pending.done and not self.closed and not self.loop.is_closed():
+                self._start(pending)
+                return
+            if not pending.done:
+                pending.refuse(DatabaseClosedError())
+        else:
+            pending.refuse(error)
+        if self.loop.is_closed():
+            return  # nobody can wait in it
+        future = pending.future
+        if future is not None and not future.done():
+            future.set_result(None)
+        for watcher in pending.watchers or ():
+            if not watcher.done():
+                watcher.set_result(None)
+        if self._drained is not None and not self._drained.done() and not self.in_flight:
+            self._drained.set_result(None)
+
+    @property
+    def in_flight(self) -> int:
+        """How many commits have no outcome yet."""
+        return len(self._busy) + len(self._waiting) + len(self._settling)
+
+    # ---- sending and collecting ---------------------------------------------------------------------------------
+
+    def _send(self, carrier: _Carrier, pending: PendingCommit) -> None:
+        link = carrier.link
+        # Used up before anything is sent, as in `SharedHandle.submit`.
+        link.sequence = sequence = link.sequence + 1
+        carrier.synced = pending.seal(link.session, sequence, self._sync)
+        carrier.pending = pending
+        self._busy[carrier] = None
+        self._watch_clock(pending.limit)
+        try:
+            carrier.channel.start(pending.request)
+        except ChannelBroken:
+            # Impossible counters, or closed by another thread.
+            self._lose(carrier, sent=not carrier.channel.closed)
+        except BaseException as error:
+            del self._busy[carrier]
+            carrier.pending = None
+            pending.unname()
+            self._drop(carrier)
+            self._end(pending, error=error)
+
+    def _collect(self) -> None:
+        """The eventfd is readable: take every reply that is there."""
+        # First the eventfd, then the rings: see ipc/_event_channel.pyx.
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._event_fd)
+        for carrier in tuple(self._busy):
+            self._look_at(carrier)
+
+    def _look_at(self, carrier: _Carrier) -> bool:
+        """Take the reply, or publish more of the request. Whether the carrier is done with its commit."""
+        try:
+            if carrier.channel.partial:
+                carrier.channel.proceed()
+                return False
+            reply = carrier.channel.poll()
+        except ChannelBroken:
+            # The damage may be in the reply: then the coordinator knows what became of the request.
+            self._lose(carrier, sent=not carrier.channel.closed)
+            return True
+        if reply is None:
+            return False
+        pending = carrier.pending
+        assert pending is not None
+        if is_stopping(reply):
+            self._lose(carrier, sent=False)
+            return True
+        del self._busy[carrier]
+        carrier.pending = None
+        answer = answer_of(carrier.link, carrier.link.sequence, reply, carrier.synced)
+        self._next(carrier)
+        self._end(pending, answer)
+        return True
+
+    def _next(self, carrier: _Carrier) -> None:
+        """Let a free link carry the next commit that waits."""
+        if self.closed or not carrier.link.reusable:
+            self._drop(carrier)
+            return
+        while self._waiting:
+            pending = self._waiting.popleft()
+            if pending.limit > time.monotonic():
+                self._send(carrier, pending)
+                return
+            self._end(pending, error=_too_late())
+        self._idle.append(carrier)
+
+    # ---- links that come and go -----------------------------------------------------------------------------------
+
+    @property
+    def link_count(self) -> int:
+        """How many links there are."""
+        return len(self._idle) + len(self._busy)
+
+    def _grow(self) -> None:
+        """Attach one more link if commits wait and there may be more."""
+        wanted = min(len(self._waiting), self._size - self.link_count - len(self._settling), _ATTACHING_MAX)
+        while self._attaching < wanted and not self.closed:
+            self._attaching += 1
+            limit = self._waiting[self._attaching - 1].limit
+            done = functools.partial(self._attached, limit)
+            self._in_thread(done, self._pool.attach, limit, session=0, event_fd=self._event_fd)
+
+    def _attached(self, limit: float, link: Link | None, error: BaseException | None) -> None:
+        self._attaching -= 1
+        if self.closed:
+            self._close_event_fd()
+        if link is not None:
+            self._add(link)
+        elif error is not None:
+            self._fail_waiting(error, limit)
+        if not self.closed:
+            self._grow()
+
+    def _add(self, link: Link) -> None:
+        if self.closed or self._pool.closed:
+            link.drop()
+            return
+        carrier = _Carrier(link)
+        # Readable means closed: nobody writes to this socket but in answer to a call.
+        self.loop.add_reader(carrier.fd, self._gone, carrier)
+        self._next(carrier)
+
+    def _fail_waiting(self, error: BaseException, limit: float) -> None:
+        """No link could be attached until `limit`, or before that none can be."""
+        now = time.monotonic()
+        if now < limit:
+            # It will not help to try again: no channels, no descriptors, a closed database.
+            if self.link_count or self._attaching or self._settling:
+                self._size = max(1, self.link_count)  # as many as there may be
+            else:
+                now = float("inf")
+        for pending in [pending for pending in self._waiting if pending.limit <= now]:
+            self._waiting.remove(pending)
+            self._end(pending, error=_for_its_deadline(pending, error))
+
+    def _gone(self, carrier: _Carrier) -> None:
+        """The connection of a link has ended."""
+        # It carries nothing more, whatever is found below.
+        carrier.link.left = True
+        if carrier.pending is None:
+            if carrier in self._idle:
+                self._idle.remove(carrier)
+            self._drop(carrier)
+        elif carrier.channel.broken or not self._look_at(carrier):
+            # The reply did not come before the end.
+            self._lose(carrier, sent=None)
+
+    def _lose(self, carrier: _Carrier, *, sent: bool | None) -> None:
+        """The link can no longer be used, and its commit has no answer: find out in a thread what became of it."""
+        self._busy.pop(carrier, None)
+        self._unwatch(carrier)
+        pending, carrier.pending = carrier.pending, None
+        if pending is None:
+            return
+        self._settling.add(pending)
+
+        def done(answer: Answer | None, error: BaseException | None) -> None:
+            self._settling.discard(pending)
+            if answer is not None:
+                self._end(pending, answer)
+            else:
+                self._end(pending, error=error)
+            if not self.closed:
+                self._grow()
+
+        replacing = _Replacing(self)
+        self._in_thread(done, _settle, replacing, self._ask, carrier, pending, sent)
+
+    def _drop(self, carrier: _Carrier) -> None:
+        """Let go of a link. Another one takes its place if commits wait for one."""
+        self._unwatch(carrier)
+        self._pool.forget(carrier.link)
+        self._grow()
+
+    def _unwatch(self, carrier: _Carrier) -> None:
+        if carrier.fd >= 0 and not self.loop.is_closed():
+            self.loop.remove_reader(carrier.fd)
+        carrier.fd = -1
+
+    # ---- time -------------------------------------------------------------------------------------------------
+
+    def _watch_clock(self, limit: float) -> None:
+        """See to it that `_check_clock` runs at `limit`."""
+        if self._timer is not None:
+            if self._timer_at <= limit:
+                return
+            self._timer.cancel()
+        self._timer_at = limit
+        delay = max(_TICK_MIN, limit - time.monotonic())
+        self._timer = self.loop.call_later(delay, self._check_clock)
+
+    def _check_clock(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        for pending in [pending for pending in self._waiting if pending.limit <= now]:
+            # While a link is being attached for it, that attempt says why it failed.
+            if self.link_count or not self._attaching:
+                self._waiting.remove(pending)
+                self._end(pending, error=_too_late())
+        for carrier in tuple(self._busy):
+            carried = carrier.pending
+            if carried is not None and carried.limit <= now and not self._look_at(carrier):
+                self._give_up(carrier, carried)
+        limits = [carrier.pending.limit for carrier in self._busy if carrier.pending is not None]
+        limits += [pending.limit for pending in self._waiting if pending.limit > now]
+        if limits:
+            self._watch_clock(min(limits))
+
+    def _give_up(self, carrier: _Carrier, pending: PendingCommit) -> None:
+        """No answer in time. The link is lost with it: the answer may still come."""
+        partial = carrier.channel.partial
+        self._busy.pop(carrier, None)
+        carrier.pending = None
+        name = pending.name
+        self._drop(carrier)
+        if partial:
+            pending.unname()
+            error: OccamError = TransactionTimeout(
+                "the coordinator took no request in time; nothing was committed"
+            )
+        else:
+            error = CommitOutcomeUnknown(
+                f"no answer from the coordinator within {self._timeout:g} s; the commit may still happen",
+                txn_id=name,
+            )
+        self._end(pending, error=error)
+
+    # ---- threads and the end ------------------------------------------------------------------------------------
+
+    def _in_thread(
+        self, done: Callable[[Any, Any], None], call: Callable[..., Any], *args: Any, **kw: Any
+    ) -> None:
+        """Call in a thread what blocks; then `done(result, error)` in the loop."""
+
+        def run() -> None:
+            result, error = None, None
+            try:
+                result = call(*args, **kw)
+            except BaseException as caught:
+                error = caught
+            # A loop that was closed meanwhile asks for nothing any more. Its links close themselves when they go.
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(done, result, error)
+
+        self._executor.submit(run)
+
+    async def end(self) -> None:
+        """Take no further commits, wait for those in flight, and let go of the links."""
+        self.closed = True
+        while self._waiting:
+            self._end(self._waiting.popleft(), error=DatabaseClosedError())
+        if self.in_flight:
+            # Several may wait for the end, and one that is cancelled must not end it for the others.
+            if self._drained is None or self._drained.done():
+                self._drained = self.loop.create_future()
+            await asyncio.shield(self._drained)
+        carriers = [*self._idle]
+        for carrier in carriers:
+            self._unwatch(carrier)
+        self._idle.clear()
+        if carriers and not self._pool.closed:
+            await self.loop.run_in_executor(self._executor, _detach, self._pool, carriers)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of everything at once, when the loop runs no more. What is in flight has no outcome here."""
+        self.closed = True
+        if not self.loop.is_closed():
+            self.loop.remove_reader(self._event_fd)
+            if self._timer is not None:
+                self._timer.cancel()
+        while self._waiting:
+            self._end(self._waiting.popleft(), error=DatabaseClosedError())
+        for carrier in [*self._busy, *self._idle]:
+            carried, carrier.pending = carrier.pending, None
+            self._unwatch(carrier)
+            self._pool.forget(carrier.link)
+            if carried is not None:
+                self._end(carried, error=_unknown(carried))
+        self._busy.clear()
+        self._idle.clear()
+        self._executor.shutdown(wait=False)
+        self.gone = True
+        self._close_event_fd()
+
+    def _close_event_fd(self) -> None:
+        # A thread may be about to send it to a coordinator: then it goes with that thread's reference to us.
+        if not self._attaching and not self._settling:
+            self._release()
+
+    def forget_after_fork(self) -> None:
+        """In a forked child: its copy of the eventfd goes. The loop is the parent's, and is not touched."""
+        self.closed = True
+        self._idle.clear()
+        self._busy.clear()
+        self._release.detach()
+        with contextlib.suppress(OSError):
+            os.close(self._event_fd)
+
+
+class _Replacing:
+    """The pool as `resolve` sees it: the link that continues a lost session carries commits of the loop again."""
+
+    def __init__(self, links: EventLinks) -> None:
+        self._links = links
+        self._pool = links._pool
+
+    def attach(self, limit: float, *, session: int) -> Link:
+        return self._pool.attach(limit, session=session, event_fd=self._links._event_fd)
+
+    def forget(self, link: Link) -> None:
+        self._pool.forget(link)
+
+    def give_back(self, link: Link) -> None:
+        if link.left or not link.reusable or link.events is None:
+            return
+        # It was used by a blocking call in this thread; from here on the loop waits for it.
+        link.events.listen()
+        try:
+            self._links.loop.call_soon_threadsafe(self._links._add, link)
+        except RuntimeError:
+            self._pool.forget(link)
+
+
+def _settle(
+    replacing: _Replacing, ask: Ask, carrier: _Carrier, pending: PendingCommit, sent: bool | None
+) -> Answer:
+    """What became of a commit whose link is lost; as `SharedHandle.submit`, in a thread.
+
+    Args:
+      sent: whether the commit may have happened; None: that depends on how the coordinator ended.
+    """
+    link, sequence = carrier.link, carrier.link.sequence
+    if sent is None:
+        words, sent = link.last_words()
+        if words is not None and not is_stopping(words):
+            return answer_of(link, sequence, words, carrier.synced)
+    request = pending.request
+    return resolve(replacing, ask, link, request, sequence, pending.limit, sent=sent)
+
+
+def _too_late() -> TransactionTimeout:
+    return TransactionTimeout("the deadline passed before the commit was sent")
+
+
+def _for_its_deadline(pending: PendingCommit, error: BaseException) -> BaseException:
+    """What the commit's own caller is told when no link could be attached."""
+    if pending.deadline is None or not isinstance(error, CoordinatorUnavailable):
+        return error
+    timeout = TransactionTimeout(
+        f"the deadline passed while no coordinator could be reached; nothing was committed: {error.message}"
+    )
+    timeout.__cause__ = error
+    return timeout
+
+
+def _unknown(pending: PendingCommit) -> CommitOutcomeUnknown:
+    return CommitOutcomeUnknown(
+        "the event loop was closed before the answer came; the commit may have happened",
+        hint="ask `await txn.outcome()`, or read what it wrote",
+        txn_id=pending.name,
+    )
+
+
+def _detach(pool: LinkPool, carriers: list[_Carrier]) -> None:
+    for carrier in carriers:
+        if carrier.link is not pool.primary:
+            carrier.link.detach()
+
+
+def _close_fd(fd: int, pid: int) -> None:
+    if pid == os.getpid():
+        os.close(fd)

@@ -1,0 +1,247 @@
+"""`occamdb.aio`: the engine's asynchronous database, with the primitives on it. `open` makes it, in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections.abc import Callable, Generator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, Unpack
+
+from ..engine.client import opening
+from ..engine.client.awaited_handle import ASYNC_LINKS, AwaitedHandle, check_async_links, in_thread
+from ..engine.model.public_types import IsolationName
+from ..engine.model.values import Codec
+from ..engine.transaction.async_database import AsyncDatabase as EngineAsyncDatabase
+from ..engine.transaction.async_database import AwaitedBase
+from ..engine.transaction.async_transaction import AsyncTransaction as EngineAsyncTransaction
+from ..engine.transaction.database import Database as EngineDatabase
+from .event_log import EventLog
+from .extension import RunLike
+from .handles import Default, DurabilityName, Restore, SettingsKeywords, Snapshot
+from .kv import KVStore
+from .run_index import RunIndex
+from .run_rule import ActiveRuns
+from .state_cell import StateCell
+from .trace_store import TraceStore
+
+__all__ = ["AsyncDatabase", "AsyncTransaction", "Opening", "open", "open_in_memory"]
+
+D = TypeVar("D", bound="AsyncDatabase")
+
+
+class AsyncTransaction(EngineAsyncTransaction):
+    __doc__ = EngineAsyncTransaction.__doc__
+    __slots__ = ()
+
+    @property
+    def kv(self) -> KVStore[AsyncTransaction]:
+        """The run's keys and values, in this transaction."""
+        return KVStore(self)
+
+    @property
+    def events(self) -> EventLog[AsyncTransaction]:
+        """The run's event log, in this transaction."""
+        return EventLog(self)
+
+    @property
+    def cells(self) -> StateCell[AsyncTransaction]:
+        """The run's state cells, in this transaction."""
+        return StateCell(self)
+
+    @property
+    def traces(self) -> TraceStore[AsyncTransaction]:
+        """The run's traces, in this transaction."""
+        return TraceStore(self)
+
+    @property
+    def runs(self) -> RunIndex[AsyncTransaction]:
+        """The runs of the namespace, in this transaction."""
+        return RunIndex(self)
+
+
+class _Base(AwaitedBase):
+    transaction_class = AsyncTransaction
+
+
+class AsyncDatabase(EngineAsyncDatabase[AsyncTransaction]):
+    """A database for programs with an event loop, as `occamdb.aio.open` and `open_in_memory` give it.
+
+    It has the names of `occamdb.Database`. Reads are plain calls. What commits is awaited: many tasks commit at once,
+    and their commits share batches and syncs.
+
+        async with occamdb.aio.open("agents.db") as db:
+            await db.kv.put(run_id, "plan", ["think"])
+            print(db.kv.get(run_id, "plan"))
+    """
+
+    __slots__ = ()
+    base_class = _Base
+
+    @property
+    def kv(self) -> KVStore[AsyncDatabase]:
+        """Keys and values: `await db.kv.put(run_id, "key", value)`."""
+        return KVStore(self)
+
+    @property
+    def events(self) -> EventLog[AsyncDatabase]:
+        """Event logs, one a run: `await db.events.append(run_id, "started", {...})`."""
+        return EventLog(self)
+
+    @property
+    def cells(self) -> StateCell[AsyncDatabase]:
+        """Named state: `await db.cells.transition(run_id, "task", fn)`."""
+        return StateCell(self)
+
+    @property
+    def traces(self) -> TraceStore[AsyncDatabase]:
+        """Traces of what agents did: `await db.traces.record(run_id, ToolCall(...))`."""
+        return TraceStore(self)
+
+    @property
+    def runs(self) -> RunIndex[AsyncDatabase]:
+        """The index of runs: `await db.runs.create_run("agent 7")`."""
+        return RunIndex(self)
+
+    def snapshot(self, run_id: RunLike) -> Snapshot:
+        """A read-only view of a run; needs no coordinator, and goes on working while it is down. Close it when done."""
+        return Snapshot(self._base.begin(run_id, read_only=True))
+
+
+class Opening(Generic[D]):
+    """What `open` gives: await it for the database, or `async with` it, which closes the database at the end."""
+
+    __slots__ = ("_db", "_open")
+
+    def __init__(self, opener: Callable[[], D]) -> None:
+        self._open = opener
+        self._db: D | None = None
+
+    async def _opened(self) -> D:
+        # Starting a coordinator, or waiting until it has recovered, blocks.
+        thread = asyncio.ensure_future(in_thread(self._open))
+        try:
+            db: D = await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            thread.add_done_callback(_close_unwanted)
+            raise
+        return db
+
+    def __await__(self) -> Generator[Any, Any, D]:
+        return self._opened().__await__()
+
+    async def __aenter__(self) -> D:
+        self._db = db = await self._opened()
+        return db
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._db is not None:
+            await self._db.close()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise AttributeError(
+                f"a database that is not open yet has no {name!r}: write `db = await occamdb.aio.open(path)`, "
+                "or `async with occamdb.aio.open(path) as db`"
+            )
+
+
+def _close_unwanted(thread: asyncio.Future[Any]) -> None:
+    """The task that opened a database was cancelled before it got it."""
+    if not thread.cancelled() and thread.exception() is None:
+        thread.result().handle.close()
+
+
+def _wrapped(database: EngineDatabase[Any], async_links: int) -> AsyncDatabase:
+    handle: Any = database.handle
+    wrapped = AwaitedHandle(handle, async_links)
+    return AsyncDatabase(
+        wrapped, database.isolation, database.current_namespace, database.codec, database.run_rule
+    )
+
+
+def open(
+    path: str | os.PathLike[str],
+    *,
+    durability: DurabilityName = "standard",
+    isolation: IsolationName = "serializable",
+    start: Literal["auto", "never"] = "auto",
+    timeout: float = 10.0,
+    tenant: str = "default",
+    app: str = "default",
+    agent: str = "default",
+    default: Default | None = None,
+    restore: Restore | None = None,
+    strict_runs: bool = False,
+    async_links: int = ASYNC_LINKS,
+    **settings: Unpack[SettingsKeywords],
+) -> Opening[AsyncDatabase]:
+    """Open the database in the directory `path` for a program with an event loop.
+
+        db = await occamdb.aio.open("agents.db")
+        async with occamdb.aio.open("agents.db", durability="always") as db: ...
+
+    Args:
+      async_links: the most commits that each event loop has under way at once. Further ones wait for their turn.
+      path, durability, isolation, start, timeout, tenant, app, agent, default, restore, strict_runs, settings: as
+        `occamdb.open`.
+
+    Raises, when it is awaited:
+      What `occamdb.open` raises.
+    """
+    check_async_links(async_links)
+
+    def opener() -> AsyncDatabase:
+        database = opening.open_database(
+            EngineDatabase,
+            path,
+            durability=durability,
+            isolation=isolation,
+            start=start,
+            timeout=timeout,
+            tenant=tenant,
+            app=app,
+            agent=agent,
+            codec=Codec(default, restore),
+            run_rule=ActiveRuns() if strict_runs else None,
+            **settings,
+        )
+        return _wrapped(database, async_links)
+
+    return Opening(opener)
+
+
+def open_in_memory(
+    *,
+    isolation: IsolationName = "serializable",
+    tenant: str = "default",
+    app: str = "default",
+    agent: str = "default",
+    default: Default | None = None,
+    restore: Restore | None = None,
+    strict_runs: bool = False,
+    **settings: Unpack[SettingsKeywords],
+) -> Opening[AsyncDatabase]:
+    """A database in this process alone: no files, no coordinator, the same semantics.
+
+        async with occamdb.aio.open_in_memory() as db: ...
+
+    Its commits wait for nothing, and each lets other tasks have their turn. Arguments are those of
+    `occamdb.open_in_memory`.
+    """
+    opener = functools.partial(
+        opening.open_in_memory,
+        EngineDatabase,
+        isolation=isolation,
+        tenant=tenant,
+        app=app,
+        agent=agent,
+        codec=Codec(default, restore),
+        run_rule=ActiveRuns() if strict_runs else None,
+        **settings,
+    )
+    return Opening(lambda: _wrapped(opener(), ASYNC_LINKS))
