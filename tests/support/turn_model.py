@@ -162,7 +162,9 @@ class TurnModel:
     now: int = 0
     version: int = 0
     written: dict[int, int] = field(default_factory=dict)  # key: version of its last write
-    present: set[int] = field(default_factory=set)
+    versions: dict[int, list[tuple[int, int]]] = field(
+        default_factory=dict
+    )  # key: (since, version; 0 absent)
     cleared: list[tuple[Span, int]] = field(default_factory=list)
     line: list[Place] = field(default_factory=list)
     answers: list[tuple[Request, Committed | Lost]] = field(default_factory=list)
@@ -242,6 +244,10 @@ class TurnModel:
         self.answers.append((request, Lost(request.asks)))
         return True
 
+    def version_at(self, key: int, version: int) -> int:
+        """The version of a key in a snapshot; 0 absent."""
+        return max((entry for entry in self.versions.get(key, ()) if entry[0] <= version), default=(0, 0))[1]
+
     def blocked(self, request: Request) -> bool:
         """Whether it would invalidate a running turn."""
         return any(place.running and request.footprint.breaks(place.request.footprint) for place in self.line)
@@ -264,7 +270,13 @@ class TurnModel:
         if start is None:
             return False
         mine = request.footprint
-        if any(version > start and mine.guards(key) for key, version in self.written.items()):
+        if any(self.version_at(key, start) != self.version_at(key, self.version) for key in mine.reads):
+            return True
+        if any(
+            key in mine.writes or any(low <= key < high for low, high in mine.ranges + mine.cleared)
+            for key, version in self.written.items()
+            if version > start
+        ):
             return True
         return any(
             version > start and (low <= key < high)
@@ -281,11 +293,11 @@ class TurnModel:
         self.version += 1
         for key in self.keys:
             if key in mine.writes or key in mine.adds:
-                self.present.add(key)
                 self.written[key] = self.version
-            elif mine.changes(key) and key in self.present:
-                self.present.remove(key)
+                self.versions.setdefault(key, []).append((self.version, self.version))
+            elif mine.changes(key) and self.version_at(key, self.version):
                 self.written[key] = self.version
+                self.versions[key].append((self.version, 0))
         self.cleared += [(span, self.version) for span in mine.cleared]
         self.commits.append(request)
         self.answers.append((request, Committed(self.version)))
