@@ -13,6 +13,7 @@ from occamdb.stress.workloads.ledger import Ledger
 from occamdb.stress.workloads.list_append import ListAppendWorkload
 from occamdb.stress.workloads.phantoms import Phantoms
 from occamdb.stress.workloads.register import RegisterWorkload
+from occamdb.stress.workloads.starvation import Starvation
 from occamdb.stress.workloads.task_queue import TaskQueue
 from occamdb.stress.workloads.write_skew import WriteSkew
 from occamdb.stress.workloads.ycsb import ycsb_workloads
@@ -35,6 +36,7 @@ WORKLOADS: dict[str, Workload] = {
         Ledger(),
         Expiry(),
         LargeRuns(),
+        Starvation(),
         *ycsb_workloads(),
     )
 }
