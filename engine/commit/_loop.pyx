@@ -78,7 +78,7 @@ cdef int _turn(Core *core, WalAppender log) noexcept nogil:
     if started >= core.window_end:
         _roll_window(core, started)
     count = _take_requests(core, &any_sync, log)
-    if core.turns.running and turns_expire(core, started):
+    if core.turns.count and turns_expire(core, started):
         core.parked += 1                # what waited for them is served in the next batch, without a sleep
     if core.inboxes.first:
         _share_inboxes(core, started)
@@ -256,7 +256,7 @@ cdef void _sleep(Core *core) noexcept nogil:
     cdef u64 wakes = core.waiter.wakes
     cdef i64 idle = expiry_wait(core, IDLE_NS_MAX)
     cdef i64 now
-    if core.turns.running:
+    if core.turns.count:
         now = clock_monotonic_ns()
         idle = turns_end(core, now + idle) - now
     if idle <= 0:

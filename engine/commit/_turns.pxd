@@ -36,7 +36,7 @@ cdef void turns_sent(Core *core, i64 now) noexcept nogil
 # The batch was undone: turns that were granted because of what it wrote are not.
 cdef void turns_undo(Core *core) noexcept nogil
 
-# Ends the turns whose time was over at `now`. True: there was one.
+# Ends the turns, and the rests, whose time was over at `now`. True: there was one.
 cdef bint turns_expire(Core *core, i64 now) noexcept nogil
 
 # The worker of this channel is gone. Its turns end, and what it sent asks for none.
@@ -45,7 +45,7 @@ cdef void turns_abandon(Core *core, u32 channel) noexcept nogil
 # Ends every turn, and lets every request out of the line unanswered.
 cdef void turns_clear(Core *core) noexcept nogil
 
-# When the next turn is over, in monotonic ns; `longest` if that is later, or if there is none.
+# When the next turn or rest is over, in monotonic ns; `longest` if that is later, or if there is none.
 cdef i64 turns_end(const Core *core, i64 longest) noexcept nogil
 
 cdef void turns_free(Core *core) noexcept nogil

@@ -15,20 +15,24 @@ a turn on what it read and wrote: until it comes back, requests of others that w
 4. *The end of a turn.* The next request with its token ends it, immediately before it is judged. So does its time, in a
    turn of the loop in which the requests that lay in the rings were served first. So does the end of the channel that
    it was granted to, which follows the worker's death.
-5. *After an end* the line is looked at in the next turn of the loop, before other requests: first those that do not
+5. *A rest* follows a turn, REST_FACTOR times as long as the turn, and REST_NS at least: in that time no turn that
+   conflicts with it starts. So turns never take more than a quarter of the time of those whom they hold up. And workers
+   that fight over one key do not pass it on by turns alone, each of which costs a wake-up: those that are awake go on
+   in between.
+6. *After an end* the line is looked at in the next turn of the loop, before other requests: first those that do not
    ask, in order, then those that ask. `blocked_by` says what a request waits for, so only those are looked at whose
    obstacle is gone.
-6. *Not requests*, and so never held: the removal of expired keys and of the keys of ended sessions.
+7. *Not requests*, and so never held: the removal of expired keys and of the keys of ended sessions.
 """
 
 from libc.stdlib cimport free, realloc
 from libc.string cimport memmove, memset
 
-from ...ipc._atomics cimport futex_wake, load_acquire_u32, store_release_u32
+from ...ipc._atomics cimport clock_monotonic_ns, futex_wake, load_acquire_u32, store_release_u32
 from ..disk._failpoints cimport FP_COMMIT_TURN_CLOCK, failpoint_armed, failpoint_hit_shift
 from ._core cimport ANSWER_DEPENDENT, CHANNEL_ACTIVE
 from ._footprint cimport footprint_free, footprint_take, ops_break, request_breaks
-from ._turn_table cimport TURN_BYTES_MAX, TURNS_MAX, Place, TurnTable
+from ._turn_table cimport REST_FACTOR, TURN_BYTES_MAX, TURNS_MAX, Place, TurnTable
 from ._wire cimport REQUEST_JUDGE_ONLY, RequestHeader
 
 cdef enum:
@@ -49,6 +53,14 @@ cdef i64 _find(const TurnTable *table, u64 came) noexcept nogil:
     return <i64>low if low < table.count and table.places[low].came == came else -1
 
 
+cdef inline void _wake_threads(Core *core) noexcept nogil:
+    """In memory the waiting threads sleep on a word, and look at the line anew when it grows."""
+    if core.bell == NULL:
+        # Release: they look at the table under the mutex.
+        store_release_u32(&core.turns.word, core.turns.word + 1)
+        futex_wake(&core.turns.word, EVERYBODY)
+
+
 cdef inline void _drop_footprint(TurnTable *table, Place *place) noexcept nogil:
     table.bytes -= place.footprint.size
     footprint_free(&place.footprint)
@@ -59,15 +71,30 @@ cdef void _remove(Core *core, u32 index) noexcept nogil:
     cdef TurnTable *table = &core.turns
     cdef Place *place = &table.places[index]
     table.running -= place.running
+    table.resting -= place.resting
     table.asking -= place.token != 0
     table.fresh -= place.running and place.ends == 0
     _drop_footprint(table, place)
     memmove(place, place + 1, (table.count - index - 1) * sizeof(Place))
     table.count -= 1
-    if core.bell == NULL:
-        # In memory the waiting threads sleep on this word. Release: they look at the table under the mutex.
-        store_release_u32(&table.word, table.word + 1)
-        futex_wake(&table.word, EVERYBODY)
+    _wake_threads(core)
+
+
+cdef void _finish(Core *core, u32 index, i64 now) noexcept nogil:
+    """End a turn that runs. Its place stays for a while, in which turns that conflict with it do not start."""
+    cdef TurnTable *table = &core.turns
+    cdef Place *place = &table.places[index]
+    cdef i64 lasted = now - (place.ends - table.turn_ns) if place.ends != 0 else 0
+    if table.rest_ns < 0:
+        _remove(core, index)
+        return
+    table.fresh -= place.ends == 0
+    table.running -= 1
+    table.resting += 1
+    place.running = False
+    place.resting = True
+    place.ends = now + max(table.rest_ns, REST_FACTOR * min(lasted, table.turn_ns))
+    _wake_threads(core)
 
 
 cdef Place *_append(Core *core, Channel *channel, const u8 *request, u64 token) noexcept nogil:
@@ -115,7 +142,7 @@ cdef void _end_own(Core *core, u64 token) noexcept nogil:
     cdef u32 index
     for index in range(table.count):
         if table.places[index].running and table.places[index].token == token:
-            _remove(core, index)
+            _finish(core, index, clock_monotonic_ns())
             return
 
 
@@ -223,15 +250,24 @@ cdef bint turns_judged(const Core *core, const Channel *channel) noexcept nogil:
 
 # ---- the line ----------------------------------------------------------------------------------------------
 
+cdef bint _still_blocked(const TurnTable *table, const Place *place) noexcept nogil:
+    """Whether what the request waits for is still in its way."""
+    cdef i64 index = _find(table, place.blocked_by) if place.blocked_by else -1
+    if index < 0:
+        return False
+    # A turn that rests is in the way of the start of another turn only.
+    return place.judged or not table.places[index].resting
+
+
 cdef u64 turns_next(Core *core, u64 came, bint asks, u32 *channel) noexcept nogil:
     cdef TurnTable *table = &core.turns
     cdef Place *place
     cdef u32 index
     for index in range(table.count):
         place = &table.places[index]
-        if place.came <= came or place.running or (place.token != 0) != asks:
+        if place.came <= came or place.running or place.resting or (place.token != 0) != asks:
             continue
-        if place.blocked_by and _find(table, place.blocked_by) >= 0:
+        if _still_blocked(table, place):
             continue
         channel[0] = place.channel
         return place.came
@@ -266,12 +302,17 @@ cdef bint turns_expire(Core *core, i64 now) noexcept nogil:
     if failpoint_armed():
         now += failpoint_hit_shift(FP_COMMIT_TURN_CLOCK)
     while index < table.count:
-        if table.places[index].running and table.places[index].ends != 0 and table.places[index].ends <= now:
-            table.expired += 1
-            any = True
-            _remove(core, index)
-        else:
+        if table.places[index].request != NULL or table.places[index].ends == 0 or table.places[index].ends > now:
             index += 1
+            continue
+        any = True
+        if table.places[index].resting:
+            _remove(core, index)
+            continue
+        table.expired += 1
+        _finish(core, index, now)
+        # Without rests the next place is at this index now.
+        index += table.rest_ns >= 0
     return any
 
 
@@ -283,8 +324,10 @@ cdef void turns_abandon(Core *core, u32 channel) noexcept nogil:
         place = &table.places[index]
         if place.channel != channel:
             index += 1
+        elif place.resting:
+            index += 1
         elif place.running:
-            _remove(core, index)
+            _finish(core, index, clock_monotonic_ns())
         else:
             table.asking -= place.token != 0
             place.token = 0
@@ -296,7 +339,7 @@ cdef void turns_abandon(Core *core, u32 channel) noexcept nogil:
 cdef void turns_clear(Core *core) noexcept nogil:
     cdef TurnTable *table = &core.turns
     while table.count:
-        if not table.places[table.count - 1].running:
+        if table.places[table.count - 1].request != NULL:
             core.channels[table.places[table.count - 1].channel].place = 0
         _remove(core, table.count - 1)
 
@@ -305,7 +348,7 @@ cdef i64 turns_end(const Core *core, i64 longest) noexcept nogil:
     cdef const TurnTable *table = &core.turns
     cdef u32 index
     for index in range(table.count):
-        if table.places[index].running and table.places[index].ends != 0:
+        if table.places[index].ends != 0:
             longest = min(longest, table.places[index].ends)
     return longest
 

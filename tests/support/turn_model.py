@@ -11,14 +11,17 @@ A transaction that has lost some times asks, with its next request, for a turn o
 4. *Ending.* A turn ends when its holder's next request arrives, TURN_MAX after it started, when its holder dies, and
    when the coordinator does. The holder's request is judged first. Then what waits is looked at again: first those that
    do not ask, in the order in which they came, then those that ask.
-5. *Judging.* A request is judged when it stops waiting, by the rules for every request: first committer wins.
+5. *Resting.* After a turn, no turn that conflicts with it starts for REST_FACTOR times as long as it has lasted, and
+   REST at least. Its place stays in the line for that time. Requests do not wait for it.
+6. *Judging.* A request is judged when it stops waiting, by the rules for every request: first committer wins.
 
 What follows from this, for the tests to check:
 
 - No cycle. A request waits only for running turns, and for what came before it. The holder of a running turn waits for
   nobody: as soon as its request arrives, it holds nothing.
-- Waits are bounded. The oldest turn in the line is running: nothing before it is a turn, so nothing before it waits.
-  It ends within TURN_MAX. A request with n turns before it therefore waits for at most n x TURN_MAX.
+- Waits are bounded. The oldest turn in the line runs or waits for rests to be over: nothing before it is a turn, so
+  nothing before it waits. It ends within TURN_MAX, and its rest within REST_FACTOR x TURN_MAX. A request with n turns
+  and rests before it therefore waits for at most n x (1 + REST_FACTOR) x TURN_MAX.
 - Attempts are bounded. The transaction begins its next attempt after its turn started, so its snapshot has all that
   was committed before. Nothing that would invalidate it is committed while the turn lasts. If it comes back within
   TURN_MAX and reads and writes no more than before, it waits for no other turn, because two running turns do not
@@ -26,8 +29,7 @@ What follows from this, for the tests to check:
   what it read or wrote grew between two attempts. A restart of the coordinator ends turns, and may cost an attempt too.
 - Throughput. A transaction whose attempts take a time d, and that runs again and again, holds a turn for d only after
   `turn_after` attempts that took d each and held nobody up. So one of them takes at most 1/(turn_after + 1) of the time
-  of those it conflicts with. With several of them turns follow one another, and between two turns each waiting request
-  is judged once.
+  of those it conflicts with. However many of them there are, rests see to it that turns take no more.
 """
 
 from __future__ import annotations
@@ -35,9 +37,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-__all__ = ["TURN_MAX", "Committed", "Footprint", "Lost", "Request", "TurnModel"]
+__all__ = ["REST_FACTOR", "TURN_MAX", "Committed", "Footprint", "Lost", "Request", "TurnModel"]
 
 TURN_MAX = 20
+REST = 1
+REST_FACTOR = 3
 
 Span = tuple[int, int]  # [start, end)
 
@@ -138,19 +142,26 @@ class Place:
     """A place in the line.
 
     Attributes:
-      ends: when its turn ends; None while it waits.
-      ahead: how many turns, asked for or running, were before it when it came.
+      ends: when its turn ends, or its rest; None while it waits.
+      ahead: how many turns, asked for, running or resting, were before it when it came.
+      rests: its turn is over.
     """
 
     request: Request
     came: int
     ahead: int
     ends: int | None = None
+    rests: bool = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether its request has no answer yet."""
+        return self.ends is None
 
     @property
     def running(self) -> bool:
-        """Whether this is a turn that has started."""
-        return self.ends is not None
+        """Whether this is a turn that has started, and is not over."""
+        return self.ends is not None and not self.rests
 
 
 @dataclass(slots=True)
@@ -159,6 +170,7 @@ class TurnModel:
 
     keys: range
     turn_max: int = TURN_MAX
+    rest: int | None = REST  # None: there are no rests
     now: int = 0
     version: int = 0
     written: dict[int, int] = field(default_factory=dict)  # key: version of its last write
@@ -176,7 +188,7 @@ class TurnModel:
     def submit(self, request: Request) -> None:
         """A request arrives."""
         self._end(lambda place: request.token != 0 and place.request.token == request.token)
-        ahead = sum(place.running or place.request.asks for place in self.line)
+        ahead = sum(not place.waiting or place.request.asks for place in self.line)
         place = Place(request, self.now, ahead)
         self.line.append(place)
         # What waited for the turn that has just ended is looked at after this request: it must not beat its holder.
@@ -192,9 +204,9 @@ class TurnModel:
             if not ends:
                 break
             self.now = min(ends)
-            before = len(self.line)
+            self.line = [place for place in self.line if not (place.rests and place.ends == self.now)]
+            self.expired += sum(place.running and place.ends == self.now for place in self.line)
             self._end(lambda place: place.ends == self.now)
-            self.expired += before - len(self.line)
             self.settle()
         self.now = until
 
@@ -202,18 +214,24 @@ class TurnModel:
         """A worker dies. What it sent is served, but nobody waits for its turns."""
         self._end(lambda place: place.request.sender == sender)
         for place in self.line:
-            if place.request.sender == sender:
+            if place.request.sender == sender and place.waiting:
                 place.request.asks = False
         self.settle()
 
     def restart(self) -> list[Request]:
         """The coordinator dies; the next one knows no turns. Returns the requests that are to be sent again."""
-        unanswered = [place.request for place in self.line if not place.running]
+        unanswered = [place.request for place in self.line if place.waiting]
         self.line.clear()
         return unanswered
 
     def _end(self, which: Callable[[Place], bool]) -> None:
-        self.line = [place for place in self.line if not (place.running and which(place))]
+        for place in [place for place in self.line if place.running and which(place)]:
+            assert place.ends is not None
+            lasted = self.now - (place.ends - self.turn_max)
+            if self.rest is None:
+                self.line.remove(place)
+            else:
+                place.rests, place.ends = True, self.now + max(self.rest, REST_FACTOR * lasted)
 
     def settle(self) -> None:
         """Serve what no longer has to wait, and start the turns that can start."""
@@ -222,7 +240,7 @@ class TurnModel:
             progress = False
             for asks in (False, True):
                 for place in list(self.line):
-                    if place.request.asks is asks and not place.running and self._serve(place):
+                    if place.request.asks is asks and place.waiting and self._serve(place):
                         progress = True
 
     def _serve(self, place: Place) -> bool:
@@ -260,7 +278,7 @@ class TurnModel:
             theirs = other.request.footprint
             if theirs.breaks(mine):
                 return False
-            if (other.running or other.request.asks) and mine.breaks(theirs):
+            if (not other.waiting or other.request.asks) and mine.breaks(theirs):
                 return False
         raise AssertionError("it is not in the line")
 

@@ -66,7 +66,7 @@ class Turns(Core):
 
     def __init__(self, folder: Path, channel_count: int, **options: int) -> None:
         super().__init__(folder, channel_count, **options)
-        self.core.set_turn_max(LONG_S)
+        self.core.set_turn_times(LONG_S, -1)
         self.core.pin()  # no tombstone is forgotten, so that no snapshot is refused for its age
 
     def request(
@@ -115,7 +115,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory(prefix="occam-turns-")
         self.core = Turns(Path(self.folder.name), PROBE + 1)
         self.core.run()
-        self.model = TurnModel(KEYS)
+        self.model = TurnModel(KEYS, rest=None)
         self.footprints: dict[int, Footprint] = {}
         self.starts: dict[int, int] = {}
         self.tokens = dict.fromkeys(range(CLIENTS), 0)
@@ -309,7 +309,7 @@ def test_a_turn_is_given_up_by_a_question_without_operations(core: Turns) -> Non
 
 def test_the_time_of_a_turn_is_its_own(core: Turns) -> None:
     """Nobody sends anything: the commit thread wakes by itself when it is over."""
-    core.core.set_turn_max(0.05)
+    core.core.set_turn_times(0.05, -1)
     core.run()
     write(core, 0)
     assert core.receive(0).status is Status.COMMITTED
@@ -354,6 +354,32 @@ def test_many_ranges_hold_what_lies_in_them(core: Turns, count: int) -> None:
     assert core.receive(0).status is Status.COMMITTED
     core.end_turns(3)
     assert core.receive(2).status is Status.COMMITTED
+
+
+def test_a_turn_rests_and_nothing_but_turns_waits_for_that(core: Turns) -> None:
+    core.core.set_turn_times(LONG_S, LONG_S)
+    core.run()
+    write(core, 0)
+    assert core.receive(0).status is Status.COMMITTED
+    lose(core, 1, turn=9)
+    assert core.receive(1).turn
+    write(core, 2)
+    core.settle(3)
+    assert core.answer(2) is None
+    core.request(1, (), 0, turn=9, flags=RequestFlags.JUDGE_ONLY)
+    assert core.receive(1).status is Status.COMMITTED
+    # Its turn is over: the write is done, another one too, but the next turn has to wait ...
+    assert core.receive(2).status is Status.COMMITTED
+    write(core, 0)
+    assert core.receive(0).status is Status.COMMITTED
+    lose(core, 1, turn=10)
+    core.settle(3)
+    assert core.answer(1) is None
+    # ... unless it conflicts with nothing.
+    core.request(2, (Op(OpCode.CAS, name(5), argument=77), Op(OpCode.PUT, name(5), INT)), 0, turn=11)
+    assert core.receive(2).turn
+    core.end_turns(3)
+    assert core.receive(1).turn
 
 
 def test_more_turns_than_there_is_room_for_are_refused_and_not_waited_for(core: Turns) -> None:

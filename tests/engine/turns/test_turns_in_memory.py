@@ -140,13 +140,13 @@ def test_attempts_in_a_loop_have_turns_too() -> None:
 
 def test_a_turn_is_given_up_when_the_function_only_reads_or_raises() -> None:
     with memory_database() as db:
-        run = RunId.new()
 
         def only_reads(txn: Transaction) -> None:
             if beaten(txn) > 3:
                 raise LookupError
 
         for _ in range(2):
+            run = RunId.new()  # a turn on the same key would wait for the rest after the one before
             beaten = losing(db, run, 3)
             with pytest.raises(LookupError):
                 db.transaction(run, only_reads)
