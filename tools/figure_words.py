@@ -33,7 +33,7 @@ WORDS = {
     "conflicts.cas": "commits refused because a key did not have the version that was expected",
     "conflicts_found_early": "conflicts that workers saw before they sent the commit; they are in the counts above",
     "retries": "transactions begun again after a conflict, counted by the workers",
-    "turns.granted": "turns: a transaction that had lost several times commits next, and what would invalidate it waits",
+    "turns.granted": "turns: a transaction that had lost several times is next, and what would invalidate it waits",
     "turns.waited": "commit requests that waited: for somebody's turn to end, or for their own to begin",
     "turns.expired": "turns whose transaction did not come back within 20 ms, so that the others went on",
     "refused": "commits refused for another reason: a limit, a full store, a failed log",

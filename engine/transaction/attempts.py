@@ -60,6 +60,9 @@ X = TypeVar("X", bound=TransactionBase)
 # is no accident, and further attempts would only repeat its side effects. A caller's own policy or timeout is kept to.
 OWN_CONFLICTS_MAX = 10
 _PATIENT = RetryPolicy()
+# With less time left than this, in seconds, no turn is asked for: a deadline that passes while a request waits for its
+# turn would leave the outcome unknown.
+TURN_TIME_MIN = 1.0
 
 _ACTIVE = TransactionStatus.ACTIVE
 _LAZY_FLAGS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -177,7 +180,9 @@ class Retrying(Generic[X]):
         # The attempts that ask for a turn. A turn is of no use if no attempt would follow.
         last = retry.max_attempts
         self._turns = (
-            range(0) if retry.turn_after is None or retry.turn_after >= last else range(retry.turn_after, last + 1)
+            range(0)
+            if retry.turn_after is None or retry.turn_after >= last
+            else range(retry.turn_after, last + 1)
         )
         self._turn = 0
         self._wait_deadline = self._deadline if wait_timeout is None else deadline_of(wait_timeout)
@@ -186,7 +191,7 @@ class Retrying(Generic[X]):
         """The next attempt's transaction."""
         self.count += 1
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        if self._turn == 0 and self.count in self._turns:
+        if self._turn == 0 and self.count in self._turns and (left is None or left >= TURN_TIME_MIN):
             self._turn = random.getrandbits(64) | 1
         return self._begin(
             self._run_id,

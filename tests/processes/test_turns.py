@@ -203,3 +203,15 @@ def test_a_turn_that_is_not_used_is_given_up(path: Path, start: Callable[..., Wo
         assert db.stats()["turns"]["waited"] == waited
         holder.say("go")
         holder.result()
+
+
+def test_a_write_with_a_short_deadline_learns_its_outcome(path: Path, start: Callable[..., Worker]) -> None:
+    """It was sent in time, and then has to wait for a turn beyond its deadline."""
+    run = RunId.new()
+    with open_database(path) as db:
+        holder = start(hold, path, run, "")
+        get_a_turn(db, run, holder)
+        with db.begin(run, timeout=0.005) as txn:
+            txn.put("key", "late")
+        assert db.get(run, "key") == "late"
+        holder.kill()
