@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import threading
 from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, Unpack
@@ -120,11 +121,11 @@ class Opening(Generic[D]):
 
     async def _opened(self) -> D:
         # Starting a coordinator, or waiting until it has recovered, blocks.
-        thread = asyncio.ensure_future(in_thread(self._open))
+        opener = _Opener(self._open)
         try:
-            db: D = await asyncio.shield(thread)
+            db: D = await in_thread(opener.open)
         except asyncio.CancelledError:
-            thread.add_done_callback(_close_unwanted)
+            opener.cancel()
             raise
         return db
 
@@ -150,10 +151,36 @@ class Opening(Generic[D]):
             )
 
 
-def _close_unwanted(thread: asyncio.Future[Any]) -> None:
-    """The task that opened a database was cancelled before it got it."""
-    if not thread.cancelled() and thread.exception() is None:
-        thread.result().handle.close()
+class _Opener(Generic[D]):
+    """Opens a database in a thread, and closes it again if the task that wants it was cancelled meanwhile.
+
+    It does so although the task's loop may have ended by then.
+    """
+
+    def __init__(self, open_: Callable[[], D]) -> None:
+        self._open = open_
+        self._lock = threading.Lock()
+        self._cancelled = False
+        self._db: D | None = None
+
+    def open(self) -> D:
+        """Called in a thread."""
+        db = self._open()
+        with self._lock:
+            self._db = db
+            unwanted = self._cancelled
+        if unwanted:
+            db.handle.close()
+        return db
+
+    def cancel(self) -> None:
+        """Nobody gets the database."""
+        with self._lock:
+            self._cancelled = True
+            db = self._db
+        if db is not None:
+            # It says goodbye to the coordinator, which may take a while.
+            threading.Thread(target=db.handle.close, name="occamdb-close").start()
 
 
 def _wrapped(database: EngineDatabase[Any], async_links: int) -> AsyncDatabase:

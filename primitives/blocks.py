@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from ..engine.model.errors import InvalidArgumentError, OccamError
 
-__all__ = ["Block", "needs_plain_result"]
+__all__ = ["Block", "needs_coroutine", "needs_plain_result"]
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class Block(Generic[T]):
             self._also(error, problem)
 
     async def __aenter__(self) -> T:
-        self._value = value = await _needs_coroutine(self._begin())
+        self._value = value = await needs_coroutine(self._begin())
         return value  # type: ignore[no-any-return]
 
     async def __aexit__(
@@ -83,7 +83,12 @@ def needs_plain_result(result: Any) -> Any:
     return result
 
 
-def _needs_coroutine(result: Any) -> Any:
+def needs_coroutine(result: Any) -> Any:
+    """What an `async` block begins with.
+
+    Raises:
+      InvalidArgumentError: there is nothing to await.
+    """
     if not inspect.isawaitable(result):
         raise InvalidArgumentError("nothing here is awaited", hint="write `with ...`, without async")
     return result

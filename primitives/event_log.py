@@ -265,7 +265,8 @@ class EventLog(Primitive[H_co]):
         first event.
 
         Example:
-          for event in db.events.follow(run_id): print(event.event_type)
+          for event in db.events.follow(run_id):
+              if event.event_type == "finished": break
 
         Args:
           run_id: the run.

@@ -154,8 +154,9 @@ class KVStore(Primitive[H_co]):
         Raises:
           TransactionTimeout: it was not written in time.
         """
+        seen = checked_version(after_version)
         found = self.space.get_versioned(key)
-        if found is None or found.version <= checked_version(after_version):
+        if found is None or found.version <= seen:
             self._wait(timeout)
         return found
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from ..engine.model.errors import InvalidArgumentError, OccamError
-from .blocks import needs_plain_result
+from .blocks import needs_coroutine, needs_plain_result
 from .trace_types import TraceId, TraceType
 
 __all__ = ["INHERIT", "Span", "error_text", "spans_around"]
@@ -105,7 +105,7 @@ class Span:
         return self._begun(needs_plain_result(self._begin()))
 
     async def __aenter__(self) -> Span:
-        return self._begun(await self._begin())
+        return self._begun(await needs_coroutine(self._begin()))
 
     def _begin(self) -> Any:
         if self._id is not None:

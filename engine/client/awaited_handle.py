@@ -26,8 +26,8 @@ from ..model.public_types import BackupSummary
 from ..model.settings import Settings
 from ..transaction._answer import Answer
 from ..transaction._pending import PendingCommit
-from ..transaction._transaction import TransactionBase
 from ..transaction._view import StoreAttachment
+from ..transaction.engine_handle import PinnedSnapshot
 from ..transaction.waiting import WaitHub
 from .descriptors import no_descriptors_error
 from .event_links import EventLinks
@@ -39,6 +39,7 @@ __all__ = ["ASYNC_LINKS", "AwaitedHandle", "check_async_links"]
 
 ASYNC_LINKS = 32
 _ASYNC_LINKS_MAX = 1024
+_LOOK_SECONDS = 0.01
 
 _guards_of_parents: list[Any] = []
 _handles: weakref.WeakSet[AwaitedHandle] = weakref.WeakSet()
@@ -71,6 +72,9 @@ class AwaitedHandle:
         self._async_links = check_async_links(async_links)
         self._of_loops: dict[asyncio.AbstractEventLoop, EventLinks] = {}
         self._guards: dict[asyncio.AbstractEventLoop, AsyncGenerator[None]] = {}
+        # Links of closed loops, as long as threads of theirs find out what became of commits.
+        self._abandoned: weakref.WeakSet[EventLinks] = weakref.WeakSet()
+        self._shared: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[None]] = {}
         _handles.add(self)
 
     def __reduce__(self) -> Any:
@@ -123,9 +127,9 @@ class AwaitedHandle:
         return self.inner.waits
 
     def copy_to(
-        self, txn: TransactionBase, destination: Path, progress: Callable[[int], None] | None
+        self, snapshot: PinnedSnapshot, destination: Path, progress: Callable[[int], None] | None
     ) -> BackupSummary:
-        return self.inner.copy_to(txn, destination, progress)
+        return self.inner.copy_to(snapshot, destination, progress)
 
     def admin(self, message: dict[str, Any]) -> dict[str, Any]:
         return self.inner.admin(message)
@@ -162,7 +166,7 @@ class AwaitedHandle:
                 raise
         if pending.binds and not inner.pool.session_kept:
             try:
-                await in_thread(inner.keep_session)
+                await self._once("keep_session", inner.keep_session)
             except BaseException as error:
                 pending.refuse(error if isinstance(error, Exception) else DatabaseClosedError())
                 raise
@@ -172,13 +176,18 @@ class AwaitedHandle:
         """Wait until a commit that is under way has its outcome, as far as its loop still runs."""
         self._abandon_closed_loops()
         loop = None if pending.done or pending.future is None else pending.future.get_loop()
-        links = None if loop is None else self._of_loops.get(loop)
-        if links is None or loop is None:
+        if loop is None:
             return
-        if loop is asyncio.get_running_loop():
+        links = self._of_loops.get(loop)
+        if links is not None and loop is asyncio.get_running_loop():
             await links.ended(pending)
-        elif loop.is_running():
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(links.ended(pending), loop))
+            return
+        # Another loop's commit is asked for seldom, and its loop may end at any moment and tell nobody. So look.
+        while not pending.done and time.monotonic() < pending.limit:
+            settles = any(links.settles(pending) for links in tuple(self._abandoned))
+            if not settles and (loop.is_closed() or loop not in self._of_loops):
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def ready(self) -> None:
         """Wait until a snapshot can begin at once: in a thread, if a coordinator has to be reached for it."""
@@ -190,7 +199,22 @@ class AwaitedHandle:
             primary.retire_if_orphaned()
             if primary.attachment.usable:
                 return
-        await in_thread(inner.attachment)
+        await self._once("attachment", inner.attachment)
+
+    async def _once(self, what: str, call: Callable[[], Any]) -> None:
+        """Call in a thread, once for all tasks of this loop that want it at the same time."""
+        key = asyncio.get_running_loop(), what
+        shared = self._shared.get(key)
+        if shared is None:
+            shared = self._shared[key] = asyncio.ensure_future(in_thread(call))
+            shared.add_done_callback(functools.partial(self._was_called, key))
+        # A task that is cancelled leaves it to the others.
+        await asyncio.shield(shared)
+
+    def _was_called(self, key: tuple[asyncio.AbstractEventLoop, str], shared: asyncio.Future[None]) -> None:
+        self._shared.pop(key, None)
+        if not shared.cancelled():
+            shared.exception()  # seen, even if every task that wanted it was cancelled
 
     async def outcome_of(self, name: tuple[int, int]) -> tuple[bool, int, int]:
         """Whether a commit that ended without an answer happened, its version and its time. Asks the coordinator."""
@@ -214,10 +238,7 @@ class AwaitedHandle:
             elif loop.is_closed() or not loop.is_running():
                 self._abandon(loop)
             else:
-                there = asyncio.run_coroutine_threadsafe(links.end(), loop)
-                with contextlib.suppress(RuntimeError):
-                    await asyncio.wrap_future(there)
-                self._of_loops.pop(loop, None)
+                await self._end_there(loop, links)
         await in_thread(self.inner.close)
 
     async def _links_for(self, inner: SharedHandle, loop: asyncio.AbstractEventLoop) -> EventLinks:
@@ -251,6 +272,17 @@ class AwaitedHandle:
         finally:
             await self._end(loop)
 
+    async def _end_there(self, loop: asyncio.AbstractEventLoop, links: EventLinks) -> None:
+        """`links.end` in another thread's loop, which may end meanwhile: then it does that by itself."""
+        ending = links.end()
+        try:
+            asyncio.run_coroutine_threadsafe(ending, loop)
+        except RuntimeError:
+            ending.close()
+        while not links.gone and not loop.is_closed():
+            await asyncio.sleep(_LOOK_SECONDS)
+        self._abandon(loop)
+
     async def _end(self, loop: asyncio.AbstractEventLoop) -> None:
         links = self._of_loops.get(loop)
         if links is not None and not links.gone:
@@ -270,8 +302,10 @@ class AwaitedHandle:
         self._guards.pop(loop, None)
         if links is None:
             return
+        self._abandoned.add(links)
         if loop.is_closed() or not loop.is_running() or loop is asyncio._get_running_loop():
-            links.abandon()
+            if not links.gone:
+                links.abandon()
         else:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(links.abandon)
@@ -281,6 +315,8 @@ class AwaitedHandle:
         for links in self._of_loops.values():
             links.forget_after_fork()
         self._of_loops = {}
+        self._shared = {}
+        self._abandoned.clear()
         # Kept: a generator that goes asks its loop, which is the parent's, to run its end.
         _guards_of_parents.append(self._guards)
         self._guards = {}

@@ -16,26 +16,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import os
+import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import OrderedDict
 from typing import Any
 
 from ...ipc._event_channel import EventChannel
 from ...ipc.errors import ChannelBroken, OccamError
 from ..model.errors import (
     CommitOutcomeUnknown,
-    CoordinatorUnavailable,
     DatabaseClosedError,
     TransactionTimeout,
 )
 from ..transaction._answer import Answer
 from ..transaction._pending import PendingCommit
 from .link import Link
-from .outcome import Ask, answer_of, is_stopping, resolve
+from .loop_threads import LoopThreads, NoThread
+from .lost_commit import LostCommit, error_for_its_deadline, no_thread_error, too_late, unknown_in_closed_loop
+from .outcome import Ask, answer_of, is_stopping
 from .pool import LinkPool
 
 __all__ = ["EventLinks"]
@@ -43,6 +44,8 @@ __all__ = ["EventLinks"]
 _ATTACHING_MAX = 4  # at once
 _THREADS_MAX = 8  # of one loop; they attach, and ask what became of commits
 _TICK_MIN = 0.001
+_SHORTAGE_SECONDS = 1.0  # how long a loop makes do with fewer links after one could not be attached
+_GOODBYE_SECONDS = 1.0  # for all links of a loop together
 
 
 class _Carrier:
@@ -97,15 +100,19 @@ class EventLinks:
         self._size = size
         self._idle: list[_Carrier] = []
         self._busy: dict[_Carrier, None] = {}
-        self._waiting: deque[PendingCommit] = deque()
+        # In order; a dict, since any of them may leave, and thousands at once.
+        self._waiting: OrderedDict[PendingCommit, None] = OrderedDict()
         self._settling: set[PendingCommit] = set()
         self._attaching = 0
+        self._room = size  # links there may be, until `_room_until`
+        self._room_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._drained: asyncio.Future[None] | None = None
         self.closed = False
         self.gone = False  # and everything is let go of
-        self._executor = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="occamdb-links")
+        self._attach_lock = threading.Lock()
+        self._threads = LoopThreads(loop, _THREADS_MAX)
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._release = weakref.finalize(self, _close_fd, self._event_fd, os.getpid())
         loop.add_reader(self._event_fd, self._collect)
@@ -134,14 +141,14 @@ class EventLinks:
         if self._idle and not self._waiting:
             self._send(self._idle.pop(), pending)
         else:
-            self._waiting.append(pending)
+            self._waiting[pending] = None
             self._watch_clock(pending.limit)
             self._grow()
 
     def _take_back(self, pending: PendingCommit) -> None:
         """Its task was cancelled: a commit that was not sent is over."""
         if not pending.done and pending in self._waiting:
-            self._waiting.remove(pending)
+            del self._waiting[pending]
             self._end(pending, error=TransactionTimeout("cancelled before the commit was sent"))
 
     async def ended(self, pending: PendingCommit) -> None:
@@ -241,11 +248,11 @@ class EventLinks:
             self._drop(carrier)
             return
         while self._waiting:
-            pending = self._waiting.popleft()
+            pending, _ = self._waiting.popitem(last=False)
             if pending.limit > time.monotonic():
                 self._send(carrier, pending)
                 return
-            self._end(pending, error=_too_late())
+            self._end(pending, error=too_late())
         self._idle.append(carrier)
 
     # ---- links that come and go -----------------------------------------------------------------------------------
@@ -257,12 +264,14 @@ class EventLinks:
 
     def _grow(self) -> None:
         """Attach one more link if commits wait and there may be more."""
-        wanted = min(len(self._waiting), self._size - self.link_count - len(self._settling), _ATTACHING_MAX)
+        if self._room < self._size and time.monotonic() >= self._room_until:
+            self._room = self._size
+        wanted = min(len(self._waiting), self._room - self.link_count - len(self._settling), _ATTACHING_MAX)
         while self._attaching < wanted and not self.closed:
             self._attaching += 1
-            limit = self._waiting[self._attaching - 1].limit
+            limit = next(itertools.islice(self._waiting, self._attaching - 1, None)).limit
             done = functools.partial(self._attached, limit)
-            self._in_thread(done, self._pool.attach, limit, session=0, event_fd=self._event_fd)
+            self._threads.call(done, self.attach, limit, 0)
 
     def _attached(self, limit: float, link: Link | None, error: BaseException | None) -> None:
         self._attaching -= 1
@@ -270,6 +279,8 @@ class EventLinks:
             self._close_event_fd()
         if link is not None:
             self._add(link)
+        elif isinstance(error, NoThread):
+            self._fail_waiting(no_thread_error(error), limit)
         elif error is not None:
             self._fail_waiting(error, limit)
         if not self.closed:
@@ -288,14 +299,15 @@ class EventLinks:
         """No link could be attached until `limit`, or before that none can be."""
         now = time.monotonic()
         if now < limit:
-            # It will not help to try again: no channels, no descriptors, a closed database.
+            # It will not help to try again at once: no channels, no descriptors, a closed database.
             if self.link_count or self._attaching or self._settling:
-                self._size = max(1, self.link_count)  # as many as there may be
+                self._room = max(1, self.link_count)
+                self._room_until = now + _SHORTAGE_SECONDS
             else:
                 now = float("inf")
         for pending in [pending for pending in self._waiting if pending.limit <= now]:
-            self._waiting.remove(pending)
-            self._end(pending, error=_for_its_deadline(pending, error))
+            del self._waiting[pending]
+            self._end(pending, error=error_for_its_deadline(pending, error))
 
     def _gone(self, carrier: _Carrier) -> None:
         """The connection of a link has ended."""
@@ -322,13 +334,16 @@ class EventLinks:
             self._settling.discard(pending)
             if answer is not None:
                 self._end(pending, answer)
+            elif isinstance(error, NoThread):
+                self._end(pending, error=lost.nobody_asked(error))
             else:
                 self._end(pending, error=error)
-            if not self.closed:
+            if not self.closed and not self.loop.is_closed():
                 self._grow()
 
-        replacing = _Replacing(self)
-        self._in_thread(done, _settle, replacing, self._ask, carrier, pending, sent)
+        lost = LostCommit(carrier.link, pending, synced=carrier.synced, sent=sent)
+        # Although its loop is closed meanwhile: the commit may be sent again, and ends only then.
+        self._threads.call(done, lost.settle, _Replacing(self), self._ask, always=True)
 
     def _drop(self, carrier: _Carrier) -> None:
         """Let go of a link. Another one takes its place if commits wait for one."""
@@ -359,8 +374,8 @@ class EventLinks:
         for pending in [pending for pending in self._waiting if pending.limit <= now]:
             # While a link is being attached for it, that attempt says why it failed.
             if self.link_count or not self._attaching:
-                self._waiting.remove(pending)
-                self._end(pending, error=_too_late())
+                del self._waiting[pending]
+                self._end(pending, error=too_late())
         for carrier in tuple(self._busy):
             carried = carrier.pending
             if carried is not None and carried.limit <= now and not self._look_at(carrier):
@@ -391,28 +406,23 @@ class EventLinks:
 
     # ---- threads and the end ------------------------------------------------------------------------------------
 
-    def _in_thread(
-        self, done: Callable[[Any, Any], None], call: Callable[..., Any], *args: Any, **kw: Any
-    ) -> None:
-        """Call in a thread what blocks; then `done(result, error)` in the loop."""
+    def attach(self, limit: float, session: int) -> Link:
+        """A link for this loop; called in a thread.
 
-        def run() -> None:
-            result, error = None, None
-            try:
-                result = call(*args, **kw)
-            except BaseException as caught:
-                error = caught
-            # A loop that was closed meanwhile asks for nothing any more. Its links close themselves when they go.
-            with contextlib.suppress(RuntimeError):
-                self.loop.call_soon_threadsafe(done, result, error)
-
-        self._executor.submit(run)
+        One thread at a time: where no coordinator runs, the first one starts it, and the others find it.
+        """
+        held = self._attach_lock.acquire(timeout=max(0.0, limit - time.monotonic()))
+        try:
+            return self._pool.attach(limit, session=session, event_fd=self._event_fd)
+        finally:
+            if held:
+                self._attach_lock.release()
 
     async def end(self) -> None:
         """Take no further commits, wait for those in flight, and let go of the links."""
         self.closed = True
         while self._waiting:
-            self._end(self._waiting.popleft(), error=DatabaseClosedError())
+            self._end(self._waiting.popitem(last=False)[0], error=DatabaseClosedError())
         if self.in_flight:
             # Several may wait for the end, and one that is cancelled must not end it for the others.
             if self._drained is None or self._drained.done():
@@ -423,7 +433,7 @@ class EventLinks:
             self._unwatch(carrier)
         self._idle.clear()
         if carriers and not self._pool.closed:
-            await self.loop.run_in_executor(self._executor, _detach, self._pool, carriers)
+            await self.loop.run_in_executor(self._threads.executor, _detach, self._pool, carriers)
         self.abandon()
 
     def abandon(self) -> None:
@@ -434,16 +444,16 @@ class EventLinks:
             if self._timer is not None:
                 self._timer.cancel()
         while self._waiting:
-            self._end(self._waiting.popleft(), error=DatabaseClosedError())
+            self._end(self._waiting.popitem(last=False)[0], error=DatabaseClosedError())
         for carrier in [*self._busy, *self._idle]:
             carried, carrier.pending = carrier.pending, None
             self._unwatch(carrier)
             self._pool.forget(carrier.link)
             if carried is not None:
-                self._end(carried, error=_unknown(carried))
+                self._end(carried, error=unknown_in_closed_loop(carried))
         self._busy.clear()
         self._idle.clear()
-        self._executor.shutdown(wait=False)
+        self._threads.executor.shutdown(wait=False)
         self.gone = True
         self._close_event_fd()
 
@@ -451,6 +461,10 @@ class EventLinks:
         # A thread may be about to send it to a coordinator: then it goes with that thread's reference to us.
         if not self._attaching and not self._settling:
             self._release()
+
+    def settles(self, pending: PendingCommit) -> bool:
+        """Whether a thread is finding out what became of a commit."""
+        return pending in self._settling
 
     def forget_after_fork(self) -> None:
         """In a forked child: its copy of the eventfd goes. The loop is the parent's, and is not touched."""
@@ -470,7 +484,7 @@ class _Replacing:
         self._pool = links._pool
 
     def attach(self, limit: float, *, session: int) -> Link:
-        return self._pool.attach(limit, session=session, event_fd=self._links._event_fd)
+        return self._links.attach(limit, session)
 
     def forget(self, link: Link) -> None:
         self._pool.forget(link)
@@ -486,50 +500,15 @@ class _Replacing:
             self._pool.forget(link)
 
 
-def _settle(
-    replacing: _Replacing, ask: Ask, carrier: _Carrier, pending: PendingCommit, sent: bool | None
-) -> Answer:
-    """What became of a commit whose link is lost; as `SharedHandle.submit`, in a thread.
-
-    Args:
-      sent: whether the commit may have happened; None: that depends on how the coordinator ended.
-    """
-    link, sequence = carrier.link, carrier.link.sequence
-    if sent is None:
-        words, sent = link.last_words()
-        if words is not None and not is_stopping(words):
-            return answer_of(link, sequence, words, carrier.synced)
-    request = pending.request
-    return resolve(replacing, ask, link, request, sequence, pending.limit, sent=sent)
-
-
-def _too_late() -> TransactionTimeout:
-    return TransactionTimeout("the deadline passed before the commit was sent")
-
-
-def _for_its_deadline(pending: PendingCommit, error: BaseException) -> BaseException:
-    """What the commit's own caller is told when no link could be attached."""
-    if pending.deadline is None or not isinstance(error, CoordinatorUnavailable):
-        return error
-    timeout = TransactionTimeout(
-        f"the deadline passed while no coordinator could be reached; nothing was committed: {error.message}"
-    )
-    timeout.__cause__ = error
-    return timeout
-
-
-def _unknown(pending: PendingCommit) -> CommitOutcomeUnknown:
-    return CommitOutcomeUnknown(
-        "the event loop was closed before the answer came; the commit may have happened",
-        hint="ask `await txn.outcome()`, or read what it wrote",
-        txn_id=pending.name,
-    )
-
-
 def _detach(pool: LinkPool, carriers: list[_Carrier]) -> None:
+    limit = time.monotonic() + _GOODBYE_SECONDS
     for carrier in carriers:
-        if carrier.link is not pool.primary:
+        if carrier.link is pool.primary:
+            continue
+        if time.monotonic() < limit:
             carrier.link.detach()
+        else:
+            carrier.link.drop()  # a coordinator that is stopped sees the end of the connection later
 
 
 def _close_fd(fd: int, pid: int) -> None:

@@ -9,7 +9,9 @@
 4. One commit removes up to SESSION_PIECE keys. A session with more of them is removed in several commits, oldest
    binding first, and requests of workers are served in between. A crash between two of them leaves the rest, which
    recovery finds and the next coordinator removes.
-5. A removal that fails (store or log full) changes nothing and is repeated after RETRY_NS, until it succeeds.
+5. A store that has no room for all tombstones gets those that fit: the commit makes room for the next ones.
+6. A removal that fails (not one tombstone fits, or the log is full) changes nothing and is repeated after RETRY_NS,
+   until it succeeds.
 
 Ended sessions travel through a ring of ids: the control plane writes an id and then `ended_tail` (release); the commit
 thread reads `ended_tail` (acquire), and writes `ended_head` (release) once the session's last key is gone.
@@ -124,7 +126,7 @@ cdef i64 _remove_piece(Core *core, SessionKeys *keys, u64 *reached, WalAppender 
     cdef u8 run_id[16]
     cdef i64 removed = 0
     cdef int error = 0
-    cdef u32 node, byte
+    cdef u32 node, byte, full = 0
     for byte in range(16):
         run_id[byte] = 0
     if log is not None:
@@ -133,10 +135,13 @@ cdef i64 _remove_piece(Core *core, SessionKeys *keys, u64 *reached, WalAppender 
     while not error and index < look_end and removed < SESSION_PIECE:
         node = _bound_node(core, keys.session, &keys.keys[index])
         if node != 0:
-            error = install_tombstone(core, node, version)
-            if not error and log is not None:
-                error = log.add_delete(keys.keys[index].key, keys.keys[index].key_size, version)
+            full = install_tombstone(core, node, version)
+            if full:
+                # The store has no room for another tombstone. Commit what there is: that makes room for the rest.
+                break
             removed += 1
+            if log is not None:
+                error = log.add_delete(keys.keys[index].key, keys.keys[index].key_size, version)
         index += 1
     if not error and removed and log is not None:
         error = log.end_transaction(version)
@@ -144,7 +149,7 @@ cdef i64 _remove_piece(Core *core, SessionKeys *keys, u64 *reached, WalAppender 
         undo_to(core, mark)
         if log is not None:
             log.discard_to(log_mark)
-    if error:
+    if error or (full and removed == 0):
         return -1
     reached[0] = index
     if removed:

@@ -8,8 +8,11 @@ The argument for each step is in `_change_ring.pyx`; here is what a follower doe
    ring is never read.
 3. `position` is a shortcut. If it was lapped, the follower looks for its version again, by the links back from the
    newest block. It lags only if the floor has passed its version.
-4. A loop ends: each step back goes to a lower position that is still in the ring, and a follower that is lapped
-   again and again finds the floor above its version in the end. `TURNS_MAX` ends it in a ring that is damaged.
+4. A loop ends: each step back goes at least one block header down to a position that is still in the ring, so a ring
+   has no more steps than headers fit into it. A follower that is lapped again and again finds the floor above its
+   version in the end. `TURNS_MAX` ends it in a ring that is damaged.
+5. The header that was checked is the one that is handed on with the copy. So what parses the copy relies on a size
+   that fits the buffer, even if the writer breaks the rules.
 """
 
 from libc.stdlib cimport free, realloc
@@ -82,8 +85,7 @@ cdef int _place(ChangeCursor *c) noexcept nogil:
     cdef u64 end = load_acquire_u64(&c.header.change_end)
     cdef u64 at = load_acquire_u64(&c.header.change_last)
     cdef u64 tail = load_acquire_u64(&c.header.change_tail)
-    cdef u64 start = end
-    cdef u32 turns = 0
+    cdef u64 start = end, steps = 0
     cdef int found
     # Acquire: not older than the tail. From here on nothing after `version` is missing at or above the tail.
     c.oldest = load_acquire_u64(&c.header.change_floor)
@@ -102,9 +104,11 @@ cdef int _place(ChangeCursor *c) noexcept nogil:
             start = at + block.size
             break
         start = at
-        turns += 1
-        if block.back == 0 or block.back > at or turns > TURNS_MAX:
-            break
+        if block.back == 0:
+            break                       # nothing older was left when it was written
+        steps += 1
+        if block.back < CHANGE_BLOCK_SIZE or block.back > at or steps > c.size // CHANGE_BLOCK_SIZE:
+            return CURSOR_DAMAGED
         at -= block.back
     c.position = start
     c.placed = True
@@ -171,6 +175,7 @@ cdef int cursor_next(ChangeCursor *c, u64 limit) noexcept nogil:
             if _gone(c, c.position):
                 c.placed = False
                 continue
+            memcpy(c.buffer, &block, sizeof(ChangeBlock))
             c.position += block.size
             c.version = block.version
             return CURSOR_BLOCK

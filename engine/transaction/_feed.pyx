@@ -7,7 +7,8 @@
    every size in it is checked against the block.
 3. A value too large for the ring is read from a snapshot, and counts only if it is still the one of that version.
 4. A large range delete names a range. Its keys are those that the snapshot before it has; that snapshot can be had as
-   long as the coordinator has not reclaimed anything that it sees. If it cannot, the feed lags.
+   long as the coordinator has not reclaimed anything that it sees. If it cannot, the feed lags. Ranges of one commit may
+   overlap, and hold keys that it deleted by name or put afterwards: each key is given once, as the commit left it.
 5. A feed belongs to one thread. In a forked child it raises ForkedHandleError.
 """
 
@@ -156,6 +157,7 @@ cdef class ChangeFeed:
         cdef const u8 *end = self.cursor.buffer + block.size
         cdef ChangeEntry entry
         cdef u32 index
+        cdef bint ranged = False
         cdef list found = []
         for index in range(block.count):
             if <size_t>(end - at) < CHANGE_ENTRY_SIZE:
@@ -166,13 +168,14 @@ cdef class ChangeFeed:
                 self.refuse(CURSOR_DAMAGED)
             if self.concerns(&entry, at):
                 if entry.kind == CHANGE_RANGE and not self.bare:
+                    ranged = True
                     found.extend(self.deleted_keys(block.version, at[:entry.key_size],
                                                    (at + entry.key_size)[:entry.value_size]))
                 else:
                     found.append(self.change(block.version, entry.kind, entry.flags, at, entry.key_size,
                                              at + entry.key_size, entry.value_size))
             at += <u64>entry.key_size + entry.value_size
-        return found
+        return last_of_each_key(found) if ranged else found
 
     cdef bint concerns(self, const ChangeEntry *entry, const u8 *key) noexcept:
         """Whether an entry is about keys of the range."""
@@ -249,3 +252,13 @@ cdef class ChangeFeed:
             return found
         finally:
             self.attachment.unpin(slot)
+
+
+cdef list last_of_each_key(list changes):
+    """The last change of each key, in the order of those."""
+    cdef dict found = {}
+    cdef tuple change
+    for change in changes:
+        found.pop(change[1], None)
+        found[change[1]] = change
+    return list(found.values())

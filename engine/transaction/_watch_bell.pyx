@@ -100,6 +100,10 @@ cdef class WatchBell:
         # Acquire: a look at the ring after this finds everything that was published before the word was raised to this.
         return load_acquire_u32(self.channel + WATCH_BELL_OFFSET)
 
+    def raised_since(self, u32 seen):
+        """How many batches that concern this process were announced since the word was `seen`."""
+        return <u32>(load_acquire_u32(self.channel + WATCH_BELL_OFFSET) - seen) // 2
+
     def sleep(self, u32 seen, double timeout):
         """Sleep until the word differs from `seen`, a signal arrives or `timeout` seconds have passed. Whether it differs."""
         cdef void *word = self.channel + WATCH_BELL_OFFSET

@@ -34,7 +34,7 @@ from .extensions import Extensible
 from .guard import RunRule
 from .loop_waits import AsyncWatch
 from .snapshot import SharedSnapshotView
-from .watch import Watch
+from .watch import ChangeReader, wait_deadline
 
 __all__ = ["AsyncDatabase", "AsyncEngineHandle", "AwaitedBase", "AwaitedFunction"]
 
@@ -404,8 +404,9 @@ class AsyncDatabase(Extensible, Generic[X]):
         Arguments and errors are those of `Database.watch`.
         """
         tag_prefix = self._base.prefix_of(run_id, tag)
-        watch = Watch(self._handle, self.codec, tag_prefix, prefix, since, timeout)
-        return AsyncWatch(watch, self._handle.waits, self._handle.ready, timeout)
+        wait_deadline(timeout)
+        reader = ChangeReader(self._handle, self.codec, tag_prefix, prefix, since)
+        return AsyncWatch(reader, self._handle.waits, self._handle.ready, timeout)
 
     def snapshot(self, run_id: Run) -> SharedSnapshotView:
         """A read-only view of a run; needs no coordinator, and goes on working while it is down. Close it when done."""

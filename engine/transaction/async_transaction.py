@@ -28,7 +28,7 @@ from ..model.public_types import CommitReceipt, IsolationName, TransactionStatus
 from ..model.retry_policy import RetryPolicy
 from ._pending import engine_of, learn_outcome, pending_of, stage_commit
 from ._transaction import TransactionBase, has_turn
-from .attempts import Retrying, calls_for_retry, lost_at_the_end, require_policy
+from .attempts import Retrying, calls_for_retry, left_while_waiting, lost_at_the_end, require_policy
 from .extensions import Extensible
 from .loop_waits import await_change
 from .wait_signal import WaitSignal
@@ -181,8 +181,10 @@ class Reading(Beginning[X]):
         self._now = now
 
     def __enter__(self) -> X:
-        self._txn = self._now()
-        return self._txn
+        if self._txn is not None:
+            raise TransactionStateError("a transaction is entered once", hint="call db.begin again")
+        self._txn = txn = self._now()
+        return txn
 
     def __exit__(self, exc_type: object, exc: object, traceback: object) -> None:
         assert self._txn is not None
@@ -361,6 +363,8 @@ class AsyncAttempts(Generic[X]):
                 # The loop was left by break or return, and nobody will run the block again.
                 if attempt.conflict is not None:
                     raise lost_at_the_end(attempt.conflict) from attempt.conflict
+                if attempt.waits is not None:
+                    raise left_while_waiting() from None
                 raise
             if not attempt.entered:
                 raise TransactionStateError(

@@ -42,6 +42,7 @@ __all__ = [
     "Retrying",
     "attempts",
     "calls_for_retry",
+    "left_while_waiting",
     "lost_at_the_end",
     "refuse_lazy_function",
     "require_policy",
@@ -456,6 +457,8 @@ def _attempts(retrying: Retrying[X]) -> Generator[Attempt[X]]:
                 drop_turn(attempt.transaction)
             if attempt.conflict is not None:
                 raise lost_at_the_end(attempt.conflict) from attempt.conflict
+            if attempt.waits is not None:
+                raise left_while_waiting() from None
             raise
         if not attempt.entered:
             raise TransactionStateError(
@@ -474,4 +477,11 @@ def lost_at_the_end(conflict: ConflictError | SnapshotExpired) -> ConflictError:
     return ConflictError(
         f"a commit was lost: its block was left by break or return, and it conflicted: {conflict.message}",
         hint="leave a block of db.attempts at its end, or use db.transaction(run_id, fn)",
+    )
+
+
+def left_while_waiting() -> TransactionStateError:
+    return TransactionStateError(
+        "nothing was committed: the block waits for a change, and its loop was left by break or return",
+        hint="leave the loop inside the block, or use db.transaction(run_id, fn)",
     )

@@ -41,7 +41,7 @@ from .extensions import Extensible
 from .guard import RunRule
 from .snapshot import SharedSnapshotView
 from .transaction import Transaction
-from .watch import Watch
+from .watch import ChangeReader, Watch, wait_deadline
 
 __all__ = ["Database"]
 
@@ -318,7 +318,8 @@ class Database(Extensible, DatabaseBase, Generic[X]):
           WatchLagged: while iterating: changes after `since` are no longer kept.
         """
         tag_prefix = self.prefix_of(run_id, tag)
-        return Watch(self.handle, self.codec, tag_prefix, prefix, since, timeout)
+        wait_deadline(timeout)
+        return Watch(ChangeReader(self.handle, self.codec, tag_prefix, prefix, since), timeout)
 
     # --- Namespaces ------------------------------------------------------------------------------------
 

@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 import time
-import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ..model.errors import TransactionStateError
-from .waiting import Interest, WaitHub, _Stale, _Waiter
-from .watch import Change, Watch, wait_deadline
+from ..model.errors import TransactionStateError, WatchLagged
+from .waiting import Interest, StaleCheck, Waiter, WaitHub
+from .watch import Change, ChangeReader, ready_changes, wait_deadline
 
 if TYPE_CHECKING:
     from .wait_signal import WaitSignal
@@ -37,7 +35,7 @@ _LINGER_SECONDS = 1.0
 Prepare = Callable[[], Awaitable[None]]  # waits until the handle's store can be had at once
 
 
-class _LoopWaiter(_Waiter):
+class _LoopWaiter(Waiter):
     """A task that waits."""
 
     __slots__ = ("future", "loop")
@@ -69,7 +67,7 @@ class _Pump:
         self._hub = hub
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._waiter = _Waiter(Interest((), (), ()))
+        self._waiter = Waiter(Interest((), (), ()))
         self._tasks: set[_LoopWaiter] = set()
 
     def enter(self, waiter: _LoopWaiter) -> None:
@@ -86,20 +84,20 @@ class _Pump:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._main, name="occamdb-waits", daemon=True)
                 self._thread.start()
-        if self._hub._leader is None:
+        if not self._hub.led:
             # A leader that left may have woken a task to take its place. That is for the thread to do.
             self._waiter.wake()
 
     def _main(self) -> None:
         waiter, hub = self._waiter, self._hub
         try:
-            hub._enter(waiter)
+            hub.enter(waiter)
             while True:
                 waiter.settle()
                 deadline = None
                 if not self._tasks:
                     deadline = time.monotonic() + _LINGER_SECONDS
-                hub._sleep(waiter, _soonest(deadline))
+                hub.sleep(waiter, _soonest(deadline))
                 with self._lock:
                     if not self._tasks and (deadline is not None and time.monotonic() >= deadline):
                         self._thread = None
@@ -111,16 +109,13 @@ class _Pump:
             for task in tuple(self._tasks):
                 task.wake()
         finally:
-            hub._leave(waiter)
+            hub.leave(waiter)
 
 
 def _soonest(deadline: float | None) -> float:
     """When the thread looks around: whether there are tasks is not told to it."""
     look = time.monotonic() + _LINGER_SECONDS
     return look if deadline is None else min(look, deadline)
-
-
-_pumps: weakref.WeakKeyDictionary[WaitHub, _Pump] = weakref.WeakKeyDictionary()
 
 
 async def wait_in_loop(
@@ -133,12 +128,12 @@ async def wait_in_loop(
     """Sleep until `ready()`; False if `deadline` (of `time.monotonic`) came first. As `WaitHub.wait`, for a task."""
     loop = asyncio.get_running_loop()
     waiter = _LoopWaiter(interest, loop)
-    pump = _pumps.get(hub)
+    pump: _Pump | None = hub.pump
     if pump is None:
-        pump = _pumps[hub] = _Pump(hub)
+        pump = hub.pump = _Pump(hub)
     await prepare()
     try:
-        hub._enter(waiter)
+        hub.enter(waiter)
         pump.enter(waiter)
         while True:
             waiter.settle()
@@ -154,13 +149,21 @@ async def wait_in_loop(
                     await waiter.future
     finally:
         pump.leave(waiter)
-        hub._leave(waiter)
+        hub.leave(waiter)
 
 
 async def await_change(hub: WaitHub, prepare: Prepare, signal: WaitSignal, deadline: float | None) -> bool:
     """Sleep until something of a read set was changed after its snapshot; False if the deadline came first."""
     interest = Interest(signal.keys, signal.ranges, signal.prefixes)
-    return await wait_in_loop(hub, prepare, interest, _Stale(hub, interest, signal.version), deadline)
+    return await wait_in_loop(hub, prepare, interest, StaleCheck(hub, interest, signal.version), deadline)
+
+
+class _LogNeeded(Exception):
+    """The ring has lost changes that the log may have."""
+
+    def __init__(self, lag: WatchLagged) -> None:
+        super().__init__()
+        self.lag = lag
 
 
 class AsyncWatch(AsyncIterator[Change]):
@@ -170,12 +173,13 @@ class AsyncWatch(AsyncIterator[Change]):
     one task at a time.
     """
 
-    def __init__(self, watch: Watch, hub: WaitHub, prepare: Prepare, timeout: float | None) -> None:
-        self._watch = watch
+    def __init__(self, reader: ChangeReader, hub: WaitHub, prepare: Prepare, timeout: float | None) -> None:
+        self._reader = reader
         self._hub = hub
         self._prepare = prepare
         self._timeout = timeout
         self._busy = False
+        self._logs: asyncio.Future[None] | None = None  # a thread that reads the log for it
 
     async def __anext__(self) -> Change:
         """The next change; waits for it.
@@ -186,46 +190,86 @@ class AsyncWatch(AsyncIterator[Change]):
         """
         if not await self._filled():
             raise StopAsyncIteration
-        return self._watch._rest.popleft()
+        return self._reader.changes.popleft()
 
     async def commits(self) -> AsyncIterator[list[Change]]:
         """The changes of one commit together, as a list. Ends and raises as the watch itself does."""
         while await self._filled():
-            changes = list(self._watch._rest)
-            self._watch._rest.clear()
-            yield changes
+            yield self._reader.take_commit()
 
     async def _filled(self) -> bool:
         """Whether a change lies ready; waits for one."""
-        watch = self._watch
+        reader = self._reader
+        self._begin_reading()
+        try:
+            if reader.changes:
+                return True
+            deadline = wait_deadline(self._timeout)
+            while not reader.closed:
+                await self._log_read()
+                await self._prepare()
+                try:
+                    ready = self._poll() or await wait_in_loop(
+                        self._hub, self._prepare, reader.interest, self._poll, deadline
+                    )
+                except _LogNeeded as needed:
+                    # Reading it takes long. The thread goes on if this task is cancelled; the next one waits for it.
+                    self._logs = asyncio.ensure_future(asyncio.to_thread(reader.read_log, needed.lag))
+                    continue
+                if not ready:
+                    return False
+                if not reader.closed:
+                    reader.decode()
+                    return True
+            return False
+        finally:
+            self._busy = False
+
+    def _poll(self) -> bool:
+        """Whether there is a reason to wait no longer."""
+        try:
+            return self._reader.closed or self._reader.poll(log=False)
+        except WatchLagged as lag:
+            raise _LogNeeded(lag) from lag
+
+    async def _log_read(self) -> None:
+        """Wait until no thread reads the log."""
+        logs = self._logs
+        if logs is None:
+            return
+        try:
+            if not logs.cancelled():  # by the end of its loop, which has waited for the thread
+                await asyncio.shield(logs)
+        finally:
+            if logs.done():
+                self._logs = None
+
+    def _begin_reading(self) -> None:
         if self._busy:
             raise TransactionStateError(
                 "another task is reading this watch", hint="a watch belongs to one task: make one for each"
             )
         self._busy = True
-        try:
-            deadline = wait_deadline(self._timeout)
-            while not watch._rest and not watch._fill(0.0):
-                if watch._closed or not await wait_in_loop(
-                    self._hub, self._prepare, watch._interest, watch._poll, deadline
-                ):
-                    return False
-            return True
-        finally:
-            self._busy = False
 
     def ready(self) -> list[Change]:
         """What has been committed up to now, without waiting; [] if there is nothing new."""
-        return self._watch.ready()
+        self._begin_reading()
+        try:
+            if self._logs is not None and not self._logs.done():
+                return []  # not read yet
+            return ready_changes(self._reader)
+        finally:
+            self._busy = False
 
     @property
     def version(self) -> int:
         """Every change up to this version was given out, as `Watch.version` says."""
-        return self._watch.version
+        return self._reader.version
 
     def close(self) -> None:
-        """Stop watching. Closing twice is harmless."""
-        self._watch.close()
+        """Stop watching. A task that waits for a change of it ends its loop. Closing twice is harmless."""
+        self._reader.close()
+        self._hub.wake_all()
 
     async def __aenter__(self) -> Self:
         return self
@@ -234,10 +278,3 @@ class AsyncWatch(AsyncIterator[Change]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _after_fork_in_child() -> None:
-    _pumps.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

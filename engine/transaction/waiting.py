@@ -9,7 +9,8 @@ threads that it concerns.
    means nothing, and one too many is harmless.
 2. No wake-up is lost. What was committed before `ready` was asked, it sees. For what is committed later the leader
    finds a change in the ring, since the hub's feed begins no later than the registration; if that feed has been
-   lapped, or the store was replaced by a restart, everybody is woken.
+   lapped, or the store was replaced by a restart, everybody is woken. A thread that waits alone needs no such feed:
+   every ring of the bell wakes it. When a second one joins, the feed begins and the first one is asked again.
 3. A leader proves by `_beat` that it lives. A thread whose leader was interrupted in the middle of handing over takes
    the lead itself after a while.
 4. Everything of the hub is guarded by `_lock`, which is held for a few lines and never while anything blocks.
@@ -24,18 +25,19 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..disk import failpoints
 from ..model.errors import CoordinatorUnavailable, CorruptionError, WatchLagged
 from ._feed import ChangeFeed
 from ._watch_bell import WatchBell
+from .pace import Pace
 from .wait_signal import WaitSignal
 
 if TYPE_CHECKING:
     from ._view import StoreAttachment
 
-__all__ = ["Interest", "WaitHub", "wait_for_change"]
+__all__ = ["Interest", "StaleCheck", "WaitHub", "Waiter", "wait_for_change"]
 
 _LOOK_SECONDS = 0.25  # how often the leader looks whether the store was replaced
 _FOLLOW_SECONDS = 5.0  # how often a thread looks whether its leader lives
@@ -71,7 +73,9 @@ class Interest:
         )
 
 
-class _Waiter:
+class Waiter:
+    """A thread that waits; a task waits as one whose `wake` is another."""
+
     __slots__ = ("alarm", "interest", "woken")
 
     def __init__(self, interest: Interest) -> None:
@@ -81,6 +85,7 @@ class _Waiter:
         self.alarm.acquire()
 
     def wake(self) -> None:
+        """Let it ask `ready` again."""
         self.woken = True
         with contextlib.suppress(RuntimeError):  # it is awake already
             self.alarm.release()
@@ -103,7 +108,12 @@ class WaitHub:
 
     Args:
       handle: whose store they follow.
+
+    Attributes:
+      pump: the thread that waits for the tasks of event loops, see loop_waits.py; None: none has waited yet.
     """
+
+    pump: Any
 
     def __init__(self, handle: Attached) -> None:
         self._handle: Attached = weakref.proxy(handle)
@@ -114,15 +124,17 @@ class WaitHub:
         """Begin with nobody waiting: in a forked child."""
         # Reentrant: a signal handler may wait for something itself.
         self._lock = threading.RLock()
-        self._waiters: set[_Waiter] = set()
-        self._by_key: dict[bytes, set[_Waiter]] = {}
-        self._ranged: set[_Waiter] = set()
+        self._waiters: set[Waiter] = set()
+        self._by_key: dict[bytes, set[Waiter]] = {}
+        self._ranged: set[Waiter] = set()
         self._held: dict[bytes, list[int]] = {}  # prefix: [how many need it, its slot]
         self._bell: WatchBell | None = None
         self._feed: ChangeFeed | None = None
-        self._leader: _Waiter | None = None
+        self._leader: Waiter | None = None
         self._beat = 0.0
         self._dispatched = -1  # the bell's word before the last dispatch
+        self._pace = Pace()
+        self.pump = None
 
     # ---- what threads call ------------------------------------------------------------------------------
 
@@ -132,9 +144,9 @@ class WaitHub:
         `ready` is asked at once, and again whenever something of the interest has changed. What it raises goes to the
         caller.
         """
-        waiter = _Waiter(interest)
+        waiter = Waiter(interest)
         try:
-            self._enter(waiter)
+            self.enter(waiter)
             while True:
                 waiter.settle()
                 if ready():
@@ -142,29 +154,41 @@ class WaitHub:
                 left = _LOOK_SECONDS if deadline is None else deadline - time.monotonic()
                 if left <= 0:
                     return False
-                self._sleep(waiter, deadline)
+                self.sleep(waiter, deadline)
         finally:
-            self._leave(waiter)
+            self.leave(waiter)
+
+    @property
+    def led(self) -> bool:
+        """Whether a thread watches the bell."""
+        return self._leader is not None
+
+    def wake_all(self) -> None:
+        """Let everybody ask `ready` again."""
+        with self._lock:
+            self._wake_all()
 
     @contextlib.contextmanager
     def registered(self, prefixes: Iterable[bytes]) -> Iterator[None]:
         """Keep (run, tag)s registered for several waits, so that each of them need not tell the coordinator."""
         names = frozenset(prefixes)
-        self.hold(names)
+        held = self.hold(names)
         try:
             yield
         finally:
-            self.release(names)
+            self.release(names, held)
 
-    def hold(self, prefixes: Iterable[bytes]) -> None:
-        """Register (run, tag)s until `release`."""
+    def hold(self, prefixes: Iterable[bytes]) -> object:
+        """Register (run, tag)s until `release`, which takes what this returns."""
         with self._lock:
             self._hold(prefixes)
+            return self._held
 
-    def release(self, prefixes: Iterable[bytes]) -> None:
-        """Take back what `hold` registered."""
+    def release(self, prefixes: Iterable[bytes], held: object) -> None:
+        """Take back what `hold` registered. What it registered before a fork is not the child's to take back."""
         with self._lock:
-            self._release(prefixes)
+            if held is self._held:
+                self._release(prefixes)
 
     # ---- registering --------------------------------------------------------------------------------------
 
@@ -187,20 +211,24 @@ class WaitHub:
                 if self._bell is not None and entry[1] >= 0:
                     self._bell.remove(entry[1])
 
-    def _enter(self, waiter: _Waiter) -> None:
+    def enter(self, waiter: Waiter) -> None:
+        """Register a waiter. May block while a coordinator starts."""
         interest = waiter.interest
         attachment = self.attachment()
         with self._lock:
             if attachment is not None:
-                self._follow(attachment)
-            self._waiters.add(waiter)
+                self._follow(attachment, shared=bool(self._waiters))
+            # First: `_leave` takes the registration back once the waiter is among the others. If a signal handler
+            # raises between the two, a registration too many stays, and never one too few for another thread.
             self._hold(interest.prefixes)
+            self._waiters.add(waiter)
             for key in interest.keys:
                 self._by_key.setdefault(key, set()).add(waiter)
             if interest.ranges:
                 self._ranged.add(waiter)
 
-    def _leave(self, waiter: _Waiter) -> None:
+    def leave(self, waiter: Waiter) -> None:
+        """Take a waiter back; another one leads if it did."""
         with self._lock:
             if waiter in self._waiters:
                 self._waiters.discard(waiter)
@@ -234,8 +262,12 @@ class WaitHub:
         except CoordinatorUnavailable:
             return None
 
-    def _follow(self, attachment: StoreAttachment) -> None:
-        """Follow this store: register with it what is waited for, and let everybody look at it if it is another one."""
+    def _follow(self, attachment: StoreAttachment, *, shared: bool) -> None:
+        """Follow this store: register with it what is waited for, and let everybody look at it if it is another one.
+
+        Args:
+          shared: several threads wait, so changes have to be told apart. A single one reads the ring by itself.
+        """
         bell = self._bell
         if bell is None or bell.attachment is not attachment:
             self._bell = bell = WatchBell(attachment)
@@ -244,14 +276,19 @@ class WaitHub:
             for prefix, entry in tuple(self._held.items()):
                 entry[1] = bell.add(prefix)
             self._wake_all()
-        if self._feed is None:
-            # Made after the registration, or at the latest now, before `ready` is asked.
+        if self._feed is None and shared:
             self._feed = ChangeFeed(attachment, attachment.committed_version, b"", bare=True)
+            # This feed begins after their registration: what lies before it they look for themselves.
+            self._wake_all()
 
     def _dispatch(self) -> None:
         """Wake those whose keys were changed since the last call."""
         feed = self._feed
+        if len(self._waiters) == 1:
+            # The leader itself. Its `ready` reads the ring anyway: once is enough.
+            self._feed = feed = None
         if feed is None:
+            self._wake_all()
             return
         try:
             # Not to the end, which others may move on all the time.
@@ -283,7 +320,7 @@ class WaitHub:
 
     # ---- sleeping ---------------------------------------------------------------------------------------------
 
-    def _sleep(self, waiter: _Waiter, deadline: float | None) -> None:
+    def sleep(self, waiter: Waiter, deadline: float | None) -> None:
         """Sleep until woken, to become the leader, until the deadline or for a while."""
         with self._lock:
             now = time.monotonic()
@@ -301,7 +338,7 @@ class WaitHub:
             if self._leader is None or time.monotonic() - self._beat > _LEADER_LOST:
                 return
 
-    def _lead(self, waiter: _Waiter, deadline: float | None) -> None:
+    def _lead(self, waiter: Waiter, deadline: float | None) -> None:
         """Watch the bell for all, until this thread has something to look at."""
         while not waiter.woken:
             with self._lock:
@@ -325,22 +362,27 @@ class WaitHub:
                 failpoints.hit("worker.before_sleep")
             if bell is None:
                 time.sleep(min(pause, 0.02))
+            elif self._pace.streaming:
+                self._pace.nap(pause)
+                self._pace.napped(bell.raised_since(seen))
+                continue
             elif bell.sleep(seen, pause):
+                self._pace.woken(time.monotonic())
                 continue
             attachment = self.attachment()
             if attachment is None:
                 continue
             with self._lock:
-                self._follow(attachment)
+                self._follow(attachment, shared=len(self._waiters) > 1)
 
 
 def wait_for_change(hub: WaitHub, signal: WaitSignal, deadline: float | None) -> bool:
     """Sleep until something of a read set was changed after its snapshot; False if the deadline came first."""
     interest = Interest(signal.keys, signal.ranges, signal.prefixes)
-    return hub.wait(interest, _Stale(hub, interest, signal.version), deadline)
+    return hub.wait(interest, StaleCheck(hub, interest, signal.version), deadline)
 
 
-class _Stale:
+class StaleCheck:
     """Whether something of an interest was changed after a version. When nobody can tell, it says yes."""
 
     def __init__(self, hub: WaitHub, interest: Interest, version: int) -> None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from ..model.errors import InvalidArgumentError, TransactionStateError, WatchLagged
 from ..model.keys import decode_user_key, encode_user_key, successor
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..model.values import Codec
     from .engine_handle import EngineHandle
 
-__all__ = ["Change", "Watch", "wait_deadline"]
+__all__ = ["Change", "ChangeReader", "Watch", "ready_changes", "wait_deadline"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -75,10 +75,8 @@ def wait_deadline(timeout: float | None) -> float | None:
     return time.monotonic() + min(timeout, TIMEOUT_MAX)
 
 
-class Watch(Iterator[Change]):
-    """Changes of one tag of a run, as an iterator that waits for the next one. Made by `db.watch`.
-
-    A loop over it ends when no change has come for `timeout` seconds; another loop goes on from there.
+class ChangeReader:
+    """Where a watch stands, and what it has read and not given out yet. Used by one thread or task at a time.
 
     Args:
       handle: the engine.
@@ -86,133 +84,72 @@ class Watch(Iterator[Change]):
       tag_prefix: what the stored keys of the (run, tag) begin with.
       prefix: what the user keys begin with; "" for all.
       since: give out what was committed after this version; None: from now on.
-      timeout: seconds to wait for the next change; None: for ever.
+
+    Attributes:
+      interest: what it waits for.
+      changes: of the commit that is being given out.
+      closed: nothing more is given out.
     """
 
     def __init__(
-        self,
-        handle: EngineHandle,
-        codec: Codec,
-        tag_prefix: bytes,
-        prefix: str | bytes,
-        since: int | None,
-        timeout: float | None,
+        self, handle: EngineHandle, codec: Codec, tag_prefix: bytes, prefix: str | bytes, since: int | None
     ) -> None:
-        wait_deadline(timeout)
         self._handle = handle
         self._codec = codec
-        self._timeout = timeout
         self._skip = len(tag_prefix)
         self._start = tag_prefix + (encode_user_key(prefix) if prefix not in ("", b"") else b"")
         end = successor(self._start)
         assert end is not None, "a stored key begins with the NULs of its namespace"
         self._end = end
-        self._interest = Interest((), [(self._start, end)], [tag_prefix])
+        self.interest = Interest((), [(self._start, end)], [tag_prefix])
         self._pending: deque[Commit] = deque()
-        self._rest: deque[Change] = deque()
-        self._rest_version = 0
-        self._busy = threading.Lock()
-        self._closed = False
+        self.changes: deque[Change] = deque()
+        self._changes_version = 0
+        self.closed = True
         attachment = handle.attachment()
         newest = attachment.committed_version
         self._feed = ChangeFeed(attachment, _checked_since(since, newest), self._start, end)
         # Registered for as long as it lives: a busy watch need not tell the coordinator at each wait.
-        handle.waits.hold(self._interest.prefixes)
-
-    # ---- iterating ----------------------------------------------------------------------------------------
-
-    def __next__(self) -> Change:
-        """The next change; waits for it.
-
-        Raises:
-          StopIteration: none came within the watch's timeout, or it was closed.
-          WatchLagged: changes were lost before they were read.
-        """
-        with self._alone():
-            if not self._rest and not self._fill(wait_deadline(self._timeout)):
-                raise StopIteration
-            change = self._rest.popleft()
-            return change
-
-    def commits(self) -> Iterator[list[Change]]:
-        """The changes of one commit together, as a list. Ends and raises as the watch itself does."""
-        while True:
-            with self._alone():
-                if not self._rest and not self._fill(wait_deadline(self._timeout)):
-                    return
-                changes = list(self._rest)
-                self._rest.clear()
-            yield changes
-
-    def ready(self) -> list[Change]:
-        """What has been committed up to now, without waiting; [] if there is nothing new."""
-        found: list[Change] = []
-        with self._alone():
-            newest = (self._handle.waits.attachment() or self._feed.attachment).committed_version
-            while self._rest or self.version < newest:
-                try:
-                    if not self._rest and not self._fill(0.0):
-                        break
-                except WatchLagged:
-                    if found:
-                        break  # the next call says so
-                    raise
-                found += self._rest
-                self._rest.clear()
-        return found
+        self._held = handle.waits.hold(self.interest.prefixes)
+        self.closed = False
 
     @property
     def version(self) -> int:
-        """Every change up to this version was given out, and none after it except of the commit under way.
-
-        Pass it as `since` to go on later, in another process, or after a restart.
-        """
-        if self._rest:
-            return self._rest_version - 1
+        """Every change up to this version was given out, and none after it except of the commit under way."""
+        if self.changes:
+            return self._changes_version - 1
         if self._pending:
             return self._pending[0][0] - 1
         return self._feed.version
 
+    @property
+    def newest(self) -> int:
+        """The newest version that can be read now. Blocks while a coordinator starts."""
+        return (self._handle.waits.attachment() or self._feed.attachment).committed_version
+
     def close(self) -> None:
-        """Stop watching. Closing twice is harmless."""
-        if not self._closed:
-            self._closed = True
-            self._handle.waits.release(self._interest.prefixes)
+        """Give out nothing more. Closing twice is harmless."""
+        if not self.closed:
+            self.closed = True
+            self._handle.waits.release(self.interest.prefixes, self._held)
 
-    def __enter__(self) -> Self:
-        return self
+    def take_commit(self) -> list[Change]:
+        """All of `changes`."""
+        changes = list(self.changes)
+        self.changes.clear()
+        return changes
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_closed", True) is False:
-            self.close()
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        if not self._busy.acquire(blocking=False):
-            raise TransactionStateError(
-                "another thread is reading this watch",
-                hint="a watch belongs to one thread: make one for each",
-            )
-        try:
-            yield
-        finally:
-            self._busy.release()
-
-    # ---- reading --------------------------------------------------------------------------------------------
-
-    def _fill(self, deadline: float | None) -> bool:
-        """Decode the next commit into `_rest`, waiting for it; False: the deadline passed, or the watch is closed."""
-        if self._closed:
+    def wait(self, deadline: float | None) -> bool:
+        """Decode the next commit into `changes`, waiting for it; False: the deadline passed, or it is closed."""
+        if self.closed:
             return False
-        waits = self._handle.waits
-        ready = bool(self._pending) or self._poll()
-        if not ready and (deadline == 0.0 or not waits.wait(self._interest, self._poll, deadline)):
+        if not self.poll() and not self._handle.waits.wait(self.interest, self.poll, deadline):
             return False
+        self.decode()
+        return True
+
+    def decode(self) -> None:
+        """Decode the commit that `poll` has found into `changes`."""
         version, committed_at, changes = self._pending[0]
         decode = self._codec.decode
         decoded = [
@@ -226,18 +163,29 @@ class Watch(Iterator[Change]):
             for kind, key, value in changes
         ]
         self._pending.popleft()
-        self._rest_version = version
-        self._rest.extend(decoded)
-        return True
+        self._changes_version = version
+        self.changes.extend(decoded)
 
-    def _poll(self) -> bool:
-        """Whether a commit lies ready now. Does not wait, except for a coordinator that starts."""
+    def poll(self, *, log: bool = True) -> bool:
+        """Whether a commit lies ready now. Does not wait, except for a coordinator that starts.
+
+        Args:
+          log: read the log if the ring does not go back far enough.
+
+        Raises:
+          WatchLagged: without `log`: the log has to be read, see `read_log`.
+        """
+        if self._pending:
+            return True
         while True:
             before = self._feed.version
             try:
-                self._pending.extend(self._feed.poll())
-            except WatchLagged as lag:
-                self._read_log(lag)
+                try:
+                    self._pending.extend(self._feed.poll())
+                except WatchLagged as lag:
+                    if not log:
+                        raise
+                    self.read_log(lag)
             except BaseException:
                 # A signal handler raised: what was polled and is not pending comes again.
                 self._feed.skip_to(self._pending[-1][0] if self._pending else before)
@@ -252,7 +200,7 @@ class Watch(Iterator[Change]):
                 continue  # the coordinator of the old store is dead: read it to its end
             self._feed = ChangeFeed(attachment, feed.version, self._start, self._end)
 
-    def _read_log(self, lag: WatchLagged) -> None:
+    def read_log(self, lag: WatchLagged) -> None:
         """Take from the log what the ring has no longer.
 
         Raises:
@@ -266,6 +214,115 @@ class Watch(Iterator[Change]):
         found, reached = logged_changes(path, feed.version, until, self._start, self._end, lag.oldest)
         self._pending.extend(found)
         feed.skip_to(reached)
+
+    def __del__(self) -> None:
+        if getattr(self, "closed", True) is False:
+            self.close()
+
+
+class Watch(Iterator[Change]):
+    """Changes of one tag of a run, as an iterator that waits for the next one. Made by `db.watch`.
+
+    A loop over it ends when no change has come for `timeout` seconds; another loop goes on from there.
+
+    Args:
+      reader: reads the changes.
+      timeout: seconds to wait for the next change; None: for ever.
+    """
+
+    def __init__(self, reader: ChangeReader, timeout: float | None) -> None:
+        self._reader = reader
+        self._timeout = timeout
+        self._busy = threading.Lock()
+
+    def __next__(self) -> Change:
+        """The next change; waits for it.
+
+        Raises:
+          StopIteration: none came within the watch's timeout, or it was closed.
+          WatchLagged: changes were lost before they were read.
+        """
+        # As `_alone`, which costs as much as all the rest of a change that lies ready.
+        if not self._busy.acquire(blocking=False):
+            raise _in_use()
+        try:
+            reader = self._reader
+            if not reader.changes and not reader.wait(wait_deadline(self._timeout)):
+                raise StopIteration
+            return reader.changes.popleft()
+        finally:
+            self._busy.release()
+
+    def commits(self) -> Iterator[list[Change]]:
+        """The changes of one commit together, as a list. Ends and raises as the watch itself does."""
+        while True:
+            with self._alone() as reader:
+                if not reader.changes and not reader.wait(wait_deadline(self._timeout)):
+                    return
+                changes = reader.take_commit()
+            yield changes
+
+    def ready(self) -> list[Change]:
+        """What has been committed up to now, without waiting; [] if there is nothing new."""
+        with self._alone() as reader:
+            return ready_changes(reader)
+
+    @property
+    def version(self) -> int:
+        """Every change up to this version was given out, and none after it except of the commit under way.
+
+        Pass it as `since` to go on later, in another process, or after a restart.
+        """
+        return self._reader.version
+
+    def close(self) -> None:
+        """Stop watching. Closing twice is harmless."""
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        # A shallow copy would read from one feed twice, and take back the one registration twice.
+        raise TypeError("a watch cannot be copied or pickled; pass its version as `since` to another one")
+
+    @contextmanager
+    def _alone(self) -> Iterator[ChangeReader]:
+        if not self._busy.acquire(blocking=False):
+            raise _in_use()
+        try:
+            yield self._reader
+        finally:
+            self._busy.release()
+
+
+def _in_use() -> TransactionStateError:
+    return TransactionStateError(
+        "another thread is reading this watch", hint="a watch belongs to one thread: make one for each"
+    )
+
+
+def ready_changes(reader: ChangeReader) -> list[Change]:
+    """What has been committed up to now and was not given out yet, without waiting."""
+    found: list[Change] = []
+    newest = reader.newest
+    while reader.changes or reader.version < newest:
+        try:
+            if not reader.changes:
+                if reader.closed or not reader.poll():
+                    break
+                reader.decode()
+        except WatchLagged:
+            if found:
+                break  # the next call says so
+            raise
+        found += reader.take_commit()
+    return found
 
 
 def _checked_since(since: int | None, newest: int) -> int:

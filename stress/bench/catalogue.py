@@ -12,6 +12,7 @@ from occamdb.stress.bench.rows_engine import durability_rows, engine_rows
 from occamdb.stress.bench.rows_hot_key import hot_key_rows
 from occamdb.stress.bench.rows_primitives import primitive_rows
 from occamdb.stress.bench.rows_recovery import recovery_rows
+from occamdb.stress.bench.rows_waiting import waiting_rows
 
 
 def all_rows() -> list[Row]:
@@ -25,6 +26,7 @@ def all_rows() -> list[Row]:
         *async_rows(),
         *recovery_rows(),
         *primitive_rows(),
+        *waiting_rows(),
         *memory_rows(),
     ]
 

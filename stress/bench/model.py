@@ -62,11 +62,13 @@ class Target:
 
     `ratio` compares occamdb with the row's baseline in the row's direction (1 is as good as the baseline);
     `absolute` is a figure in the row's unit; `of_row` compares occamdb with occamdb in another row.
+    With `of_best` the ratio is to the best of the peers in the row, and `absolute` may be asked as well.
     """
 
     ratio: float | None = None
     absolute: float | None = None
     of_row: str | None = None
+    of_best: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,8 @@ def judge(result: RowResult, all_results: Mapping[str, RowResult]) -> Verdict | 
             enough = result.occam.median >= target.absolute
         else:
             enough = result.occam.median <= target.absolute
-        return Verdict(f"{word} {target.absolute:,g} {result.row.unit}", enough)
+        alone = Verdict(f"{word} {target.absolute:,g} {result.row.unit}", enough)
+        return _and_best(alone, result, target.ratio) if target.of_best and target.ratio else alone
     assert target.ratio is not None
     if target.of_row is not None:
         other = all_results.get(target.of_row)
@@ -174,3 +177,17 @@ def judge(result: RowResult, all_results: Mapping[str, RowResult]) -> Verdict | 
     ratio = result.ratio(result.row.baseline or "")
     met = None if ratio is None else ratio >= target.ratio
     return Verdict(f">= {target.ratio:g} x {result.row.baseline}", met)
+
+
+def _and_best(alone: Verdict, result: RowResult, least: float) -> Verdict:
+    """A verdict, and whether the row reaches a ratio to the best of its peers."""
+    ratios = {
+        name: ratio
+        for name in result.sides
+        if not name.startswith(OCCAM) and (ratio := result.ratio(name)) is not None
+    }
+    if not ratios:
+        return Verdict(f"{alone.text} and >= {least:g} x the best peer", None)
+    best = min(ratios, key=lambda name: ratios[name])
+    text = f"{alone.text} and >= {least:g} x the best peer ({ratios[best]:.2f} x {best})"
+    return Verdict(text, bool(alone.met) and ratios[best] >= least)

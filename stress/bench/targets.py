@@ -45,6 +45,8 @@ SPECIFIED = (
     Specified("validation of typical sets, ms", ("validation",), at_most=1),
     Specified("single primitive operations, the slowest, per second", SINGLE, at_least=10_000, worst=True),
     Specified("cross-primitive transactions, per second", ("cross",), at_least=5_000),
+    Specified("from a commit to a waiter in another process, us", ("wake-up",), at_most=60),
+    Specified("processor time of a wait of 10 s, ms", ("blocked-wait",), at_most=10),
 )
 
 

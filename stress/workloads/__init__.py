@@ -8,6 +8,7 @@ from occamdb.stress.workloads.base import Workload
 from occamdb.stress.workloads.counter import Counter, Increment
 from occamdb.stress.workloads.event_log import EventLogWriters
 from occamdb.stress.workloads.expiry import Expiry
+from occamdb.stress.workloads.followers import Followers
 from occamdb.stress.workloads.large_runs import LargeRuns
 from occamdb.stress.workloads.ledger import Ledger
 from occamdb.stress.workloads.list_append import ListAppendWorkload
@@ -37,6 +38,7 @@ WORKLOADS: dict[str, Workload] = {
         Expiry(),
         LargeRuns(),
         Starvation(),
+        Followers(),
         *ycsb_workloads(),
     )
 }

@@ -413,3 +413,26 @@ def test_large_values_stream_through_small_rings(
             assert {key: db.get(run, key) for key in values} == values
 
     run_in(factory, main())
+
+
+def test_a_reading_transaction_is_entered_once(run: RunId, factory: LoopFactory) -> None:
+    """A second snapshot in it would be pinned for ever."""
+
+    async def main() -> None:
+        async with occamdb.aio.open_in_memory() as db:
+            reading = db.begin(run, read_only=True)
+            with reading:
+                with pytest.raises(TransactionStateError, match="entered once"):
+                    reading.__enter__()
+
+    run_in(factory, main())
+
+
+def test_an_async_span_of_a_plain_database_says_what_to_write(run: RunId, factory: LoopFactory) -> None:
+    async def main(db: occamdb.Database) -> None:
+        with pytest.raises(InvalidArgumentError, match="nothing here is awaited"):
+            async with db.traces.span(run, occamdb.Thought("hm")):
+                pass
+
+    with occamdb.open_in_memory() as db:
+        run_in(factory, main(db))

@@ -7,15 +7,26 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from occamdb import CommitOutcomeUnknown, DatabaseClosedError, ForkedHandleError, RunId, TransactionStatus
 from occamdb.aio import AsyncDatabase, AsyncTransaction
+from occamdb.engine.client import opening
+from occamdb.engine.client.lost_commit import LostCommit
 from tests.aio.test_cancellation import stopped
 from tests.processes.test_commit_outcomes import stand_still
 from tests.support.aio import LoopFactory, links_of, open_async, run_in, until
-from tests.support.processes import Peer, Worker, coordinator_pid, open_database, segments_of, wait_until
+from tests.support.processes import (
+    Peer,
+    Worker,
+    coordinator_pid,
+    kill_coordinator,
+    open_database,
+    segments_of,
+    wait_until,
+)
 
 
 def descriptors() -> int:
@@ -24,7 +35,7 @@ def descriptors() -> int:
 
 
 def channels(path: Path) -> list[str]:
-    return [name for name in segments_of(path) if "-c" in name]
+    return [name for name in segments_of(path) if name.rpartition("-")[2].startswith("c")]
 
 
 def test_nothing_is_left_of_a_database_that_was_closed(
@@ -120,6 +131,47 @@ def test_a_loop_closed_with_commits_in_flight(database_path: Path, run: RunId, f
         del tasks, txns, loop
         wait_until(lambda: descriptors() <= before, what="the end of the descriptors")
         wait_until(lambda: len(channels(database_path)) == 1, what="the keeper's channel alone")
+
+
+def test_a_loop_closed_while_a_thread_sends_a_commit_again(
+    database_path: Path, run: RunId, factory: LoopFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next coordinator has not got the commit yet, and `outcome` does not say that it never will."""
+    begun, go_on = threading.Event(), threading.Event()
+    settle = LostCommit.settle
+
+    def gated(lost: LostCommit, *args: Any) -> Any:
+        begun.set()
+        assert go_on.wait(10)
+        return settle(lost, *args)
+
+    monkeypatch.setattr(LostCommit, "settle", gated)
+    loop = factory()
+    db = loop.run_until_complete(open_async(database_path)._opened())
+    loop.run_until_complete(db.put(run, "warm", 1))
+    txn = loop.run_until_complete(_begun(db, run, "k"))
+    with stopped(database_path):
+        task = loop.create_task(txn.commit())
+        loop.run_until_complete(_sent(db, 1))
+        kill_coordinator(database_path)
+        loop.run_until_complete(until(begun.is_set))
+    task.cancel()
+    loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+    loop.close()
+
+    async def ask() -> object:
+        asked = asyncio.create_task(txn.outcome())
+        with open_database(database_path):  # another process starts the next coordinator
+            await asyncio.wait([asked], timeout=0.2)
+        go_on.set()
+        return await asked
+
+    try:
+        outcome = run_in(factory, ask())
+    finally:
+        go_on.set()
+    assert outcome is not None and db.get(run, "k") == 1
+    run_in(factory, _closed(db))
 
 
 async def _begun(db: AsyncDatabase, run: RunId, key: str) -> AsyncTransaction:
@@ -294,3 +346,39 @@ def test_closed_by_a_plain_call_with_a_commit_in_flight(
                 await task
 
     run_in(factory, main())
+
+
+def test_the_loop_ends_while_the_database_is_being_opened(
+    database_path: Path, factory: LoopFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread closes it."""
+    go_on, closed = threading.Event(), threading.Event()
+    begun = threading.Event()
+    opened = opening.open_database
+
+    def slow(*args: Any, **keywords: Any) -> Any:
+        db = opened(*args, **keywords)
+        close = db.handle.close
+
+        def noted() -> None:
+            close()
+            closed.set()
+
+        monkeypatch.setattr(db.handle, "close", noted)
+        begun.set()
+        assert go_on.wait(10)
+        return db
+
+    monkeypatch.setattr(opening, "open_database", slow)
+
+    async def wanted() -> AsyncDatabase:
+        return await open_async(database_path)
+
+    async def main() -> None:
+        task = asyncio.create_task(wanted())
+        await until(begun.is_set)
+        assert not task.done()
+
+    run_in(factory, main())
+    go_on.set()
+    assert closed.wait(10)

@@ -33,9 +33,7 @@ def opened(request: pytest.FixtureRequest, database_path: Path) -> Any:
 
 def waiting(db: AsyncDatabase) -> int:
     """How many tasks wait for changes."""
-    from occamdb.engine.transaction.loop_waits import _pumps
-
-    pump = _pumps.get(db.handle.waits)
+    pump = db.handle.waits.pump
     return 0 if pump is None else len(pump._tasks)
 
 

@@ -15,7 +15,17 @@ from typing import Any
 import pytest
 
 import occamdb
-from occamdb import Database, Decision, Error, Query, RunMetadata, Thought, ToolCall, primitives
+from occamdb import (
+    Database,
+    Decision,
+    Error,
+    Query,
+    RunMetadata,
+    Thought,
+    ToolCall,
+    VersionedValue,
+    primitives,
+)
 from occamdb.primitives import EventLog, KVStore, RunIndex, Span, StateCell, TraceStore
 from occamdb.primitives.operations import Operation
 from tests.support.processes import stop_coordinator
@@ -50,10 +60,22 @@ class Customer:
     name: str
 
 
+def changed_plan(db: Database, run: RunMetadata) -> VersionedValue | None:
+    """The plan as it was before a change."""
+    plan = db.kv.get_versioned(run, "plan")
+    db.kv.put(run, "plan", ["think", "act"])
+    return plan
+
+
 # What an example needs to find in the database.
 PREPARATIONS: dict[str, Callable[[Database, RunMetadata, dict[str, Any]], Any]] = {
     "runs.resume_run": lambda db, run, names: db.runs.pause_run(run),
     "cells.init": lambda db, run, names: db.cells.delete(run, "task"),
+    # What is waited for has come already.
+    "cells.wait": lambda db, run, names: db.cells.set(run, "task", "done"),
+    "events.follow": lambda db, run, names: db.events.append(run, "finished"),
+    "kv.wait": lambda db, run, names: names.update(plan=changed_plan(db, run)),
+    "runs.wait": lambda db, run, names: db.runs.complete_run(run),
 }
 
 

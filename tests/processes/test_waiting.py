@@ -101,6 +101,18 @@ def test_a_restart_is_slept_through_without_gap_or_repetition(tmp_path: Path, ru
         stop_coordinator(tmp_path)
 
 
+def test_ready_goes_on_in_the_store_of_a_new_coordinator(tmp_path: Path, run: RunId) -> None:
+    with open_database(tmp_path) as db, db.watch(run) as watch:
+        db.put(run, "n", 1)
+        assert [change.value for change in watch.ready()] == [1]
+        kill_coordinator(tmp_path)
+        version = db.put(run, "n", 2)
+        assert [change.value for change in watch.ready()] == [2]
+        assert watch.version == version
+        assert watch.ready() == []
+        stop_coordinator(tmp_path)
+
+
 def test_a_watch_goes_on_in_another_process_after_a_restart(tmp_path: Path, run: RunId) -> None:
     with open_database(tmp_path) as db:
         version = db.put(run, "n", 0)
@@ -292,6 +304,44 @@ def test_a_fork_while_waiting(tmp_path: Path, run: RunId) -> None:
         db.put(run, "child", "c")
         db.put(run, "parent", "p")
         assert worker.result() == (b"c", ["p"])
+        stop_coordinator(tmp_path)
+
+
+def close_inherited_watches(peer: Peer, path: Path, run: RunId) -> tuple[bytes, int]:
+    """A forked child waits, and meanwhile closes the watches that it inherited."""
+    with open_database(path) as db:
+        inherited = [db.watch(run) for _ in range(3)]
+        read_end, write_end = os.pipe()
+        child = os.fork()
+        if child == 0:
+            watch = db.watch(run, timeout=DEADLINE_S)
+
+            def close() -> None:
+                wait_until(lambda: db.handle.waits._leader is not None)
+                for other in inherited:
+                    other.close()
+                os.write(write_end, f"{next(iter(db.handle.waits._held.values()), [0])[0]} ".encode())
+
+            threading.Thread(target=close).start()
+            found = next(watch).value
+            os.write(write_end, str(found).encode())
+            os._exit(0)
+        held = os.read(read_end, 100)
+        peer.say("closed")
+        answer = os.read(read_end, 100)
+        os.waitpid(child, 0)
+        os.close(read_end)
+        os.close(write_end)
+        return held + answer, len(inherited)
+
+
+def test_watches_that_a_child_inherited_take_nothing_of_its_own_back(tmp_path: Path, run: RunId) -> None:
+    with open_database(tmp_path) as db, workers() as start:
+        worker = start(close_inherited_watches, tmp_path, run)
+        assert worker.hear() == "closed"
+        db.put(run, "k", 5)
+        # Its watch and its wait: both are registered still.
+        assert worker.result() == (b"2 5", 3)
         stop_coordinator(tmp_path)
 
 

@@ -24,6 +24,7 @@ EMPTY_PATHS = [
     ("events", "", RUN),
     ("cells", "", RUN),
     ("traces", "", RUN),
+    ("watch", "", RUN),
     ("serve", "", "--set", "ring_size=5"),  # refused as well; if "" were accepted it would not return
     ("stop", ""),
     ("status", ""),

@@ -309,6 +309,20 @@ def test_many_keys_go_in_several_commits_and_others_are_served_between_them(
     assert core.core.committed_version == before + 3 + served
 
 
+def test_the_keys_go_although_the_store_has_no_room_for_all_their_tombstones(
+    make_core: Callable[..., Core],
+) -> None:
+    """The store is filled by the very session that ends: its removal is what makes room."""
+    core = make_core(1, store_size=2 << 20)
+    core.run()
+    count = 0
+    while commit(core, 0, bound(f"{count:06}")) is Status.COMMITTED:
+        count += 1
+    assert core.core.end_session(1)
+    core.wait(lambda: core.core.stats()["session_keys_removed"] == count)
+    assert live_keys(core) == []
+
+
 def test_putting_one_key_again_and_again_takes_no_memory_for_ever(make_core: Callable[..., Core]) -> None:
     """Stale entries are dropped between batches; the last binding still counts."""
     core = make_core(2)

@@ -351,6 +351,23 @@ def test_attempts_commit_on_break_and_return(db: Database, run: RunId) -> None:
     assert db.list(run) == ["broken", "returned"]
 
 
+def test_a_wait_lost_by_break_is_reported(db: Database, run: RunId, monkeypatch: Any) -> None:
+    reports: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", reports.append)
+    for attempt in db.attempts(run):
+        with attempt as txn:
+            txn.put("result", 1)
+            assert txn.get("absent") is None
+            txn.wait()
+        break
+    del attempt, txn
+    gc.collect()
+    (report,) = reports
+    assert isinstance(report.exc_value, TransactionStateError)
+    assert "break or return" in str(report.exc_value)
+    assert "result" not in db.list(run)
+
+
 def test_a_conflict_lost_by_break_is_reported(db: Database, run: RunId, monkeypatch: Any) -> None:
     reports: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", reports.append)

@@ -203,3 +203,28 @@ def test_a_watch_that_is_awake_sees_every_key_of_a_large_delete(
         db.space(run, 1).delete_range()
         reader.join(60)
         assert deleted == [f"{number:04}" for number in range(3000)]
+
+
+def test_a_commit_gives_each_key_once_however_its_ranges_overlap(
+    db_factory: DatabaseFactory, run: RunId
+) -> None:
+    db = db_factory()
+    with db.begin(run) as txn:
+        for number in range(3000):
+            txn.put(f"{number:04}", number)
+    found: list[tuple[str, str]] = []
+    with db.watch(run, timeout=60) as watch:
+        reader = threading.Thread(
+            target=lambda: found.extend((change.key, change.kind) for change in next(watch.commits()))
+        )
+        reader.start()
+        hub = db.handle.waits
+        wait_until(lambda: hub._leader is not None)
+        with db.begin(run) as txn:
+            txn.delete("0001")
+            txn.delete_range()
+            txn.delete_range(start="0000", end="2500")
+            txn.put("0002", "back")
+        reader.join(60)
+    assert len(found) == 3000
+    assert dict(found) == {f"{number:04}": "delete" for number in range(3000)} | {"0002": "put"}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -367,6 +370,35 @@ def test_wrong_arguments_of_watch(db: Database, run: RunId, arguments: dict[str,
 # ---- the primitives ---------------------------------------------------------------------------------------------
 
 
+def test_a_watch_that_was_refused_takes_back_no_registration(db: Database, run: RunId) -> None:
+    with db.watch(run):
+        before = {prefix: entry[0] for prefix, entry in db.handle.waits._held.items()}
+        assert before
+        for _ in range(2):
+            with pytest.raises(InvalidArgumentError, match="future"):
+                db.watch(run, since=1 << 40)
+        gc.collect()
+        assert {prefix: entry[0] for prefix, entry in db.handle.waits._held.items()} == before
+
+
+@pytest.mark.parametrize("version", [-1, 1.5, "1", True, None])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_version_to_wait_for_is_checked_whether_the_key_is_there(
+    db: Database, run: RunId, version: Any, there: bool
+) -> None:
+    if there:
+        db.put(run, "k", 1)
+    with pytest.raises(InvalidArgumentError, match="after_version"):
+        db.kv.wait(run, "k", after_version=version, timeout=0.01)
+
+
+def test_a_watch_is_neither_copied_nor_pickled(db: Database, run: RunId) -> None:
+    with db.watch(run) as watch:
+        for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="since"):
+                attempt(watch)
+
+
 def test_the_waits_of_the_primitives(db: Database, beside: Any) -> None:
     run = db.runs.create_run("waited for").run_id
     version = db.kv.put(run, "k", 1)
@@ -423,6 +455,31 @@ def test_a_log_is_followed_over_a_new_beginning(db: Database) -> None:
     db.runs.delete_run(run)
     db.events.append_many(run, [(kind, {}) for kind in "defg"])
     assert [next(follow).event_type for _ in range(4)] == ["d", "e", "f", "g"]
+
+
+def test_a_wait_that_is_interrupted_as_it_begins_leaves_others_registered(
+    db: Database, run: RunId, beside: Any, monkeypatch: Any
+) -> None:
+    """Were the other one's registration taken back, it would sleep on until its deadline."""
+    hub = db.handle.waits
+    result: list[Any] = []
+    beside(lambda: result.append(db.kv.wait(run, "k", timeout=DEADLINE_S).value))
+    waiting(db)
+    before = {prefix: entry[0] for prefix, entry in hub._held.items()}
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupted(prefixes: Any) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "_hold", interrupted)
+        with pytest.raises(Interrupted):
+            db.kv.wait(run, "k", timeout=DEADLINE_S)
+    assert {prefix: entry[0] for prefix, entry in hub._held.items()} == before
+    db.put(run, "k", 1)
+    wait_until(lambda: result == [1])
 
 
 def test_a_waiter_sleeps_through_the_commits_of_other_runs(db: Database, run: RunId, beside: Any) -> None:

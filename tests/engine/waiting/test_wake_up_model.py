@@ -29,10 +29,11 @@ class Protocol:
     word_before_token: bool = True
     keeps_new_tokens: bool = True
     publishes_before_waking: bool = True
+    looks_after_nap: bool = True
 
 
-def watcher(protocol: Protocol, commits: int) -> Program:
-    """Waits until it has seen all commits, one sleep after the other."""
+def watcher(protocol: Protocol, commits: int, *, naps: int = 0) -> Program:
+    """Waits until it has seen all commits, one sleep after the other; so many of the first ones are naps."""
 
     def register() -> Steps:
         yield "store", "slot", 1
@@ -50,11 +51,18 @@ def watcher(protocol: Protocol, commits: int) -> Program:
             yield "store", "token", seen | 1
             yield ("fence",)
             yield "sleep", "word", seen
+        napped = 0
         while True:
             if protocol.arms_before_looking:
                 seen = yield "load", "word"
             if (yield "load", "committed") == commits:
                 return
+            if napped < naps:
+                # However long it is: what others do meanwhile are other interleavings.
+                napped += 1
+                if protocol.looks_after_nap:
+                    continue
+                seen = yield "load", "word"
             if not protocol.arms_before_looking:
                 seen = yield "load", "word"
             if protocol.token_before_sleep:
@@ -98,9 +106,11 @@ def commit_thread(protocol: Protocol, commits: int) -> Program:
 
 
 @pytest.mark.parametrize("commits", [1, 2])
-def test_no_interleaving_loses_a_wake_up(commits: int) -> None:
+@pytest.mark.parametrize("naps", [0, 1, 2])
+def test_no_interleaving_loses_a_wake_up(commits: int, naps: int) -> None:
     protocol = Protocol()
-    states, stuck = explore([watcher(protocol, commits), commit_thread(protocol, commits)], MEMORY)
+    programs = [watcher(protocol, commits, naps=naps), commit_thread(protocol, commits)]
+    states, stuck = explore(programs, MEMORY)
     assert stuck is None
     assert states > 100  # it did explore
 
@@ -115,9 +125,11 @@ def test_no_interleaving_loses_a_wake_up(commits: int) -> None:
         "word_before_token",
         "keeps_new_tokens",
         "publishes_before_waking",
+        "looks_after_nap",
     ],
 )
 def test_each_step_of_the_protocol_is_needed(missing: str) -> None:
     protocol = replace(Protocol(), **{missing: False})
-    programs = [watcher(protocol, 2), commit_thread(protocol, 2)]
+    naps = int(missing == "looks_after_nap")
+    programs = [watcher(protocol, 2, naps=naps), commit_thread(protocol, 2)]
     assert explore(programs, MEMORY)[1] is not None
