@@ -36,6 +36,7 @@ from ._core cimport HOT_KEYS
 from ._hot_keys cimport note_hot_key
 from ._range_check cimport written_version
 from ._range_history cimport history_cover, history_overlap
+from ._turns cimport turns_judged
 from ._wire cimport (
     BOUND_LEAST, BOUND_LEAST_NEGATIVE, BOUND_MOST, BOUND_MOST_NEGATIVE, BOUNDS_SIZE, CONFLICT_CAS, CONFLICT_HEADER_SIZE, CONFLICT_RANGE, CONFLICT_READ, CONFLICT_WRITE, CONFLICTS_LISTED_MAX,
     KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE, OP_DELETE_RANGE, OP_EPHEMERAL, OP_HEADER_SIZE, OP_PUT, OP_RANGE, OP_READ,
@@ -92,7 +93,7 @@ cdef u32 check_format(Core *core, const u8 *request, u64 size, u64 reply_max) no
     cdef u32 index, status
     if size < REQUEST_HEADER_SIZE or header.magic != REQUEST_MAGIC or header.kind != KIND_COMMIT:
         return STATUS_BAD_REQUEST
-    if header.body_size != size - REQUEST_HEADER_SIZE or header.reserved != 0:
+    if header.body_size != size - REQUEST_HEADER_SIZE:
         return STATUS_BAD_REQUEST
     if header.flags & ~<u32>(REQUEST_BLIND | REQUEST_SYNC | REQUEST_JUDGE_ONLY):
         return STATUS_BAD_REQUEST
@@ -254,7 +255,8 @@ cdef u64 validate_request(Core *core, Channel *channel, const u8 *request) noexc
     cdef const OpHeader *op
     cdef u64 position = REQUEST_HEADER_SIZE, found = 0, one
     cdef bint blind = (header.flags & REQUEST_BLIND) != 0
-    cdef bint counted = not header.flags & REQUEST_JUDGE_ONLY     # a question about conflicts is not a conflict
+    # A question about conflicts is not a conflict, and a request that is judged again was counted before.
+    cdef bint counted = not header.flags & REQUEST_JUDGE_ONLY and not turns_judged(core, channel)
     cdef u64 start_version = header.start_version
     cdef u32 index, ranges = 0
     cdef u64 *counter

@@ -42,6 +42,8 @@ cdef enum:
     OP_WANT_RESULT = 2
     OP_EPHEMERAL = 4                # a put whose key lives as long as the handle of this channel
 
+    REPLY_TURN = 1                  # the request lost, and its transaction has a turn now
+
     STATUS_COMMITTED = 0
     STATUS_CONFLICT = 1
     STATUS_STORE_FULL = 2
@@ -80,7 +82,7 @@ cdef packed struct RequestHeader:
     u32 op_count
     u32 body_size                   # bytes after this header
     u8 run_id[16]
-    u64 reserved
+    u64 turn                        # "if it loses, grant a turn": names the transaction over its attempts; 0: no
 
 
 cdef packed struct OpHeader:        # then key_size key bytes, then value_size value bytes
@@ -102,7 +104,7 @@ cdef packed struct Bounds:          # of the sum of an add
 cdef packed struct ReplyHeader:     # then results, then conflicts
     u32 magic
     u16 status
-    u16 reserved
+    u16 flags
     u64 sequence
     u64 commit_version
     i64 committed_at

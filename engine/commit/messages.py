@@ -169,6 +169,7 @@ class Request:
       ops: checks first, then effects.
       run_id: 16 bytes, for the log.
       flags: see `RequestFlags`.
+      turn: not 0: grant a turn if it loses. It names the transaction, over all its attempts.
     """
 
     sequence: int
@@ -177,6 +178,7 @@ class Request:
     ops: tuple[Op, ...] = ()
     run_id: bytes = bytes(16)
     flags: RequestFlags = RequestFlags.NONE
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,7 @@ class Reply:
       results: of the ops that asked for one.
       conflicts: the first of them.
       conflicts_found: how many there were in all.
+      turn: the transaction has a turn now.
     """
 
     status: Status
@@ -242,6 +245,7 @@ class Reply:
     results: tuple[ResultEntry, ...] = ()
     conflicts: tuple[ConflictEntry, ...] = ()
     conflicts_found: int = 0
+    turn: bool = False
 
     def error(
         self, request: Request | None = None, *, size: int = 0, store_size_max: int = 0
@@ -338,7 +342,7 @@ def encode_request(request: Request) -> bytes:
         len(request.ops),
         len(body),
         request.run_id,
-        0,
+        request.turn,
     )
     return header + body
 
@@ -355,10 +359,10 @@ def decode_request(data: bytes) -> Request:
       ProtocolError: wrong magic, kind, flags, sizes, or order of ops.
     """
     header = _unpack(REQUEST_HEADER, data, 0, "a request header")
-    magic, kind, flags, sequence, start_version, read_time, op_count, body_size, run_id, reserved = header
+    magic, kind, flags, sequence, start_version, read_time, op_count, body_size, run_id, turn = header
     _require(magic == REQUEST_MAGIC, 0, f"request magic {REQUEST_MAGIC:#x}, found {magic:#x}")
     _require(kind == KIND_COMMIT, 4, f"kind {KIND_COMMIT}, found {kind}")
-    _require(flags <= 7 and reserved == 0, 6, "known flags and zeros in reserved fields")
+    _require(flags <= 7, 6, "known flags")
     _check_body(data, REQUEST_HEADER.size, body_size, op_count, OP_HEADER.size)
     ops: list[Op] = []
     position = REQUEST_HEADER.size
@@ -369,7 +373,7 @@ def decode_request(data: bytes) -> Request:
         )
         ops.append(op)
     _require(position == len(data), position, "the end of the request")
-    return Request(sequence, start_version, read_time, tuple(ops), run_id, RequestFlags(flags))
+    return Request(sequence, start_version, read_time, tuple(ops), run_id, RequestFlags(flags), turn)
 
 
 def _decode_op(data: bytes, position: int) -> tuple[Op, int]:
@@ -395,7 +399,7 @@ def encode_reply(reply: Reply) -> bytes:
     header = REPLY_HEADER.pack(
         REPLY_MAGIC,
         reply.status,
-        0,
+        int(reply.turn),
         reply.sequence,
         reply.commit_version,
         reply.committed_at,
@@ -421,10 +425,11 @@ def decode_reply(data: bytes) -> Reply:
       ProtocolError: wrong magic, status, sizes or counts.
     """
     header = _unpack(REPLY_HEADER, data, 0, "a reply header")
-    magic, status, _, sequence, version, committed_at, result_count, conflict_count = header[:8]
+    magic, status, flags, sequence, version, committed_at, result_count, conflict_count = header[:8]
     detail, body_size, conflicts_found, _ = header[8:]
     _require(magic == REPLY_MAGIC, 0, f"reply magic {REPLY_MAGIC:#x}, found {magic:#x}")
     _require(status <= max(Status), 4, f"a known status, found {status}")
+    _require(flags <= 1, 6, f"known flags, found {flags}")
     _require(conflict_count <= CONFLICTS_LISTED_MAX, 36, f"at most {CONFLICTS_LISTED_MAX} conflicts")
     _require(conflict_count <= conflicts_found, 48, f"at least {conflict_count} conflicts found")
     _check_body(data, REPLY_HEADER.size, body_size, result_count, RESULT.size)
@@ -446,6 +451,7 @@ def decode_reply(data: bytes) -> Reply:
         tuple(results),
         tuple(conflicts),
         conflicts_found,
+        bool(flags),
     )
 
 

@@ -74,6 +74,8 @@ cdef class TransactionCore(PinnedView):
     cdef list unordered
     cdef u64 size                   # of the effects, checks and range deletes on the wire
     cdef bytes prefix               # of the run that it was begun in, with the tag
+    cdef u64 turn                   # a turn is asked for if it loses: names the transaction over its attempts; 0: no
+    cdef bint turn_granted          # it has lost, and its next attempt has a turn
     cdef u64 attempts               # 1 for the first attempt, one more for each retry
     cdef object receipt             # CommitReceipt, None before the commit
     cdef tuple admitted             # what the guard went by, and what is written: see _commit.send_again

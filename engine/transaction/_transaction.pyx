@@ -16,7 +16,7 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from ...ipc._atomics cimport clock_coarse_ns, clock_monotonic_ns
 from ..commit._interest cimport tag_prefix_size
 from ..model._values cimport Codec
-from ._commit cimport commit_transaction, find_conflicts, require_log
+from ._commit cimport commit_transaction, find_conflicts, leave_turn, require_log
 from ._core cimport STATE_ABORTED, STATE_ACTIVE, TAG_KV, RunGuard, ScanRange
 from ._pending cimport (
     WANT_REMOVED, WANT_SUM, WANT_SWAPPED, WANT_VERSION, PendingCommit, committed_value, new_pending, shown_error,
@@ -214,6 +214,23 @@ cdef class TransactionBase(Space):
     def __repr__(self):
         return (f"<{type(self).__name__} {STATUSES[self.core.state].value} run={self.run_id} "
                 f"start_version={self.core.version}>")
+
+
+def has_turn(TransactionBase txn not None):
+    """Whether the transaction has lost, and the next attempt has a turn."""
+    return txn.core.turn_granted
+
+
+def end_turn(TransactionBase txn not None):
+    """End the turn with which this attempt began, if nothing was sent by which it ended."""
+    if txn.core.turn and txn.core.sequence == 0 and txn.core.generation == fork_generation:
+        leave_turn(txn.core)
+
+
+def drop_turn(TransactionBase txn not None):
+    """End the turn that this attempt was granted: there is no next attempt."""
+    if txn.core.turn_granted and txn.core.generation == fork_generation:
+        leave_turn(txn.core)
 
 
 cdef TransactionBase make_transaction(DatabaseBase db, TransactionCore core, bytes prefix):
@@ -488,7 +505,8 @@ cdef class DatabaseBase:
         core.open(self.attach())
         return core
 
-    def begin(self, run_id, *, isolation=None, bint read_only=False, timeout=None, u64 attempts=1, bint may_wait=False):
+    def begin(self, run_id, *, isolation=None, bint read_only=False, timeout=None, u64 attempts=1, bint may_wait=False,
+              u64 turn=0):
         """An explicit transaction on a fresh snapshot. It does not retry by itself.
 
         As a context manager it commits on a clean exit and aborts on an exception.
@@ -500,6 +518,7 @@ cdef class DatabaseBase:
           timeout: seconds after which every call raises TransactionTimeout; None: no limit.
           attempts: which attempt this is, for the receipt.
           may_wait: the caller catches the WaitSignal of `txn.wait`.
+          turn: ask for a turn if it loses; the same number for each attempt, and for no other transaction. 0: do not ask.
         """
         cdef bytes prefix = self.kv_prefix(run_id)
         cdef TransactionCore core
@@ -513,6 +532,7 @@ cdef class DatabaseBase:
         if not read_only:
             core.owner = PyThread_get_thread_ident()
         core.may_wait = may_wait
+        core.turn = turn
         if timeout is not None:
             core.deadline_ns = deadline_after(timeout)
         core.open(self.attach())

@@ -100,6 +100,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
             timeout: float | None = None,
             attempts: int = 1,
             may_wait: bool = False,
+            turn: int = 0,
         ) -> X: ...
 
     def transaction(

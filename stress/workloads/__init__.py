@@ -15,6 +15,7 @@ from occamdb.stress.workloads.ledger import Ledger
 from occamdb.stress.workloads.list_append import ListAppendWorkload
 from occamdb.stress.workloads.phantoms import Phantoms
 from occamdb.stress.workloads.register import RegisterWorkload
+from occamdb.stress.workloads.starvation import Starvation
 from occamdb.stress.workloads.steps import Pipelines
 from occamdb.stress.workloads.task_queue import TaskQueue
 from occamdb.stress.workloads.tasks import Tasks
@@ -42,6 +43,7 @@ WORKLOADS: dict[str, Workload] = {
         LargeRuns(),
         LeaseHolders(),
         Pipelines(),
+        Starvation(),
         Followers(),
         *ycsb_workloads(),
     )

@@ -51,7 +51,7 @@ def parse_request_header(bytes data) -> tuple:
         raise ValueError(f"a request header is {REQUEST_HEADER_SIZE} bytes, got {len(data)}")
     cdef const RequestHeader *h = <const RequestHeader *><const u8 *>data
     return (h.magic, h.kind, h.flags, h.sequence, h.start_version, h.read_time, h.op_count, h.body_size,
-            (<const u8 *>&h.run_id[0])[:16], h.reserved)
+            (<const u8 *>&h.run_id[0])[:16], h.turn)
 
 
 def parse_reply_header(bytes data) -> tuple:
@@ -59,7 +59,7 @@ def parse_reply_header(bytes data) -> tuple:
     if len(data) < REPLY_HEADER_SIZE:
         raise ValueError(f"a reply header is {REPLY_HEADER_SIZE} bytes, got {len(data)}")
     cdef const ReplyHeader *h = <const ReplyHeader *><const u8 *>data
-    return (h.magic, h.status, h.reserved, h.sequence, h.commit_version, h.committed_at, h.result_count,
+    return (h.magic, h.status, h.flags, h.sequence, h.commit_version, h.committed_at, h.result_count,
             h.conflict_count, h.detail, h.body_size, h.conflicts_found, h.reserved2)
 
 

@@ -59,6 +59,7 @@ requests = st.builds(
     ops=st.lists(ops(), max_size=8).map(lambda o: tuple(sorted(o, key=lambda op: not op.code.is_check))),
     run_id=st.binary(min_size=16, max_size=16),
     flags=st.sampled_from([RequestFlags.NONE, RequestFlags.BLIND, RequestFlags.SYNC, RequestFlags(3)]),
+    turn=u64,
 )
 
 
