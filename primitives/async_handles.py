@@ -22,9 +22,12 @@ from .event_log import EventLog
 from .extension import RunLike
 from .handles import Default, DurabilityName, Restore, SettingsKeywords, Snapshot
 from .kv import KVStore
+from .leases import Leases
 from .run_index import RunIndex
 from .run_rule import ActiveRuns
 from .state_cell import StateCell
+from .steps import Steps
+from .tasks import Tasks
 from .trace_store import TraceStore
 
 __all__ = ["AsyncDatabase", "AsyncTransaction", "Opening", "open", "open_in_memory"]
@@ -60,6 +63,21 @@ class AsyncTransaction(EngineAsyncTransaction):
     def runs(self) -> RunIndex[AsyncTransaction]:
         """The runs of the namespace, in this transaction."""
         return RunIndex(self)
+
+    @property
+    def tasks(self) -> Tasks[AsyncTransaction]:
+        """The run's queues of tasks, in this transaction."""
+        return Tasks(self)
+
+    @property
+    def leases(self) -> Leases[AsyncTransaction]:
+        """The run's leases, in this transaction."""
+        return Leases(self)
+
+    @property
+    def steps(self) -> Steps[AsyncTransaction]:
+        """The run's steps, in this transaction."""
+        return Steps(self)
 
 
 class _Base(AwaitedBase):
@@ -104,6 +122,21 @@ class AsyncDatabase(EngineAsyncDatabase[AsyncTransaction]):
     def runs(self) -> RunIndex[AsyncDatabase]:
         """The index of runs: `await db.runs.create_run("agent 7")`."""
         return RunIndex(self)
+
+    @property
+    def tasks(self) -> Tasks[AsyncDatabase]:
+        """Queues of tasks that processes share: `await db.tasks.put(run_id, "pages", payload)`."""
+        return Tasks(self)
+
+    @property
+    def leases(self) -> Leases[AsyncDatabase]:
+        """Leases: one holder at a time: `async with db.leases.hold(run_id, "leader") as lease: ...`."""
+        return Leases(self)
+
+    @property
+    def steps(self) -> Steps[AsyncDatabase]:
+        """Steps that run once a run: `await db.steps.run(run_id, "fetch", fn, url)`."""
+        return Steps(self)
 
     def snapshot(self, run_id: RunLike) -> Snapshot:
         """A read-only view of a run; needs no coordinator, and goes on working while it is down. Close it when done."""

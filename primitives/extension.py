@@ -78,7 +78,7 @@ class Primitive(Generic[H_co]):
 
     Attributes:
       name: how it hangs on databases and transactions, as in `db.<name>`.
-      tag: its part of every run; 0x10 and up are free.
+      tag: its part of every run; 0x20 and up are free.
       raw: keys are binary: scans give them back as bytes and never as text.
       auditor: finds what is wrong in its part of one run, and what can be rebuilt (`auditing.py`); None: none
         of its keys follows from others.

@@ -1,6 +1,6 @@
 """`occamdb.Database` and `occamdb.Transaction`: the engine's, with the primitives on them. `open` makes them.
 
-A further primitive registers itself (`extension.register`) and then hangs on the same objects. The five that come with
+A further primitive registers itself (`extension.register`) and then hangs on the same objects. Those that come with
 the package are named here, where type checkers and editors see them.
 """
 
@@ -20,16 +20,19 @@ from ..engine.transaction.transaction import Transaction as EngineTransaction
 from .event_log import EventLog
 from .extension import RunLike, enlist
 from .kv import KVStore
+from .leases import Leases
 from .run_index import RunIndex
 from .run_rule import ActiveRuns
 from .state_cell import StateCell
+from .steps import Steps
+from .tasks import Tasks
 from .trace_store import TraceStore
 
 __all__ = ["Database", "SettingsKeywords", "Snapshot", "Transaction", "open", "open_in_memory"]
 
 DurabilityName = Durability | Literal["none", "standard", "always"]
 
-for _primitive in (KVStore, EventLog, StateCell, TraceStore, RunIndex):
+for _primitive in (KVStore, EventLog, StateCell, TraceStore, RunIndex, Tasks, Leases, Steps):
     enlist(_primitive)
 
 Default = Callable[[Any], tuple[str, Any] | None]
@@ -64,6 +67,21 @@ class Transaction(EngineTransaction):
     def runs(self) -> RunIndex[Transaction]:
         """The runs of the namespace, in this transaction."""
         return RunIndex(self)
+
+    @property
+    def tasks(self) -> Tasks[Transaction]:
+        """The run's queues of tasks, in this transaction."""
+        return Tasks(self)
+
+    @property
+    def leases(self) -> Leases[Transaction]:
+        """The run's leases, in this transaction."""
+        return Leases(self)
+
+    @property
+    def steps(self) -> Steps[Transaction]:
+        """The run's steps, in this transaction."""
+        return Steps(self)
 
 
 class Snapshot(SharedSnapshotView):
@@ -106,13 +124,28 @@ class Snapshot(SharedSnapshotView):
         """The runs of the namespace, in this snapshot."""
         return RunIndex(self.transaction())
 
+    @property
+    def tasks(self) -> Tasks[Transaction]:
+        """The run's queues of tasks, in this snapshot."""
+        return Tasks(self.transaction())
+
+    @property
+    def leases(self) -> Leases[Transaction]:
+        """The run's leases, in this snapshot."""
+        return Leases(self.transaction())
+
+    @property
+    def steps(self) -> Steps[Transaction]:
+        """The run's steps, in this snapshot."""
+        return Steps(self.transaction())
+
 
 class Database(EngineDatabase[Transaction]):
     """A database as `occamdb.open` and `occamdb.open_in_memory` give it.
 
     It begins transactions (`begin`, `transaction`, `attempts`), and its primitives (`kv`, `events`, `cells`, `traces`,
-    `runs`) make a transaction of each call. It is safe to use from several threads, goes through a fork, and pickles
-    as a way to attach, so that it can be passed to worker processes.
+    `runs`, `tasks`) make a transaction of each call. It is safe to use from several threads, goes through a fork, and
+    pickles as a way to attach, so that it can be passed to worker processes.
     """
 
     __slots__ = ()
@@ -142,6 +175,21 @@ class Database(EngineDatabase[Transaction]):
     def runs(self) -> RunIndex[Database]:
         """The index of runs: `db.runs.create_run("agent 7")`."""
         return RunIndex(self)
+
+    @property
+    def tasks(self) -> Tasks[Database]:
+        """Queues of tasks that processes share: `db.tasks.put(run_id, "pages", payload)`."""
+        return Tasks(self)
+
+    @property
+    def leases(self) -> Leases[Database]:
+        """Leases: one holder at a time: `with db.leases.hold(run_id, "leader") as lease: ...`."""
+        return Leases(self)
+
+    @property
+    def steps(self) -> Steps[Database]:
+        """Steps that run once a run: `db.steps.run(run_id, "fetch", fn, url)`."""
+        return Steps(self)
 
     def snapshot(self, run_id: RunLike) -> Snapshot:
         """A read-only view of a run; needs no coordinator, and works while it is down. Close it when done."""

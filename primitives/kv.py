@@ -325,20 +325,29 @@ class KVStore(Primitive[H_co]):
         return True
 
     @blind
-    def increment(self, key: UserKey, by: int = 1) -> None:
+    def increment(
+        self, key: UserKey, by: int = 1, *, at_most: int | None = None, at_least: int | None = None
+    ) -> None:
         """Add to an integer when the commit is applied; an absent key counts as 0.
 
         Reads nothing, so increments never conflict with one another. Outside: returns the new value. Inside: None; a
         later read in the transaction sees the sum, and is then in the read set.
 
         Example:
-          tokens = db.kv.increment(run_id, "tokens", 512)
+          tokens = db.kv.increment(run_id, "tokens", 512, at_most=100_000)
+
+        Args:
+          key: the key.
+          by: what to add; may be negative.
+          at_most, at_least: the bounds of the sum, decided in the order of commits: many callers that spend from one
+            budget never overspend it, and do not conflict.
 
         Raises:
           NotAnIntegerError: the key holds something else; nothing was changed.
           IntegerOverflowError: the sum does not fit 64 bits; nothing was changed.
+          BoundReached: the sum would pass a bound; nothing was changed, and inside nothing of the transaction.
         """
-        return self.space.add(key, by)
+        return self.space.add(key, by, at_most=at_most, at_least=at_least)
 
     @overload
     def transaction(

@@ -13,8 +13,10 @@ Sizes below are in bytes, after the tag; the engine adds namespace (3 for the de
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
 from struct import Struct
+from struct import error as StructError
 
 from ..engine.model.errors import InvalidArgumentError
 
@@ -137,6 +139,82 @@ def trace_suffix(time_us: int, trace_id: bytes) -> bytes:
     return _U64.pack(time_us + _TIME_BIAS) + trace_id
 
 
+# --- Leases --------------------------------------------------------------------------------------
+#   01 size:2 name slot:2            a holder: [slots, nonce, pid, token or 0]; ephemeral
+#   02 size:2 name ticket:8          a waiter: its nonce; ephemeral
+
+LEASE_CLAIM = b"\x01"
+LEASE_TICKET = b"\x02"
+
+
+def _text(name: str) -> str:
+    # What is not hashable must not reach the cache.
+    if not isinstance(name, str):
+        sized_name(name, "the name of a lease")
+    return name
+
+
+@lru_cache(maxsize=256)
+def _lease_prefix(group: bytes, name: str) -> bytes:
+    # Cached: a lease is acquired and released many times under one name.
+    return group + sized_name(name, "the name of a lease")
+
+
+def lease_claims(name: str) -> bytes:
+    """The prefix of the holders of a lease."""
+    return _lease_prefix(LEASE_CLAIM, _text(name))
+
+
+def lease_claim(name: str, slot: int) -> bytes:
+    """Where the holder of one slot is."""
+    return lease_claims(name) + _NAME.pack(slot)
+
+
+def lease_slot(key: bytes) -> int:
+    """The slot in the key of a holder."""
+    slot: int = _NAME.unpack_from(key, len(key) - 2)[0]
+    return slot
+
+
+def lease_tickets(name: str) -> bytes:
+    """The prefix of the waiters for a lease."""
+    return _lease_prefix(LEASE_TICKET, _text(name))
+
+
+def lease_ticket(name: str, number: int) -> bytes:
+    """Where one waiter is."""
+    return lease_tickets(name) + _U64.pack(number)
+
+
+def lease_ticket_number(key: bytes) -> int:
+    """The number in the key of a waiter."""
+    number: int = _U64.unpack_from(key, len(key) - 8)[0]
+    return number
+
+
+def lease_name(key: bytes) -> str:
+    """The name in the key of a holder or a waiter."""
+    return key[3 : 3 + _NAME.unpack_from(key, 1)[0]].decode()
+
+
+# --- Steps ---------------------------------------------------------------------------------------
+#   01 name                          the record: [state, function, attempts, outcome, began, ended]
+#   02 name                          who runs it now: a nonce; ephemeral
+
+STEP = b"\x01"
+STEP_CLAIM = b"\x02"
+
+
+def step(name: str) -> bytes:
+    """Where the record of a step is."""
+    return STEP + sized_name(name, "the name of a step")[2:]
+
+
+def step_claim(name: str) -> bytes:
+    """Where the one that runs a step is."""
+    return STEP_CLAIM + sized_name(name, "the name of a step")[2:]
+
+
 # --- RunIndex (under the reserved run of the namespace) ------------------------------------------
 #   01 run:16                        the metadata
 #   02 status:1 created:8 run:16     by status
@@ -183,6 +261,81 @@ def runs_named(name: str) -> bytes:
 def run_suffix(created_us: int, run_id: bytes) -> bytes:
     """What completes every index key of a run."""
     return _U64.pack(created_us + _TIME_BIAS) + run_id
+
+
+# --- Tasks ---------------------------------------------------------------------------------------
+#   01 id:16                                    the record: what was put, which never changes
+#   02 size:2 queue 01 rank:2 id:16             open: ready, or claimed while the claim below is there
+#   02 size:2 queue 02 rank:2 id:16             a claim: bound to the claimer's session, and gone when its lease ends
+#   02 size:2 queue 03 due:8 rank:2 id:16       delayed until then
+#   02 size:2 queue 04 id:16                    done, with the result
+#   02 size:2 queue 05 id:16                    dead, with the error
+#   03 size:2 queue digest:16                   the id of the task that was put with a key
+#   04 id:16                                    when a delayed task is due
+# rank = 32767 - priority. id = start version of the putting transaction:8 random:5 count:3, so that ids sort by the
+# order of commit where transactions do not overlap.
+
+TASK = b"\x01"
+TASK_PLACE = b"\x02"
+TASK_BY_KEY = b"\x03"
+TASK_DUE = b"\x04"
+
+# Encoding a name costs as much as reading a key, so the prefixes of recent queues are kept.
+_queues: dict[str, bytes] = {}
+_QUEUES_MAX = 4096
+
+TASK_OPEN = b"\x01"
+TASK_CLAIM = b"\x02"
+TASK_DELAYED = b"\x03"
+TASK_DONE = b"\x04"
+TASK_DEAD = b"\x05"
+
+
+def task(task_id: bytes) -> bytes:
+    """Where the record of one task is."""
+    return TASK + task_id
+
+
+def task_queue(queue: str) -> bytes:
+    """The prefix of all places of a queue; a kind of place follows."""
+    if type(queue) is str:
+        known = _queues.get(queue)
+        if known is not None:
+            return known
+    prefix = TASK_PLACE + sized_name(queue, "a queue")
+    if len(_queues) >= _QUEUES_MAX:
+        _queues.clear()
+    _queues[queue] = prefix
+    return prefix
+
+
+def task_place(key: bytes) -> tuple[str, bytes, bytes]:
+    """The queue of a place, its kind, and what follows it.
+
+    Raises:
+      ValueError: it is not the key of a place.
+    """
+    try:
+        at = 3 + _NAME.unpack_from(key, 1)[0]
+        return key[3:at].decode(), key[at : at + 1], key[at + 1 :]
+    except StructError as error:
+        raise ValueError(str(error)) from None
+
+
+def task_rank(priority: int) -> bytes:
+    """Two bytes that sort the higher priority first."""
+    return _NAME.pack(32767 - priority)
+
+
+def task_due(task_id: bytes) -> bytes:
+    """Where it is noted when a delayed task is due."""
+    return TASK_DUE + task_id
+
+
+def task_key(queue: str, key: str) -> bytes:
+    """Where the id of the task with a key is. The key may have any length: a digest of it is used."""
+    digest = blake2b(key.encode(errors="surrogatepass"), digest_size=16).digest()
+    return TASK_BY_KEY + sized_name(queue, "a queue") + digest
 
 
 def suffix(key: bytes) -> bytes:

@@ -20,7 +20,7 @@ WORDS = {
     "version": "the version of the latest commit; each commit that writes gets the next one",
     "read_at": "when the figures were read, in seconds since 1970",
     "commits": "transactions committed",
-    "batches": "turns of the commit thread; a turn decides on all commit requests that wait when it begins, "
+    "batches": "rounds of the commit thread; a round decides on all commit requests that lie there when it begins, "
     "and may refuse all of them",
     "group_commit": "commits in one batch, as p50, p90, p99 and max, each an upper bound: "
     "counts are kept in buckets 1, 2-3, 4-7, 8-15 and so on, and the largest value of the bucket is shown. "
@@ -33,6 +33,9 @@ WORDS = {
     "conflicts.cas": "commits refused because a key did not have the version that was expected",
     "conflicts_found_early": "conflicts that workers saw before they sent the commit; they are in the counts above",
     "retries": "transactions begun again after a conflict, counted by the workers",
+    "turns.granted": "turns: a transaction that had lost several times is next, and what would invalidate it waits",
+    "turns.waited": "commit requests that waited: for somebody's turn to end, or for their own to begin",
+    "turns.expired": "turns whose transaction did not come back within 20 ms, so that the others went on",
     "refused": "commits refused for another reason: a limit, a full store, a failed log",
     "snapshots_revoked": "snapshots taken away from their workers because the store needed the room that they held",
     "hot_keys": "the keys with the most conflicts, as run/kind of data/key",

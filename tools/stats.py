@@ -204,6 +204,7 @@ def _lines(figures: dict[str, Any], before: dict[str, Any] | None) -> dict[str, 
         "a batch (buckets: up to twice the true value)",
         "conflicts": ", ".join(f"{kind} {number:,}" for kind, number in conflicts.items())
         + f"; retries {figures['retries']:,}, snapshots revoked {figures['snapshots_revoked']:,}",
+        "turns": ", ".join(f"{kind} {number:,}" for kind, number in figures["turns"].items()),
         "keys": f"{figures['keys']:,} with index entries, expired {figures['expired']:,}, "
         f"to expire {figures['pending_expiries']:,}, bound to sessions {figures['session_keys']:,}",
         "store": f"of {console.size(store['size'])}: "

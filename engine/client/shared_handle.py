@@ -31,6 +31,9 @@ from .pool import LinkPool
 __all__ = ["SharedHandle", "open_handle"]
 
 _CHECKPOINT_POLL = 0.01
+# A request that was sent in time may have to wait for somebody's turn. So its answer, which says for certain what
+# became of it, is waited for a little beyond the deadline.
+_TURN_GRACE = 0.1
 
 
 class SharedHandle:
@@ -143,7 +146,9 @@ class SharedHandle:
             remaining = limit - time.monotonic()
             if remaining <= 0:
                 raise TransactionTimeout("the deadline passed before the commit was sent")
-            reply = exchange(request, remaining, link.on_idle)
+            reply = exchange(
+                request, remaining if deadline is None else remaining + _TURN_GRACE, link.on_idle
+            )
             if not is_stopping(reply):
                 return answer_of(link, sequence, reply, synced)
             return resolve(pool, self.admin, link, request, sequence, limit, sent=False)

@@ -10,7 +10,7 @@ from ._core cimport Channel, Core
 
 # Installs every effect at `version` and appends the log entries. Returns STATUS_COMMITTED, or another status
 # with the store and the log buffer as before; `detail` is then an op index, an errno or what a full store
-# lacks. REQUIRES: the request is validated, and `version` is next_version + 1.
+# lacks. With STATUS_BOUND_REACHED the reply has one result, what the key holds. REQUIRES: the request is validated, and `version` is next_version + 1.
 cdef u32 apply_request(Core *core, Channel *channel, const u8 *request, u64 version, u32 *detail,
                        WalAppender log) noexcept nogil
 # Deletes up to `count_max` keys that are due at next_version + 1. Returns how many; if not 0, the caller

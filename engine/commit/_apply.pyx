@@ -24,15 +24,15 @@ from ..store._store cimport (
 from ._changes cimport note_changes
 from ._core cimport RECENT_COUNT, Recent, Undo
 from ._expiry cimport ExpiryEntry, expiry_free, expiry_pop, expiry_push, expiry_rebuild
-from ._integer cimport Integer, integer_add, integer_decode, integer_encode
+from ._integer cimport Integer, integer_add, integer_decode, integer_encode, integer_less
 from ._pins cimport checkpoint_pinned, hold_back, make_room, revoke_checkpoint
 from ._range_history cimport history_push, history_undo
 from ._sessions cimport sessions_push
 from ._validate cimport reserve_reply, visible_version
 from ._wire cimport (
-    OP_ADD, OP_DELETE, OP_DELETE_RANGE, OP_EPHEMERAL, OP_HEADER_SIZE, OP_PUT, OP_WANT_RESULT, REPLY_HEADER_SIZE,
+    BOUND_LEAST, BOUND_LEAST_NEGATIVE, BOUND_MOST, BOUND_MOST_NEGATIVE, OP_ADD, OP_DELETE, OP_DELETE_RANGE, OP_EPHEMERAL, OP_HEADER_SIZE, OP_PUT, OP_WANT_RESULT, REPLY_HEADER_SIZE,
     REQUEST_HEADER_SIZE, RESULT_EXISTED, RESULT_SIGNED, RESULT_SIZE, RESULT_UNSIGNED, STATUS_COMMITTED,
-    STATUS_INTEGER_OVERFLOW, STATUS_LOG_WRITE_ERROR, STATUS_NOT_AN_INTEGER, STATUS_STORE_FULL, OpHeader, ReplyHeader,
+    STATUS_BOUND_REACHED, STATUS_INTEGER_OVERFLOW, STATUS_LOG_WRITE_ERROR, STATUS_NOT_AN_INTEGER, STATUS_STORE_FULL, Bounds, OpHeader, ReplyHeader,
     RequestHeader, ResultEntry, op_is_check,
 )
 
@@ -211,6 +211,29 @@ cdef u32 _delete(Effect *effect, const OpHeader *op, const u8 *key, u32 index, W
     return status
 
 
+cdef bint _within(const Integer *total, const Bounds *bounds) noexcept nogil:
+    cdef Integer bound
+    if bounds.flags & BOUND_MOST:
+        bound.negative = bounds.flags & BOUND_MOST_NEGATIVE != 0
+        bound.bits = bounds.at_most
+        if integer_less(&bound, total):
+            return False
+    if bounds.flags & BOUND_LEAST:
+        bound.negative = bounds.flags & BOUND_LEAST_NEGATIVE != 0
+        bound.bits = bounds.at_least
+        if integer_less(total, &bound):
+            return False
+    return True
+
+
+cdef u32 _out_of_bounds(Channel *channel, u32 index, const Integer *held) noexcept nogil:
+    """Refuse an add. The reply's only result is what the key holds: the results of earlier ops are void."""
+    channel.out_size = REPLY_HEADER_SIZE
+    (<ReplyHeader *>channel.out).result_count = 0
+    _add_result(channel, index, RESULT_SIGNED if held.negative else RESULT_UNSIGNED, held.bits)
+    return STATUS_BOUND_REACHED
+
+
 cdef u32 _add(Effect *effect, const OpHeader *op, const u8 *key, u32 index, WalAppender log) noexcept nogil:
     """Add to the integer that is there when the commit is applied; absent counts as 0. Keeps the key's
     expiry and binding.
@@ -221,7 +244,7 @@ cdef u32 _add(Effect *effect, const OpHeader *op, const u8 *key, u32 index, WalA
     cdef const Record *record
     cdef i64 expires_at = 0
     cdef u64 session = 0
-    cdef Integer total
+    cdef Integer total, held
     cdef u8 value[INTEGER_SIZE_MAX]
     cdef u32 size, status
     total.negative = False
@@ -232,8 +255,11 @@ cdef u32 _add(Effect *effect, const OpHeader *op, const u8 *key, u32 index, WalA
             return STATUS_NOT_AN_INTEGER
         expires_at = record.expires_at
         session = record_session(record)
+    held = total
     if not integer_add(&total, <i64>op.argument):
         return STATUS_INTEGER_OVERFLOW
+    if op.value_size and not _within(&total, <const Bounds *>(key + op.key_size)):
+        return _out_of_bounds(effect.channel, index, &held)
     size = integer_encode(&total, value)
     status = _write(core, key, op.key_size, hash, effect.version, expires_at, value, size, session)
     if status != STATUS_COMMITTED:

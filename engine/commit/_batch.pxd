@@ -9,8 +9,8 @@ from ..log._wal_appender cimport WalAppender
 from ._core cimport Channel, Core
 
 # Validates and applies one request, and leaves the reply in `channel.out` with `channel.answer` saying what
-# it is. If `channel.walk.active` is set afterwards, the request is parked: it has no answer yet, and the
-# caller passes the same bytes again in the next turn. REQUIRES: `request` is private memory of at least
+# it is. If `channel.walk.active` or `channel.place` is set afterwards, the request is parked: it has no answer yet, and
+# the caller passes the same bytes again in a later batch. REQUIRES: `request` is private memory of at least
 # REQUEST_HEADER_SIZE bytes.
 cdef void batch_serve(Core *core, Channel *channel, const u8 *request, u64 size, WalAppender log) noexcept nogil
 

@@ -44,12 +44,16 @@ from ._expiry_time cimport publish_expiry_time
 from ._pins cimport collect
 from ._range_check cimport ranges_to_check, walk_ranges
 from ._range_history cimport history_undo
+from ._turns cimport (
+    TURN_GRANTED, TURN_WAIT, TurnVerdict, turns_ask, turns_hold, turns_judged, turns_leave, turns_sent, turns_undo,
+)
 from ._validate cimport check_format, reserve_reply, validate_request
 from ._watchers cimport mark_watchers
-from ._wakes cimport answered, flush_wakes, release_wakes
+from ._wakes cimport answered, flush_wakes, release_wakes, wake_at_once
 from ._wire cimport (
-    REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_JUDGE_ONLY, STATUS_BAD_REQUEST, STATUS_COMMITTED, STATUS_CONFLICT, STATUS_LOG_FAILED,
-    STATUS_LOG_WRITE_ERROR, STATUS_STORE_FULL, ReplyHeader, RequestHeader,
+    REPLY_HEADER_SIZE, REPLY_MAGIC, REPLY_TURN, REQUEST_JUDGE_ONLY, STATUS_BAD_REQUEST, STATUS_BOUND_REACHED,
+    STATUS_COMMITTED, STATUS_CONFLICT, STATUS_LOG_FAILED, STATUS_LOG_WRITE_ERROR, STATUS_STORE_FULL, ReplyHeader,
+    RequestHeader,
 )
 
 
@@ -63,7 +67,8 @@ cdef void _refuse(Core *core, Channel *channel, u32 status, u32 detail) noexcept
     if status == STATUS_CONFLICT:
         channel.conflicts += 1
     else:
-        reply.result_count = 0
+        if status != STATUS_BOUND_REACHED:
+            reply.result_count = 0
         core.counters.refused += 1
 
 
@@ -134,13 +139,46 @@ cdef u32 _apply(Core *core, Channel *channel, const u8 *request, u64 version, u3
 
 cdef void batch_serve(Core *core, Channel *channel, const u8 *request, u64 size, WalAppender log) noexcept nogil:
     """Validate and apply one request; see _batch.pxd."""
+    if channel.walk.active or _accept(core, channel, request, size, log):
+        if not _walk(core, channel, request):
+            return
+        # Behind the walk: the same batch judges the request, or the walk is done again when it has waited.
+        if core.turns.count and turns_hold(core, channel, request):
+            channel.answer = ANSWER_NONE
+            return
+        _judge(core, channel, request, log)
+    if channel.place and channel.answer != ANSWER_NONE:
+        turns_leave(core, channel)
+
+
+cdef void _conflict(Core *core, Channel *channel, const u8 *request, u64 conflicts) noexcept nogil:
+    """Answer a request that lost, or one that only asked whether it would."""
+    # Validation may have moved the reply buffer, so take its address anew.
+    cdef ReplyHeader *reply = <ReplyHeader *>channel.out
+    cdef bint judged
+    cdef TurnVerdict verdict
+    reply.conflicts_found = conflicts
+    if (<const RequestHeader *>request).flags & REQUEST_JUDGE_ONLY:
+        reply.status = STATUS_CONFLICT if conflicts else STATUS_COMMITTED
+        channel.answer = _refusal(core)
+        return
+    judged = turns_judged(core, channel)
+    if (<const RequestHeader *>request).turn:
+        verdict = turns_ask(core, channel, request)
+        if verdict == TURN_GRANTED:
+            reply.flags = REPLY_TURN
+        channel.answer = ANSWER_NONE if verdict == TURN_WAIT else _refusal(core)
+    else:
+        channel.answer = _refusal(core)
+    _refuse(core, channel, STATUS_CONFLICT, 0)
+    channel.conflicts -= judged         # it was counted when it lost first
+
+
+cdef void _judge(Core *core, Channel *channel, const u8 *request, WalAppender log) noexcept nogil:
+    """Decide a request whose ranges were checked in this batch, and apply it if it wins."""
     cdef ReplyHeader *reply
     cdef u32 status, detail = 0
     cdef u64 version = core.next_version + 1, conflicts
-    if not channel.walk.active and not _accept(core, channel, request, size, log):
-        return
-    if not _walk(core, channel, request):
-        return
     channel.answer = ANSWER_REFUSED
     if channel.walk.count > channel.walk.capacity:
         _refuse(core, channel, STATUS_STORE_FULL, 0)    # no private memory for the range checks
@@ -152,20 +190,14 @@ cdef void batch_serve(Core *core, Channel *channel, const u8 *request, u64 size,
         return
     conflicts = validate_request(core, channel, request)
     if conflicts or (<const RequestHeader *>request).flags & REQUEST_JUDGE_ONLY:
-        # Validation may have moved the reply buffer, so take its address anew.
-        reply = <ReplyHeader *>channel.out
-        reply.conflicts_found = conflicts
-        if not (<const RequestHeader *>request).flags & REQUEST_JUDGE_ONLY:
-            _refuse(core, channel, STATUS_CONFLICT, 0)
-        elif conflicts:
-            reply.status = STATUS_CONFLICT          # the answer to a question: nobody was refused
-        channel.answer = _refusal(core)
+        _conflict(core, channel, request, conflicts)
         return
     if failpoint_armed():
         failpoint_hit(FP_COMMIT_AFTER_VALIDATE)
     status = _apply(core, channel, request, version, &detail, log)
     if status != STATUS_COMMITTED:
-        channel.out_size = REPLY_HEADER_SIZE
+        if status != STATUS_BOUND_REACHED:      # its reply has a result
+            channel.out_size = REPLY_HEADER_SIZE
         _refuse(core, channel, status, detail)
         channel.answer = _refusal(core)
         return
@@ -239,6 +271,8 @@ cdef void _fail_batch(Core *core, u32 error, WalAppender log) noexcept nogil:
     core.next_version = core.store.header.committed_version
     history_undo(&core.range_history, core.next_version + 1)
     change_discard(&core.store.changes, core.next_version)
+    if core.turns.fresh:
+        turns_undo(core)
     core.recent_epoch += 1
     # The list of recent writes has nodes of this batch, which may be freed from now on: forget the whole
     # list.
@@ -285,7 +319,12 @@ cdef void batch_answer(Core *core) noexcept nogil:
                 or outbox_send(&channel.reply, channel.out, <u32>channel.out_size) != 0):
             break_channel(core, channel)
             continue
-        answered(core, index, now)
+        if (<ReplyHeader *>channel.out).flags & REPLY_TURN:
+            wake_at_once(channel, now)      # others wait for it
+        else:
+            answered(core, index, now)
+    if core.turns.fresh:
+        turns_sent(core, clock_monotonic_ns())
     release_wakes(core, now)
     if failpoint_armed():
         failpoint_hit(FP_COMMIT_AFTER_REPLY)

@@ -16,14 +16,14 @@ cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport (
-    NOWAIT_LOCK, PY_LOCK_ACQUIRED, PyLockStatus, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
+    NOWAIT_LOCK, PY_LOCK_ACQUIRED, WAIT_LOCK, PyLockStatus, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
     PyThread_release_lock, PyThread_type_lock,
 )
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from ...ipc._atomics cimport (
-    clock_monotonic_ns, i64, load_acquire_u32, load_acquire_u64, store_release_u32, u8, u32, u64,
+    clock_monotonic_ns, futex_wait, i64, load_acquire_u32, load_acquire_u64, store_release_u32, u8, u32, u64,
 )
 from ...ipc._doorbell cimport doorbell_ring, waiter_init
 from ...ipc._layout cimport (
@@ -38,7 +38,7 @@ from ._batch cimport batch_commit, batch_seal, batch_serve
 from ._channels cimport channel_free, channel_open, channel_outcome, channel_outcomes
 from ._core cimport (
     CHANNEL_ACTIVE, CHANNEL_BROKEN, CHANNEL_CLOSED, CHANNEL_CLOSING, CHANNEL_FREE, RECENT_COUNT, REPLY_SIZE_MIN,
-    Channel, Recent, Undo, sessions_waiting,
+    Channel, Counters, Recent, Undo, sessions_waiting,
 )
 from ._expiry cimport expiry_free, expiry_init
 from ._expiry_time cimport publish_expiry_time, read_clock
@@ -50,6 +50,8 @@ from ._range_history cimport history_free
 from ._loop cimport commit_loop
 from ._session_end cimport load_sessions, session_ended
 from ._sessions cimport SESSION_CHAINS, SessionKeys, sessions_find, sessions_free
+from ._turn_table cimport REST_NS, TURN_NS
+from ._turns cimport turns_end, turns_expire, turns_free, turns_leave, turns_sent
 from ._validate cimport reserve_reply
 from ._watchers cimport interest_free
 from ._wire cimport REQUEST_HEADER_SIZE, RequestHeader
@@ -127,6 +129,8 @@ cdef class CommitCore:
         self.core.range_inline_max = RANGE_INLINE_MAX
         self.core.range_slice = RANGE_SLICE
         self.core.walk_slice = WALK_SLICE
+        self.core.turns.turn_ns = TURN_NS
+        self.core.turns.rest_ns = REST_NS
         self.core.undo_capacity = 1024
         self.core.undo = <Undo *>malloc(self.core.undo_capacity * sizeof(Undo))
         self.core.recent = <Recent *>malloc(RECENT_COUNT * sizeof(Recent))
@@ -161,6 +165,7 @@ cdef class CommitCore:
             for index in range(self.core.channel_capacity):
                 channel_free(&self.core.channels[index])
         expiry_free(&self.core.expiry)
+        turns_free(&self.core)
         sessions_free(&self.core.sessions)
         history_free(&self.core.range_history)
         if self.core.store.base != NULL:
@@ -223,6 +228,15 @@ cdef class CommitCore:
         self.core.range_inline_max = inline_max
         self.core.range_slice = max(1, slice)
         self.core.walk_slice = max(1, walk_slice)
+
+    def set_turn_times(self, double longest, double rest):
+        """How long a turn lasts at most, and how long the rest after it is at least; tests make them long or short.
+
+        Args:
+          longest, rest: seconds. A negative rest: there is none at all.
+        """
+        self.core.turns.turn_ns = <i64>(longest * 1e9)
+        self.core.turns.rest_ns = <i64>(rest * 1e9)
 
     # ---- channels: called by the control plane -----------------------------------------------------------
 
@@ -324,44 +338,109 @@ cdef class CommitCore:
 
     # ---- in memory ---------------------------------------------------------------------------------------
 
-    def process(self, bytearray request not None, double timeout=-1):
+    def process(self, bytearray request not None, double timeout=-1, bint patient=True):
         """Serve one request in the calling thread, and write its sequence into it. One thread at a time.
 
         The lock is taken and released within this call, between two bytecodes. An exception of a signal
         handler therefore cannot leave it locked, and a handler that commits never finds it held by the code
-        that it interrupted.
+        that it interrupted. A request that waits for the turn of another thread waits without the lock.
 
         Args:
           timeout: seconds to wait for other threads; negative means no limit.
+          patient: wait while another transaction has a turn. An event loop must not: it may have a task of its own.
 
         Returns:
-          The reply, or None if the time ran out. In that case nothing was done.
+          The reply. None if the time ran out, or empty if the request would have to wait and is not patient. In either
+          case nothing was done.
 
         REQUIRES: one channel was opened (its slots are the pins; its rings stay unused), and `run` is not in
         use.
         """
         cdef Channel *channel = &self.core.channels[0]
         cdef u8 *data = <u8 *>PyByteArray_AS_STRING(request)
-        cdef u64 size = PyByteArray_GET_SIZE(request)
+        cdef u64 size = PyByteArray_GET_SIZE(request), place = 0
+        cdef i64 deadline = clock_monotonic_ns() + <i64>(timeout * 1e9) if 0 <= timeout < 1e9 else I64_MAX
+        cdef i64 until
+        cdef u32 word
+        cdef Counters counters
+        cdef u64 conflicts
         if size < REQUEST_HEADER_SIZE:
             raise ValueError("a request has at least 64 bytes")
         if not reserve_reply(channel, REPLY_SIZE_MIN):
             raise MemoryError("no private memory for a reply")
         if not self._claim(timeout):
             return None
-        try:
-            self.sequence += 1
-            (<RequestHeader *>data).sequence = self.sequence
-            with nogil:
-                read_clock(&self.core)
-                housekeeping(&self.core, False, self.log)
-                batch_serve(&self.core, channel, data, size, self.log)
-                batch_commit(&self.core, False, self.log)
+        while True:
+            try:
+                counters, conflicts = self.core.counters, channel.conflicts
+                place = self._serve(channel, data, size, place)
+                if place == 0:
+                    return (<char *>channel.out)[:channel.out_size]
+                if not patient:
+                    self._unserve(channel, place, &counters, conflicts)
+                    return b""
+                # Read under the mutex: what ends from here on changes the word.
+                word = self.core.turns.word
+                until = turns_end(&self.core, clock_monotonic_ns() + CLAIM_SLICE_NS)
+            finally:
+                PyThread_release_lock(self.mutex)
+            if not self._wait_turn(place, word, min(until, deadline), deadline):
+                return None
+
+    cdef u64 _serve(self, Channel *channel, u8 *data, u64 size, u64 place) except? 0:
+        """Serve one request under the mutex. Returns its place in the line of turns; 0: it has its answer."""
+        # The channel is everybody's: each thread keeps the place of its request itself. A request that waits has
+        # happened in no way, so the next look at it may have a new sequence: sequences grow in the order of commits.
+        self.sequence += 1
+        (<RequestHeader *>data).sequence = self.sequence
+        channel.place = place
+        with nogil:
+            read_clock(&self.core)
+            housekeeping(&self.core, False, self.log)
+            if self.core.turns.count:
+                turns_expire(&self.core, clock_monotonic_ns())
+            batch_serve(&self.core, channel, data, size, self.log)
+            batch_commit(&self.core, False, self.log)
+            if channel.place == 0:
                 batch_seal(&self.core, channel)
-                housekeeping(&self.core, False, self.log)
-            return (<char *>channel.out)[:channel.out_size]
+                if self.core.turns.fresh:
+                    turns_sent(&self.core, clock_monotonic_ns())
+            housekeeping(&self.core, False, self.log)
+        place = channel.place
+        channel.place = 0
+        return place
+
+    cdef void _unserve(self, Channel *channel, u64 place, const Counters *counters, u64 conflicts) noexcept:
+        """Forget a request that has a place in the line of turns: it comes again, and is counted then."""
+        channel.place = place
+        turns_leave(&self.core, channel)
+        self.core.turns.waited -= 1
+        channel.conflicts = conflicts
+        self.core.counters.conflicts_read = counters.conflicts_read
+        self.core.counters.conflicts_range = counters.conflicts_range
+        self.core.counters.conflicts_write = counters.conflicts_write
+        self.core.counters.conflicts_cas = counters.conflicts_cas
+
+    cdef bint _wait_turn(self, u64 place, u32 word, i64 until, i64 deadline) except -1:
+        """Sleep until the line of turns has changed, and take the mutex. False: the time ran out; nothing was done.
+
+        Whatever is raised here, the request has left the line: its bytes are the caller's.
+        """
+        cdef bint taken = False
+        try:
+            with nogil:
+                futex_wait(&self.core.turns.word, word, max(1, until - clock_monotonic_ns()))
+            PyErr_CheckSignals()
+            if clock_monotonic_ns() < deadline:
+                taken = self._claim((deadline - clock_monotonic_ns()) / 1e9 if deadline != I64_MAX else -1)
+            return taken
         finally:
-            PyThread_release_lock(self.mutex)
+            if not taken:
+                with nogil:
+                    PyThread_acquire_lock(self.mutex, WAIT_LOCK)
+                    self.core.channels[0].place = place
+                    turns_leave(&self.core, &self.core.channels[0])
+                    PyThread_release_lock(self.mutex)
 
     def expire(self):
         """Let due keys expire, in an in-memory database. Returns at once if a thread is committing: it does

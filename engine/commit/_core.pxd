@@ -23,6 +23,7 @@ from ._placement cimport Placement
 from ._range_history cimport RangeHistory
 from ._range_walk cimport RangeWalk
 from ._sessions cimport SessionTable
+from ._turn_table cimport TurnTable
 
 cdef enum:
     RECENT_COUNT = 65536            # a power of two
@@ -94,7 +95,8 @@ cdef struct Channel:
     u64 receive_mark                # bytes it had sent when that was set
     u64 commits
     u64 conflicts
-    RangeWalk walk                  # of a request whose ranges take more than one turn to check
+    RangeWalk walk                  # of a request whose ranges take more than one batch to check
+    u64 place                       # of its request in the line of turns; 0: it does not wait there
 
 cdef struct Undo:
     u32 node                        # 0: a range tombstone was added in slot `record`
@@ -136,7 +138,8 @@ cdef struct Core:
     u32 range_slice                 # nodes converted between two batches
     u32 walk_slice                  # steps of one request's range checks in one batch
     i64 range_retry_at              # monotonic ns: the store was full, or a test holds the conversion back
-    u32 parked                      # requests left for the next turn
+    u32 parked                      # requests left for the next batch, and turns that have just ended
+    TurnTable turns
     ExpiryHeap expiry
     SessionTable sessions           # keys by the session they are bound to
     u64 ended[4096]                 # a ring of sessions that are over; see _session_end.pyx

@@ -58,6 +58,9 @@ cdef dict core_stats(Core *core, WalAppender log):
         "session_keys_removed": counters.unbound,
         "snapshots_revoked": counters.revoked,
         "log_errors": counters.log_errors,
+        "turns": {
+            "granted": core.turns.granted, "waited": core.turns.waited, "expired": core.turns.expired,
+        },
         "hot_keys": [(key, count) for count, key in hot],
         "batch_sizes": histogram(counters.batch_sizes),
         "batch_ns": histogram(counters.batch_ns),

@@ -67,6 +67,13 @@ cdef inline bint integer_add(Integer *value, i64 delta) noexcept nogil:
     return True
 
 
+cdef inline bint integer_less(const Integer *left, const Integer *right) noexcept nogil:
+    if left.negative != right.negative:
+        return left.negative
+    # Of one sign: the order of two's complement is that of its bits.
+    return left.bits < right.bits
+
+
 cdef inline u32 integer_encode(const Integer *value, u8 *into) noexcept nogil:
     """Write the shortest msgpack form, at most 9 bytes, and return its size. It is unique for each integer.
     """

@@ -18,13 +18,15 @@ from ...ipc._ring cimport (
 )
 from ._batch cimport batch_answer, batch_commit, batch_serve, break_channel, notify_control
 from ._core cimport (
-    CHANNEL_ACTIVE, CHANNEL_CLOSED, CHANNEL_CLOSING, HISTOGRAM_COUNT, REPLY_SIZE_MIN, Channel, sessions_waiting,
+    ANSWER_NONE, CHANNEL_ACTIVE, CHANNEL_CLOSED, CHANNEL_CLOSING, HISTOGRAM_COUNT, REPLY_SIZE_MIN, Channel,
+    sessions_waiting,
 )
 from ._expiry_time cimport is_due, read_clock
 from ._housekeeping cimport expire_keys, expiry_wait, housekeeping
 from ._pins cimport revoke_all
 from ._placement cimport woken_by
 from ._session_end cimport sessions_due
+from ._turns cimport turns_abandon, turns_clear, turns_end, turns_expire, turns_next
 from ._validate cimport reserve_reply
 from ._wakes cimport flush_wakes, release_wakes, wake_worker
 from ._watchers cimport wake_marked
@@ -76,6 +78,8 @@ cdef int _turn(Core *core, WalAppender log) noexcept nogil:
     if started >= core.window_end:
         _roll_window(core, started)
     count = _take_requests(core, &any_sync, log)
+    if core.turns.count and turns_expire(core, started):
+        core.parked += 1                # what waited for them is served in the next batch, without a sleep
     if core.inboxes.first:
         _share_inboxes(core, started)
     if count == 0:
@@ -97,21 +101,48 @@ cdef u32 _take_requests(Core *core, bint *any_sync, WalAppender log) noexcept no
     cdef u32 step, index, count = 0
     cdef Channel *channel
     core.parked = 0
+    if core.turns.count:
+        count = _take_waiting(core, any_sync, False, log)
+        count += _take_waiting(core, any_sync, True, log)
     for step in range(high):
         index = first + step
         if index >= high:
             index -= high
         channel = &core.channels[index]
+        if channel.place or channel.answer != ANSWER_NONE:
+            continue                    # in the line of turns, or served there just now
         if load_acquire_u32(&channel.state) != CHANNEL_ACTIVE or not _take_from(core, channel, log):
             core.parked += channel.walk.active
             continue
-        channel.hot_until = 0
-        if channel.window != core.window:
-            channel.window = core.window
-            core.window_channels += 1
-        if (<const RequestHeader *>channel.inbox.data).flags & REQUEST_SYNC:
-            any_sync[0] = True
+        _note_taken(core, channel, any_sync)
         count += 1
+    return count
+
+
+cdef inline void _note_taken(Core *core, Channel *channel, bint *any_sync) noexcept nogil:
+    """A request of this channel has an answer."""
+    channel.hot_until = 0
+    if channel.window != core.window:
+        channel.window = core.window
+        core.window_channels += 1
+    if (<const RequestHeader *>channel.inbox.data).flags & REQUEST_SYNC:
+        any_sync[0] = True
+
+
+cdef u32 _take_waiting(Core *core, bint *any_sync, bint asks, WalAppender log) noexcept nogil:
+    """Serve the requests in the line of turns whose wait may be over, in the order of their arrival.
+
+    Returns how many of them have an answer.
+    """
+    cdef u32 index = 0, count = 0
+    cdef u64 came = turns_next(core, 0, asks, &index)
+    while came:
+        if _take_from(core, &core.channels[index], log):
+            _note_taken(core, &core.channels[index], any_sync)
+            count += 1
+        else:
+            core.parked += core.channels[index].walk.active
+        came = turns_next(core, came, asks, &index)
     return count
 
 
@@ -128,8 +159,8 @@ cdef bint _take_from(Core *core, Channel *channel, WalAppender log) noexcept nog
         break_channel(core, channel)
         return False
     batch_serve(core, channel, channel.inbox.data, channel.inbox.size, log)
-    # A parked request stays complete in the inbox and is served again in the next turn.
-    return not channel.walk.active
+    # A parked request stays complete in the inbox and is served again in a later batch.
+    return not channel.walk.active and not channel.place
 
 
 cdef void _share_inboxes(Core *core, i64 now) noexcept nogil:
@@ -215,15 +246,19 @@ cdef bint _work_ready(void *context) noexcept nogil:
         state = load_acquire_u32(&channel.state)
         if state == CHANNEL_CLOSING:
             return True
-        if state == CHANNEL_ACTIVE and inbox_ready(&channel.inbox, &channel.request):
+        if state == CHANNEL_ACTIVE and channel.place == 0 and inbox_ready(&channel.inbox, &channel.request):
             return True
     return False
 
 
 cdef void _sleep(Core *core) noexcept nogil:
-    """Wait until a request arrives, a key expires or IDLE_NS_MAX has passed."""
+    """Wait until a request arrives, a key expires, a turn is over or IDLE_NS_MAX has passed."""
     cdef u64 wakes = core.waiter.wakes
     cdef i64 idle = expiry_wait(core, IDLE_NS_MAX)
+    cdef i64 now
+    if core.turns.count:
+        now = clock_monotonic_ns()
+        idle = turns_end(core, now + idle) - now
     if idle <= 0:
         return
     # Relaxed: only a hint. Clear the ringer's core number, so that what we read after waking was stored by
@@ -248,14 +283,18 @@ cdef void _close_channels(Core *core, WalAppender log) noexcept nogil:
         channel = &core.channels[index]
         if load_acquire_u32(&channel.state) != CHANNEL_CLOSING:
             continue
+        if core.turns.count:
+            turns_abandon(core, index)
+        if channel.place:
+            continue                    # its request is served in its order
         any_sync = core.sync_all
         read_clock(core)
         if channel.inbox.state != INBOX_BAD and _take_from(core, channel, log):
             any_sync = any_sync or (<const RequestHeader *>channel.inbox.data).flags & REQUEST_SYNC
             if batch_commit(core, any_sync, log):
                 batch_answer(core)
-        if channel.walk.active:
-            continue                    # parked: the channel closes in a later turn, when it is answered
+        if channel.walk.active or channel.place:
+            continue                    # parked: the channel closes later, when it is answered
         # Only this thread may change the budget that an incomplete request's memory counts against.
         inbox_drop(&channel.inbox)
         flush_wakes(core)
@@ -278,6 +317,7 @@ cdef void _refuse_rest(Core *core, WalAppender log) noexcept nogil:
     cdef u32 index
     cdef Channel *channel
     cdef ReplyHeader *reply
+    turns_clear(core)
     _close_channels(core, log)
     for index in range(load_acquire_u32(&core.channels_high)):
         channel = &core.channels[index]

@@ -36,16 +36,28 @@ from ._core cimport HOT_KEYS
 from ._hot_keys cimport note_hot_key
 from ._range_check cimport written_version
 from ._range_history cimport history_cover, history_overlap
+from ._turns cimport turns_judged
 from ._wire cimport (
-    CONFLICT_CAS, CONFLICT_HEADER_SIZE, CONFLICT_RANGE, CONFLICT_READ, CONFLICT_WRITE, CONFLICTS_LISTED_MAX,
+    BOUND_LEAST, BOUND_LEAST_NEGATIVE, BOUND_MOST, BOUND_MOST_NEGATIVE, BOUNDS_SIZE, CONFLICT_CAS, CONFLICT_HEADER_SIZE, CONFLICT_RANGE, CONFLICT_READ, CONFLICT_WRITE, CONFLICTS_LISTED_MAX,
     KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE, OP_DELETE_RANGE, OP_EPHEMERAL, OP_HEADER_SIZE, OP_PUT, OP_RANGE, OP_READ,
     OP_UNCHECKED, OP_WANT_RESULT, REPLY_HEADER_SIZE, REQUEST_BLIND, REQUEST_HEADER_SIZE, REQUEST_JUDGE_ONLY,
     REQUEST_MAGIC, REQUEST_SYNC, RESULT_SIZE,
-    STATUS_BAD_REQUEST, STATUS_COMMITTED, STATUS_TOO_LARGE, ConflictHeader, OpHeader, ReplyHeader, RequestHeader,
+    STATUS_BAD_REQUEST, STATUS_COMMITTED, STATUS_TOO_LARGE, Bounds, ConflictHeader, OpHeader, ReplyHeader,
+    RequestHeader,
     op_is_check, op_is_effect,
 )
 
 cdef i64 I64_MIN = -<i64>0x7FFFFFFFFFFFFFFF - 1
+
+
+cdef bint _good_bounds(const Bounds *bounds) noexcept nogil:
+    cdef u32 flags = bounds.flags, index
+    if flags & ~<u32>(BOUND_MOST | BOUND_LEAST | BOUND_MOST_NEGATIVE | BOUND_LEAST_NEGATIVE):
+        return False
+    for index in range(7):
+        if bounds.reserved[index] != 0:
+            return False
+    return flags & (BOUND_MOST | BOUND_LEAST) != 0
 
 
 cdef u32 _check_op(Core *core, const OpHeader *op) noexcept nogil:
@@ -64,7 +76,11 @@ cdef u32 _check_op(Core *core, const OpHeader *op) noexcept nogil:
         if op.value_size > core.value_size_max:
             return STATUS_TOO_LARGE
     elif op.value_size != 0:
-        return STATUS_BAD_REQUEST
+        # REQUIRES of the caller: the value lies within the request.
+        if op.code != OP_ADD or op.value_size != BOUNDS_SIZE:
+            return STATUS_BAD_REQUEST
+        if not _good_bounds(<const Bounds *>(<const u8 *>op + OP_HEADER_SIZE + op.key_size)):
+            return STATUS_BAD_REQUEST
     return STATUS_COMMITTED
 
 
@@ -77,7 +93,7 @@ cdef u32 check_format(Core *core, const u8 *request, u64 size, u64 reply_max) no
     cdef u32 index, status
     if size < REQUEST_HEADER_SIZE or header.magic != REQUEST_MAGIC or header.kind != KIND_COMMIT:
         return STATUS_BAD_REQUEST
-    if header.body_size != size - REQUEST_HEADER_SIZE or header.reserved != 0:
+    if header.body_size != size - REQUEST_HEADER_SIZE:
         return STATUS_BAD_REQUEST
     if header.flags & ~<u32>(REQUEST_BLIND | REQUEST_SYNC | REQUEST_JUDGE_ONLY):
         return STATUS_BAD_REQUEST
@@ -239,7 +255,8 @@ cdef u64 validate_request(Core *core, Channel *channel, const u8 *request) noexc
     cdef const OpHeader *op
     cdef u64 position = REQUEST_HEADER_SIZE, found = 0, one
     cdef bint blind = (header.flags & REQUEST_BLIND) != 0
-    cdef bint counted = not header.flags & REQUEST_JUDGE_ONLY     # a question about conflicts is not a conflict
+    # A question about conflicts is not a conflict, and a request that is judged again was counted before.
+    cdef bint counted = not header.flags & REQUEST_JUDGE_ONLY and not turns_judged(core, channel)
     cdef u64 start_version = header.start_version
     cdef u32 index, ranges = 0
     cdef u64 *counter

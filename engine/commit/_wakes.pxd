@@ -12,3 +12,5 @@ cdef void wake_worker(Channel *channel) noexcept nogil
 cdef void release_wakes(Core *core, i64 now) noexcept nogil
 # Wakes every worker in the queue, and every event loop that has answers. Call it before a channel is closed and before anything that blocks.
 cdef void flush_wakes(Core *core) noexcept nogil
+# Wakes an answered worker at once.
+cdef void wake_at_once(Channel *channel, i64 now) noexcept nogil

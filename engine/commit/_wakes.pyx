@@ -106,6 +106,12 @@ cdef void _wake_first(Core *core, i64 now) noexcept nogil:
     doorbell_ring(channel.word, channel.sleeping)
 
 
+cdef void wake_at_once(Channel *channel, i64 now) noexcept nogil:
+    """Wake an answered worker without a look at how many are hot; see _wakes.pxd."""
+    channel.hot_until = now + WOKEN_NS
+    wake_worker(channel)
+
+
 cdef void release_wakes(Core *core, i64 now) noexcept nogil:
     """Wake the workers whose wake-up is due."""
     cdef u32 hot

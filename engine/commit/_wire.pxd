@@ -35,12 +35,14 @@ cdef enum:
     OP_CAS = 3                      # argument: expected version, 0 absent
     OP_PUT = 4
     OP_DELETE = 5
-    OP_ADD = 6                      # argument: i64 delta
+    OP_ADD = 6                      # argument: i64 delta; value: nothing, or Bounds
     OP_DELETE_RANGE = 7             # key: start, value: end (exclusive)
 
     OP_UNCHECKED = 1                # effect of a CAS: no first-committer check
     OP_WANT_RESULT = 2
     OP_EPHEMERAL = 4                # a put whose key lives as long as the handle of this channel
+
+    REPLY_TURN = 1                  # the request lost, and its transaction has a turn now
 
     STATUS_COMMITTED = 0
     STATUS_CONFLICT = 1
@@ -52,10 +54,17 @@ cdef enum:
     STATUS_LOG_FAILED = 7           # an earlier sync failed: no commits until restart
     STATUS_BAD_REQUEST = 8
     STATUS_STOPPING = 9
+    STATUS_BOUND_REACHED = 10       # detail: op index; one result: what the key holds
 
     RESULT_EXISTED = 1              # value 0 or 1
     RESULT_SIGNED = 2               # value is an i64
     RESULT_UNSIGNED = 3             # value is a u64
+
+    BOUNDS_SIZE = 24
+    BOUND_MOST = 1                  # there is an at_most
+    BOUND_LEAST = 2
+    BOUND_MOST_NEGATIVE = 4         # its bits are an i64 below zero, otherwise a u64
+    BOUND_LEAST_NEGATIVE = 8
 
     CONFLICT_READ = 1
     CONFLICT_RANGE = 2              # key: start, end: end
@@ -73,7 +82,7 @@ cdef packed struct RequestHeader:
     u32 op_count
     u32 body_size                   # bytes after this header
     u8 run_id[16]
-    u64 reserved
+    u64 turn                        # "if it loses, grant a turn": names the transaction over its attempts; 0: no
 
 
 cdef packed struct OpHeader:        # then key_size key bytes, then value_size value bytes
@@ -85,10 +94,17 @@ cdef packed struct OpHeader:        # then key_size key bytes, then value_size v
     i64 expires_at
 
 
+cdef packed struct Bounds:          # of the sum of an add
+    u8 flags                        # BOUND_*
+    u8 reserved[7]
+    u64 at_most
+    u64 at_least
+
+
 cdef packed struct ReplyHeader:     # then results, then conflicts
     u32 magic
     u16 status
-    u16 reserved
+    u16 flags
     u64 sequence
     u64 commit_version
     i64 committed_at

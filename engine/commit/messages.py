@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any
 
+from ..model.bounds import decode_bounds, well_formed
 from ..model.conflict_records import cas_conflict, range_conflict, read_conflict, write_conflict
 from ..model.errors import (
+    BoundReached,
     Conflict,
     ConflictError,
     CoordinatorUnavailable,
@@ -31,6 +33,7 @@ from .shortage import store_full
 
 __all__ = [
     "CONFLICTS_LISTED_MAX",
+    "REPLY_TURN",
     "ConflictEntry",
     "ConflictKind",
     "Op",
@@ -53,6 +56,7 @@ REQUEST_MAGIC = 0x5152434F
 REPLY_MAGIC = 0x5052434F
 KIND_COMMIT = 1
 CONFLICTS_LISTED_MAX = 16
+REPLY_TURN = 1  # a flag
 
 REQUEST_HEADER = struct.Struct("<IHHQQqII16sQ")
 OP_HEADER = struct.Struct("<BBHIQq")
@@ -115,6 +119,7 @@ class Status(IntEnum):
     LOG_FAILED = 7
     BAD_REQUEST = 8
     STOPPING = 9
+    BOUND_REACHED = 10
 
 
 class ResultKind(IntEnum):
@@ -141,7 +146,7 @@ class Op:
     Attributes:
       code: what to do.
       key: the stored key; the start of a range.
-      value: the encoded value; the end of a range, exclusive.
+      value: the encoded value; the end of a range, exclusive; the bounds of an ADD (`model/bounds.py`), or nothing.
       argument: READ: version read; CAS: expected version; RANGE: rows seen; ADD: the delta, signed.
       expires_at: nanoseconds since the epoch, 0 never.
       flags: see `OpFlags`.
@@ -166,6 +171,7 @@ class Request:
       ops: checks first, then effects.
       run_id: 16 bytes, for the log.
       flags: see `RequestFlags`.
+      turn: not 0: grant a turn if it loses. It names the transaction, over all its attempts.
     """
 
     sequence: int
@@ -174,6 +180,7 @@ class Request:
     ops: tuple[Op, ...] = ()
     run_id: bytes = bytes(16)
     flags: RequestFlags = RequestFlags.NONE
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +236,7 @@ class Reply:
       results: of the ops that asked for one.
       conflicts: the first of them.
       conflicts_found: how many there were in all.
+      turn: the transaction has a turn now.
     """
 
     status: Status
@@ -239,6 +247,7 @@ class Reply:
     results: tuple[ResultEntry, ...] = ()
     conflicts: tuple[ConflictEntry, ...] = ()
     conflicts_found: int = 0
+    turn: bool = False
 
     def error(
         self, request: Request | None = None, *, size: int = 0, store_size_max: int = 0
@@ -257,7 +266,19 @@ class Reply:
             return ConflictError(conflicts=records, conflicts_found=self.conflicts_found)
         if self.status is Status.STORE_FULL and store_size_max:
             return store_full(self.detail, size, store_size_max)
+        if self.status is Status.BOUND_REACHED:
+            return _bound_reached(request, self)
         return status_error(self.status, self.detail, _key_of(request, self.detail))
+
+
+def _bound_reached(request: Request | None, reply: Reply) -> BoundReached:
+    value = reply.results[0].value if reply.results else None
+    if request is None or reply.detail >= len(request.ops):
+        return BoundReached(value=value)
+    op = request.ops[reply.detail]
+    at_most, at_least = decode_bounds(op.value) if well_formed(op.value) else (None, None)
+    key = read_conflict(op.key, 0, 0).key
+    return BoundReached(key=key, value=value, by=op.argument, at_most=at_most, at_least=at_least)
 
 
 def _key_of(request: Request | None, op_index: int) -> bytes | None:
@@ -288,6 +309,8 @@ def status_error(status: int, detail: int, key: bytes | None = None) -> OccamErr
         return NotAnIntegerError(key=user_key)
     if status == Status.INTEGER_OVERFLOW:
         return IntegerOverflowError(key=user_key)
+    if status == Status.BOUND_REACHED:
+        return BoundReached(key=user_key)
     if status == Status.TOO_LARGE:
         return TransactionTooLarge(
             "the coordinator refused the transaction: a key, a value or the whole is too large"
@@ -321,7 +344,7 @@ def encode_request(request: Request) -> bytes:
         len(request.ops),
         len(body),
         request.run_id,
-        0,
+        request.turn,
     )
     return header + body
 
@@ -338,10 +361,10 @@ def decode_request(data: bytes) -> Request:
       ProtocolError: wrong magic, kind, flags, sizes, or order of ops.
     """
     header = _unpack(REQUEST_HEADER, data, 0, "a request header")
-    magic, kind, flags, sequence, start_version, read_time, op_count, body_size, run_id, reserved = header
+    magic, kind, flags, sequence, start_version, read_time, op_count, body_size, run_id, turn = header
     _require(magic == REQUEST_MAGIC, 0, f"request magic {REQUEST_MAGIC:#x}, found {magic:#x}")
     _require(kind == KIND_COMMIT, 4, f"kind {KIND_COMMIT}, found {kind}")
-    _require(flags <= 7 and reserved == 0, 6, "known flags and zeros in reserved fields")
+    _require(flags <= 7, 6, "known flags")
     _check_body(data, REQUEST_HEADER.size, body_size, op_count, OP_HEADER.size)
     ops: list[Op] = []
     position = REQUEST_HEADER.size
@@ -352,7 +375,7 @@ def decode_request(data: bytes) -> Request:
         )
         ops.append(op)
     _require(position == len(data), position, "the end of the request")
-    return Request(sequence, start_version, read_time, tuple(ops), run_id, RequestFlags(flags))
+    return Request(sequence, start_version, read_time, tuple(ops), run_id, RequestFlags(flags), turn)
 
 
 def _decode_op(data: bytes, position: int) -> tuple[Op, int]:
@@ -364,6 +387,7 @@ def _decode_op(data: bytes, position: int) -> tuple[Op, int]:
     value, position = _bytes(data, position, value_size)
     if code == OpCode.ADD:
         argument = _signed(argument)
+        _require(not value or well_formed(value), position, "bounds of an increment, or none")
     return Op(OpCode(code), key, value, argument, expires_at, OpFlags(flags)), position
 
 
@@ -377,7 +401,7 @@ def encode_reply(reply: Reply) -> bytes:
     header = REPLY_HEADER.pack(
         REPLY_MAGIC,
         reply.status,
-        0,
+        REPLY_TURN if reply.turn else 0,
         reply.sequence,
         reply.commit_version,
         reply.committed_at,
@@ -403,10 +427,11 @@ def decode_reply(data: bytes) -> Reply:
       ProtocolError: wrong magic, status, sizes or counts.
     """
     header = _unpack(REPLY_HEADER, data, 0, "a reply header")
-    magic, status, _, sequence, version, committed_at, result_count, conflict_count = header[:8]
+    magic, status, flags, sequence, version, committed_at, result_count, conflict_count = header[:8]
     detail, body_size, conflicts_found, _ = header[8:]
     _require(magic == REPLY_MAGIC, 0, f"reply magic {REPLY_MAGIC:#x}, found {magic:#x}")
     _require(status <= max(Status), 4, f"a known status, found {status}")
+    _require(flags <= REPLY_TURN, 6, f"known flags, found {flags}")
     _require(conflict_count <= CONFLICTS_LISTED_MAX, 36, f"at most {CONFLICTS_LISTED_MAX} conflicts")
     _require(conflict_count <= conflicts_found, 48, f"at least {conflict_count} conflicts found")
     _check_body(data, REPLY_HEADER.size, body_size, result_count, RESULT.size)
@@ -428,6 +453,7 @@ def decode_reply(data: bytes) -> Reply:
         tuple(results),
         tuple(conflicts),
         conflicts_found,
+        bool(flags),
     )
 
 

@@ -66,7 +66,8 @@ cdef enum Failpoint:
     FP_COMMIT_RANGE_SLICE = 50    # before a piece of a range tombstone is converted; errno: the store is full
     FP_COMMIT_WALK_SLICE = 51     # before a piece of a request's range checks; errno: no progress this time
     FP_WORKER_BEFORE_SLEEP = 52   # a waiting worker has found nothing, and is about to sleep until something changes
-    FAILPOINT_COUNT = 53
+    FP_COMMIT_TURN_CLOCK = 53     # the commit thread compares the time with the ends of turns
+    FAILPOINT_COUNT = 54
 
 cdef enum FailpointAction:
     ACTION_NONE = 0

@@ -40,7 +40,7 @@ NAMES = (
     "file.any", "file.open", "file.read", "file.write", "file.sync", "file.directory_sync", "file.truncate",
     "file.allocate", "file.rename", "file.unlink", "file.mkdir",
     "clock.read", "range.convert", "range.check",
-    "worker.before_sleep",
+    "worker.before_sleep", "commit.turn_clock",
 )
 assert len(NAMES) == FAILPOINT_COUNT
 

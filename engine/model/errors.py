@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlreadyExistsError",
+    "BoundReached",
     "CASConflict",
     "CommitOutcomeUnknown",
     "Conflict",
@@ -46,6 +47,7 @@ __all__ = [
     "InvalidKeyError",
     "InvalidTransition",
     "KeyTooLarge",
+    "LeaseLost",
     "LimitExceeded",
     "LogWriteError",
     "MainModuleError",
@@ -60,6 +62,7 @@ __all__ = [
     "SettingsError",
     "SettingsMismatchError",
     "SnapshotExpired",
+    "StepFailed",
     "StoreFullError",
     "TooManyChannelsError",
     "TransactionStateError",
@@ -261,6 +264,46 @@ class IntegerOverflowError(OccamError):
         text = message or f"the increment would overflow the {_value_of(key)}"
         super().__init__(text, hint=hint, details={"key": key, **(details or {})})
         self.key = key
+
+
+class BoundReached(OccamError):
+    """An increment would pass its bound; nothing of the transaction was applied.
+
+    Attributes:
+      key: the user key.
+      value: what the key holds; None when it is not known.
+      by: what was to be added.
+      at_most, at_least: the bounds; None: there is none on this side.
+    """
+
+    code = "occam.value.bound_reached"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        key: str | None = None,
+        value: int | None = None,
+        by: int = 0,
+        at_most: int | None = None,
+        at_least: int | None = None,
+        hint: str = "ask for less, or wait with kv.wait until others have given something back",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        bounds = [
+            f"{name}={bound}"
+            for name, bound in (("at_most", at_most), ("at_least", at_least))
+            if bound is not None
+        ]
+        holds = "" if value is None else f", which is {value},"
+        text = message or f"adding {by} to the {_value_of(key)}{holds} would pass {' or '.join(bounds)}"
+        numbers = {"key": key, "value": value, "by": by, "at_most": at_most, "at_least": at_least}
+        super().__init__(text, hint=hint, details={**numbers, **(details or {})})
+        self.key = key
+        self.value = value
+        self.by = by
+        self.at_most = at_most
+        self.at_least = at_least
 
 
 class SettingsError(InvalidArgumentError):
@@ -540,6 +583,59 @@ class RunNotActive(OccamError):
         super().__init__(message, hint=hint, details={"run_id": run_id and str(run_id), "status": status})
         self.run_id = run_id
         self.status = status
+
+
+class LeaseLost(OccamError):
+    """A lease, or the claim of a task or a step, is no longer held: it ran out, or its process was taken for dead.
+
+    Attributes:
+      name: of what was held.
+      token: the fencing token that it was held under.
+    """
+
+    code = "occam.lease.lost"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        name: str = "",
+        token: int = 0,
+        hint: str = "stop this work: another holder may have begun it; a longer lease, or extend in time, keeps it",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, details={"name": name, "token": token, **(details or {})})
+        self.name = name
+        self.token = token
+
+
+class StepFailed(OccamError):
+    """A step has failed as often as its retry policy allows, and is not run again.
+
+    Attributes:
+      name: of the step.
+      attempts: how often it was run.
+      error: what the last attempt raised, as text.
+    """
+
+    code = "occam.step.failed"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        name: str = "",
+        attempts: int = 0,
+        error: str = "",
+        hint: str = "db.steps.forget(run_id, name) lets it run again",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        text = message or f"step {name!r} failed {attempts} times, the last time with {error}"
+        merged = {"name": name, "attempts": attempts, "error": error, **(details or {})}
+        super().__init__(text, hint=hint, details=merged)
+        self.name = name
+        self.attempts = attempts
+        self.error = error
 
 
 class NotFoundError(OccamError):

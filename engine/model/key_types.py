@@ -11,13 +11,16 @@ UserKey: TypeAlias = str | bytes
 
 
 class TypeTag(IntEnum):
-    """Which part of a run a key belongs to. 0x10 and up are free for later primitives."""
+    """Which part of a run a key belongs to. 0x20 and up are free for later primitives."""
 
     KV = 0x01
     EVENT = 0x02
     STATE = 0x03
     TRACE = 0x04
     RUN = 0x05
+    TASK = 0x10
+    LEASE = 0x11
+    STEP = 0x12
 
 
 def tag_name(tag: int) -> str:

@@ -9,6 +9,10 @@ first committer), so an attempt succeeds with a probability of about 1/N, and ba
 without backing off, one of 16 workers fails 1,000 times in a row with a probability of (15/16)**1000, below
 1e-28. So 1,000 attempts are not used up by bad luck, but only when something makes success impossible. They
 are also bounded in time: about 25 s of pauses.
+
+A long transaction among short ones can lose every time, however often it tries. So after three losses it asks for a
+turn (engine/commit/README.md), and then commits with the next attempt. A turn keeps others waiting, and an attempt that
+loses by chance alone usually wins the next time: hence not at once.
 """
 
 from __future__ import annotations
@@ -32,6 +36,8 @@ class RetryPolicy:
       max_backoff: the longest pause ever, in seconds.
       multiplier: how much the bound grows from one pause to the next.
       jitter: the part of each pause that is drawn at random: 1 all of it, 0 none.
+      turn_after: how often it may lose before it gets a turn: while it has one, for at most 20 ms, commits that would
+        invalidate it wait. None: never.
     """
 
     max_attempts: int = 1_000
@@ -39,6 +45,7 @@ class RetryPolicy:
     max_backoff: float = 0.05
     multiplier: float = 2.0
     jitter: float = 1.0
+    turn_after: int | None = 3
 
     def __post_init__(self) -> None:
         attempts = self.max_attempts
@@ -49,6 +56,11 @@ class RetryPolicy:
         _check("max_backoff", self.max_backoff, 0.0, 3600.0)
         _check("multiplier", self.multiplier, 1.0, 1000.0)
         _check("jitter", self.jitter, 0.0, 1.0)
+        turn_after = self.turn_after
+        if turn_after is not None:
+            if isinstance(turn_after, bool) or not isinstance(turn_after, int):
+                raise _wrong("turn_after", turn_after, "a whole number, or None")
+            _check("turn_after", turn_after, 1, 1e9)
         if self.initial_backoff > self.max_backoff:
             raise InvalidArgumentError(
                 f"initial_backoff = {self.initial_backoff} s is more than max_backoff = {self.max_backoff} s",

@@ -15,3 +15,5 @@ cdef object accept_answer(TransactionCore txn, bytearray request, Answer answer)
 cdef int give_up(TransactionCore txn, object error) except -1
 cdef object require_log(TransactionCore txn)
 cdef tuple find_conflicts(TransactionCore txn)
+# Ends the transaction's turn, if it has one. Raises no OccamError.
+cdef int leave_turn(TransactionCore txn) except -1

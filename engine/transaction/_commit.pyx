@@ -25,10 +25,11 @@ from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.string cimport memcpy
 
-from ...ipc._atomics cimport i64, load_acquire_u32, load_acquire_u64, u8, u16, u32, u64
+from ...ipc._atomics cimport clock_monotonic_ns, i64, load_acquire_u32, load_acquire_u64, u8, u16, u32, u64
+from ..commit._turn_table cimport TURN_NS
 from ..commit._wire cimport (
     CONFLICTS_LISTED_MAX, KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE_RANGE, OP_EPHEMERAL, OP_HEADER_SIZE, OP_RANGE,
-    OP_READ, OP_UNCHECKED, OP_WANT_RESULT, REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_BLIND, REQUEST_HEADER_SIZE,
+    OP_READ, OP_UNCHECKED, OP_WANT_RESULT, REPLY_HEADER_SIZE, REPLY_MAGIC, REPLY_TURN, REQUEST_BLIND, REQUEST_HEADER_SIZE,
     REQUEST_JUDGE_ONLY, REQUEST_MAGIC, REQUEST_SYNC, RESULT_SIZE, STATUS_COMMITTED, STATUS_CONFLICT, ReplyHeader,
     RequestHeader, ResultEntry, put_op,
 )
@@ -306,6 +307,7 @@ cdef bytearray encode_request(TransactionCore txn, bint durable):
     header.flags = (REQUEST_BLIND if txn.blind else 0) | (REQUEST_SYNC if durable else 0)
     header.start_version = txn.version
     header.read_time = txn.expiry_time
+    header.turn = txn.turn
     header.op_count = <u32>count
     header.body_size = <u32>(size - REQUEST_HEADER_SIZE)
     # A prefix ends in 16 bytes of run id and one of tag.
@@ -416,7 +418,8 @@ cdef bytearray prepare_commit(TransactionCore txn, bint durable):
         return None
     if txn.guard is not None:
         ask_guard(txn)
-    if not txn.blind:
+    # One that asks for a turn is sent even if it has certainly lost: only the commit core grants turns.
+    if not txn.blind and txn.turn == 0:
         try:
             refuse_stale(txn)
         except ConflictError as error:
@@ -505,6 +508,7 @@ cdef object accept_reply(TransactionCore txn, bytearray request, Answer answer, 
         txn.release()
         raise ProtocolError(f"the reply of {size} bytes does not answer commit {txn.sequence}")
     if header.status != STATUS_COMMITTED:
+        txn.turn_granted = header.flags & REPLY_TURN
         txn.finish(STATE_ABORTED)
         raise explained(txn, refusal(txn, request, decode_reply(reply)))
     if header.result_count and size >= REPLY_HEADER_SIZE + RESULT_SIZE:
@@ -529,6 +533,24 @@ cdef object accept_outcome(TransactionCore txn, bytearray request, Answer answer
     note_own_commit(txn, outcome.commit_version)
     txn.receipt = make_receipt(outcome.commit_version, outcome.committed_at, answer.durability, txn.attempts)
     return txn.receipt
+
+
+cdef int leave_turn(TransactionCore txn) except -1:
+    """Let the others go on if the turn of a transaction is not used.
+
+    This is only a courtesy, so it does not wait for longer than a turn, and a failure does not matter.
+    """
+    cdef bytearray request = bytearray(REQUEST_HEADER_SIZE)
+    cdef RequestHeader *header = <RequestHeader *>PyByteArray_AS_STRING(request)
+    header.magic = REQUEST_MAGIC
+    header.kind = KIND_COMMIT
+    header.flags = REQUEST_JUDGE_ONLY
+    header.turn = txn.turn
+    try:
+        txn.handle.submit(request, (clock_monotonic_ns() + TURN_NS) * 1e-9)
+    except OccamError:
+        pass
+    return 0
 
 
 cdef object refusal(TransactionCore txn, bytearray request, object outcome):

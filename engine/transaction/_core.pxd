@@ -31,7 +31,7 @@ cdef class RunGuard:                # which runs may be written to; see _guard.p
 cdef class Effect:                  # immutable: a scan that captured it continues to see it
     cdef u8 code                    # OP_PUT, OP_DELETE, OP_ADD
     cdef bint wanted                # ask for its result
-    cdef bytes value                # encoded, of a put
+    cdef bytes value                # encoded, of a put; the bounds of an add
     cdef bint ephemeral             # a put whose key lives as long as the handle
     cdef i64 expires_at
     cdef i64 delta
@@ -74,6 +74,8 @@ cdef class TransactionCore(PinnedView):
     cdef list unordered
     cdef u64 size                   # of the effects, checks and range deletes on the wire
     cdef bytes prefix               # of the run that it was begun in, with the tag
+    cdef u64 turn                   # a turn is asked for if it loses: names the transaction over its attempts; 0: no
+    cdef bint turn_granted          # it has lost, and its next attempt has a turn
     cdef u64 attempts               # 1 for the first attempt, one more for each retry
     cdef object receipt             # CommitReceipt, None before the commit
     cdef tuple admitted             # what the guard went by, and what is written: see _commit.send_again
@@ -99,7 +101,7 @@ cdef class TransactionCore(PinnedView):
     cdef int delete(self, bytes key) except -1
     cdef int drop(self, bytes key, bint wanted) except -1
     cdef int cas(self, bytes key, u64 expected, object value, i64 expires_at, bint ephemeral) except -1
-    cdef int add(self, bytes key, i64 delta, bint wanted) except -1
+    cdef int add(self, bytes key, i64 delta, bytes bounds, bint wanted) except -1
     cdef int clear_range(self, bytes start, bytes end) except -1
     cdef int set_effect(self, bytes key, Effect effect) except -1
     cdef int grow(self, u64 more, u64 less) except -1

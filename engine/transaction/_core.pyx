@@ -40,6 +40,7 @@ from ..model._value_reader cimport decode_value
 from ..model._value_writer cimport encode_value
 from ._view cimport fork_generation
 
+from ..model.bounds import check_bounds, join_bounds
 from ..model.conflict_records import cas_conflict
 from ..model.errors import (
     ForkedHandleError, IntegerOverflowError, InvalidArgumentError, NotAnIntegerError, ReadOnlyError,
@@ -358,21 +359,25 @@ cdef class TransactionCore(PinnedView):
             self.doomed_key = key
         self.doomed.append(cas_conflict(key, expected, found))
 
-    cdef int add(self, bytes key, i64 delta, bint wanted) except -1:
+    cdef int add(self, bytes key, i64 delta, bytes bounds, bint wanted) except -1:
         cdef PyObject *item = PyDict_GetItem(self.effects, key) if self.effects is not None else NULL
         cdef Effect own
         if item == NULL:
-            return self.set_effect(key, new_effect(OP_ADD, None, 0, delta, wanted))
+            return self.set_effect(key, new_effect(OP_ADD, bounds, 0, delta, wanted))
         own = <Effect>item
         if own.code == OP_ADD:
             total = int(own.delta) + int(delta)
             if not DELTA_MIN <= total <= DELTA_MAX:
                 raise IntegerOverflowError(key=decode_key(key).user_key)
-            return self.set_effect(key, new_effect(OP_ADD, None, 0, total, wanted))
+            if own.value is not None:
+                bounds = join_bounds(own.value, bounds, delta)
+            return self.set_effect(key, new_effect(OP_ADD, bounds, 0, total, wanted))
         base = 0
         if own.code == OP_PUT:
             base = decode_value(<const u8 *>PyBytes_AS_STRING(own.value), PyBytes_GET_SIZE(own.value), self.codec)
         total = add_integers(key, base, delta)
+        if bounds is not None:
+            check_bounds(decode_key(key).user_key, base, delta, bounds)
         return self.set_effect(key, new_effect(OP_PUT, encode_value(total, self.value_size_max, None), own.expires_at, 0,
                                                False, own.ephemeral))
 

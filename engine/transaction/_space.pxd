@@ -15,3 +15,4 @@ cdef class Space:
 cdef Space make_space(TransactionCore core, bytes prefix, bint raw)
 cdef bytes with_tag(bytes kv_prefix, object tag)
 cdef i64 delta_argument(object delta) except? -1
+cdef bytes bounds_argument(object at_most, object at_least)

@@ -33,7 +33,9 @@ class Space:
     def cas(
         self, key: _Key, expected_version: int, value: Any, *, ttl: _Ttl = None, ephemeral: bool = False
     ) -> None: ...
-    def add(self, key: _Key, delta: int = 1) -> None: ...
+    def add(
+        self, key: _Key, delta: int = 1, *, at_most: int | None = None, at_least: int | None = None
+    ) -> None: ...
     def scan(
         self,
         prefix: _Key = "",
@@ -43,6 +45,7 @@ class Space:
         limit: int | None = None,
         reverse: bool = False,
         raw: bool = False,
+        track: bool = True,
     ) -> ScanIterator[tuple[Any, VersionedValue]]: ...
     def keys(
         self,
@@ -53,6 +56,7 @@ class Space:
         limit: int | None = None,
         reverse: bool = False,
         raw: bool = False,
+        track: bool = True,
     ) -> ScanIterator[Any]: ...
     def keys_checked(self, prefix: _Key = "") -> ScanIterator[Any]: ...
     def count(self, prefix: _Key = "", *, start: _Key | None = None, end: _Key | None = None) -> int: ...

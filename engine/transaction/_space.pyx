@@ -23,6 +23,7 @@ from ._core cimport (
 )
 from ._scan cimport ROWS_ITEMS, ROWS_KEYS, count_rows, new_scan
 
+from ..model.bounds import encode_bounds
 from ..model.errors import InvalidArgumentError, InvalidKeyError
 from ..model.keys import RunId, encode_user_key, successor
 from ..model.key_types import tag_name, tag_of
@@ -77,6 +78,12 @@ cdef i64 delta_argument(object delta) except? -1:
     return delta
 
 
+cdef bytes bounds_argument(object at_most, object at_least):
+    if at_most is None and at_least is None:
+        return None
+    return encode_bounds(at_most, at_least)
+
+
 cdef bytes with_tag(bytes kv_prefix, object tag):
     """The prefix of another tag in the same run."""
     if isinstance(tag, bool) or not isinstance(tag, int) or not 1 <= tag <= 0xFE:
@@ -84,6 +91,19 @@ cdef bytes with_tag(bytes kv_prefix, object tag):
     if tag == TAG_KV:
         return kv_prefix
     return kv_prefix[:len(kv_prefix) - 1] + bytes((tag,))
+
+
+cdef object walk(Space space, object prefix, object start, object end, object limit, bint reverse, int rows, bint raw,
+                 bint track):
+    """What `scan` and `keys` return."""
+    cdef TransactionCore core = space.core
+    cdef bint tracking = core.tracking
+    low, high = space.bounds(prefix, start, end)
+    core.tracking = tracking and track      # the range enters the read set here, and grows while it is walked
+    try:
+        return new_scan(core, low, high, <u32>PyBytes_GET_SIZE(space.prefix), limit, reverse, rows, space.raw or raw)
+    finally:
+        core.tracking = tracking
 
 
 cdef Space make_space(TransactionCore core, bytes prefix, bint raw):
@@ -254,32 +274,28 @@ cdef class Space:
         cdef u64 expected = version_argument(expected_version)
         self.core.cas(full, expected, value, expiry_of(ttl, self.core.now()) if ttl is not None else 0, ephemeral)
 
-    def add(self, key, delta=1):
+    def add(self, key, delta=1, *, at_most=None, at_least=None):
         """Add to an integer when the commit is applied; an absent key counts as 0. It reads nothing, so it
-        cannot conflict.
+        cannot conflict. The commit is refused if the sum would pass a bound.
 
         Raises:
-          NotAnIntegerError, IntegerOverflowError: at once if this transaction wrote the value itself, else at
-            commit.
+          NotAnIntegerError, IntegerOverflowError, BoundReached: at once if this transaction wrote the value
+            itself, else at commit.
         """
         self.core.require_writable()
-        self.core.add(self.full_key(key), delta_argument(delta), False)
+        self.core.add(self.full_key(key), delta_argument(delta), bounds_argument(at_most, at_least), False)
 
-    def scan(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False):
+    def scan(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False, bint track=True):
         """(key, VersionedValue) of every key with this prefix in [start, end), in key order, read lazily.
 
         The transaction's own writes before this call are merged in; writes made while iterating do not show.
-        The commit checks the part of the range that was walked. `raw`: keys are bytes.
+        The commit checks the part of the range that was walked. `raw`: keys are bytes. `track`: as for `get`.
         """
-        low, high = self.bounds(prefix, start, end)
-        return new_scan(self.core, low, high, <u32>PyBytes_GET_SIZE(self.prefix), limit, reverse, ROWS_ITEMS,
-                        self.raw or raw)
+        return walk(self, prefix, start, end, limit, reverse, ROWS_ITEMS, raw, track)
 
-    def keys(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False):
+    def keys(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False, bint track=True):
         """Like `scan`, but only the keys: values are not decoded."""
-        low, high = self.bounds(prefix, start, end)
-        return new_scan(self.core, low, high, <u32>PyBytes_GET_SIZE(self.prefix), limit, reverse, ROWS_KEYS,
-                        self.raw or raw)
+        return walk(self, prefix, start, end, limit, reverse, ROWS_KEYS, raw, track)
 
     def count(self, prefix="", *, start=None, end=None):
         """How many keys a scan would give. O(n); nothing is decoded."""

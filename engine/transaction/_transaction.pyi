@@ -54,6 +54,7 @@ class TransactionBase(Space):
         limit: int | None = None,
         reverse: bool = False,
         raw: Literal[False] = False,
+        track: bool = True,
     ) -> ScanIterator[tuple[str, VersionedValue]]: ...
     @overload
     def scan(
@@ -65,6 +66,7 @@ class TransactionBase(Space):
         limit: int | None = None,
         reverse: bool = False,
         raw: Literal[True],
+        track: bool = True,
     ) -> ScanIterator[tuple[bytes, VersionedValue]]: ...
     @overload
     def scan(
@@ -76,6 +78,7 @@ class TransactionBase(Space):
         limit: int | None = None,
         reverse: bool = False,
         raw: bool,
+        track: bool = True,
     ) -> ScanIterator[tuple[str, VersionedValue]] | ScanIterator[tuple[bytes, VersionedValue]]: ...
     @overload  # type: ignore[override]  # a Space's keys are what its `raw` says, a transaction's are text
     def keys(
@@ -87,6 +90,7 @@ class TransactionBase(Space):
         limit: int | None = None,
         reverse: bool = False,
         raw: Literal[False] = False,
+        track: bool = True,
     ) -> ScanIterator[str]: ...
     @overload
     def keys(
@@ -98,6 +102,7 @@ class TransactionBase(Space):
         limit: int | None = None,
         reverse: bool = False,
         raw: Literal[True],
+        track: bool = True,
     ) -> ScanIterator[bytes]: ...
     @overload
     def keys(
@@ -109,6 +114,7 @@ class TransactionBase(Space):
         limit: int | None = None,
         reverse: bool = False,
         raw: bool,
+        track: bool = True,
     ) -> ScanIterator[str] | ScanIterator[bytes]: ...
     def space(self, tag: int, *, raw: bool = False) -> Space: ...
     def for_run(self, run_id: _Run) -> Self: ...
@@ -142,7 +148,9 @@ class ImplicitSpace:
     def cas(
         self, key: _Key, expected_version: int, value: Any, *, ttl: _Ttl = None, ephemeral: bool = False
     ) -> int: ...
-    def add(self, key: _Key, delta: int = 1) -> int: ...
+    def add(
+        self, key: _Key, delta: int = 1, *, at_most: int | None = None, at_least: int | None = None
+    ) -> int: ...
     def scan(
         self,
         prefix: _Key = "",
@@ -201,7 +209,12 @@ class DatabaseBase:
         timeout: float | None = None,
         attempts: int = 1,
         may_wait: bool = False,
+        turn: int = 0,
     ) -> Any: ...
     def space(self, run_id: _Run, tag: int, *, raw: bool = False) -> ImplicitSpace: ...
     def first_key(self, start: bytes) -> bytes | None: ...
     def prefix_of(self, run_id: _Run, tag: int = TypeTag.KV) -> bytes: ...
+
+def has_turn(txn: TransactionBase) -> bool: ...
+def end_turn(txn: TransactionBase) -> None: ...
+def drop_turn(txn: TransactionBase) -> None: ...

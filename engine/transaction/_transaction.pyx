@@ -16,13 +16,13 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from ...ipc._atomics cimport clock_coarse_ns, clock_monotonic_ns
 from ..commit._interest cimport tag_prefix_size
 from ..model._values cimport Codec
-from ._commit cimport commit_transaction, find_conflicts, require_log
+from ._commit cimport commit_transaction, find_conflicts, leave_turn, require_log
 from ._core cimport STATE_ABORTED, STATE_ACTIVE, TAG_KV, RunGuard, ScanRange
 from ._pending cimport (
     WANT_REMOVED, WANT_SUM, WANT_SWAPPED, WANT_VERSION, PendingCommit, committed_value, new_pending, shown_error,
 )
 from ._scan cimport ROWS_KEYS, new_scan
-from ._space cimport delta_argument, make_space, with_tag
+from ._space cimport bounds_argument, delta_argument, make_space, with_tag
 from ._view cimport fork_generation
 
 from ..model.errors import ConflictError, InvalidArgumentError, TransactionStateError
@@ -216,6 +216,23 @@ cdef class TransactionBase(Space):
                 f"start_version={self.core.version}>")
 
 
+def has_turn(TransactionBase txn not None):
+    """Whether the transaction has lost, and the next attempt has a turn."""
+    return txn.core.turn_granted
+
+
+def end_turn(TransactionBase txn not None):
+    """End the turn with which this attempt began, if nothing was sent by which it ended."""
+    if txn.core.turn and txn.core.sequence == 0 and txn.core.generation == fork_generation:
+        leave_turn(txn.core)
+
+
+def drop_turn(TransactionBase txn not None):
+    """End the turn that this attempt was granted: there is no next attempt."""
+    if txn.core.turn_granted and txn.core.generation == fork_generation:
+        leave_turn(txn.core)
+
+
 cdef TransactionBase make_transaction(DatabaseBase db, TransactionCore core, bytes prefix):
     cdef TransactionBase txn = TransactionBase.__new__(db.transaction_type)
     txn.core = core
@@ -311,16 +328,16 @@ cdef class ImplicitSpace:
         space.cas(key, expected_version, value, ttl=ttl, ephemeral=ephemeral)
         return self.ended(space, WANT_SWAPPED)
 
-    def add(self, key, delta=1):
+    def add(self, key, delta=1, *, at_most=None, at_least=None):
         """Add to an integer, an absent key counting as 0; returns the new value.
 
         Raises:
-          NotAnIntegerError, IntegerOverflowError: nothing was changed.
+          NotAnIntegerError, IntegerOverflowError, BoundReached: nothing was changed.
         """
         if self.answered is not None:
             return self.answered.result()
         cdef Space space = self.writing()
-        space.core.add(space.full_key(key), delta_argument(delta), True)
+        space.core.add(space.full_key(key), delta_argument(delta), bounds_argument(at_most, at_least), True)
         return self.ended(space, WANT_SUM)
 
     def scan(self, prefix="", *, start=None, end=None, limit=None, bint reverse=False, bint raw=False):
@@ -488,7 +505,8 @@ cdef class DatabaseBase:
         core.open(self.attach())
         return core
 
-    def begin(self, run_id, *, isolation=None, bint read_only=False, timeout=None, u64 attempts=1, bint may_wait=False):
+    def begin(self, run_id, *, isolation=None, bint read_only=False, timeout=None, u64 attempts=1, bint may_wait=False,
+              u64 turn=0):
         """An explicit transaction on a fresh snapshot. It does not retry by itself.
 
         As a context manager it commits on a clean exit and aborts on an exception.
@@ -500,6 +518,7 @@ cdef class DatabaseBase:
           timeout: seconds after which every call raises TransactionTimeout; None: no limit.
           attempts: which attempt this is, for the receipt.
           may_wait: the caller catches the WaitSignal of `txn.wait`.
+          turn: ask for a turn if it loses; the same number for each attempt, and for no other transaction. 0: do not ask.
         """
         cdef bytes prefix = self.kv_prefix(run_id)
         cdef TransactionCore core
@@ -513,6 +532,7 @@ cdef class DatabaseBase:
         if not read_only:
             core.owner = PyThread_get_thread_ident()
         core.may_wait = may_wait
+        core.turn = turn
         if timeout is not None:
             core.deadline_ns = deadline_after(timeout)
         core.open(self.attach())

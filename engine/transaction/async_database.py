@@ -211,11 +211,16 @@ class AsyncDatabase(Extensible, Generic[X]):
         return run_awaited(self._open, run_id, fn, retry=retry, timeout=timeout, isolation=isolation)
 
     def waiting_transaction(
-        self, run_id: Run, fn: Callable[[X], T], retry: RetryPolicy, wait_timeout: float | None
+        self,
+        run_id: Run,
+        fn: Callable[[X], T],
+        retry: RetryPolicy,
+        wait_timeout: float | None,
+        isolation: IsolationName | None = None,
     ) -> Coroutine[Any, Any, T]:
         """`transaction` with a deadline for `txn.wait` alone: for primitives."""
         return run_awaited(
-            self._open, run_id, fn, retry=retry, timeout=None, isolation=None, wait_timeout=wait_timeout
+            self._open, run_id, fn, retry=retry, timeout=None, isolation=isolation, wait_timeout=wait_timeout
         )
 
     @overload

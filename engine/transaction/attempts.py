@@ -6,12 +6,15 @@
 2. A timeout is not reported as a conflict. After the deadline `TransactionTimeout` is raised, with the last
    conflict as its cause.
 3. An unknown outcome is not retried: the commit may have happened.
+4. From attempt `turn_after` on, each one asks for a turn if it loses. The next attempt then begins without a pause. A
+   turn that will not be used is given up, so that nobody waits for it.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import random
 import time
 from collections.abc import Callable, Generator
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackType
@@ -29,7 +32,7 @@ from ..model.errors import (
 from ..model.limits import TIMEOUT_MAX
 from ..model.public_types import IsolationName, TransactionStatus
 from ..model.retry_policy import RetryPolicy
-from ._transaction import TransactionBase
+from ._transaction import TransactionBase, drop_turn, end_turn, has_turn
 from .transaction import Transaction
 from .wait_signal import WaitSignal
 from .waiting import wait_for_change
@@ -58,6 +61,9 @@ X = TypeVar("X", bound=TransactionBase)
 # is no accident, and further attempts would only repeat its side effects. A caller's own policy or timeout is kept to.
 OWN_CONFLICTS_MAX = 10
 _PATIENT = RetryPolicy()
+# With less time left than this, in seconds, no turn is asked for: a deadline that passes while a request waits for its
+# turn would leave the outcome unknown.
+TURN_TIME_MIN = 1.0
 
 _ACTIVE = TransactionStatus.ACTIVE
 _LAZY_FLAGS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -146,6 +152,8 @@ class Retrying(Generic[X]):
         "_loses_at_most",
         "_lost_to_itself",
         "_run_id",
+        "_turn",
+        "_turns",
         "_wait_deadline",
         "count",
     )
@@ -170,14 +178,29 @@ class Retrying(Generic[X]):
         self._deadline = deadline_of(timeout)
         self._lost_to_itself = 0
         self._loses_at_most = OWN_CONFLICTS_MAX if retry == _PATIENT and timeout is None else None
+        # The attempts that ask for a turn. A turn is of no use if no attempt would follow.
+        last = retry.max_attempts
+        self._turns = (
+            range(0)
+            if retry.turn_after is None or retry.turn_after >= last
+            else range(retry.turn_after, last + 1)
+        )
+        self._turn = 0
         self._wait_deadline = self._deadline if wait_timeout is None else deadline_of(wait_timeout)
 
     def begin(self) -> X:
         """The next attempt's transaction."""
         self.count += 1
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        if self._turn == 0 and self.count in self._turns and (left is None or left >= TURN_TIME_MIN):
+            self._turn = random.getrandbits(64) | 1
         return self._begin(
-            self._run_id, isolation=self._isolation, timeout=left, attempts=self.count, may_wait=True
+            self._run_id,
+            isolation=self._isolation,
+            timeout=left,
+            attempts=self.count,
+            may_wait=True,
+            turn=self._turn,
         )
 
     def wait(self, txn: X, signal: WaitSignal) -> None:
@@ -186,6 +209,7 @@ class Retrying(Generic[X]):
         Raises:
           TransactionTimeout: nothing was changed in time.
         """
+        end_turn(txn)
         if not wait_for_change(txn.waits, signal, self._wait_deadline):
             raise self.waited_too_long() from None
 
@@ -202,12 +226,20 @@ class Retrying(Generic[X]):
         """The end of the waits, on the clock of `time.monotonic`; None: they may last for ever."""
         return self._wait_deadline
 
-    def pause(self, error: ConflictError | SnapshotExpired) -> None:
+    def pause(self, txn: X, error: ConflictError | SnapshotExpired) -> None:
         """Wait before the next attempt; raise if there is none left."""
-        time.sleep(self.delay(error))
+        try:
+            delay = self.delay(error)
+        except BaseException:
+            drop_turn(txn)
+            raise
+        if has_turn(txn):
+            return
+        end_turn(txn)
+        time.sleep(delay)
 
     def delay(self, error: ConflictError | SnapshotExpired) -> float:
-        """How long to wait before the next attempt; raises if there is none left."""
+        """How long to wait before the next attempt, unless it has a turn; raises if there is none left."""
         self._lost_to_itself = self._lost_to_itself + 1 if "own_commit" in error.details else 0
         if self._lost_to_itself == self._loses_at_most:
             raise self._exhausted(error) from error
@@ -268,7 +300,7 @@ def run_transaction(
     require_policy(retry)
     # The usual transaction commits at once and has no deadline: it needs no bookkeeping.
     retrying = None
-    if timeout is not None or wait_timeout is not None:
+    if timeout is not None or wait_timeout is not None or retry.turn_after == 1:
         retrying = Retrying(begin, run_id, retry, timeout, isolation, wait_timeout=wait_timeout)
     txn = begin(run_id, isolation=isolation, may_wait=True) if retrying is None else retrying.begin()
     reason: ConflictError | SnapshotExpired | WaitSignal
@@ -278,28 +310,33 @@ def run_transaction(
             _refuse_lazy_result(result)
             if txn.status is _ACTIVE:
                 txn.commit()
+            if retrying is not None:
+                end_turn(txn)
             return result
         except (ConflictError, SnapshotExpired) as error:
             again = calls_for_retry(txn, error)
             txn.__exit__(type(error), error, None)
             if not again:
+                end_turn(txn)
                 raise
             reason = error
         except WaitSignal as signal:
             again = txn.waits_by(signal)
             txn.__exit__(type(signal), signal, None)
             if not again:
+                end_turn(txn)
                 raise
             reason = signal
         except BaseException as error:
             txn.__exit__(type(error), error, None)
+            end_turn(txn)
             raise
         if retrying is None:
             retrying = Retrying(begin, run_id, retry, None, isolation, count=1)
         if isinstance(reason, WaitSignal):
             retrying.wait(txn, reason)
         else:
-            retrying.pause(reason)
+            retrying.pause(txn, reason)
         txn = retrying.begin()
 
 
@@ -415,6 +452,9 @@ def _attempts(retrying: Retrying[X]) -> Generator[Attempt[X]]:
             yield attempt
         except GeneratorExit:
             # The loop was left by break or return, so the block is not run again.
+            if attempt.entered:
+                end_turn(attempt.transaction)
+                drop_turn(attempt.transaction)
             if attempt.conflict is not None:
                 raise lost_at_the_end(attempt.conflict) from attempt.conflict
             if attempt.waits is not None:
@@ -427,8 +467,9 @@ def _attempts(retrying: Retrying[X]) -> Generator[Attempt[X]]:
         if attempt.waits is not None:
             retrying.wait(attempt.transaction, attempt.waits)
         elif attempt.conflict is not None:
-            retrying.pause(attempt.conflict)
+            retrying.pause(attempt.transaction, attempt.conflict)
         else:
+            end_turn(attempt.transaction)
             return
 
 

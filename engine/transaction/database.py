@@ -100,6 +100,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
             timeout: float | None = None,
             attempts: int = 1,
             may_wait: bool = False,
+            turn: int = 0,
         ) -> X: ...
 
     def transaction(
@@ -130,10 +131,17 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         return run_transaction(self.begin, run_id, fn, retry=retry, timeout=timeout, isolation=isolation)
 
     def waiting_transaction(
-        self, run_id: Run, fn: Callable[[X], T], retry: RetryPolicy, wait_timeout: float | None
+        self,
+        run_id: Run,
+        fn: Callable[[X], T],
+        retry: RetryPolicy,
+        wait_timeout: float | None,
+        isolation: IsolationName | None = None,
     ) -> T:
         """`transaction` with a deadline for `txn.wait` alone: for primitives."""
-        return run_transaction(self.begin, run_id, fn, retry=retry, wait_timeout=wait_timeout)
+        return run_transaction(
+            self.begin, run_id, fn, retry=retry, isolation=isolation, wait_timeout=wait_timeout
+        )
 
     @overload
     def transactional(self, fn: Callable[Concatenate[X, P], T], /) -> TransactionalFunction[P, T]: ...
@@ -242,15 +250,27 @@ class Database(Extensible, DatabaseBase, Generic[X]):
         """Whether the key is there."""
         return self.space(run_id, KV).exists(key)
 
-    def increment(self, run_id: Run, key: UserKey, by: int = 1) -> int:
+    def increment(
+        self,
+        run_id: Run,
+        key: UserKey,
+        by: int = 1,
+        *,
+        at_most: int | None = None,
+        at_least: int | None = None,
+    ) -> int:
         """Add to an integer, where an absent key counts as 0; returns the new value. Increments cannot
         conflict.
+
+        Args:
+          at_most, at_least: the bounds of the new value.
 
         Raises:
           NotAnIntegerError: the key holds something else; nothing was changed.
           IntegerOverflowError: the sum does not fit 64 bits; nothing was changed.
+          BoundReached: the sum would pass a bound; nothing was changed.
         """
-        return self.space(run_id, KV).add(key, by)
+        return self.space(run_id, KV).add(key, by, at_most=at_most, at_least=at_least)
 
     def scan(
         self,

@@ -9,8 +9,10 @@ from occamdb.stress.bench.model import Row
 from occamdb.stress.bench.rows_async import async_rows
 from occamdb.stress.bench.rows_contention import contention_rows, growth_rows
 from occamdb.stress.bench.rows_engine import durability_rows, engine_rows
+from occamdb.stress.bench.rows_hot_key import hot_key_rows
 from occamdb.stress.bench.rows_primitives import primitive_rows
 from occamdb.stress.bench.rows_recovery import recovery_rows
+from occamdb.stress.bench.rows_tasks import task_rows
 from occamdb.stress.bench.rows_waiting import waiting_rows
 
 
@@ -20,10 +22,12 @@ def all_rows() -> list[Row]:
         *engine_rows(),
         *growth_rows(),
         *contention_rows(),
+        *hot_key_rows(),
         *durability_rows(),
         *async_rows(),
         *recovery_rows(),
         *primitive_rows(),
+        *task_rows(),
         *waiting_rows(),
         *memory_rows(),
     ]

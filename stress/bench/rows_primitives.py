@@ -98,6 +98,15 @@ class PrimitiveTask(OccamTask):
     def _run_get(self, count: int) -> None:
         self.db.runs.get_run(self.indexed[count % 20])
 
+    def _lease(self, count: int) -> None:
+        self.db.leases.release(self.run, self.db.leases.acquire(self.run, "lease"))
+
+    def _step_recorded(self, count: int) -> None:
+        self.db.steps.run(self.run, "step", len, "abc")
+
+    def _kv_budget(self, count: int) -> None:
+        self.db.kv.increment(self.run, "counter", at_most=1 << 60)
+
     def _cross(self, count: int) -> None:
         with self.db.begin(self.run) as txn:
             txn.kv.put(key_name(count % KEYS), value_of(count))
@@ -112,6 +121,7 @@ OPERATIONS: dict[str, tuple[str, str]] = {
     "kv_get": ("KVStore.get", "reads"),
     "kv_cas": ("KVStore.cas", "update"),
     "kv_increment": ("KVStore.increment", "update"),
+    "kv_budget": ("KVStore.increment with a bound", "update"),
     "event_append": ("EventLog.append", "update"),
     "cell_read": ("StateCell.read", "reads"),
     "cell_set": ("StateCell.set", "put"),
@@ -123,6 +133,8 @@ OPERATIONS: dict[str, tuple[str, str]] = {
     "run_create": ("RunIndex.create_run", "put"),
     "run_status": ("RunIndex.update_status", "update"),
     "run_get": ("RunIndex.get_run", "reads"),
+    "lease": ("Leases.acquire and release", "update"),
+    "step_recorded": ("Steps.run of a step that is done", "reads"),
     "cross": ("one transaction over KV, events, a cell and a trace", "update"),
 }
 

@@ -10,11 +10,15 @@ from occamdb.stress.workloads.event_log import EventLogWriters
 from occamdb.stress.workloads.expiry import Expiry
 from occamdb.stress.workloads.followers import Followers
 from occamdb.stress.workloads.large_runs import LargeRuns
+from occamdb.stress.workloads.leases import LeaseHolders
 from occamdb.stress.workloads.ledger import Ledger
 from occamdb.stress.workloads.list_append import ListAppendWorkload
 from occamdb.stress.workloads.phantoms import Phantoms
 from occamdb.stress.workloads.register import RegisterWorkload
+from occamdb.stress.workloads.starvation import Starvation
+from occamdb.stress.workloads.steps import Pipelines
 from occamdb.stress.workloads.task_queue import TaskQueue
+from occamdb.stress.workloads.tasks import Tasks
 from occamdb.stress.workloads.write_skew import WriteSkew
 from occamdb.stress.workloads.ycsb import ycsb_workloads
 
@@ -31,11 +35,15 @@ WORKLOADS: dict[str, Workload] = {
         WriteSkew(),
         Phantoms(),
         TaskQueue(),
+        Tasks(),
         EventLogWriters(),
         Agents(),
         Ledger(),
         Expiry(),
         LargeRuns(),
+        LeaseHolders(),
+        Pipelines(),
+        Starvation(),
         Followers(),
         *ycsb_workloads(),
     )

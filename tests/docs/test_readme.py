@@ -20,7 +20,16 @@ from tests.conftest import stop_coordinator
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = [(kind, body) for kind, body in re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)]
-DOCUMENTS = ["README.md", "docs/guide.md", "docs/recipes.md", "docs/async.md"]
+DOCUMENTS = [
+    "README.md",
+    "docs/guide.md",
+    "docs/recipes.md",
+    "docs/async.md",
+    "docs/tasks.md",
+    "docs/leases.md",
+    "docs/steps.md",
+    "docs/budgets.md",
+]
 SCRIPT_NAME = re.compile(r"# (\w+\.py)\n")
 
 

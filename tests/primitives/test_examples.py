@@ -26,8 +26,9 @@ from occamdb import (
     VersionedValue,
     primitives,
 )
-from occamdb.primitives import EventLog, KVStore, RunIndex, Span, StateCell, TraceStore
+from occamdb.primitives import EventLog, KVStore, Leases, RunIndex, Span, StateCell, Steps, TraceStore
 from occamdb.primitives.operations import Operation
+from occamdb.primitives.tasks import Tasks
 from tests.support.processes import stop_coordinator
 
 FACADES: dict[str, Any] = {
@@ -36,6 +37,9 @@ FACADES: dict[str, Any] = {
     "cells": StateCell,
     "traces": TraceStore,
     "runs": RunIndex,
+    "tasks": Tasks,
+    "leases": Leases,
+    "steps": Steps,
 }
 OTHERS: dict[str, Any] = {
     "open": occamdb.open,
@@ -70,6 +74,7 @@ def changed_plan(db: Database, run: RunMetadata) -> VersionedValue | None:
 # What an example needs to find in the database.
 PREPARATIONS: dict[str, Callable[[Database, RunMetadata, dict[str, Any]], Any]] = {
     "runs.resume_run": lambda db, run, names: db.runs.pause_run(run),
+    "tasks.requeue": lambda db, run, names: db.tasks.fail(run, names["task"], "broken", retry=False),
     "cells.init": lambda db, run, names: db.cells.delete(run, "task"),
     # What is waited for has come already.
     "cells.wait": lambda db, run, names: db.cells.set(run, "task", "done"),
@@ -113,8 +118,10 @@ def prepared(db: Database) -> dict[str, Any]:
     db.cells.set(run, "queue", ["first"])
     step = db.traces.record(run, Thought("first"), tags=["plan"])
     db.traces.record(run, ToolCall("search"), parent_id=step, tags=["plan"])
+    db.tasks.put_many(run, "pages", ["a.html", "b.html"])
     return {
         "db": db,
+        "task": db.tasks.claim(run, "pages"),
         "run": run,
         "run_id": run.run_id,
         "step": step,
@@ -122,6 +129,11 @@ def prepared(db: Database) -> dict[str, Any]:
         "found": db.kv.get_versioned(run, "plan"),
         "state": db.cells.read(run, "task"),
         "search": lambda text: [text],
+        "lease": db.leases.acquire(run, "gpu 0", lease=60),
+        "url": "https://example.org",
+        "fetch": lambda url: "page",
+        "pay": lambda txn, amount: amount,
+        "RetryPolicy": occamdb.RetryPolicy,
         "now": datetime.now(UTC),
         "Point": Point,
         "Customer": Customer,

@@ -9,9 +9,12 @@ from occamdb.engine.model.public_types import RunId, TypeTag
 from occamdb.primitives import (
     EventLog,
     KVStore,
+    Leases,
     Primitive,
     RunIndex,
     StateCell,
+    Steps,
+    Tasks,
     TraceStore,
     blind,
     operation,
@@ -29,7 +32,7 @@ class Scoreboard(Primitive[H_co]):
 
     __slots__ = ()
     name = "scores"
-    tag = 0x10
+    tag = 0x20
     raw = False
 
     @blind
@@ -124,12 +127,21 @@ def test_a_taken_name_is_refused() -> None:
             tag = 0x11
 
 
-def test_the_five_have_their_names_and_tags(db: Any, run: RunId) -> None:
-    five: list[type[Any]] = [KVStore, EventLog, StateCell, TraceStore, RunIndex]
-    assert [cls.name for cls in five] == ["kv", "events", "cells", "traces", "runs"]
-    assert [cls.tag for cls in five] == [TypeTag.KV, TypeTag.EVENT, TypeTag.STATE, TypeTag.TRACE, TypeTag.RUN]
+def test_the_built_in_ones_have_their_names_and_tags(db: Any, run: RunId) -> None:
+    built_in: list[type[Any]] = [KVStore, EventLog, StateCell, TraceStore, RunIndex, Tasks, Leases, Steps]
+    assert [cls.name for cls in built_in] == [
+        "kv",
+        "events",
+        "cells",
+        "traces",
+        "runs",
+        "tasks",
+        "leases",
+        "steps",
+    ]
+    assert [cls.tag for cls in built_in] == [*TypeTag]
     with db.begin(run) as txn:
-        for cls in five:
+        for cls in built_in:
             assert type(getattr(db, cls.name)) is cls
             assert type(getattr(txn, cls.name)) is cls
 
@@ -137,14 +149,14 @@ def test_the_five_have_their_names_and_tags(db: Any, run: RunId) -> None:
 def test_facades_hold_nothing_but_their_handle(db: Any, run: RunId) -> None:
     with db.begin(run) as txn:
         for handle in (db, txn):
-            for name in ("kv", "events", "cells", "traces", "runs"):
+            for name in ("kv", "events", "cells", "traces", "runs", "tasks", "leases", "steps"):
                 facade = getattr(handle, name)
                 assert not hasattr(facade, "__dict__")
                 assert facade._handle is handle
 
 
 def test_operations_are_documented_on_the_class() -> None:
-    for cls in (KVStore, EventLog, StateCell, TraceStore, RunIndex):
+    for cls in (KVStore, EventLog, StateCell, TraceStore, RunIndex, Tasks, Leases, Steps):
         for name, method in vars(cls).items():
             if not name.startswith("_") and callable(getattr(method, "body", None)):
                 assert method.__doc__, f"{cls.__name__}.{name}"

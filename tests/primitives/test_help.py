@@ -9,10 +9,22 @@ import pytest
 
 import occamdb
 from occamdb.engine.model.public_types import RunId
-from occamdb.primitives import EventLog, KVStore, RunIndex, StateCell, TraceStore
+from occamdb.primitives import EventLog, KVStore, Leases, RunIndex, StateCell, Steps, Tasks, TraceStore
 from occamdb.primitives.operations import Operation
 
-FACADES = {"kv": KVStore, "events": EventLog, "cells": StateCell, "traces": TraceStore, "runs": RunIndex}
+FACADES: dict[str, Any] = {
+    "kv": KVStore,
+    "events": EventLog,
+    "cells": StateCell,
+    "traces": TraceStore,
+    "runs": RunIndex,
+    "tasks": Tasks,
+}
+OTHERS: dict[str, Any] = {
+    "leases": Leases,
+    "steps": Steps,
+}  # what takes or gives functions is not an `Operation`
+FACADES |= OTHERS
 
 
 def operations(name: str) -> list[str]:
@@ -24,7 +36,7 @@ def operations(name: str) -> list[str]:
 @pytest.mark.parametrize("name", FACADES)
 def test_every_operation_shows_its_signature_and_an_example(db: Any, run: RunId, name: str) -> None:
     found = operations(name)
-    assert len(found) >= 9
+    assert len(found) >= (4 if name in OTHERS else 9)
     with db.begin(run) as txn:
         for key in found:
             operation = vars(FACADES[name])[key]

@@ -37,7 +37,7 @@ def test_a_closed_database_says_so(shared_path: Path) -> None:
 
 
 def test_facades_and_transactions_show_what_they_are_of(db: Database, run: RunId) -> None:
-    for name in ("kv", "events", "cells", "traces", "runs"):
+    for name in ("kv", "events", "cells", "traces", "runs", "tasks"):
         shown = repr(getattr(db, name))
         assert repr(name) in shown and repr(db) in shown and " at 0x" not in shown
     with db.begin(run) as txn:

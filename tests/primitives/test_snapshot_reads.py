@@ -20,7 +20,7 @@ from occamdb import (
 from occamdb.primitives.extension import Primitive, reader, register, registered_primitives, single
 from occamdb.primitives.operations import Operation
 
-NAMES = ("kv", "events", "cells", "traces", "runs")
+NAMES = ("kv", "events", "cells", "traces", "runs", "tasks")
 
 
 class Facts:
@@ -38,6 +38,12 @@ class Facts:
         db.cells.init(self.run, "cell", 1)
         self.trace = db.traces.record(self.run, Thought("first"), tags=["t"])
         db.traces.record_child(self.run, self.trace, Thought("second"))
+        db.tasks.put_many(self.run, "q", range(3))
+        dead = db.tasks.claim(self.run, "q")
+        assert dead is not None
+        self.dead: Any = dead
+        db.tasks.fail(self.run, self.dead, "error", retry=False)
+        self.task: Any = db.tasks.claim(self.run, "q")
         self.span = db.traces.begin_span(self.run, Thought("open"))
 
     def spoil(self, db: Database) -> None:
@@ -49,6 +55,9 @@ class Facts:
         db.traces.record_child(self.run, self.trace, Thought("third"), tags=["t"])
         db.runs.create_run_with_options("late", parent=self.run)
         db.runs.complete_run(self.child)
+        db.tasks.complete(self.run, self.task)
+        db.tasks.requeue(self.run, self.dead)
+        db.tasks.put(self.run, "other")
 
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
@@ -87,6 +96,10 @@ READS: dict[str, Call] = {
     "traces.get_children": lambda v, f: v.traces.get_children(f.trace),
     "traces.get_roots": lambda v, f: v.traces.get_roots(),
     "traces.get_tree": lambda v, f: [each.trace.id for each in v.traces.get_tree(f.trace).children],
+    "tasks.get": lambda v, f: v.tasks.get(f.task),
+    "tasks.list": lambda v, f: v.tasks.list("q"),
+    "tasks.stats": lambda v, f: v.tasks.stats("q"),
+    "tasks.queues": lambda v, f: v.tasks.queues(),
     "runs.get_run": lambda v, f: v.runs.get_run(f.child),
     "runs.query_runs": lambda v, f: v.runs.query_runs(status="active"),
     "runs.list_runs": lambda v, f: v.runs.list_runs(),
@@ -98,6 +111,15 @@ READS: dict[str, Call] = {
     "runs.wait": lambda v, f: v.runs.wait(f.child, status="active"),
 }
 WRITES: dict[str, Call] = {
+    "tasks.put": lambda v, f: v.tasks.put("q"),
+    "tasks.put_many": lambda v, f: v.tasks.put_many("q", [1]),
+    "tasks.claim": lambda v, f: v.tasks.claim("q"),
+    "tasks.complete": lambda v, f: v.tasks.complete(f.task),
+    "tasks.fail": lambda v, f: v.tasks.fail(f.task, "error"),
+    "tasks.release": lambda v, f: v.tasks.release(f.task),
+    "tasks.extend": lambda v, f: v.tasks.extend(f.task),
+    "tasks.requeue": lambda v, f: v.tasks.requeue(f.dead),
+    "tasks.purge": lambda v, f: v.tasks.purge("q", state="ready"),
     "kv.put": lambda v, f: v.kv.put("a", 1),
     "kv.put_with_ttl": lambda v, f: v.kv.put_with_ttl("a", 1, 5),
     "kv.delete": lambda v, f: v.kv.delete("a"),

@@ -3,9 +3,26 @@
 from collections.abc import Iterator
 from typing import Any, assert_type
 
+from occamdb.aio import AsyncDatabase
 from occamdb.engine.model.public_types import RunId, VersionedValue
 from occamdb.engine.model.settings import setting_names
-from occamdb.primitives import Database, Event, EventLog, KVStore, RunMetadata, State, TraceTree, Transaction
+from occamdb.primitives import (
+    Database,
+    Event,
+    EventLog,
+    KVStore,
+    Lease,
+    LeaseHolder,
+    QueueStats,
+    RunMetadata,
+    State,
+    Step,
+    Task,
+    TaskState,
+    TraceTree,
+    Transaction,
+    Worker,
+)
 from occamdb.primitives.handles import SettingsKeywords
 from occamdb.primitives.kv_mapping import KVMapping
 
@@ -40,10 +57,51 @@ def database_forms(db: Database, run: RunId) -> None:
     with db.runs.start("name") as started:
         assert_type(started, RunMetadata)
     assert_type(db.transaction(run, lambda txn: txn.events.append("t", {})), Event)
+    assert_type(db.tasks.put(run, "q", 1), Task)
+    assert_type(db.tasks.claim(run, "q", timeout=1), Task | None)
+    assert_type(db.tasks.stats(run, "q"), QueueStats)
+    assert_type(db.tasks.worker(run, "q"), Worker)
+    for task in db.tasks.worker(run, "q"):
+        assert_type(db.tasks.fail(run, task, "error"), TaskState)
     assert_type(KVStore(db), KVStore[Database])
     for attempt in db.attempts(run):
         with attempt as txn:
             assert_type(txn, Transaction)
+
+
+def page(url: str) -> str:
+    return url
+
+
+async def awaited_page(url: str) -> str:
+    return url
+
+
+def leases_and_steps(db: Database, txn: Transaction, run: RunId) -> None:
+    """Never called."""
+    assert_type(db.kv.increment(run, "k", 1, at_most=5, at_least=0), int)
+    with db.leases.hold(run, "leader", timeout=1, slots=2, lease=5.0) as lease:
+        assert_type(lease, Lease)
+        txn.leases.require(lease)
+        txn.leases.release(lease)
+    assert_type(db.leases.acquire(run, "leader"), Lease)
+    assert_type(db.leases.holders(run, "leader"), list[LeaseHolder])
+    assert_type(db.leases.is_held(run, lease), bool)
+    assert_type(db.steps.run(run, "fetch", page, "url"), str)
+    assert_type(txn.steps.run("fetch", page, "url"), str)
+    assert_type(db.steps.get(run, "fetch"), Step | None)
+    assert_type(db.steps.list(run), list[Step])
+
+
+async def awaited_leases_and_steps(db: AsyncDatabase, run: RunId) -> None:
+    """Never called."""
+    async with db.leases.hold(run, "leader") as lease:
+        assert_type(lease, Lease)
+    assert_type(await db.leases.acquire(run, "leader"), Lease)
+    assert_type(await db.leases.release(run, lease), None)
+    assert_type(db.leases.is_held(run, lease), bool)
+    assert_type(await db.steps.run(run, "fetch", page, "url"), str)
+    assert_type(await db.steps.run(run, "fetch", awaited_page, "url"), str)
 
 
 def transaction_forms(txn: Transaction) -> None:
@@ -62,6 +120,8 @@ def transaction_forms(txn: Transaction) -> None:
     assert_type(txn.cells.read("c"), State | None)
     assert_type(txn.cells.transition("c", lambda state: (state.value, "x")), str)
     assert_type(txn.runs.create_run("name"), RunMetadata)
+    assert_type(txn.tasks.claim("q"), Task | None)
+    assert_type(txn.tasks.list("q", state="ready"), list[Task])
     assert_type(txn.for_run(RunId.new()).kv, KVStore[Transaction])
     assert_type(EventLog(txn), EventLog[Transaction])
 
@@ -74,6 +134,7 @@ def wrong_calls(db: Database, txn: Transaction, run: RunId) -> None:
     txn.cells.cas("c", "0", 1)  # type: ignore[arg-type]
     db.traces.record(run, "thought")  # type: ignore[arg-type]
     txn.runs.start("x")  # type: ignore[misc]
+    txn.tasks.worker(run, "q")  # type: ignore[misc]
 
 
 def test_the_classes_are_what_type_checkers_see(db: Database, run: RunId) -> None:

@@ -123,6 +123,21 @@ def _extra_finding(one: Bench) -> None:
     db.kv.increment(RUN, "findings")
 
 
+def _commit_as_a_former_holder(one: Bench) -> None:
+    db: Any = one.db
+    db.kv.increment(RUN, "backwards")
+
+
+def _step_twice(one: Bench) -> None:
+    db: Any = one.db
+    db.kv.increment(RUN, "effects/0")
+
+
+def _add_from_nowhere(one: Bench) -> None:
+    db: Any = one.db
+    db.kv.increment(RUN, "starvation/0")
+
+
 BREAKAGES: list[tuple[str, Callable[[Bench], None], str]] = [
     ("counter", _lose_an_increment, "sum of all counters"),
     ("increment", _lose_an_increment, "sum"),
@@ -134,7 +149,10 @@ BREAKAGES: list[tuple[str, Callable[[Bench], None], str]] = [
     ("ledger", _move_a_version, "two versions"),
     ("ycsb-b", _spoil_a_record, "check sum"),
     ("event-log", _foreign_event, "number of events"),
+    ("leases", _commit_as_a_former_holder, "former holders"),
+    ("steps", _step_twice, "effects"),
     ("agents", _extra_finding, "topics"),
+    ("starvation", _add_from_nowhere, "sum of all keys"),
 ]
 
 
@@ -170,3 +188,13 @@ def test_over_real_processes(tmp_path: Path, name: str) -> None:
     assert result.valid, result.text()
     assert result.counts["begun"] >= 300
     assert "PASSED" in result.text()
+
+
+@pytest.mark.parametrize(("beside", "slow"), [(499, True), (500, False)])
+def test_notices_writers_that_starve(bench: Callable[[str], Bench], beside: int, slow: bool) -> None:
+    """Rates are medians, so one phase in which somebody was stopped says nothing."""
+    one = bench("starvation")
+    counts = dict.fromkeys((f"phase{number}" for number in range(16)), 1000) | {"long": 1, "attempts": 4}
+    counts |= {f"phase{number}": beside for number in range(1, 16, 2)} | {"phase0": 1, "phase1": 1}
+    problems = one.workload.verify(one.context(VERIFIER), counts, [])
+    assert any("beside a long transaction" in problem for problem in problems) is slow

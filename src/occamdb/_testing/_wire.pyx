@@ -5,7 +5,7 @@ from ..engine.commit._wire cimport (
     ConflictHeader, KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE, OP_DELETE_RANGE, OP_HEADER_SIZE, OP_PUT, OP_RANGE,
     OP_READ, OP_UNCHECKED, OP_WANT_RESULT, OpHeader, REPLY_HEADER_SIZE, REPLY_MAGIC, REQUEST_BLIND,
     REQUEST_HEADER_SIZE, REQUEST_MAGIC, REQUEST_SYNC, RESULT_EXISTED, RESULT_SIGNED, RESULT_SIZE, RESULT_UNSIGNED,
-    ReplyHeader, RequestHeader, ResultEntry, STATUS_BAD_REQUEST, STATUS_COMMITTED, STATUS_CONFLICT,
+    ReplyHeader, RequestHeader, ResultEntry, STATUS_BAD_REQUEST, STATUS_BOUND_REACHED, STATUS_COMMITTED, STATUS_CONFLICT,
     STATUS_INTEGER_OVERFLOW, STATUS_LOG_FAILED, STATUS_LOG_WRITE_ERROR, STATUS_NOT_AN_INTEGER, STATUS_STOPPING,
     STATUS_STORE_FULL, STATUS_TOO_LARGE, put_op,
 )
@@ -38,7 +38,7 @@ def constants() -> dict:
         "STATUS_STORE_FULL": STATUS_STORE_FULL, "STATUS_LOG_WRITE_ERROR": STATUS_LOG_WRITE_ERROR,
         "STATUS_NOT_AN_INTEGER": STATUS_NOT_AN_INTEGER, "STATUS_INTEGER_OVERFLOW": STATUS_INTEGER_OVERFLOW,
         "STATUS_TOO_LARGE": STATUS_TOO_LARGE, "STATUS_LOG_FAILED": STATUS_LOG_FAILED,
-        "STATUS_BAD_REQUEST": STATUS_BAD_REQUEST, "STATUS_STOPPING": STATUS_STOPPING,
+        "STATUS_BAD_REQUEST": STATUS_BAD_REQUEST, "STATUS_STOPPING": STATUS_STOPPING, "STATUS_BOUND_REACHED": STATUS_BOUND_REACHED,
         "RESULT_EXISTED": RESULT_EXISTED, "RESULT_SIGNED": RESULT_SIGNED, "RESULT_UNSIGNED": RESULT_UNSIGNED,
         "CONFLICT_READ": CONFLICT_READ, "CONFLICT_RANGE": CONFLICT_RANGE, "CONFLICT_WRITE": CONFLICT_WRITE,
         "CONFLICT_CAS": CONFLICT_CAS,
@@ -51,7 +51,7 @@ def parse_request_header(bytes data) -> tuple:
         raise ValueError(f"a request header is {REQUEST_HEADER_SIZE} bytes, got {len(data)}")
     cdef const RequestHeader *h = <const RequestHeader *><const u8 *>data
     return (h.magic, h.kind, h.flags, h.sequence, h.start_version, h.read_time, h.op_count, h.body_size,
-            (<const u8 *>&h.run_id[0])[:16], h.reserved)
+            (<const u8 *>&h.run_id[0])[:16], h.turn)
 
 
 def parse_reply_header(bytes data) -> tuple:
@@ -59,7 +59,7 @@ def parse_reply_header(bytes data) -> tuple:
     if len(data) < REPLY_HEADER_SIZE:
         raise ValueError(f"a reply header is {REPLY_HEADER_SIZE} bytes, got {len(data)}")
     cdef const ReplyHeader *h = <const ReplyHeader *><const u8 *>data
-    return (h.magic, h.status, h.reserved, h.sequence, h.commit_version, h.committed_at, h.result_count,
+    return (h.magic, h.status, h.flags, h.sequence, h.commit_version, h.committed_at, h.result_count,
             h.conflict_count, h.detail, h.body_size, h.conflicts_found, h.reserved2)
 
 

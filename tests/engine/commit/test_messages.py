@@ -28,6 +28,7 @@ from occamdb.engine.commit.messages import (
     request_size,
 )
 from occamdb.engine.model import errors
+from occamdb.engine.model.bounds import encode_bounds
 from occamdb.engine.model.errors import CASConflict, ConflictError, ProtocolError, ReadConflict, WriteConflict
 from occamdb.engine.model.keys import Namespace, TypeTag, encode_key, tag_prefix
 from occamdb.engine.model.public_types import RunId
@@ -43,7 +44,11 @@ def ops(draw: st.DrawFn) -> Op:
     code = draw(st.sampled_from(OpCode))
     argument = draw(i64 if code is OpCode.ADD else u64)
     flags = draw(st.sampled_from([OpFlags.NONE, OpFlags.UNCHECKED, OpFlags.WANT_RESULT, OpFlags(3)]))
-    return Op(code, draw(blobs), draw(blobs), argument, draw(i64), flags)
+    # The value of an increment is its bounds, or nothing.
+    pairs = st.tuples(u64, st.none()) | st.tuples(st.none(), i64) | st.just((None, None))
+    bounded = pairs.map(lambda pair: encode_bounds(*pair) or b"")
+    value = draw(bounded if code is OpCode.ADD else blobs)
+    return Op(code, draw(blobs), value, argument, draw(i64), flags)
 
 
 requests = st.builds(
@@ -54,6 +59,7 @@ requests = st.builds(
     ops=st.lists(ops(), max_size=8).map(lambda o: tuple(sorted(o, key=lambda op: not op.code.is_check))),
     run_id=st.binary(min_size=16, max_size=16),
     flags=st.sampled_from([RequestFlags.NONE, RequestFlags.BLIND, RequestFlags.SYNC, RequestFlags(3)]),
+    turn=u64,
 )
 
 
@@ -248,6 +254,7 @@ def test_conflicts_become_records() -> None:
         (Status.LOG_WRITE_ERROR, errors.LogWriteError),
         (Status.NOT_AN_INTEGER, errors.NotAnIntegerError),
         (Status.INTEGER_OVERFLOW, errors.IntegerOverflowError),
+        (Status.BOUND_REACHED, errors.BoundReached),
         (Status.TOO_LARGE, errors.TransactionTooLarge),
         (Status.LOG_FAILED, errors.LogWriteError),
         (Status.BAD_REQUEST, errors.ProtocolError),

@@ -23,6 +23,7 @@ RUN = RunId("01890a5d-ac96-774b-bcce-b302099a8057")
 
 CODES = {
     "AlreadyExistsError": "occam.already_exists",
+    "BoundReached": "occam.value.bound_reached",
     "CASConflict": "occam.conflict.cas",
     "CommitOutcomeUnknown": "occam.commit.outcome_unknown",
     "ConflictError": "occam.conflict",
@@ -36,6 +37,7 @@ CODES = {
     "InvalidKeyError": "occam.argument.key",
     "InvalidTransition": "occam.transition.invalid",
     "KeyTooLarge": "occam.limit.key",
+    "LeaseLost": "occam.lease.lost",
     "LimitExceeded": "occam.limit",
     "LogWriteError": "occam.log.write",
     "MainModuleError": "occam.argument.main_module",
@@ -49,6 +51,7 @@ CODES = {
     "SettingsError": "occam.argument.setting",
     "SettingsMismatchError": "occam.argument.setting.mismatch",
     "SnapshotExpired": "occam.snapshot.expired",
+    "StepFailed": "occam.step.failed",
     "StoreFullError": "occam.limit.store",
     "TooManyChannelsError": "occam.limit.channels",
     "TransactionStateError": "occam.transaction.state",
@@ -62,7 +65,7 @@ CODES = {
 CONFLICTS = (
     ReadConflict("k", 3, 7, None, RUN, TypeTag.KV),
     ReadConflict("a", 3, 9, ("a", None), RUN, TypeTag.KV),
-    WriteConflict("\udcff", 3, 7, RUN, 0x10),
+    WriteConflict("\udcff", 3, 7, RUN, 0x42),
     CASConflict("c", 0, 4, RUN, TypeTag.STATE),
 )
 
@@ -85,6 +88,9 @@ def samples() -> Iterator[OccamError]:
         "CommitOutcomeUnknown": {"txn_id": (5, 6)},
         "ConflictError": {"conflicts": CONFLICTS, "conflicts_found": 99},
         "RetriesExhausted": {"conflicts": CONFLICTS, "attempts": 12},
+        "BoundReached": {"key": "n", "value": 98, "by": 5, "at_most": 100, "at_least": 0},
+        "LeaseLost": {"name": "leader", "token": 7},
+        "StepFailed": {"name": "fetch", "attempts": 3, "error": "ValueError: no"},
         "CorruptionError": {"file": "wal/1.log", "offset": 77, "expected": "a CRC of 0x1"},
         "IncompatibleFormatError": {"found": 2, "supported": 1},
         "InvalidTransition": {"current": "Archived", "requested": "Active", "allowed": ("X",)},
@@ -211,7 +217,7 @@ def test_texts_say_what_was_expected_and_found() -> None:
     assert "version 9, after the snapshot at 4" in str(WriteConflict("k", 4, 9))
     assert "range 'a' to the end" in str(CONFLICTS[1])
     assert str(RUN) in str(CONFLICTS[0]) and "KV" in str(CONFLICTS[0])
-    assert "tag 0x10" in str(CONFLICTS[2])
+    assert "tag 0x42" in str(CONFLICTS[2])
 
 
 def test_retries_exhausted_tells_attempts_and_last_conflicts() -> None:

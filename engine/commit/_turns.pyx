@@ -1,0 +1,360 @@
+"""Turns: a transaction that has lost often is not beaten again.
+
+A request with a `turn` token belongs to a transaction that has lost some times. If it loses again, its transaction gets
+a turn on what it read and wrote: until it comes back, requests of others that would invalidate it wait.
+`tests/support/turn_model.py` is the same in plain Python, and README.md has the argument.
+
+1. *One line.* Waiting requests and turns stand in one line by order of arrival. A request that waits is complete in its
+   channel's inbox, and its place is in `channel.place`. It has no answer and is in no batch, so it has no effect, and
+   a batch that is undone does not touch it. A turn that runs has no request: its place stands for the transaction.
+2. *Who waits.* A request that would invalidate a running turn, and one that asks for a turn which conflicts with
+   something before it in the line. Nothing else, and nothing that runs.
+3. *A turn runs* from the batch in which its request lost. Requests later in the batch are held already; earlier ones
+   are in versions that are published before the answer is sent. So the snapshot of its next attempt has all of them.
+   Its time is counted from the moment when the answer is sent: a slow disk does not use it up.
+4. *The end of a turn.* The next request with its token ends it, immediately before it is judged. So does its time, in a
+   turn of the loop in which the requests that lay in the rings were served first. So does the end of the channel that
+   it was granted to, which follows the worker's death.
+5. *A rest* follows a turn, REST_FACTOR times as long as the turn, and REST_NS at least: in that time no turn that
+   conflicts with it starts. So turns never take more than a quarter of the time of those whom they hold up. And workers
+   that fight over one key do not pass it on by turns alone, each of which costs a wake-up: those that are awake go on
+   in between.
+6. *After an end* the line is looked at in the next turn of the loop, before other requests: first those that do not
+   ask, in order, then those that ask. `blocked_by` says what a request waits for, so only those are looked at whose
+   obstacle is gone.
+7. *Not requests*, and so never held: the removal of expired keys and of the keys of ended sessions.
+"""
+
+from libc.stdlib cimport free, realloc
+from libc.string cimport memmove, memset
+
+from ...ipc._atomics cimport clock_monotonic_ns, futex_wake, load_acquire_u32, store_release_u32
+from ..disk._failpoints cimport FP_COMMIT_TURN_CLOCK, failpoint_armed, failpoint_hit_shift
+from ._core cimport ANSWER_DEPENDENT, CHANNEL_ACTIVE
+from ._footprint cimport footprint_free, footprint_take, ops_break, request_breaks
+from ._turn_table cimport REST_FACTOR, TURN_BYTES_MAX, TURNS_MAX, Place, TurnTable
+from ._wire cimport REQUEST_JUDGE_ONLY, RequestHeader
+
+cdef enum:
+    EVERYBODY = 0x7FFFFFFF
+
+
+# ---- places ------------------------------------------------------------------------------------------------
+
+cdef i64 _find(const TurnTable *table, u64 came) noexcept nogil:
+    """The index of a place; -1: it is gone."""
+    cdef u32 low = 0, high = table.count, middle
+    while low < high:
+        middle = (low + high) // 2
+        if table.places[middle].came < came:
+            low = middle + 1
+        else:
+            high = middle
+    return <i64>low if low < table.count and table.places[low].came == came else -1
+
+
+cdef inline void _wake_threads(Core *core) noexcept nogil:
+    """In memory the waiting threads sleep on a word, and look at the line anew when it grows."""
+    if core.bell == NULL:
+        # Release: they look at the table under the mutex.
+        store_release_u32(&core.turns.word, core.turns.word + 1)
+        futex_wake(&core.turns.word, EVERYBODY)
+
+
+cdef inline void _drop_footprint(TurnTable *table, Place *place) noexcept nogil:
+    table.bytes -= place.footprint.size
+    footprint_free(&place.footprint)
+
+
+cdef void _remove(Core *core, u32 index) noexcept nogil:
+    """Take a place out of the line. What waits for it is looked at again: see `turns_next`."""
+    cdef TurnTable *table = &core.turns
+    cdef Place *place = &table.places[index]
+    table.running -= place.running
+    table.resting -= place.resting
+    table.asking -= place.token != 0
+    table.fresh -= place.running and place.ends == 0
+    _drop_footprint(table, place)
+    memmove(place, place + 1, (table.count - index - 1) * sizeof(Place))
+    table.count -= 1
+    _wake_threads(core)
+
+
+cdef void _finish(Core *core, u32 index, i64 now) noexcept nogil:
+    """End a turn that runs. Its place stays for a while, in which turns that conflict with it do not start."""
+    cdef TurnTable *table = &core.turns
+    cdef Place *place = &table.places[index]
+    cdef i64 lasted = now - (place.ends - table.turn_ns) if place.ends != 0 else 0
+    if table.rest_ns < 0:
+        _remove(core, index)
+        return
+    table.fresh -= place.ends == 0
+    table.running -= 1
+    table.resting += 1
+    place.running = False
+    place.resting = True
+    place.ends = now + max(table.rest_ns, REST_FACTOR * min(lasted, table.turn_ns))
+    _wake_threads(core)
+
+
+cdef Place *_append(Core *core, Channel *channel, const u8 *request, u64 token) noexcept nogil:
+    """A new place at the end of the line. NULL: no private memory, for its footprint in particular."""
+    cdef TurnTable *table = &core.turns
+    cdef u32 capacity = table.capacity * 2 if table.capacity else 64
+    cdef Place *place
+    cdef void *grown
+    if table.count == table.capacity:
+        grown = realloc(table.places, capacity * sizeof(Place))
+        if grown == NULL:
+            return NULL
+        table.places = <Place *>grown
+        table.capacity = capacity
+    place = &table.places[table.count]
+    memset(place, 0, sizeof(Place))
+    if token:
+        if not footprint_take(&place.footprint, request, core.store.hash_seed, TURN_BYTES_MAX - table.bytes):
+            return NULL
+        table.bytes += place.footprint.size
+    table.last_came += 1
+    table.count += 1
+    table.asking += token != 0
+    place.came = table.last_came
+    place.channel = <u32>(channel - core.channels)
+    place.request = request
+    place.token = token
+    return place
+
+
+cdef u64 _token_of(Core *core, Channel *channel, const u8 *request) noexcept nogil:
+    """The token of a request that asks for a turn and may have one; otherwise 0."""
+    cdef const RequestHeader *header = <const RequestHeader *>request
+    if header.flags & REQUEST_JUDGE_ONLY or core.turns.asking >= TURNS_MAX:
+        return 0
+    # Acquire: the control plane stores CLOSING when the worker is gone, so nobody would use the turn.
+    return header.turn if load_acquire_u32(&channel.state) == CHANNEL_ACTIVE else 0
+
+
+# ---- a request ---------------------------------------------------------------------------------------------
+
+cdef void _end_own(Core *core, u64 token) noexcept nogil:
+    """End the turn of a transaction that has come back."""
+    cdef TurnTable *table = &core.turns
+    cdef u32 index
+    for index in range(table.count):
+        if table.places[index].running and table.places[index].token == token:
+            _finish(core, index, clock_monotonic_ns())
+            return
+
+
+cdef u64 _obstacle(Core *core, const u8 *request) noexcept nogil:
+    """`came` of a running turn that the request would invalidate; 0: there is none."""
+    cdef TurnTable *table = &core.turns
+    cdef u32 index
+    if (<const RequestHeader *>request).flags & REQUEST_JUDGE_ONLY:
+        return 0
+    for index in range(table.count):
+        if table.places[index].running and request_breaks(request, &table.places[index].footprint, core.store.hash_seed):
+            return table.places[index].came
+    return 0
+
+
+cdef bint turns_hold(Core *core, Channel *channel, const u8 *request) noexcept nogil:
+    cdef u64 token = (<const RequestHeader *>request).turn, obstacle
+    cdef i64 index
+    cdef Place *place
+    if token and core.turns.running:
+        _end_own(core, token)
+    obstacle = _obstacle(core, request) if core.turns.running else 0
+    if obstacle == 0:
+        return False
+    if channel.place:
+        index = _find(&core.turns, channel.place)
+        place = &core.turns.places[index] if index >= 0 else NULL
+    else:
+        place = _append(core, channel, request, _token_of(core, channel, request))
+        if place == NULL:
+            place = _append(core, channel, request, 0)
+        core.turns.waited += place != NULL
+    if place == NULL:
+        return False                    # no private memory: it is served, and the turn may be in vain
+    place.blocked_by = obstacle
+    channel.place = place.came
+    return True
+
+
+cdef bint _may_start(Core *core, u32 at) noexcept nogil:
+    """Whether nothing before this place conflicts with its turn; otherwise `blocked_by` says what does."""
+    cdef Place *mine = &core.turns.places[at]
+    cdef Place *other
+    cdef u32 index
+    cdef u64 seed = core.store.hash_seed
+    cdef bint conflict
+    for index in range(at):
+        other = &core.turns.places[index]
+        if other.token:
+            conflict = (ops_break(other.footprint.ops, other.footprint.op_count, &mine.footprint, seed)
+                        or ops_break(mine.footprint.ops, mine.footprint.op_count, &other.footprint, seed))
+        else:
+            conflict = request_breaks(other.request, &mine.footprint, seed)
+        if conflict:
+            mine.blocked_by = other.came
+            return False
+    mine.blocked_by = 0
+    return True
+
+
+cdef TurnVerdict turns_ask(Core *core, Channel *channel, const u8 *request) noexcept nogil:
+    cdef TurnTable *table = &core.turns
+    cdef i64 index
+    cdef Place *place = NULL
+    cdef u64 token
+    if channel.place:
+        index = _find(table, channel.place)
+        if index >= 0 and table.places[index].token:
+            place = &table.places[index]
+    else:
+        token = _token_of(core, channel, request)
+        if token:
+            place = _append(core, channel, request, token)
+            index = table.count - 1
+    if place == NULL:
+        return TURN_NONE
+    if not _may_start(core, <u32>index):
+        table.waited += channel.place == 0
+        place.judged = True
+        channel.place = place.came
+        return TURN_WAIT
+    channel.place = 0
+    place.request = NULL
+    place.running = True
+    table.running += 1
+    table.fresh += 1
+    table.granted += 1
+    return TURN_GRANTED
+
+
+cdef void turns_leave(Core *core, Channel *channel) noexcept nogil:
+    cdef i64 index = _find(&core.turns, channel.place)
+    channel.place = 0
+    if index >= 0:
+        _remove(core, <u32>index)
+
+
+cdef bint turns_judged(const Core *core, const Channel *channel) noexcept nogil:
+    cdef i64 index
+    if channel.place == 0:
+        return False
+    index = _find(&core.turns, channel.place)
+    return index >= 0 and core.turns.places[index].judged
+
+
+# ---- the line ----------------------------------------------------------------------------------------------
+
+cdef bint _still_blocked(const TurnTable *table, const Place *place) noexcept nogil:
+    """Whether what the request waits for is still in its way."""
+    cdef i64 index = _find(table, place.blocked_by) if place.blocked_by else -1
+    if index < 0:
+        return False
+    # A turn that rests is in the way of the start of another turn only.
+    return place.judged or not table.places[index].resting
+
+
+cdef u64 turns_next(Core *core, u64 came, bint asks, u32 *channel) noexcept nogil:
+    cdef TurnTable *table = &core.turns
+    cdef Place *place
+    cdef u32 index
+    for index in range(table.count):
+        place = &table.places[index]
+        if place.came <= came or place.running or place.resting or (place.token != 0) != asks:
+            continue
+        if _still_blocked(table, place):
+            continue
+        channel[0] = place.channel
+        return place.came
+    return 0
+
+
+cdef void turns_sent(Core *core, i64 now) noexcept nogil:
+    cdef TurnTable *table = &core.turns
+    cdef u32 index
+    table.fresh = 0
+    for index in range(table.count):
+        if table.places[index].running and table.places[index].ends == 0:
+            table.places[index].ends = now + table.turn_ns
+
+
+cdef void turns_undo(Core *core) noexcept nogil:
+    cdef TurnTable *table = &core.turns
+    cdef u32 index = 0
+    while index < table.count:
+        if (table.places[index].running and table.places[index].ends == 0
+                and core.channels[table.places[index].channel].answer == ANSWER_DEPENDENT):
+            table.granted -= 1
+            _remove(core, index)
+        else:
+            index += 1
+
+
+cdef bint turns_expire(Core *core, i64 now) noexcept nogil:
+    cdef TurnTable *table = &core.turns
+    cdef u32 index = 0
+    cdef bint any = False
+    if failpoint_armed():
+        now += failpoint_hit_shift(FP_COMMIT_TURN_CLOCK)
+    while index < table.count:
+        if table.places[index].request != NULL or table.places[index].ends == 0 or table.places[index].ends > now:
+            index += 1
+            continue
+        any = True
+        if table.places[index].resting:
+            _remove(core, index)
+            continue
+        table.expired += 1
+        _finish(core, index, now)
+        # Without rests the next place is at this index now.
+        index += table.rest_ns >= 0
+    return any
+
+
+cdef void turns_abandon(Core *core, u32 channel) noexcept nogil:
+    cdef TurnTable *table = &core.turns
+    cdef Place *place
+    cdef u32 index = 0
+    while index < table.count:
+        place = &table.places[index]
+        if place.channel != channel:
+            index += 1
+        elif place.resting:
+            index += 1
+        elif place.running:
+            _finish(core, index, clock_monotonic_ns())
+        else:
+            table.asking -= place.token != 0
+            place.token = 0
+            place.blocked_by = 0
+            _drop_footprint(table, place)
+            index += 1
+
+
+cdef void turns_clear(Core *core) noexcept nogil:
+    cdef TurnTable *table = &core.turns
+    while table.count:
+        if table.places[table.count - 1].request != NULL:
+            core.channels[table.places[table.count - 1].channel].place = 0
+        _remove(core, table.count - 1)
+
+
+cdef i64 turns_end(const Core *core, i64 longest) noexcept nogil:
+    cdef const TurnTable *table = &core.turns
+    cdef u32 index
+    for index in range(table.count):
+        if table.places[index].ends != 0:
+            longest = min(longest, table.places[index].ends)
+    return longest
+
+
+cdef void turns_free(Core *core) noexcept nogil:
+    cdef u32 index
+    for index in range(core.turns.count):
+        footprint_free(&core.turns.places[index].footprint)
+    free(core.turns.places)

@@ -1,0 +1,222 @@
+"""Leases and steps over the death and the stops of processes."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from occamdb import Database, LeaseLost, RunId
+from occamdb.engine.model.errors import ConflictError
+from tests.support.processes import Peer, open_database, wait_until, workers
+
+
+def hold(peer: Peer, path: Path, run: RunId, name: str, options: dict[str, Any]) -> str:
+    """Hold a lease until told; then commit under it."""
+    with open_database(path) as db:
+        peer.say("open")
+        lease = db.leases.acquire(run, name, **options)
+        peer.say(("held", lease.token, time.monotonic()))
+        peer.hear()
+        try:
+            with db.begin(run) as txn:
+                txn.leases.require(lease)
+                txn.put("by", lease.token)
+        except (LeaseLost, ConflictError) as error:
+            return type(error).__name__
+        db.leases.release(run, lease)
+        return "committed"
+
+
+def in_line(db: Database, run: RunId, count: int) -> None:
+    wait_until(lambda: db.leases.waiting(run, "leader") == count)
+
+
+def paid(db: Database, run: RunId, at_least: int) -> None:
+    wait_until(lambda: (db.kv.get(run, "paid") or 0) >= at_least)
+
+
+def held(worker: Any) -> tuple[int, float]:
+    word, token, when = worker.hear()
+    assert word == "held"
+    return token, when
+
+
+def test_the_lease_of_a_killed_holder_goes_to_the_next_within_a_second(
+    shared_path: Path, shared_database: Database
+) -> None:
+    run = RunId.new()
+    with workers() as start:
+        first = start(hold, shared_path, run, "leader", {})
+        assert first.hear() == "open"
+        token, _ = held(first)
+        second = start(hold, shared_path, run, "leader", {})
+        assert second.hear() == "open"
+        in_line(shared_database, run, 1)
+        killed = time.monotonic()
+        first.kill()
+        successor, when = held(second)
+        assert successor > token
+        assert when - killed < 1.0
+        second.say("go")
+        assert second.result() == "committed"
+    assert shared_database.get(run, "by") == successor
+
+
+def test_a_killed_waiter_leaves_the_line(shared_path: Path, shared_database: Database) -> None:
+    run, db = RunId.new(), shared_database
+    with workers() as start:
+        with db.leases.hold(run, "leader"):
+            waiting = []
+            for count in range(1, 4):
+                waiting.append(start(hold, shared_path, run, "leader", {}))
+                assert waiting[-1].hear() == "open"
+                in_line(db, run, count)
+            waiting[0].kill()
+            wait_until(lambda: db.leases.waiting(run, "leader") == 2)
+        token, _ = held(waiting[1])
+        assert db.leases.waiting(run, "leader") == 1
+        waiting[1].say("go")
+        assert waiting[1].result() == "committed"
+        last, _ = held(waiting[2])
+        assert last > token
+        waiting[2].say("go")
+        assert waiting[2].result() == "committed"
+
+
+@pytest.mark.parametrize("isolation", ["serializable", "snapshot"])
+def test_a_stopped_holder_loses_a_lease_with_a_time_limit_and_its_commit_never_lands(
+    shared_path: Path, shared_database: Database, isolation: Any
+) -> None:
+    run, db = RunId.new(), shared_database
+    with workers() as start:
+        hung = start(hold, shared_path, run, "leader", {"lease": 1.0})
+        assert hung.hear() == "open"
+        token, _ = held(hung)
+        hung.stop()
+        lease = db.leases.acquire(run, "leader", timeout=60)
+        assert lease.token > token
+        with db.begin(run, isolation=isolation) as txn:
+            txn.leases.require(lease)
+            txn.put("by", lease.token)
+        hung.say("go")
+        hung.resume()
+        assert hung.result() in ("LeaseLost", "ConflictError")
+        assert db.get(run, "by") == lease.token
+        db.leases.release(run, lease)
+
+
+def compete(peer: Peer, path: Path, run: RunId, rounds: int) -> int:
+    """Under the lease, count without any transaction around the read and the write."""
+    with open_database(path) as db:
+        peer.say("open")
+        peer.hear()
+        for _ in range(rounds):
+            with db.leases.hold(run, "counter") as lease:
+                count = db.get(run, "count", 0)
+                tokens = db.get(run, "token", 0)
+                assert tokens < lease.token
+                db.put(run, "token", lease.token)
+                db.put(run, "count", count + 1)
+        return rounds
+
+
+def test_what_is_done_under_a_lease_is_done_by_one(shared_path: Path, shared_database: Database) -> None:
+    run, rounds = RunId.new(), 40
+    with workers() as start:
+        all_of_them = [start(compete, shared_path, run, rounds) for _ in range(8)]
+        for worker in all_of_them:
+            assert worker.hear() == "open"
+        for worker in all_of_them:
+            worker.say("go")
+        assert sum(worker.result() for worker in all_of_them) == 8 * rounds
+    assert shared_database.get(run, "count") == 8 * rounds
+    assert shared_database.leases.list(run) == []
+
+
+# ---- steps -------------------------------------------------------------------------------------------------
+
+
+def fetch(path: Path, run: RunId, peer: Peer | None) -> str:
+    """A plain function: counts its calls outside the record, and may be killed before it returns."""
+    with open_database(path) as db:
+        db.kv.increment(run, "calls")
+    if peer is not None:
+        peer.say("in fetch")
+        peer.hear()
+    return "page"
+
+
+def run_step(peer: Peer, path: Path, run: RunId, stays: bool) -> Any:
+    with open_database(path) as db:
+        peer.say("open")
+        result = db.steps.run(run, "fetch", fetch, path, run, peer if stays else None)
+        return result, time.monotonic()
+
+
+def test_a_step_whose_process_was_killed_is_run_by_the_next_caller(
+    shared_path: Path, shared_database: Database
+) -> None:
+    run, db = RunId.new(), shared_database
+    with workers() as start:
+        first = start(run_step, shared_path, run, True)
+        assert first.hear() == "open" and first.hear() == "in fetch"
+        second = start(run_step, shared_path, run, False)
+        assert second.hear() == "open"
+        step = db.steps.get(run, "fetch")
+        assert step is not None and step.state == "running" and step.attempts == 1
+        killed = time.monotonic()
+        first.kill()
+        result, when = second.result()
+        assert result == "page" and when - killed < 1.0
+    assert db.kv.get(run, "calls") == 2
+    step = db.steps.get(run, "fetch")
+    assert step is not None and (step.state, step.attempts, step.result) == ("done", 2, "page")
+    assert db.steps.run(run, "fetch", fetch, shared_path, run, None) == "page"
+    assert db.kv.get(run, "calls") == 2
+
+
+def test_concurrent_callers_of_one_step_run_it_once(shared_path: Path, shared_database: Database) -> None:
+    run, db = RunId.new(), shared_database
+    with workers() as start:
+        first = start(run_step, shared_path, run, True)
+        assert first.hear() == "open" and first.hear() == "in fetch"
+        others = [start(run_step, shared_path, run, False) for _ in range(4)]
+        for other in others:
+            assert other.hear() == "open"
+        first.say("go")
+        assert {worker.result()[0] for worker in (first, *others)} == {"page"}
+    assert db.kv.get(run, "calls") == 1
+
+
+def pay(txn: Any, amount: int) -> int:
+    txn.kv.increment("paid", amount)
+    txn.events.append("paid", {"amount": amount})
+    return amount
+
+
+def pay_forever(peer: Peer, path: Path, run: RunId) -> None:
+    """Run the steps of one pipeline over and over until killed."""
+    with open_database(path) as db:
+        peer.say("open")
+        number = 0
+        while True:
+            db.steps.run(run, f"pay {number}", pay, 1)
+            number += 1
+
+
+def test_effects_of_a_step_in_a_transaction_happen_once_over_kills(
+    shared_path: Path, shared_database: Database
+) -> None:
+    run, db = RunId.new(), shared_database
+    with workers() as start:
+        for round_ in range(1, 13):
+            payers = [start(pay_forever, shared_path, run) for _ in range(2)]
+            for payer in payers:
+                assert payer.hear() == "open"
+            paid(db, run, 20 * round_)
+            for payer in payers:
+                payer.kill()
+    steps = db.steps.list(run)
+    assert all(step.state == "done" and step.attempts == 1 for step in steps)
+    assert db.kv.get(run, "paid") == db.events.len(run) == len(steps) >= 240
