@@ -60,6 +60,7 @@ class TaskMachine(RuleBasedStateMachine):
         self.run = RunId.new()
         self.handles: list[Any] = [self._open() for _ in range(1 if self.path is None else SESSIONS)]
         self.tasks: dict[str, Entry] = {}
+        self.puts = 0  # purged ones too
         self.held: list[tuple[Task, int]] = []  # every claim ever made, with the model's number of it
         self.now = 0.0
         self.began = clocks.expiry_clock(self.handles[0])
@@ -105,7 +106,8 @@ class TaskMachine(RuleBasedStateMachine):
         options = {"priority": priority, "delay": delay, "max_attempts": most}
         for task in handle.tasks.put_many(self.run, QUEUE, range(count), **options):
             state = "delayed" if delay else "ready"
-            self.tasks[task.id] = Entry(len(self.tasks), priority, most, state, until=self.now + delay)
+            self.tasks[task.id] = Entry(self.puts, priority, most, state, until=self.now + delay)
+            self.puts += 1
 
     @rule(session=st.integers(0, SESSIONS - 1), lease=SPANS, inside=st.booleans())
     def claim(self, session: int, lease: float, inside: bool) -> None:
