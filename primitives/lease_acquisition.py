@@ -24,7 +24,7 @@ from .extension import (
 from .work import CleanUp, Transact, Work, carry_out
 
 if TYPE_CHECKING:
-    from .handles import Transaction
+    from ..engine.transaction._transaction import TransactionBase
 
 __all__ = ["Acquisition", "Lease", "checked_lease"]
 
@@ -87,7 +87,7 @@ class Acquisition:
         self.ticket: bytes | None = None
         self.unknown = False  # the outcome of a commit
         self.wrote = False  # an attempt has written a ticket or a claim, whether it was committed or not
-        self.transaction: Transaction | None = None
+        self.transaction: TransactionBase | None = None
 
     def carry_out(self) -> Any:
         """Wait for the lease."""
@@ -119,8 +119,8 @@ class Acquisition:
         holding.remember(key, lease)
         return lease
 
-    def _in_space(self, step: Callable[[Space], Any]) -> Callable[[Transaction], Any]:
-        def attempt(txn: Transaction) -> Any:
+    def _in_space(self, step: Callable[[Space], Any]) -> Callable[[TransactionBase], Any]:
+        def attempt(txn: TransactionBase) -> Any:
             self.transaction = txn
             return step(txn.space(TypeTag.LEASE, raw=True))
 

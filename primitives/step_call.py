@@ -26,7 +26,7 @@ from .extension import DatabaseBase, Space
 from .work import Call, CleanUp, Pause, Transact, Work, carry_out
 
 if TYPE_CHECKING:
-    from .handles import Transaction
+    from ..engine.transaction._transaction import TransactionBase
 
 __all__ = ["DONE", "FAILED", "RUNNING", "StepCall", "function_name", "read_record", "takes_transaction"]
 
@@ -141,7 +141,7 @@ class StepCall:
                 raise error
             yield Pause(pause)
 
-    def _transact(self, fn: Callable[[Transaction, Space], Any]) -> Transact:
+    def _transact(self, fn: Callable[[TransactionBase, Space], Any]) -> Transact:
         return Transact(lambda txn: fn(txn, txn.space(TypeTag.STEP, raw=True)))
 
     # ---- functions of a transaction -------------------------------------------------------------------------
@@ -149,7 +149,7 @@ class StepCall:
     def _in_transaction(self) -> Work[Any]:
         raised: list[Exception] = []
 
-        def attempt(txn: Transaction, space: Space) -> Any:
+        def attempt(txn: TransactionBase, space: Space) -> Any:
             raised.clear()
             record = self._read(space)
             if record is not None and record[0] == DONE:
@@ -175,7 +175,7 @@ class StepCall:
         attempts = yield self._transact(lambda txn, space: self._note_failure(txn, space, failure))
         raise _Failed(failure, attempts) from failure
 
-    def _note_failure(self, txn: Transaction, space: Space, error: Exception) -> int:
+    def _note_failure(self, txn: TransactionBase, space: Space, error: Exception) -> int:
         """Count the failure of a transaction that was aborted; returns how many there were."""
         record = self._read(space)
         attempts: int = 1 if record is None else record[2] + 1
@@ -226,7 +226,7 @@ class StepCall:
         yield self._transact(lambda txn, space: self._end(txn, space, FAILED, attempts, _text(failure)))
         raise _Failed(failure, attempts) from failure
 
-    def _claim(self, txn: Transaction, space: Space) -> list[Any]:
+    def _claim(self, txn: TransactionBase, space: Space) -> list[Any]:
         """Claim the step and note that an attempt begins, or return the record of its result.
 
         Waits for another caller that runs it.
@@ -247,7 +247,7 @@ class StepCall:
         space.put(self.record_key, begun)
         return begun
 
-    def _end(self, txn: Transaction, space: Space, state: int, attempts: int, outcome: Any) -> None:
+    def _end(self, txn: TransactionBase, space: Space, state: int, attempts: int, outcome: Any) -> None:
         if space.get(self.claim_key) != self.nonce:
             raise LeaseLost(
                 f"step {self.name!r} was claimed by somebody else while its function ran, or its run was deleted",
@@ -259,7 +259,7 @@ class StepCall:
         space.put(self.record_key, [state, self.function, attempts, outcome, self.began, ended])
         space.delete(self.claim_key)
 
-    def _unclaim(self, txn: Transaction, space: Space) -> None:
+    def _unclaim(self, txn: TransactionBase, space: Space) -> None:
         """Let others run the step, if this call has the claim, or may get it: its commit may still be under way.
 
         A commit of this call that is under way has read the record, so it conflicts with this write of it.

@@ -34,6 +34,7 @@ from .event_links import EventLinks
 from .local_handle import LocalHandle
 from .outcome import last_commit
 from .shared_handle import SharedHandle
+from .turn_waits import TurnWaiters
 
 __all__ = ["ASYNC_LINKS", "AwaitedHandle", "check_async_links"]
 
@@ -70,6 +71,7 @@ class AwaitedHandle:
     def __init__(self, inner: SharedHandle | LocalHandle, async_links: int = ASYNC_LINKS) -> None:
         self.inner = inner
         self._async_links = check_async_links(async_links)
+        self._turn_waiters = TurnWaiters(inner)
         self._of_loops: dict[asyncio.AbstractEventLoop, EventLinks] = {}
         self._guards: dict[asyncio.AbstractEventLoop, AsyncGenerator[None]] = {}
         # Links of closed loops, as long as threads of theirs find out what became of commits.
@@ -138,6 +140,7 @@ class AwaitedHandle:
         """Let go of the engine at once. Commits in flight have no outcome here; `aclose` waits for it."""
         for loop in list(self._of_loops):
             self._abandon(loop)
+        self._turn_waiters.close()
         self.inner.close()
 
     # ---- in an event loop -------------------------------------------------------------------------------------
@@ -148,14 +151,12 @@ class AwaitedHandle:
             return pending.result()
         inner = self.inner
         if isinstance(inner, LocalHandle):
-            try:
-                while not pending.done:
-                    pending.accept(inner.submit(pending.request, pending.deadline))
-            except BaseException as error:
-                if not pending.done:
-                    pending.refuse(error)
-            # Nothing is waited for, and still other tasks get their turn.
-            await asyncio.sleep(0)
+            self._turn_waiters.try_at_once(pending)
+            if pending.done:
+                # Nothing is waited for, and still other tasks run in between.
+                await asyncio.sleep(0)
+            else:
+                await self._turn_waiters.carry_out(pending)
             return pending.result()
         links = self._of_loops.get(asyncio.get_running_loop())
         if links is None or links.closed:
@@ -174,6 +175,8 @@ class AwaitedHandle:
 
     async def ended(self, pending: PendingCommit) -> None:
         """Wait until a commit that is under way has its outcome, as far as its loop still runs."""
+        while isinstance(self.inner, LocalHandle) and not pending.done:
+            await asyncio.sleep(_LOOK_SECONDS)  # its task was cancelled, and its thread goes on
         self._abandon_closed_loops()
         loop = None if pending.done or pending.future is None else pending.future.get_loop()
         if loop is None:
@@ -239,6 +242,8 @@ class AwaitedHandle:
                 self._abandon(loop)
             else:
                 await self._end_there(loop, links)
+        await self._turn_waiters.drain()
+        self._turn_waiters.close()
         await in_thread(self.inner.close)
 
     async def _links_for(self, inner: SharedHandle, loop: asyncio.AbstractEventLoop) -> EventLinks:

@@ -3,7 +3,7 @@
 1. Everything here runs in the loop's thread and waits for nothing, but for `attach` and `settle`, which run in threads
    of the executor and touch nothing of the loop's.
 2. A link carries one commit at a time. A commit without a link waits its turn, first come, first served; links are
-   attached one by one, up to `size`, while commits wait.
+   attached one by one, up to `size`, while commits wait. A link that brought a turn is kept for its transaction.
 3. The coordinator writes the eventfd behind every reply and whenever it made room for the rest of a request. The end of
    a link's connection is readable too. So nothing polls.
 4. A commit ends once: by its reply, by what the next coordinator says of it, or by a time limit. What its task does
@@ -43,8 +43,9 @@ from .lost_commit import (
     too_late,
     unknown_in_closed_loop,
 )
-from .outcome import Ask, answer_of, is_stopping
+from .outcome import Ask, answer_of, grants_turn, is_stopping
 from .pool import LinkPool
+from .turn_waits import KeptLinks
 
 __all__ = ["EventLinks"]
 
@@ -86,6 +87,7 @@ class EventLinks:
         self._timeout = timeout
         self._size = size
         self._idle: list[Carrier] = []
+        self._kept = KeptLinks(loop, self._next)
         self._busy: dict[Carrier, None] = {}
         # In order; a dict, since any of them may leave, and thousands at once.
         self._waiting: OrderedDict[PendingCommit, None] = OrderedDict()
@@ -125,7 +127,10 @@ class EventLinks:
 
     def _start(self, pending: PendingCommit) -> None:
         """Send a commit, as soon as a link is free."""
-        if self._idle and not self._waiting:
+        kept = self._kept.take(pending.turn) if self._kept else None
+        if kept is not None:
+            self._send(kept, pending)
+        elif self._idle and not self._waiting:
             self._send(self._idle.pop(), pending)
         else:
             self._waiting[pending] = None
@@ -225,7 +230,10 @@ class EventLinks:
         del self._busy[carrier]
         carrier.pending = None
         answer = answer_of(carrier.link, carrier.link.sequence, reply, carrier.synced)
-        self._next(carrier)
+        if grants_turn(reply) and carrier.link.reusable and not self.closed:
+            self._kept.keep(pending.turn, carrier)
+        else:
+            self._next(carrier)
         self._end(pending, answer)
         return True
 
@@ -247,7 +255,7 @@ class EventLinks:
     @property
     def link_count(self) -> int:
         """How many links there are."""
-        return len(self._idle) + len(self._busy)
+        return len(self._idle) + len(self._busy) + len(self._kept)
 
     def _grow(self) -> None:
         """Attach one more link if commits wait and there may be more."""
@@ -307,6 +315,7 @@ class EventLinks:
         # It carries nothing more, whatever is found below.
         carrier.link.left = True
         if carrier.pending is None:
+            self._kept.remove(carrier)
             if carrier in self._idle:
                 self._idle.remove(carrier)
             self._drop(carrier)
@@ -422,7 +431,7 @@ class EventLinks:
             if self._drained is None or self._drained.done():
                 self._drained = self.loop.create_future()
             await asyncio.shield(self._drained)
-        carriers = [*self._idle]
+        carriers = [*self._idle, *self._kept.clear()]
         for carrier in carriers:
             self._unwatch(carrier)
         self._idle.clear()
@@ -439,7 +448,7 @@ class EventLinks:
                 self._timer.cancel()
         while self._waiting:
             self._end(self._waiting.popitem(last=False)[0], error=DatabaseClosedError())
-        for carrier in [*self._busy, *self._idle]:
+        for carrier in [*self._busy, *self._idle, *self._kept.clear()]:
             carried, carrier.pending = carrier.pending, None
             self._unwatch(carrier)
             self._pool.forget(carrier.link)
@@ -465,6 +474,7 @@ class EventLinks:
         self.closed = True
         self._idle.clear()
         self._busy.clear()
+        self._kept.clear()
         self._release.detach()
         with contextlib.suppress(OSError):
             os.close(self._event_fd)

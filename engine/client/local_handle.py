@@ -112,15 +112,23 @@ class LocalHandle:
         return attachment
 
     def submit(self, request: bytearray, deadline: float | None) -> Answer:
+        answer = self.try_submit(request, deadline, patient=True)
+        assert answer is not None, "who is patient has an answer"
+        return answer
+
+    def try_submit(self, request: bytearray, deadline: float | None, *, patient: bool) -> Answer | None:
+        """`submit`. Who is not patient gets None, and nothing was done, if the commit has to wait for a turn."""
         self._check_usable()
         remaining = -1.0 if deadline is None else deadline - time.monotonic()
         if deadline is not None and remaining <= 0:
             raise TransactionTimeout("the deadline passed before the commit was sent")
         if self._attachment is None:
             raise DatabaseClosedError()
-        reply = self._core.process(request, remaining)
+        reply = self._core.process(request, remaining, patient)
         if reply is None:
             raise TransactionTimeout("the deadline passed while other threads were committing")
+        if not reply:
+            return None
         # The core counts under its lock, so that sequences grow in the order of the commits.
         return Answer(self._session, sequence_of(request), reply, self.log_mode)
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from ...ipc.errors import ChannelBroken, ChannelTimeout, OccamError
 from ..commit.messages import (
+    REPLY_TURN,
     OpCode,
     OpFlags,
     Reply,
@@ -27,7 +28,7 @@ from ..model.public_types import Durability
 from ..transaction._answer import Answer, seal
 from .link import CoordinatorGone, Link
 
-__all__ = ["Ask", "Links", "answer_of", "is_stopping", "last_commit", "resolve"]
+__all__ = ["Ask", "Links", "answer_of", "grants_turn", "is_stopping", "last_commit", "resolve"]
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -46,12 +47,18 @@ class Links(Protocol):
 
 
 _STATUS = slice(4, 5)  # the low byte of a reply's status
+_FLAGS = 6  # the low byte of a reply's flags
 _STOPPING = bytes([Status.STOPPING])
 
 
 def is_stopping(reply: bytes) -> bool:
     """Whether a coordinator that stops refused to take the request."""
     return reply[_STATUS] == _STOPPING
+
+
+def grants_turn(reply: bytes) -> bool:
+    """Whether the commit lost, and its transaction has a turn now."""
+    return bool(reply[_FLAGS] & REPLY_TURN)
 
 
 def answer_of(link: Link, sequence: int, reply: bytes | Reply, synced: bool) -> Answer:

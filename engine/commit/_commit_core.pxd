@@ -4,7 +4,7 @@ from cpython.pythread cimport PyThread_type_lock
 
 from ...ipc._atomics cimport i64, u8, u32, u64
 from ..log._wal_appender cimport WalAppender
-from ._core cimport Channel, Core
+from ._core cimport Channel, Core, Counters
 
 cdef class CommitCore:
     cdef Core core
@@ -20,4 +20,5 @@ cdef class CommitCore:
     cdef bint _claim(self, double timeout) except -1
     # In memory, a request that may wait for a turn: see _commit_core.pyx.
     cdef u64 _serve(self, Channel *channel, u8 *data, u64 size, u64 place) except? 0
+    cdef void _unserve(self, Channel *channel, u64 place, const Counters *counters, u64 conflicts) noexcept
     cdef bint _wait_turn(self, u64 place, u32 word, i64 until, i64 deadline) except -1

@@ -38,7 +38,7 @@ from ._batch cimport batch_commit, batch_seal, batch_serve
 from ._channels cimport channel_free, channel_open, channel_outcome, channel_outcomes
 from ._core cimport (
     CHANNEL_ACTIVE, CHANNEL_BROKEN, CHANNEL_CLOSED, CHANNEL_CLOSING, CHANNEL_FREE, RECENT_COUNT, REPLY_SIZE_MIN,
-    Channel, Recent, Undo, sessions_waiting,
+    Channel, Counters, Recent, Undo, sessions_waiting,
 )
 from ._expiry cimport expiry_free, expiry_init
 from ._expiry_time cimport publish_expiry_time, read_clock
@@ -338,7 +338,7 @@ cdef class CommitCore:
 
     # ---- in memory ---------------------------------------------------------------------------------------
 
-    def process(self, bytearray request not None, double timeout=-1):
+    def process(self, bytearray request not None, double timeout=-1, bint patient=True):
         """Serve one request in the calling thread, and write its sequence into it. One thread at a time.
 
         The lock is taken and released within this call, between two bytecodes. An exception of a signal
@@ -347,9 +347,11 @@ cdef class CommitCore:
 
         Args:
           timeout: seconds to wait for other threads; negative means no limit.
+          patient: wait while another transaction has a turn. An event loop must not: it may have a task of its own.
 
         Returns:
-          The reply, or None if the time ran out. In that case nothing was done.
+          The reply. None if the time ran out, or empty if the request would have to wait and is not patient. In either
+          case nothing was done.
 
         REQUIRES: one channel was opened (its slots are the pins; its rings stay unused), and `run` is not in
         use.
@@ -360,6 +362,8 @@ cdef class CommitCore:
         cdef i64 deadline = clock_monotonic_ns() + <i64>(timeout * 1e9) if 0 <= timeout < 1e9 else I64_MAX
         cdef i64 until
         cdef u32 word
+        cdef Counters counters
+        cdef u64 conflicts
         if size < REQUEST_HEADER_SIZE:
             raise ValueError("a request has at least 64 bytes")
         if not reserve_reply(channel, REPLY_SIZE_MIN):
@@ -368,9 +372,13 @@ cdef class CommitCore:
             return None
         while True:
             try:
+                counters, conflicts = self.core.counters, channel.conflicts
                 place = self._serve(channel, data, size, place)
                 if place == 0:
                     return (<char *>channel.out)[:channel.out_size]
+                if not patient:
+                    self._unserve(channel, place, &counters, conflicts)
+                    return b""
                 # Read under the mutex: what ends from here on changes the word.
                 word = self.core.turns.word
                 until = turns_end(&self.core, clock_monotonic_ns() + CLAIM_SLICE_NS)
@@ -401,6 +409,17 @@ cdef class CommitCore:
         place = channel.place
         channel.place = 0
         return place
+
+    cdef void _unserve(self, Channel *channel, u64 place, const Counters *counters, u64 conflicts) noexcept:
+        """Forget a request that has a place in the line of turns: it comes again, and is counted then."""
+        channel.place = place
+        turns_leave(&self.core, channel)
+        self.core.turns.waited -= 1
+        channel.conflicts = conflicts
+        self.core.counters.conflicts_read = counters.conflicts_read
+        self.core.counters.conflicts_range = counters.conflicts_range
+        self.core.counters.conflicts_write = counters.conflicts_write
+        self.core.counters.conflicts_cas = counters.conflicts_cas
 
     cdef bint _wait_turn(self, u64 place, u32 word, i64 until, i64 deadline) except -1:
         """Sleep until the line of turns has changed, and take the mutex. False: the time ran out; nothing was done.

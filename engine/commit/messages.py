@@ -33,6 +33,7 @@ from .shortage import store_full
 
 __all__ = [
     "CONFLICTS_LISTED_MAX",
+    "REPLY_TURN",
     "ConflictEntry",
     "ConflictKind",
     "Op",
@@ -55,6 +56,7 @@ REQUEST_MAGIC = 0x5152434F
 REPLY_MAGIC = 0x5052434F
 KIND_COMMIT = 1
 CONFLICTS_LISTED_MAX = 16
+REPLY_TURN = 1  # a flag
 
 REQUEST_HEADER = struct.Struct("<IHHQQqII16sQ")
 OP_HEADER = struct.Struct("<BBHIQq")
@@ -399,7 +401,7 @@ def encode_reply(reply: Reply) -> bytes:
     header = REPLY_HEADER.pack(
         REPLY_MAGIC,
         reply.status,
-        int(reply.turn),
+        REPLY_TURN if reply.turn else 0,
         reply.sequence,
         reply.commit_version,
         reply.committed_at,
@@ -429,7 +431,7 @@ def decode_reply(data: bytes) -> Reply:
     detail, body_size, conflicts_found, _ = header[8:]
     _require(magic == REPLY_MAGIC, 0, f"reply magic {REPLY_MAGIC:#x}, found {magic:#x}")
     _require(status <= max(Status), 4, f"a known status, found {status}")
-    _require(flags <= 1, 6, f"known flags, found {flags}")
+    _require(flags <= REPLY_TURN, 6, f"known flags, found {flags}")
     _require(conflict_count <= CONFLICTS_LISTED_MAX, 36, f"at most {CONFLICTS_LISTED_MAX} conflicts")
     _require(conflict_count <= conflicts_found, 48, f"at least {conflict_count} conflicts found")
     _check_body(data, REPLY_HEADER.size, body_size, result_count, RESULT.size)

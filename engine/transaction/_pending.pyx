@@ -54,6 +54,11 @@ cdef class PendingCommit:
         return self.core.deadline_ns * 1e-9 if self.core.deadline_ns else None
 
     @property
+    def turn(self):
+        """What names its transaction if it asks for a turn; 0: it does not ask."""
+        return self.core.turn
+
+    @property
     def binds(self):
         """Whether it binds a key to the session of its handle."""
         return self.core.binds

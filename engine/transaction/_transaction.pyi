@@ -54,6 +54,7 @@ class TransactionBase(Space):
         limit: int | None = None,
         reverse: bool = False,
         raw: Literal[False] = False,
+        track: bool = True,
     ) -> ScanIterator[tuple[str, VersionedValue]]: ...
     @overload
     def scan(
@@ -65,6 +66,7 @@ class TransactionBase(Space):
         limit: int | None = None,
         reverse: bool = False,
         raw: Literal[True],
+        track: bool = True,
     ) -> ScanIterator[tuple[bytes, VersionedValue]]: ...
     @overload
     def scan(
@@ -76,6 +78,7 @@ class TransactionBase(Space):
         limit: int | None = None,
         reverse: bool = False,
         raw: bool,
+        track: bool = True,
     ) -> ScanIterator[tuple[str, VersionedValue]] | ScanIterator[tuple[bytes, VersionedValue]]: ...
     @overload  # type: ignore[override]  # a Space's keys are what its `raw` says, a transaction's are text
     def keys(
@@ -87,6 +90,7 @@ class TransactionBase(Space):
         limit: int | None = None,
         reverse: bool = False,
         raw: Literal[False] = False,
+        track: bool = True,
     ) -> ScanIterator[str]: ...
     @overload
     def keys(
@@ -98,6 +102,7 @@ class TransactionBase(Space):
         limit: int | None = None,
         reverse: bool = False,
         raw: Literal[True],
+        track: bool = True,
     ) -> ScanIterator[bytes]: ...
     @overload
     def keys(
@@ -109,6 +114,7 @@ class TransactionBase(Space):
         limit: int | None = None,
         reverse: bool = False,
         raw: bool,
+        track: bool = True,
     ) -> ScanIterator[str] | ScanIterator[bytes]: ...
     def space(self, tag: int, *, raw: bool = False) -> Space: ...
     def for_run(self, run_id: _Run) -> Self: ...

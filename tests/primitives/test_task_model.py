@@ -60,7 +60,7 @@ class TaskMachine(RuleBasedStateMachine):
         self.run = RunId.new()
         self.handles: list[Any] = [self._open() for _ in range(1 if self.path is None else SESSIONS)]
         self.tasks: dict[str, Entry] = {}
-        self.puts = 0  # purged ones too
+        self.puts = 0
         self.held: list[tuple[Task, int]] = []  # every claim ever made, with the model's number of it
         self.now = 0.0
         self.began = clocks.expiry_clock(self.handles[0])

@@ -23,6 +23,9 @@ EMPTY_PATHS = [
     ("runs", ""),
     ("events", "", RUN),
     ("cells", "", RUN),
+    ("tasks", "", RUN),
+    ("leases", "", RUN),
+    ("steps", "", RUN),
     ("traces", "", RUN),
     ("watch", "", RUN),
     ("serve", "", "--set", "ring_size=5"),  # refused as well; if "" were accepted it would not return
