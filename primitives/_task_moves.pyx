@@ -405,14 +405,15 @@ def complete_task(Space space not None, task, result):
     if found is None:
         return False
     entry = found.entry
-    space.delete(found.prefix + CLAIM + found.suffix)
-    space.delete(found.prefix + OPEN + found.suffix)
     entry = [entry[CLAIMS], entry[RELEASED], entry[MAX_ATTEMPTS], space.core.now() // 1000, result]
     try:
+        # First, as it may be refused: a caller who catches that and commits still holds the task.
         put(space, found.prefix + DONE + found.suffix[2:], entry)
     except InvalidArgumentError:
         explain({"result": result}, space.codec)
         raise
+    space.delete(found.prefix + CLAIM + found.suffix)
+    space.delete(found.prefix + OPEN + found.suffix)
     return True
 
 
