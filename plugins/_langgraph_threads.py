@@ -22,7 +22,7 @@ A thread is a run. Its keys begin with what they hold; N is a checkpoint namespa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -33,26 +33,31 @@ from ._support import run_named
 
 __all__ = [
     "ANY_RUN",
+    "KIND",
     "CheckpointConflict",
     "NewCheckpoint",
     "NewWrites",
     "Row",
     "StaleWriteOwner",
     "Stored",
+    "Txn",
     "all_threads",
     "check_owner",
     "claim",
-    "copy_thread",
-    "delete_for_run",
+    "ensure_thread",
     "history",
+    "key_of",
     "latest_id",
     "listed",
     "load",
-    "prune",
+    "part",
     "put",
     "put_writes",
+    "run_key",
+    "save_row",
     "thread_run",
     "threads_of",
+    "whole",
 ]
 
 Txn: TypeAlias = Transaction | AsyncTransaction
@@ -105,19 +110,19 @@ class StaleWriteOwner(OccamError):
 # --- Keys ----------------------------------------------------------------------------------------
 
 
-def _part(text: str) -> str:
+def part(text: str) -> str:
     """A part of a key, without a slash."""
     if "%" in text or "/" in text:
         return text.replace("%", "%25").replace("/", "%2F")
     return text
 
 
-def _whole(part: str) -> str:
+def whole(part: str) -> str:
     return part.replace("%2F", "/").replace("%25", "%") if "%" in part else part
 
 
-def _at(kind: str, ns: str, checkpoint_id: str) -> str:
-    return f"{kind}/{_part(ns)}/{_part(checkpoint_id)}"
+def key_of(kind: str, ns: str, checkpoint_id: str) -> str:
+    return f"{kind}/{part(ns)}/{part(checkpoint_id)}"
 
 
 class Row(NamedTuple):
@@ -144,21 +149,21 @@ def thread_run(thread_id: object) -> RunId:
     return run_named(KIND, thread_id)
 
 
-def _ensure_thread(txn: Txn, thread_id: str) -> None:
+def ensure_thread(txn: Txn, thread_id: str) -> None:
     if txn.get("thread") is None:
         txn.runs.get_or_create(f"{KIND}/{thread_id}", tags=[KIND], metadata={"thread_id": thread_id})
         txn.put("thread", thread_id)
 
 
 def _row(txn: Txn, ns: str, checkpoint_id: str, *, hidden: bool = False) -> Row | None:
-    found = txn.get(_at("row", ns, checkpoint_id))
+    found = txn.get(key_of("row", ns, checkpoint_id))
     if found is None and hidden:
-        found = txn.get(_at("hidden", ns, checkpoint_id))
+        found = txn.get(key_of("hidden", ns, checkpoint_id))
     return None if found is None else Row(*found)
 
 
-def _save(txn: Txn, kind: str, ns: str, checkpoint_id: str, row: Row) -> None:
-    txn.put(_at(kind, ns, checkpoint_id), [*row[:2], list(row.deltas), row.run_id, *map(list, row[4:])])
+def save_row(txn: Txn, kind: str, ns: str, checkpoint_id: str, row: Row) -> None:
+    txn.put(key_of(kind, ns, checkpoint_id), [*row[:2], list(row.deltas), row.run_id, *map(list, row[4:])])
 
 
 def check_owner(txn: Txn, thread_id: str, owner: str | None) -> None:
@@ -173,7 +178,7 @@ def check_owner(txn: Txn, thread_id: str, owner: str | None) -> None:
 
 def claim(txn: Txn, thread_id: str, owner: str) -> None:
     """Make a token the thread's owner. Tokens are never used twice, so a former owner stays one."""
-    _ensure_thread(txn, thread_id)
+    ensure_thread(txn, thread_id)
     txn.put("owner", owner)
 
 
@@ -225,7 +230,7 @@ def put(txn: Txn, new: NewCheckpoint) -> None:
       StaleWriteOwner: the thread has another owner.
     """
     check_owner(txn, new.thread_id, new.owner)
-    _ensure_thread(txn, new.thread_id)
+    ensure_thread(txn, new.thread_id)
     ns, checkpoint_id = new.ns, new.checkpoint_id
     old = _row(txn, ns, checkpoint_id)
     above = None if new.parent is None else _row(txn, ns, new.parent, hidden=True)
@@ -239,18 +244,18 @@ def put(txn: Txn, new: NewCheckpoint) -> None:
             values[channel] = theirs
         elif channel in new.values:
             values[channel] = [version, checkpoint_id]
-            txn.put(f"{_at('value', ns, checkpoint_id)}/{_part(channel)}", list(new.dump(channel)))
+            txn.put(f"{key_of('value', ns, checkpoint_id)}/{part(channel)}", list(new.dump(channel)))
     if old is not None and old.run_id not in (None, new.run_id):
-        txn.delete(_by_run(old.run_id, ns, checkpoint_id))
+        txn.delete(run_key(old.run_id, ns, checkpoint_id))
     if new.run_id is not None:
-        txn.put(_by_run(new.run_id, ns, checkpoint_id), True)
+        txn.put(run_key(new.run_id, ns, checkpoint_id), True)
     deltas = [channel for channel in new.deltas if channel not in values]
     row = Row(new.parent, values, deltas, new.run_id, new.checkpoint, new.metadata)
-    _save(txn, "row", ns, checkpoint_id, row)
+    save_row(txn, "row", ns, checkpoint_id, row)
 
 
-def _by_run(run_id: str | None, ns: str, checkpoint_id: str) -> str:
-    return f"by-run/{_part(run_id or '')}/{_part(ns)}/{_part(checkpoint_id)}"
+def run_key(run_id: str | None, ns: str, checkpoint_id: str) -> str:
+    return f"by-run/{part(run_id or '')}/{part(ns)}/{part(checkpoint_id)}"
 
 
 def _descend(txn: Txn, new: NewCheckpoint, above: Row | None) -> None:
@@ -263,7 +268,7 @@ def _descend(txn: Txn, new: NewCheckpoint, above: Row | None) -> None:
         if first is not None:
             raise CheckpointConflict(new.thread_id, new.ns, None, first)
         return
-    key = _at("child", new.ns, new.parent)
+    key = key_of("child", new.ns, new.parent)
     count, last = txn.get(key) or (0, None)
     if (count > new.children_seen or above is None) and not new.may_fork:
         raise CheckpointConflict(new.thread_id, new.ns, new.parent, last)
@@ -286,8 +291,8 @@ class NewWrites:
 def put_writes(txn: Txn, new: NewWrites) -> None:
     """Store the writes of a task. One that is there stays; those of special channels (below 0) are replaced."""
     check_owner(txn, new.thread_id, new.owner)
-    _ensure_thread(txn, new.thread_id)
-    task = f"{_at('write', new.ns, new.checkpoint_id)}/{_part(new.task_id)}"
+    ensure_thread(txn, new.thread_id)
+    task = f"{key_of('write', new.ns, new.checkpoint_id)}/{part(new.task_id)}"
     for index, channel, value in new.rows:
         key = f"{task}/{index}"
         if index < 0 or not txn.exists(key):
@@ -317,8 +322,8 @@ class Stored(NamedTuple):
 
 def latest_id(txn: Txn, ns: str) -> str | None:
     """The id of the latest checkpoint of a namespace."""
-    for key in txn.keys(f"row/{_part(ns)}/", reverse=True, limit=1):
-        return _whole(key.rpartition("/")[2])
+    for key in txn.keys(f"row/{part(ns)}/", reverse=True, limit=1):
+        return whole(key.rpartition("/")[2])
     return None
 
 
@@ -329,17 +334,17 @@ def load(txn: Txn, thread_id: str, ns: str, checkpoint_id: str | None) -> Stored
     if found is None or row is None:
         return None
     values = {channel: _value(txn, ns, row, channel) for channel in row.values}
-    children = txn.get(_at("child", ns, found))
+    children = txn.get(key_of("child", ns, found))
     return Stored(thread_id, ns, found, row, values, _writes(txn, ns, found), children[0] if children else 0)
 
 
 def _value(txn: Txn, ns: str, row: Row, channel: str) -> Typed:
-    found: Typed = txn.get(f"{_at('value', ns, row.values[channel][1])}/{_part(channel)}")
+    found: Typed = txn.get(f"{key_of('value', ns, row.values[channel][1])}/{part(channel)}")
     return found
 
 
 def _writes(txn: Txn, ns: str, checkpoint_id: str) -> list[tuple[str, str, Typed]]:
-    rows = [found.value for _, found in txn.scan(f"{_at('write', ns, checkpoint_id)}/")]
+    rows = [found.value for _, found in txn.scan(f"{key_of('write', ns, checkpoint_id)}/")]
     rows.sort(key=lambda row: row[:3])  # by path, task and index
     return [(row[1], row[3], row[4:]) for row in rows]
 
@@ -357,14 +362,14 @@ def listed(
     """
     if ns is not None and checkpoint_id is not None:
         return [(ns, checkpoint_id)] if before is None or checkpoint_id < before else []
-    prefix = "row/" if ns is None else f"row/{_part(ns)}/"
-    end = prefix + _part(before) if ns is not None and before is not None else None
+    prefix = "row/" if ns is None else f"row/{part(ns)}/"
+    end = prefix + part(before) if ns is not None and before is not None else None
     found = []
     for key in txn.keys(prefix, end=end, reverse=True, limit=None if ns is None else limit):
         _, space, last = key.split("/")
-        one = _whole(last)
+        one = whole(last)
         if (before is None or one < before) and checkpoint_id in (None, one):
-            found.append((_whole(space), one))
+            found.append((whole(space), one))
     return sorted(found, key=lambda pair: pair[1], reverse=True)
 
 
@@ -376,7 +381,7 @@ def all_threads(txn: Txn) -> list[str]:
 
 def threads_of(txn: Txn, run_id: str) -> list[str]:
     """The threads that have checkpoints of a run."""
-    prefix = f"by-run/{_part(run_id)}/"
+    prefix = f"by-run/{part(run_id)}/"
     return [
         thread_id
         for thread_id in all_threads(txn)
@@ -409,93 +414,3 @@ def history(
     for _, writes in found.values():
         writes.reverse()
     return found
-
-
-# --- Removing and copying ------------------------------------------------------------------------
-
-Place: TypeAlias = tuple[str, str]
-"""A namespace and the id of a checkpoint."""
-
-
-def _rows(txn: Txn, kind: str) -> dict[Place, Row]:
-    rows = {}
-    for key, found in txn.scan(f"{kind}/"):
-        _, ns, checkpoint_id = key.split("/")
-        rows[_whole(ns), _whole(checkpoint_id)] = Row(*found.value)
-    return rows
-
-
-def _sources(rows: Mapping[Place, Row], place: Place) -> Iterator[Place]:
-    """The ancestors that the channels of a checkpoint are computed from, up to the values that they begin with."""
-    wanted, ns, row, seen = set(rows[place].deltas), place[0], rows[place], {place}
-    while wanted and row.parent is not None:
-        at = ns, row.parent
-        if at in seen or at not in rows:
-            return
-        seen.add(at)
-        yield at
-        row = rows[at]
-        wanted -= row.values.keys()
-
-
-def _remove(txn: Txn, rows: Mapping[Place, Row], kept: set[Place]) -> None:
-    """Remove rows with their writes, and the values that no other row names (invariant 4)."""
-    named = {(ns, values[1], channel) for ns, at in kept for channel, values in rows[ns, at].values.items()}
-    for (ns, checkpoint_id), row in rows.items():
-        for channel, values in row.values.items():
-            if (ns, values[1], channel) not in named:
-                txn.delete(f"{_at('value', ns, values[1])}/{_part(channel)}")
-        if (ns, checkpoint_id) in kept:
-            continue
-        for kind in ("row", "hidden", "child"):
-            txn.delete(_at(kind, ns, checkpoint_id))
-        if row.run_id is not None:
-            txn.delete(_by_run(row.run_id, ns, checkpoint_id))
-        for key in list(txn.keys(f"{_at('write', ns, checkpoint_id)}/")):
-            txn.delete(key)
-
-
-def prune(txn: Txn) -> None:
-    """Remove all but the latest checkpoint of each namespace, and what its channels are computed from."""
-    visible = _rows(txn, "row")
-    rows = {**_rows(txn, "hidden"), **visible}
-    latest = {(ns, max(at for space, at in visible if space == ns)) for ns in {ns for ns, _ in visible}}
-    kept = latest | {source for place in latest for source in _sources(rows, place)}
-    _remove(txn, rows, kept)
-
-
-def delete_for_run(txn: Txn, run_id: str) -> None:
-    """Remove the checkpoints of a run. What later checkpoints are computed from is only hidden."""
-    doomed = set()
-    for key in txn.keys(f"by-run/{_part(run_id)}/"):
-        ns, checkpoint_id = key.split("/")[2:]
-        doomed.add((_whole(ns), _whole(checkpoint_id)))
-    if not doomed:
-        return
-    visible = _rows(txn, "row")
-    rows = {**_rows(txn, "hidden"), **visible}
-    left = visible.keys() - doomed
-    sources = {source for place in left for source in _sources(rows, place)}
-    _remove(txn, rows, left | sources)
-    for ns, checkpoint_id in sources & doomed:
-        row = rows[ns, checkpoint_id]
-        txn.delete(_at("row", ns, checkpoint_id))
-        txn.delete(_by_run(row.run_id, ns, checkpoint_id))
-        _save(txn, "hidden", ns, checkpoint_id, row._replace(run_id=None))
-
-
-def copy_thread(txn: Txn, source: str, target: str) -> None:
-    """Copy everything of a thread but its owner into one that has no checkpoints.
-
-    Raises:
-      CheckpointConflict: it has some.
-    """
-    new = txn.for_run(thread_run(target))
-    taken = next(iter(new.keys("row/", limit=1)), None)
-    if taken is not None:
-        ns, at = taken.split("/")[1:]
-        raise CheckpointConflict(target, _whole(ns), None, _whole(at))
-    for key, found in txn.for_run(thread_run(source)).scan():
-        if key not in ("thread", "owner"):
-            _ensure_thread(new, target)
-            new.put(key, found.value)

@@ -42,6 +42,7 @@ except ImportError as error:
     missing_extra("langgraph", error)
 
 from . import _langgraph_threads as threads
+from . import _langgraph_upkeep as upkeep
 from ._langgraph_listing import Listing
 from ._langgraph_threads import CheckpointConflict, NewCheckpoint, NewWrites, StaleWriteOwner, Stored, Txn
 
@@ -351,13 +352,13 @@ class OccamSaver(BaseCheckpointSaver[int]):
         """
         for run_id in run_ids:
             for thread_id in self._threads_of(run_id):
-                self._write(thread_id, partial(threads.delete_for_run, run_id=run_id))
+                self._write(thread_id, partial(upkeep.delete_for_run, run_id=run_id))
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """`delete_for_runs` in an event loop."""
         for run_id in run_ids:
             for thread_id in self._threads_of(run_id):
-                await self._awrite(thread_id, partial(threads.delete_for_run, run_id=run_id))
+                await self._awrite(thread_id, partial(upkeep.delete_for_run, run_id=run_id))
 
     def _threads_of(self, run_id: str) -> Sequence[str]:
         with self.engine.db.begin(threads.ANY_RUN, read_only=True) as txn:
@@ -369,14 +370,12 @@ class OccamSaver(BaseCheckpointSaver[int]):
         Raises:
           CheckpointConflict: the target has checkpoints.
         """
-        self._write(
-            source_thread_id, lambda txn: threads.copy_thread(txn, source_thread_id, target_thread_id)
-        )
+        self._write(source_thread_id, lambda txn: upkeep.copy_thread(txn, source_thread_id, target_thread_id))
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """`copy_thread` in an event loop."""
         await self._awrite(
-            source_thread_id, lambda txn: threads.copy_thread(txn, source_thread_id, target_thread_id)
+            source_thread_id, lambda txn: upkeep.copy_thread(txn, source_thread_id, target_thread_id)
         )
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
@@ -391,7 +390,7 @@ class OccamSaver(BaseCheckpointSaver[int]):
         keep = _keeps_latest(strategy)
         for thread_id in thread_ids:
             if keep:
-                self._write(thread_id, threads.prune)
+                self._write(thread_id, upkeep.prune)
             else:
                 self.delete_thread(thread_id)
 
@@ -400,7 +399,7 @@ class OccamSaver(BaseCheckpointSaver[int]):
         keep = _keeps_latest(strategy)
         for thread_id in thread_ids:
             if keep:
-                await self._awrite(thread_id, threads.prune)
+                await self._awrite(thread_id, upkeep.prune)
             else:
                 await self.adelete_thread(thread_id)
 
