@@ -11,7 +11,7 @@ from occamdb import RunId
 from . import _langgraph_threads as threads
 from ._langgraph_threads import Row, Stored, Txn
 
-__all__ = ["Listing"]
+__all__ = ["Listing", "field_of"]
 
 _PAGE = 64
 
@@ -77,7 +77,7 @@ class Listing:
         for stored in page:
             if self.filter:
                 metadata = self.metadata(stored.row)
-                if any(metadata.get(key) != value for key, value in self.filter.items()):
+                if any(field_of(metadata, key) != value for key, value in self.filter.items()):
                     continue
             if self.limit is not None:
                 self.limit -= 1
@@ -85,3 +85,13 @@ class Listing:
             yield stored
             if self.limit == 0:
                 return
+
+
+def field_of(value: object, name: str) -> Any:
+    """A field of what a filter looks at; "user.name" is the name in the user, unless there is a field called so."""
+    if not isinstance(value, dict):
+        return None
+    if name in value or "." not in name:
+        return value.get(name)
+    outer, _, inner = name.partition(".")
+    return field_of(value.get(outer), inner)

@@ -74,20 +74,16 @@ class CheckpointConflict(OccamError):
     Attributes:
       thread_id, checkpoint_ns: where.
       parent_id: what was to be continued; None: the thread was to be begun.
-      latest_child: the checkpoint that did so already; None: the parent is gone.
+      latest_child: the checkpoint that did so already, or a later one.
     """
 
     code = "occam.langgraph.conflict"
     default_hint = "load the thread's latest checkpoint and run again: graph.invoke(..., config) does both"
 
-    def __init__(
-        self, thread_id: str, checkpoint_ns: str, parent_id: str | None, latest_child: str | None
-    ) -> None:
+    def __init__(self, thread_id: str, checkpoint_ns: str, parent_id: str | None, latest_child: str) -> None:
         where = f"thread {thread_id!r}" + (f", namespace {checkpoint_ns!r}" if checkpoint_ns else "")
         if parent_id is None:
             what = f"it was begun by checkpoint {latest_child} meanwhile"
-        elif latest_child is None:
-            what = f"checkpoint {parent_id}, which was to be continued, is not there"
         else:
             what = f"checkpoint {parent_id} was continued by {latest_child} meanwhile"
         self.thread_id, self.checkpoint_ns = thread_id, checkpoint_ns
@@ -238,9 +234,9 @@ def put(txn: Txn, new: NewCheckpoint) -> None:
         _descend(txn, new, above)
     inherited = {} if above is None else above.values
     values: dict[str, Sequence[Any]] = {}
-    for channel, version in new.versions.items():
-        theirs = inherited.get(channel)
-        if theirs is not None and theirs[0] == version:
+    for channel in {**new.versions, **new.values}:
+        version, theirs = new.versions.get(channel), inherited.get(channel)
+        if theirs is not None and version is not None and theirs[0] == version:
             values[channel] = theirs
         elif channel in new.values:
             values[channel] = [version, checkpoint_id]
@@ -261,7 +257,7 @@ def run_key(run_id: str | None, ns: str, checkpoint_id: str) -> str:
 def _descend(txn: Txn, new: NewCheckpoint, above: Row | None) -> None:
     """Count a child of its parent, unless that has children that the caller does not know of (invariant 3).
 
-    A parent that is gone may have had some: the thread was pruned or deleted.
+    A parent that is not there was removed, with its count, if the namespace has a later checkpoint.
     """
     if new.parent is None:
         first = latest_id(txn, new.ns) if new.begins and not new.may_fork else None
@@ -269,8 +265,12 @@ def _descend(txn: Txn, new: NewCheckpoint, above: Row | None) -> None:
             raise CheckpointConflict(new.thread_id, new.ns, None, first)
         return
     key = key_of("child", new.ns, new.parent)
-    count, last = txn.get(key) or (0, None)
-    if (count > new.children_seen or above is None) and not new.may_fork:
+    count, last = txn.get(key) or (0, "")
+    if above is None and not new.may_fork:
+        latest = latest_id(txn, new.ns)
+        if latest is not None and latest > new.parent:
+            raise CheckpointConflict(new.thread_id, new.ns, new.parent, latest)
+    if count > new.children_seen and not new.may_fork:
         raise CheckpointConflict(new.thread_id, new.ns, new.parent, last)
     txn.put(key, [count + 1, new.checkpoint_id])
 

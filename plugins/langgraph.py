@@ -43,10 +43,12 @@ except ImportError as error:
 
 from . import _langgraph_threads as threads
 from . import _langgraph_upkeep as upkeep
+from ._langgraph_gate import Gate
 from ._langgraph_listing import Listing
+from ._langgraph_store import OccamStore
 from ._langgraph_threads import CheckpointConflict, NewCheckpoint, NewWrites, StaleWriteOwner, Stored, Txn
 
-__all__ = ["CheckpointConflict", "OccamSaver", "StaleWriteOwner"]
+__all__ = ["CheckpointConflict", "OccamSaver", "OccamStore", "StaleWriteOwner"]
 
 T = TypeVar("T")
 
@@ -74,7 +76,7 @@ class OccamSaver(BaseCheckpointSaver[int]):
         self, db: AnyDatabase, *, serde: SerializerProtocol | None = None, allow_forks: bool = False
     ) -> None:
         super().__init__(serde=serde)
-        self.engine = Engine(db)
+        self.engine, self._gate = Engine(db), Gate()
         self._allow_forks = allow_forks
         self._owned: tuple[str, str] | None = None
 
@@ -289,7 +291,7 @@ class OccamSaver(BaseCheckpointSaver[int]):
         return self.engine.db.transaction(threads.thread_run(thread_id), change)
 
     async def _awrite(self, thread_id: str, change: Callable[[Txn], T]) -> T:
-        return await self.engine.aio.transaction(threads.thread_run(thread_id), change)
+        return await self._gate.through(self.engine.aio.transaction, threads.thread_run(thread_id), change)
 
     def put(
         self,

@@ -118,11 +118,12 @@ def test_a_checkpoint_that_was_read_after_its_child_may_get_another_one(saver: O
     put(saver, listed.config, 1)
 
 
-def test_a_thread_that_was_removed_meanwhile_does_not_come_back(saver: OccamSaver) -> None:
-    parent = put(saver, thread("t"))
+def test_the_owner_of_a_thread_that_was_removed_stores_nothing(saver: OccamSaver) -> None:
+    owner = saver.claim_write_ownership("t")
+    parent = put(owner, thread("t"))
     saver.delete_thread("t")
-    with pytest.raises(CheckpointConflict, match="is not there"):
-        put(saver, parent, 1)
+    with pytest.raises(StaleWriteOwner):
+        put(owner, parent, 1)
     assert list(saver.list(thread("t"))) == []
 
 
