@@ -31,9 +31,9 @@ class DeltaLog(TypedDict):
     log: Annotated[list[str], DeltaChannel(extended, snapshot_frequency=4)]
 
 
-def chain_of(state: Any, **nodes: Callable[[Any], Any]) -> StateGraph[Any]:
+def chain_of(state: Any, **nodes: Any) -> Any:
     """A graph whose nodes run one after the other."""
-    builder = StateGraph(state)
+    builder: Any = StateGraph(state)
     previous = START
     for name, node in nodes.items():
         builder.add_node(name, node)
@@ -70,7 +70,9 @@ def checkpoint(values: dict[str, Any] | None = None, versions: dict[str, Any] | 
 
 def metadata(step: int = 0, **more: Any) -> CheckpointMetadata:
     """The metadata of a step of a loop."""
-    return CheckpointMetadata(source="loop", step=step, parents={}, **more)
+    found: Any = {"source": "loop", "step": step, "parents": {}, **more}
+    given: CheckpointMetadata = found
+    return given
 
 
 def id_of(config: RunnableConfig) -> str:

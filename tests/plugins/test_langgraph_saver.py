@@ -197,7 +197,8 @@ def test_a_graph_waits_for_a_human_in_a_subgraph(saver: OccamSaver) -> None:
     graph = chain_of(Log, outer=inner).compile(checkpointer=saver)
     waiting = graph.invoke({"log": []}, thread("t"))
     assert waiting["__interrupt__"][0].value == "what?"
-    assert graph.get_state(thread("t"), subgraphs=True).tasks[0].state.values["log"] == ["before"]
+    inside: Any = graph.get_state(thread("t"), subgraphs=True).tasks[0].state
+    assert inside.values["log"] == ["before"]
     assert graph.invoke(Command(resume="this"), thread("t"))["log"] == ["before", "this"]
 
 

@@ -15,6 +15,7 @@ from langgraph.store.base import (
     InvalidNamespaceError,
     ListNamespacesOp,
     MatchCondition,
+    Op,
     PutOp,
     SearchOp,
 )
@@ -71,7 +72,7 @@ def test_an_item_is_created_updated_and_deleted(store: OccamStore) -> None:
 
 def test_a_batch_reads_the_state_before_what_it_writes(store: OccamStore) -> None:
     store.put(NS, "old", {"n": 1})
-    ops = [
+    ops: list[Op] = [
         GetOp(NS, "old"),
         PutOp(NS, "old", {"n": 2}),
         PutOp(NS, "new", {"n": 3}),
@@ -264,7 +265,7 @@ def test_an_item_is_gone_when_its_time_has_passed(store: OccamStore) -> None:
 def test_the_default_time_and_its_exceptions(db: Database) -> None:
     store = OccamStore(db, ttl={"default_ttl": 10})
     for key, ttl in (("default", {}), ("longer", {"ttl": 30}), ("for ever", {"ttl": None})):
-        store.put(NS, key, {"n": 1}, **ttl)  # type: ignore[arg-type]
+        store.put(NS, key, {"n": 1}, **ttl)
     left = [seconds_left(store, key) for key in ("default", "longer", "for ever")]
     assert left[2] is None and 590 < (left[0] or 0) <= 600 and 1790 < (left[1] or 0) <= 1800
 
