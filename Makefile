@@ -30,11 +30,12 @@ STUBBED = $(patsubst %.pyi,%,$(wildcard $(patsubst %.pyx,%.pyi,$(filter %.pyx,$(
 COMPILED = $(addprefix occamdb.,$(subst /,.,$(STUBBED:src/occamdb/%=%)))
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check lint format types stubs bench bench-smoke coverage dist clean distclean
+.PHONY: help install demo test test-plugins check lint format types stubs bench bench-smoke coverage dist clean distclean
 
 help:
 	@echo "make demo         [DIR=path] [AGENTS=n]  several processes index the files below DIR together"
 	@echo "make test         [ARGS='-k name']       the test suite, in TEST_WORKERS processes"
+	@echo "make test-plugins [ARGS='-k name']       the plug-ins against the real frameworks, in $(PLUGIN_VENV)"
 	@echo "make check        ruff, mypy strict, stub check of the compiled modules"
 	@echo "make bench        [ARGS='--peers lmdb']  the benchmark table"
 	@echo "make bench-smoke  ratios against the committed baseline, under a minute"
@@ -62,6 +63,23 @@ demo: $(BUILT)
 
 test: $(BUILT)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)
+
+# An environment of its own: the frameworks bring a hundred packages, which the core must not lean on.
+PLUGIN_VENV ?= .venv-plugins
+PLUGIN_BUILT := $(PLUGIN_VENV)/.occamdb-built
+
+$(PLUGIN_BUILT): $(BUILT) pyproject.toml
+	@echo "== frameworks in $(PLUGIN_VENV)"
+	@test -x $(PLUGIN_VENV)/bin/python || $(PYTHON) -m venv $(PLUGIN_VENV)
+	@$(PLUGIN_VENV)/bin/python -m pip --disable-pip-version-check -q install 'setuptools>=77' 'cython>=3.1' wheel
+	@OCCAMDB_ONLY=none $(PLUGIN_VENV)/bin/python -m pip --disable-pip-version-check -q install --no-build-isolation \
+	    -e '.[test-plugins]'
+	@touch $@
+
+test-plugins: $(PLUGIN_BUILT)
+	OCCAMDB_TEST_PLUGINS=1 $(PLUGIN_VENV)/bin/python -m pytest -n $(TEST_WORKERS) -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function \
+	    tests/plugins $(ARGS)
+	$(PLUGIN_VENV)/bin/python -m mypy src/occamdb/plugins/*.py
 
 check: lint types stubs
 
@@ -106,7 +124,7 @@ clean:
 	rm -rf build dist htmlcov .coverage .coverage.* src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f $(BUILT)
 	find ipc engine primitives src/occamdb/_testing -name '*.so' -delete
-	find ipc engine primitives stress tools tests -name __pycache__ -prune -exec rm -rf {} +
+	find ipc engine primitives plugins stress tools tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(PLUGIN_VENV)

@@ -20,7 +20,7 @@ from ..engine.transaction.async_transaction import AsyncTransaction as EngineAsy
 from ..engine.transaction.database import Database as EngineDatabase
 from .event_log import EventLog
 from .extension import RunLike
-from .handles import Default, DurabilityName, Restore, SettingsKeywords, Snapshot
+from .handles import Database, Default, DurabilityName, Restore, SettingsKeywords, Snapshot
 from .kv import KVStore
 from .leases import Leases
 from .run_index import RunIndex
@@ -30,7 +30,7 @@ from .steps import Steps
 from .tasks import Tasks
 from .trace_store import TraceStore
 
-__all__ = ["AsyncDatabase", "AsyncTransaction", "Opening", "open", "open_in_memory"]
+__all__ = ["AsyncDatabase", "AsyncTransaction", "Opening", "open", "open_in_memory", "unwrap", "wrap"]
 
 D = TypeVar("D", bound="AsyncDatabase")
 
@@ -222,6 +222,47 @@ def _wrapped(database: EngineDatabase[Any], async_links: int) -> AsyncDatabase:
     return AsyncDatabase(
         wrapped, database.isolation, database.current_namespace, database.codec, database.run_rule
     )
+
+
+def wrap(db: Database, *, async_links: int = ASYNC_LINKS) -> AsyncDatabase:
+    """An open database for event loops as well: the same engine, and the same session.
+
+        db = occamdb.open("agents.db")
+        await occamdb.aio.wrap(db).put(run_id, "key", "value")
+
+    Closing either closes both. Closing the asynchronous one waits for its commits first.
+
+    Args:
+      db: what `occamdb.open` or `open_in_memory` gave.
+      async_links: as `open`.
+
+    Raises:
+      TypeError: `db` is not a database.
+    """
+    if not isinstance(db, Database):
+        raise TypeError(f"expected a Database, as occamdb.open gives it, got {type(db).__name__}")
+    return _wrapped(db, async_links)
+
+
+def unwrap(db: AsyncDatabase) -> Database:
+    """An open asynchronous database for threads that may block: the same engine, and the same session.
+
+        db = await occamdb.aio.open("agents.db")
+        await asyncio.to_thread(occamdb.aio.unwrap(db).transaction, run_id, function)
+
+    Closing either closes both. Its commits block the thread that makes them: do not call it from a task.
+
+    Args:
+      db: what `open`, `open_in_memory` or `wrap` gave.
+
+    Raises:
+      TypeError: `db` is not an asynchronous database.
+    """
+    if not isinstance(db, AsyncDatabase):
+        raise TypeError(f"expected an AsyncDatabase, as occamdb.aio.open gives it, got {type(db).__name__}")
+    handle: Any = db.handle
+    base = db._base
+    return Database(handle.inner, db._isolation, db.current_namespace, base.codec, base.run_rule)
 
 
 def open(

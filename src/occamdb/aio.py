@@ -11,6 +11,23 @@ It works with asyncio's own event loop and with uvloop.
 """
 
 from .engine.transaction.async_transaction import AsyncAttempt
-from .primitives.async_handles import AsyncDatabase, AsyncTransaction, Opening, open, open_in_memory
+from .primitives.async_handles import (
+    AsyncDatabase,
+    AsyncTransaction,
+    Opening,
+    open,
+    open_in_memory,
+    unwrap,
+    wrap,
+)
 
-__all__ = ["AsyncAttempt", "AsyncDatabase", "AsyncTransaction", "Opening", "open", "open_in_memory"]
+__all__ = [
+    "AsyncAttempt",
+    "AsyncDatabase",
+    "AsyncTransaction",
+    "Opening",
+    "open",
+    "open_in_memory",
+    "unwrap",
+    "wrap",
+]

@@ -436,3 +436,29 @@ def test_an_async_span_of_a_plain_database_says_what_to_write(run: RunId, factor
 
     with occamdb.open_in_memory() as db:
         run_in(factory, main(db))
+
+
+def test_one_engine_in_both_forms(run: RunId, factory: LoopFactory) -> None:
+    """What one form commits the other reads; closing the asynchronous one closes both."""
+    db = occamdb.open_in_memory(
+        default=lambda value: ("set", sorted(value)), restore=lambda _, value: set(value)
+    )
+
+    async def main() -> None:
+        both = occamdb.aio.wrap(db)
+        await both.put(run, "k", {1, 2})
+        assert db.get(run, "k") == {1, 2}
+        again = occamdb.aio.unwrap(both)
+        again.put(run, "k", {3})
+        assert both.get(run, "k") == {3}
+        await both.close()
+
+    run_in(factory, main())
+    with pytest.raises(occamdb.DatabaseClosedError):
+        db.get(run, "k")
+
+
+@pytest.mark.parametrize("change", [occamdb.aio.wrap, occamdb.aio.unwrap])
+def test_only_databases_change_their_form(change: Any) -> None:
+    with pytest.raises(TypeError, match="expected a"):
+        change("agents.db")

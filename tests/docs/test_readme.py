@@ -69,8 +69,10 @@ def test_the_python_blocks_run(document: str, tmp_path: Path, monkeypatch: pytes
 
 def test_the_scripts_run(tmp_path: Path) -> None:
     scripts = [
-        (match[1], body) for kind, body in BLOCKS if kind == "python" and (match := SCRIPT_NAME.match(body))
-    ]
+        (match[1], body)
+        for kind, body in BLOCKS
+        if kind == "python" and (match := SCRIPT_NAME.match(body)) and "occamdb.plugins" not in body
+    ]  # those that need a framework are run by the tests of plug-ins
     assert scripts
     for name, body in scripts:
         (tmp_path / name).write_text(body)
