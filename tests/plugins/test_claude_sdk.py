@@ -176,7 +176,7 @@ async def test_sessions_are_runs(database_path: Path) -> None:
             "claude/a/b%252Fc",
         ]
         assert [each["session_id"] for each in await store.list_sessions("a")] == ["b/c", "b%2Fc"]
-        await db.runs.delete_run(store.run_of(odd[1]))  # as `occamdb runs delete` does
+        await db.runs.delete_run(store.run_of(odd[1]))
         assert [each["session_id"] for each in await store.list_sessions("a")] == ["b%2Fc"]
         await store.append({**odd[0], "subpath": "x"}, [entry(5)])
         await store.delete(odd[0])
