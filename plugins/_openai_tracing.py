@@ -98,17 +98,17 @@ class OccamTracing(TracingProcessor):
     def __init__(self, db: AnyDatabase, *, pending_max: int = 50_000) -> None:
         self._engine = Engine(db)
         self._pending_max = pending_max
-        self._starting = threading.Lock()
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self._pid = os.getpid()
+        self._starting = threading.Lock()  # only held to start the thread
         self._queue: queue.SimpleQueue[_Step | threading.Event | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._trees: dict[str, _Tree] = {}
         self._began: dict[str, float] = {}
         self._stopped = False
         self._full = False
+        self._pid = os.getpid()
 
     def run_of(self, trace_id: str) -> RunId:
         """The run that holds a trace."""
@@ -136,7 +136,10 @@ class OccamTracing(TracingProcessor):
         """Wait until everything that was reported so far is written."""
         written = threading.Event()
         if self._put(written):
-            written.wait()
+            thread = self._thread
+            # A shutdown at the same moment may end the thread before it comes to this.
+            while not written.wait(0.2) and thread is not None and thread.is_alive():
+                pass
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Write what is left, and end the thread. What is reported afterwards is left out.
@@ -146,9 +149,8 @@ class OccamTracing(TracingProcessor):
         """
         if self._put(None):
             self._stopped = True
-            thread = self._thread
-            if thread is not None:
-                thread.join(timeout)
+            if self._thread is not None:
+                self._thread.join(timeout)
         self._engine.close()
 
     def _safely(self, report: Any, reported: Any) -> None:
@@ -274,12 +276,15 @@ def _write_step(txn: Transaction, tree: _Tree, step: _Step) -> None:
             txn.runs.create_run(f"{KIND}/{step.trace_id}", run_id=tree.run, tags=tags, metadata=step.about)
         tree.ids[ROOT] = txn.traces.begin_span(Custom("workflow", step.about), parent_id=None)
     else:
-        name = step.about.get("name")
-        what = ToolCall(str(name)) if step.kind == "function" else Custom(step.kind, step.about)
+        about = step.about
+        what: ToolCall | Custom = Custom(step.kind, about)
+        if step.kind == "function":
+            about = {name: value for name, value in about.items() if name in ("name", "input")}
+            what = ToolCall(str(about.get("name")), about.get("input"))
         parent = tree.ids.get(step.parent_id) or tree.ids.get(ROOT)
         metadata = {"span_id": step.span_id, "started_at": step.started_at}
         tree.ids[step.span_id] = txn.traces.begin_span(what, parent_id=parent, metadata=metadata)
-        tree.about[step.span_id] = step.about
+        tree.about[step.span_id] = about
 
 
 def _write_end(txn: Transaction, tree: _Tree, step: _Ended) -> None:
