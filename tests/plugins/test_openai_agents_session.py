@@ -7,11 +7,12 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from agents import Agent, RunConfig, Runner, SQLiteSession, function_tool
-from agents.memory import Session, SessionSettings
+from agents.memory import OpenAIResponsesCompactionSession, Session, SessionSettings
 from agents.testing import ScriptedModel, assistant_message, function_call
 
 import occamdb
@@ -219,6 +220,25 @@ def test_an_agent_goes_on_in_another_process(database_path: Path, start: Callabl
         assert found == ["1 Seven.", "3 Seven."]
         (run,) = db.runs.query_runs(tag="openai-session")
         assert run.name == "openai-session/a" and run.run_id == OccamSession(db, "a").run_id
+
+
+async def test_the_compaction_of_the_sdk_works_on_it(make: Make) -> None:
+    """It wraps a session, and replaces its items by what a server makes of them; here by one item."""
+
+    async def compact(**request: Any) -> Any:
+        assert len(request["input"]) == 4
+        return SimpleNamespace(output=[{"type": "compaction", "id": "cmp", "encrypted_content": "x"}])
+
+    inner = make("a")
+    session = OpenAIResponsesCompactionSession(
+        "a",
+        inner,
+        client=SimpleNamespace(responses=SimpleNamespace(compact=compact)),  # type: ignore[arg-type]
+        compaction_mode="input",
+    )
+    await session.add_items(said("1", "2", "3", "4"))
+    await session.run_compaction({"force": True})
+    assert [item["type"] for item in await inner.get_items()] == ["compaction"]
 
 
 # --- Many processes ---

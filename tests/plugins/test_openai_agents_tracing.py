@@ -454,7 +454,8 @@ def test_after_a_shutdown_nothing_is_written(database_path: Path) -> None:
 
 
 def test_tools_are_tool_calls(db: Database, tracing: OccamTracing) -> None:
-    with trace("Work"), function_span("add", input='{"a": 1}', output=Odd()):
+    output: Any = Odd()
+    with trace("Work"), function_span("add", input='{"a": 1}', output=output):
         pass
     tracing.force_flush()
     call = named(db, "ToolCall")
