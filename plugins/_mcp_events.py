@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from typing import Any
+from urllib.parse import quote, unquote
 
 from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
 from mcp_types import JSONRPCMessage, jsonrpc_message_adapter
@@ -65,7 +66,8 @@ class OccamEventStore(EventStore):
             if message is None
             else jsonrpc_message_adapter.dump_python(message, mode="json", by_alias=True, exclude_none=True)
         )
-        stream = f"{_scope.get()}/{stream_id}"
+        # Without a `~` of its own, so that the keys of no stream begin like those of another one.
+        stream = f"{_scope.get()}/{quote(stream_id, safe='').replace('~', '%7E')}"
 
         def write(txn: AsyncTransaction) -> str:
             txn.runs.get_or_create(self._name, tags=[KIND])
@@ -90,7 +92,7 @@ class OccamEventStore(EventStore):
         for event_id, body in rows:
             if body is not None:
                 await send_callback(EventMessage(jsonrpc_message_adapter.validate_python(body), event_id))
-        return stream_id
+        return unquote(stream_id)
 
 
 def _number(event_id: str) -> int:

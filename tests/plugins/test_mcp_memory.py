@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -215,7 +216,9 @@ async def test_graphs_are_runs() -> None:
 async def work(path: Path, number: int) -> None:
     """A client with a server process of its own: entities of its own, and observations of one that all share."""
     command = [sys.executable, "-m", "occamdb", "mcp", str(path), "--memory"]
-    server = StdioServerParameters(command=command[0], args=command[1:], env={"PYTHONPATH": "src"})
+    server = StdioServerParameters(
+        command=command[0], args=command[1:], env={**os.environ, "PYTHONPATH": "src"}
+    )
     async with Client(server) as client:
         await call(client, "create_entities", entities=[{**TEA, "name": "shared"}])
         for n in range(10):
