@@ -22,6 +22,7 @@ from occamdb.tools import (
     demo,
     doctor,
     leases,
+    mcp_command,
     mounted,
     primitives,
     runs,
@@ -59,6 +60,7 @@ for group in (
     wal,
     doctor,
     demo,
+    mcp_command,
     mounted,
 ):
     group.register(app)
