@@ -6,16 +6,18 @@ sent the result, and what was raised is raised at its yield.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from ..engine.model.errors import DatabaseClosedError, ForkedHandleError
 from ..engine.model.public_types import RunId
 from .extension import CONTENDED, DatabaseBase
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["Call", "CleanUp", "Pause", "Transact", "Work", "carry_out"]
 
@@ -94,6 +96,8 @@ def _carry_out(db: Any, run_id: RunId, work: Work[R]) -> R:
 
 
 async def _await(db: Any, run_id: RunId, work: Work[R]) -> R:
+    import asyncio  # it is slow to import, and a program without an event loop has no use for it
+
     try:
         item = next(work)
         while True:
@@ -153,5 +157,7 @@ async def _awaited_cleaned(db: Any, run_id: RunId, fn: Callable[[Any], Any]) -> 
 
 
 async def _await_cleaning(db: Any, run_id: RunId, fn: Callable[[Any], Any]) -> None:
+    import asyncio
+
     while not await _awaited_cleaned(db, run_id, fn):
         await asyncio.sleep(_CLEANING_PAUSE)

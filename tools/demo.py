@@ -1,12 +1,14 @@
 """`occamdb demo`: several agent processes index a tree of files through one database, and the result is proved.
 
-This process starts the database, the shared run and the agents, watches, recounts everything by itself and
-compares. Exit code 1 unless the shared result is exactly the plain one and every event chain is whole.
+This process starts the database, the shared run and the agents, kills one agent half-way, watches, recounts
+everything by itself and compares. Exit code 1 unless the shared result is exactly the plain one, every event chain is
+whole, and the work of the agent that was killed was taken over.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import signal
 import tempfile
 import time
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
 
     from occamdb import Database
     from occamdb.tools.demo_agent import Plan
+    from occamdb.tools.demo_kill import Killer
     from occamdb.tools.demo_report import Report
 
+LOOK_S = 0.05
 STOP_TIMEOUT_S = 10.0
 
 
@@ -52,7 +56,10 @@ def demo(
     ] = None,
     durability: Annotated[str, typer.Option(help="none, standard or always.")] = "standard",
 ) -> None:
-    """Index a tree of files with several agent processes at once, and check the result against a plain recount."""
+    """Index a tree of files with several agent processes at once, and check the result against a plain recount.
+
+    With two agents or more, one is killed half-way on purpose, and another takes its work over.
+    """
     from occamdb.tools.demo_report import show
 
     source = (directory or corpus.default_directory()).resolve()
@@ -74,18 +81,19 @@ def demo(
 def run(db: Database, source: Path, files: list[str], agents: int, batch: int) -> Report:
     """The whole demo on an open database: agents, recount, comparison."""
     from occamdb.tools import demo_agent
+    from occamdb.tools.demo_kill import Killer
     from occamdb.tools.demo_report import gather, recounted
     from occamdb.tools.demo_view import Watcher, watch
 
     out = console.out()
     shared = db.runs.create_run_with_options(f"index of {source}", tags=["demo", "index"])
-    plan = demo_agent.Plan(shared.run_id, source, files, batch)
+    plan = demo_agent.Plan(shared.run_id, source, files, batch, kills=agents > 1)
     demo_agent.prepare(db, plan)
-    watcher = Watcher(db, plan)
+    watcher, killer = Watcher(db, plan), Killer(db, plan)
     with _agents(db, plan, agents) as processes:
-        watch(watcher, lambda seconds: _any_running(processes, seconds), out)
+        watch(watcher, lambda seconds: _any_running(processes, seconds, killer), out)
         seconds = watcher.seconds
-        failed = [process.name for process in processes if process.exitcode]
+        failed = [process.name for process in processes if process.exitcode and not killer.killed(process)]
     if failed:
         console.echo(f"{', '.join(failed)} failed", err=True)
         raise typer.Exit(1)
@@ -146,12 +154,18 @@ def _agents(db: Database, plan: Plan, count: int) -> Iterator[list[SpawnProcess]
                 process.join()
 
 
-def _any_running(processes: list[SpawnProcess], seconds: float) -> bool:
-    """Whether an agent still works; waits up to `seconds` for all to end."""
+def _any_running(processes: list[SpawnProcess], seconds: float, killer: Killer) -> bool:
+    """Whether an agent still works; waits up to `seconds` for all to end, and kills the one that is to be killed."""
     deadline = time.monotonic() + seconds
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-    return any(process.is_alive() for process in processes)
+    while running := [process.sentinel for process in processes if process.is_alive()]:
+        if killer.look(processes):
+            console.out().print(killer.news)
+            continue
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return True
+        multiprocessing.connection.wait(running, min(left, LOOK_S))
+    return False
 
 
 def _agent_main(db: Database, plan: Plan, number: int) -> None:

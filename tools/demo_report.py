@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from occamdb import Database
     from occamdb.primitives import ChainVerification, RunMetadata, TraceTree
+    from occamdb.tools.demo_kill import Takeover
 
 TOP_WORDS = 12
 
@@ -34,6 +35,8 @@ class Report:
       busiest: the agent that indexed the most files.
       tree: what that one did.
       seconds: how long the agents took.
+      kills: an agent was to be killed.
+      takeover: who took its work over; None: nobody did.
     """
 
     files: int
@@ -45,6 +48,8 @@ class Report:
     busiest: str
     tree: TraceTree | None
     seconds: float
+    kills: bool
+    takeover: Takeover | None
 
     @property
     def total(self) -> Figures:
@@ -61,11 +66,15 @@ class Report:
             found.append(f"the progress cell says {self.words:,} words, the recount {self.recount.total():,}")
         if self.total.files != self.files:
             found.append(f"the progress cell says {self.files:,} files, the agents {self.total.files:,}")
+        if self.kills and self.takeover is None:
+            found.append("no agent was killed, or nobody took its work over")
         return found
 
 
 def gather(db: Database, plan: Plan, recount: Counter[str], seconds: float) -> Report:
-    """Read the results of finished agents, from one snapshot for each run."""
+    """Read the results of agents that are over, from one snapshot for each run."""
+    from occamdb.tools.demo_kill import takeover
+
     progress = db.cells.read(plan.shared, PROGRESS)
     done: dict[str, Any] = progress.value if progress else {"files": 0, "words": 0}
     agents = sorted(db.runs.get_child_runs(plan.shared), key=lambda run: (len(run.name), run.name))
@@ -83,6 +92,8 @@ def gather(db: Database, plan: Plan, recount: Counter[str], seconds: float) -> R
         busiest=busiest.name if busiest else "",
         tree=_tree_of(db, busiest) if busiest else None,
         seconds=seconds,
+        kills=plan.kills,
+        takeover=takeover(db, plan),
     )
 
 
@@ -118,11 +129,11 @@ def show(report: Report, out: Console) -> None:
         out.print(f"\n[bold]What {report.busiest} did[/] ({report.tree.size:,} traces)")
         trace_view.show(report.tree, out, children_max=3)
     table = Table(title="Agents", title_justify="left", box=None, pad_edge=False)
-    for name in ("agent", "files", "words", "updates", "commits", "lost claims", "conflicts", "retries"):
+    for name in ("agent", "files", "words", "updates", "commits", "taken over", "conflicts", "retries"):
         table.add_column(name, justify="left" if name == "agent" else "right")
     for name, figures in [*report.figures.items(), ("together", report.total)]:
         numbers = (figures.files, figures.words, figures.key_updates, figures.commits)
-        fights = (figures.claims_lost, figures.conflicts, figures.retries)
+        fights = (figures.taken_over, figures.conflicts, figures.retries)
         table.add_row(name, *(f"{number:,}" for number in (*numbers, *fights)))
     out.print()
     out.print(table)
@@ -141,6 +152,8 @@ def _show_verdict(report: Report, out: Console) -> None:
         f"[bold]Commits[/] {total.commits:,} ({total.commits / seconds:,.0f}/s), carrying {total.key_updates:,} key "
         f"updates ({total.key_updates / seconds:,.0f}/s); {total.conflicts:,} conflicts, {total.retries:,} retries"
     )
+    if report.takeover is not None:
+        out.print(f"[bold]Takeover[/] {report.takeover}")
     length = sum(chain.length for chain in report.chains.values())
     if all(chain.is_valid for chain in report.chains.values()):
         out.print(f"[bold]Chains[/]  {len(report.chains)} event logs, {length:,} events: [green]all valid[/]")

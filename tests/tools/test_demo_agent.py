@@ -3,14 +3,27 @@
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import occamdb
-from occamdb.tools import corpus
-from occamdb.tools.demo_agent import FIGURES, WORD, Figures, Plan, claim_name, prepare, run_agent
+from occamdb import LeaseLost
+from occamdb.tools import corpus, demo_agent
+from occamdb.tools.demo_agent import (
+    BATCHES,
+    FIGURES,
+    TAKEN_OVER,
+    WORD,
+    Figures,
+    Plan,
+    cell_name,
+    prepare,
+    run_agent,
+)
 from occamdb.tools.demo_report import gather, read_index, recounted
+from tests.support.processes import wait_until
 
 
 @pytest.fixture
@@ -36,6 +49,11 @@ def planned(db: occamdb.Database, source: Path, batch_size: int = 3) -> Plan:
     return plan
 
 
+def _agent(db: occamdb.Database, plan: Plan, number: int) -> demo_agent._Agent:
+    run = db.runs.create_run(f"indexer-{number}")
+    return demo_agent._Agent(db, plan, number, run.run_id)
+
+
 def test_batches_cover_the_files_once(db: occamdb.Database, tree: Path) -> None:
     plan = planned(db, tree)
     assert plan.batch_count == 4
@@ -51,7 +69,7 @@ def test_one_agent_indexes_everything(db: occamdb.Database, tree: Path) -> None:
         == Counter({"shared": 55, "words": 55} | {f"w{n}": n + 1 for n in range(10)})
     )
     assert (figures.files, figures.words, figures.batches) == (10, 165, 4)
-    assert figures.conflicts == figures.retries == figures.claims_lost == 0
+    assert figures.conflicts == figures.retries == figures.taken_over == 0
 
 
 def test_each_agent_is_a_completed_run_with_events_and_traces(db: occamdb.Database, tree: Path) -> None:
@@ -75,25 +93,42 @@ def test_the_shared_log_tells_of_batches_and_records(db: occamdb.Database, tree:
     assert [event.payload["words"] for event in largest] == [3 * n for n in range(1, 11)]
 
 
-def test_a_batch_is_claimed_once(db: occamdb.Database, tree: Path) -> None:
-    plan = planned(db, tree)
-    db.cells.init(plan.shared, claim_name(1), {"agent": 9, "done": 0})
-    figures = run_agent(db, plan, 1)
-    assert figures.files == 7
-    state = db.cells.read(plan.shared, claim_name(1))
-    assert state is not None
-    assert state.value == {"agent": 9, "done": 0}
-
-
-def test_a_claim_lost_in_the_race_is_counted(
-    db: occamdb.Database, tree: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_batch_that_another_agent_has_is_waited_for_and_taken_over(
+    db: occamdb.Database, tree: Path
 ) -> None:
+    """The other one indexed a file and went: its task is ready again, and its file is not counted twice."""
     plan = planned(db, tree)
-    db.cells.init(plan.shared, claim_name(2), {"agent": 9, "done": 0})
-    # The other agent's claim comes between our look and our own attempt.
-    monkeypatch.setattr(type(db.cells), "exists", lambda *_: False)
-    figures = run_agent(db, plan, 1)
-    assert (figures.claims_lost, figures.batches, figures.files) == (1, 3, 7)
+    other = _agent(db, plan, 9)
+    task = other.claim()
+    assert task is not None and task.payload == 0
+    other._index_file(task, 0, plan.batch(0)[0], other.root)
+    with ThreadPoolExecutor(1) as pool:
+        mine = pool.submit(run_agent, db, plan, 1)
+        # All that is left is the other one's.
+        wait_until(lambda: db.tasks.stats(plan.shared, BATCHES).done == 3)
+        assert not mine.done()
+        db.tasks.fail(plan.shared, task, "gone")
+        figures = mine.result(timeout=60)
+    assert (figures.files, figures.batches, figures.taken_over) == (9, 4, 1)
+    (event,) = db.events.read_by_type(plan.shared, TAKEN_OVER)
+    assert event.payload == {"agent": 1, "batch": 0, "done": 1, "files": 3}
+    assert read_index(db, plan) == recounted(plan)
+    state = db.cells.read(plan.shared, cell_name(0))
+    assert state is not None
+    assert state.value == {"agent": 1, "done": 3}
+
+
+def test_an_agent_whose_claim_is_over_counts_nothing_more(db: occamdb.Database, tree: Path) -> None:
+    plan = planned(db, tree)
+    late = _agent(db, plan, 9)
+    task = late.claim()
+    assert task is not None
+    db.tasks.fail(plan.shared, task, "its lease ran out")
+    run_agent(db, plan, 1)
+    for position in (0, 2):  # in the middle of the batch, and at its end
+        with pytest.raises(LeaseLost):
+            late._index_file(task, position, plan.batch(0)[position], late.root)
+    assert read_index(db, plan) == recounted(plan)
 
 
 def test_agents_at_the_same_time_count_exactly(db: occamdb.Database, tree: Path) -> None:
@@ -118,12 +153,21 @@ def test_the_report_sees_a_wrong_count(db: occamdb.Database, tree: Path) -> None
 
 def test_the_report_sees_a_lost_file(db: occamdb.Database, tree: Path) -> None:
     plan = planned(db, tree)
-    db.cells.init(plan.shared, claim_name(0), {"agent": 9, "done": 0})
+    task = db.tasks.claim(plan.shared, BATCHES)
+    assert task is not None
+    db.tasks.complete(plan.shared, task)  # and nothing was indexed
     run_agent(db, plan, 1)
     faults = gather(db, plan, recounted(plan), seconds=1.0).faults
     assert len(faults) == 2
     assert "the index differs" in faults[0]
     assert "the progress cell says 147 words, the recount 165" in faults[1]
+
+
+def test_the_report_sees_that_nobody_was_killed(db: occamdb.Database, tree: Path) -> None:
+    plan = planned(db, tree)
+    run_agent(db, plan, 1)
+    faults = gather(db, replace(plan, kills=True), recounted(plan), seconds=1.0).faults
+    assert faults == ["no agent was killed, or nobody took its work over"]
 
 
 def test_the_report_sees_a_broken_chain(db: occamdb.Database, tree: Path) -> None:
