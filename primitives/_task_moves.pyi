@@ -26,11 +26,11 @@ def set_out(space: Space, prefix: bytes, suffix: bytes, entry: list[Any], wait: 
 def claim_task(space: Space, queue: str, lease: _Seconds, spread: int) -> Task | None:
     """Claim one of the first `spread` ready tasks of a queue; None if there is none."""
 
-def held_task(space: Space, task: Task) -> _Held | None:
-    """Of a task that the caller holds: the queue's prefix, rank and id, and the open entry. None: it does not."""
-
 def give_up(space: Space, task: Task) -> _Held | None:
-    """Delete the claim of a task that the caller holds; gives what `held_task` does."""
+    """Delete the claim of a task that the caller holds; the queue's prefix, rank and id, and the open entry.
+
+    None: the caller does not hold it.
+    """
 
 def complete_task(space: Space, task: Task, result: Any) -> bool:
     """Make a task done that the caller holds; False: it does not hold it."""

@@ -379,14 +379,11 @@ cdef Held held(Space space, task):
     return found
 
 
-def held_task(Space space not None, task):
-    """Of a task that the caller holds: the queue's prefix, rank and id, and the open entry. None: it does not."""
-    cdef Held found = held(space, task)
-    return None if found is None else (found.prefix, found.suffix, found.entry)
-
-
 def give_up(Space space not None, task):
-    """Delete the claim of a task that the caller holds; gives what `held_task` does."""
+    """Delete the claim of a task that the caller holds; the queue's prefix, rank and id, and the open entry.
+
+    None: the caller does not hold it.
+    """
     cdef Held found = held(space, task)
     if found is None:
         return None

@@ -19,6 +19,7 @@ from occamdb.stress.campaigns.chaos import ChaosVerdict, chaos_campaign
 from occamdb.stress.campaigns.crash import crash_campaign
 from occamdb.stress.campaigns.faults import NAMES
 from occamdb.stress.campaigns.scene import Scene
+from occamdb.stress.campaigns.worker_kills import kill_campaign
 from occamdb.stress.command import app
 from occamdb.stress.coordinators import coordinator_of, leaked_segments, stop_coordinator
 from occamdb.stress.history import LIST_APPEND
@@ -34,6 +35,13 @@ def test_crash_campaign_is_clean(tmp_path: Path) -> None:
     assert verdict.valid, verdict.text()
     assert verdict.kills == 4 and verdict.transactions > 0 and sum(verdict.by_place.values()) == 4
     assert (tmp_path / "campaign.log").read_text().startswith("seed 3")
+
+
+@pytest.mark.parametrize("name", ["tasks", "leases"])
+def test_workers_are_killed_and_the_workload_holds(name: str, tmp_path: Path) -> None:
+    result, done = kill_campaign(name, 6, tmp_path, workers=2, seed=3)
+    assert result.valid, result.text()
+    assert len(done) == 6 and all(done)
 
 
 def test_chaos_campaign_is_clean(tmp_path: Path) -> None:
