@@ -108,6 +108,9 @@ class Primitive(Generic[H_co]):
     def _space_in(self, transaction: TransactionBase) -> Space:
         return transaction.space(self.tag, raw=self.raw)
 
+    # By this `_calls` sees that a subclass has not replaced it, and makes the space itself.
+    _usual_space_in = _space_in
+
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..engine.model.errors import (
     CommitOutcomeUnknown,
@@ -18,6 +17,7 @@ from ..engine.model.errors import (
 from ..engine.model.public_types import RunId, TransactionStatus, TypeTag
 from ..engine.transaction.watch import wait_deadline
 from . import holding, layout
+from ._lease_moves import free_slot, last_ticket, new_nonce
 from .extension import (
     Space,
 )
@@ -33,8 +33,7 @@ SLOTS_MAX = 4096
 _TICKET_GRACE = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """A lease that was acquired. Plain data: it can be sent to another process, whose commits it fences as well.
 
     Attributes:
@@ -96,7 +95,7 @@ class Acquisition:
     def _work(self) -> Work[Lease]:
         key = (id(self.db.handle), self.db.current_namespace, self.run_id, self.name, holding.whoever_calls())
         self._refuse_nested(key)
-        self.nonce = os.urandom(8)
+        self.nonce = new_nonce()
         deadline = wait_deadline(self.timeout)
         try:
             slot = yield Transact(self._in_space(self._arrive))
@@ -128,8 +127,8 @@ class Acquisition:
 
     def _arrive(self, space: Space) -> int | None:
         """Claim a free slot if nobody waits, else take a ticket."""
-        last = next(iter(space.keys(self.tickets, limit=1, reverse=True)), None)
-        slot = self._free_slot(space) if last is None else None
+        last = last_ticket(space, self.tickets)
+        slot = free_slot(space, self.name, self.claims, self.slots) if last is None else None
         if slot is not None:
             self._claim(space, slot)
             return slot
@@ -148,26 +147,14 @@ class Acquisition:
         if space.get(self.ticket) != self.nonce:
             # The coordinator took this process for dead, or a stop outlasted the ticket: begin at the end of the line.
             return self._arrive(space)
-        before = next(iter(space.keys(self.tickets, end=self.ticket, limit=1, reverse=True)), None)
-        slot = self._free_slot(space) if before is None else None
+        before = last_ticket(space, self.tickets, self.ticket)
+        slot = free_slot(space, self.name, self.claims, self.slots) if before is None else None
         if slot is None:
             assert self.transaction is not None
             self.transaction.wait()
         space.delete(self.ticket)
         self._claim(space, slot)
         return slot
-
-    def _free_slot(self, space: Space) -> int | None:
-        taken = set()
-        for key, row in space.scan(self.claims):
-            if row.value[0] != self.slots:
-                raise InvalidArgumentError(
-                    f"lease {self.name!r} is held with slots={row.value[0]}, and is asked for with slots={self.slots}",
-                    hint="all who share a lease name the same number of slots",
-                    details={"held": row.value[0], "asked": self.slots},
-                )
-            taken.add(layout.lease_slot(key))
-        return next((slot for slot in range(self.slots) if slot not in taken), None)
 
     def _claim(self, space: Space, slot: int) -> None:
         value = [self.slots, self.nonce, os.getpid(), 0]
@@ -180,7 +167,7 @@ class Acquisition:
         A commit of either that is still under way has read the line, so it conflicts with a ticket written here.
         """
         if self.unknown:
-            last = next(iter(space.keys(self.tickets, limit=1, reverse=True)), None)
+            last = last_ticket(space, self.tickets)
             number = 0 if last is None else layout.lease_ticket_number(last) + 1
             space.put(layout.lease_ticket(self.name, number), b"", ttl=0.001, ephemeral=True)
         if self.ticket is not None and space.get(self.ticket) == self.nonce:

@@ -23,6 +23,7 @@ from ..engine.model.errors import (
 )
 from ..engine.model.public_types import RunId, TypeTag
 from . import holding, layout
+from ._lease_moves import claim_of, is_in_run
 from .blocks import Block
 from .extension import (
     DatabaseBase,
@@ -246,16 +247,15 @@ class Leases(Primitive[H_co]):
             raise InvalidArgumentError(
                 f"a Lease is needed, got {type(lease).__name__}", hint="with db.leases.hold(...) as lease"
             )
-        if lease.run_id != self.space.run_id:
+        if not is_in_run(self.space, lease.run_id):
             raise InvalidArgumentError(
                 f"the lease is one of run {lease.run_id}, not of {self.space.run_id}",
                 hint="name the run that it was acquired in; inside: txn.for_run(lease.run_id).leases",
             )
-        claim = layout.lease_claim(lease.name, lease.slot)
-        value = self.space.get_checked(claim)
-        if value is None or value[1] != lease.nonce:
+        found = claim_of(self.space, lease)
+        if found is None:
             raise _lost(lease)
-        return claim, value
+        return found
 
 
 def _give_back(lease: Lease) -> Work[None]:

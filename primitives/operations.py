@@ -44,6 +44,7 @@ from ..engine.model.public_types import HasRunId, RunId
 from ..engine.model.retry_policy import RetryPolicy
 from ..engine.transaction._pending import DeferredCommit
 from ..engine.transaction._transaction import DatabaseBase, TransactionBase
+from ._calls import in_transaction
 from .wrong_calls import explaining
 
 if TYPE_CHECKING:
@@ -221,17 +222,7 @@ async def _awaited(
 
 def _transaction(policy: RetryPolicy) -> Callable[[Callable[..., Any]], Outside]:
     """A transaction, with retries by `policy`."""
-
-    def carry_out(body: Callable[..., Any]) -> Outside:
-        def outside(instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
-            cls, (args, kwargs) = type(instance), _repeatable(args, kwargs)
-            return instance._handle.transaction(
-                run_id, lambda txn: body(cls(txn), *args, **kwargs), retry=policy
-            )
-
-        return outside
-
-    return carry_out
+    return lambda body: in_transaction(body, policy)
 
 
 def _snapshot(body: Callable[..., Any]) -> Outside:
@@ -378,13 +369,3 @@ def waiting(body: Callable[Concatenate[Any, P], R]) -> Operation[P, R, R]:
 def waiting_in(run: RunId) -> Form:
     """The form of `waiting` for a primitive that keeps all its data in one run."""
     return _in_run(_WAITING._replace(run=run))
-
-
-def _repeatable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with every iterator read into a list, so that all attempts see the same items."""
-    if any(hasattr(value, "__next__") for value in args):
-        args = tuple(list(value) if hasattr(value, "__next__") else value for value in args)
-    for name, value in kwargs.items():
-        if hasattr(value, "__next__"):
-            kwargs[name] = list(value)
-    return args, kwargs

@@ -1,8 +1,4 @@
-"""Claiming tasks: which task is taken, how many workers take from one queue, and how a worker waits.
-
-Which. The first ready task by priority, then by order of the commits that put them. Ids sort by the start versions of
-those commits, so another task can only be before one of commit version v if its start version is below v. The walk ends
-at the first that is not.
+"""Claiming tasks: how many workers take from one queue, and how a worker waits. `_task_moves.pyx` says which task.
 
 Many workers. All of them find the same first task, and of those that claim it at once one wins. Each loss doubles the
 number of first ready tasks among which this process chooses at random, and every second claim without one makes it
@@ -26,34 +22,19 @@ from ..engine.model.errors import TransactionTimeout
 from ..engine.transaction._transaction import DatabaseBase
 from ..engine.transaction.watch import wait_deadline
 from . import layout
-from .layout import TASK_CLAIM, TASK_DEAD, TASK_DELAYED, TASK_DONE, TASK_OPEN
+from ._task_moves import claim_task
+from .layout import TASK_DELAYED
 from .operations import CONTENDED, RunLike
-from .task_records import (
-    CLAIMS,
-    ERROR,
-    MAX_ATTEMPTS,
-    ORDER,
-    RELEASED,
-    SUFFIX_SIZE,
-    Place,
-    decode_task,
-    due_of,
-    exhausted,
-)
-from .task_types import Task, checked_seconds
+from .task_records import due_of
+from .task_types import Task
 
 if TYPE_CHECKING:
     from ..engine.transaction._transaction import Space
 
-__all__ = ["claim_outside", "ready_task"]
+__all__ = ["claim_outside"]
 
 SPREAD_MAX = 32
 SHRINKS = 0.5  # how often a claim that was not lost makes the choice smaller
-LOOK_AHEAD = 64  # tasks of overlapping commits that are put in order
-PROMOTED_AT_ONCE = 64
-BURIED_AT_ONCE = 64
-
-NEVER = 1 << 63  # the order of a task that this very transaction put
 
 # Among how many tasks the handles of this process choose, by their identities, where it is more than one. A hint: it
 # decides how often claims are lost, nothing else.
@@ -61,129 +42,6 @@ _spreads: dict[int, int] = {}
 # A generator of our own: users may seed the module's one with the same number in every worker.
 _random = random.Random()
 os.register_at_fork(after_in_child=_random.seed)
-
-
-# --- Which task ----------------------------------------------------------------------------------
-
-
-def ready_task(tasks: Any, queue: str, lease: float | timedelta, spread: int) -> Task | None:
-    """Claim one of the first `spread` ready tasks of a queue in this transaction; None if there is none."""
-    space: Space = tasks.space
-    prefix, seconds = layout.task_queue(queue), checked_seconds(lease, "lease")
-    now: int = tasks.now_us
-    taken, due = _held_and_due(space, prefix, now)
-    if due:
-        _promote(space, prefix, due)
-    chosen = _draw(space, prefix, taken, spread) if spread > 1 else None
-    chosen = chosen or _first(space, prefix, taken, now)
-    if chosen is None:
-        # What is read here makes `txn.wait()` wait for a task.
-        for _ in space.keys(start=prefix + TASK_OPEN, end=prefix + TASK_DONE):
-            pass
-        return None
-    key, entry, order = chosen
-    suffix = key[-SUFFIX_SIZE:]
-    entry[CLAIMS] += 1
-    entry[ORDER] = 0 if order == NEVER else order
-    space.put(key, entry)
-    space.put(prefix + TASK_CLAIM + suffix, entry[CLAIMS], ttl=seconds, ephemeral=True)
-    raw = suffix[2:]
-    place = Place(key, TASK_OPEN, entry, entry[CLAIMS], now + int(seconds * 1e6))
-    return decode_task(raw, space.get(layout.task(raw), track=False), place, now)
-
-
-def _held_and_due(space: Space, prefix: bytes, now: int) -> tuple[set[bytes], list[bytes]]:
-    """Rank and id of the claimed tasks, and the delayed places of the first that are due."""
-    taken: set[bytes] = set()
-    due: list[bytes] = []
-    skip, delayed = len(prefix) + 1, TASK_DELAYED[0]
-    for key in space.keys(start=prefix + TASK_CLAIM, end=prefix + TASK_DONE, track=False):
-        if key[skip - 1] != delayed:
-            taken.add(key[skip:])
-        elif due_of(key) > now or len(due) == PROMOTED_AT_ONCE:
-            break
-        else:
-            due.append(key)
-    return taken, due
-
-
-def _promote(space: Space, prefix: bytes, due: list[bytes]) -> None:
-    """Make delayed tasks open."""
-    for key in due:
-        found = space.get_versioned(key, track=False)
-        assert found is not None, "it was in the snapshot a moment ago"
-        entry, suffix = found.value, key[-SUFFIX_SIZE:]
-        entry[ORDER] = entry[ORDER] or found.version
-        space.delete(key)
-        space.delete(layout.task_due(suffix[2:]))
-        space.put(prefix + TASK_OPEN + suffix, entry)
-
-
-def _draw(space: Space, prefix: bytes, taken: set[bytes], spread: int) -> tuple[bytes, list[Any], int] | None:
-    """The place, the entry and the order of one of the first ready tasks of one priority; None: look at the first."""
-    group = prefix + TASK_OPEN
-    skip, wanted = len(group), _random.randrange(spread)
-    ready: list[bytes] = []
-    for key in space.keys(group, track=False):
-        if key[skip:] in taken:
-            continue
-        if ready and key[skip : skip + 2] != ready[0][skip : skip + 2]:
-            break
-        ready.append(key)
-        if len(ready) > wanted:
-            break
-    if not ready:
-        return None
-    key = ready[wanted % len(ready)]
-    found = space.get_versioned(key, track=False)
-    if found is None or exhausted(found.value):
-        return None
-    return key, found.value, found.value[ORDER] or found.version or NEVER
-
-
-def _first(space: Space, prefix: bytes, taken: set[bytes], now: int) -> tuple[bytes, list[Any], int] | None:
-    """The place, the entry and the order of the first ready task. Buries those that have no attempt left."""
-    group = prefix + TASK_OPEN
-    skip = len(group)
-    rank, best, seen = b"", NEVER, 0
-    first: list[tuple[int, bytes, list[Any]]] = []
-    graves: list[tuple[bytes, list[Any]]] = []
-    for key, found in space.scan(group, track=False):
-        suffix = key[skip:]
-        if suffix in taken:
-            continue
-        entry = found.value
-        if entry[CLAIMS] and exhausted(entry):
-            graves.append((key, entry))
-            if len(graves) == BURIED_AT_ONCE:
-                break
-            continue
-        if first:
-            if suffix[:2] != rank or seen == LOOK_AHEAD:
-                break
-            if int.from_bytes(suffix[2:10], "big") >= best:
-                break
-        order = entry[ORDER] or found.version or NEVER
-        rank, seen = suffix[:2], seen + 1
-        best = min(best, order)
-        first.append((order, key, entry))
-    for key, entry in graves:
-        _bury(space, prefix, key, entry, now)
-    if not first:
-        return None
-    order, key, entry = min(first)
-    return key, entry, order
-
-
-def _bury(space: Space, prefix: bytes, key: bytes, entry: list[Any], now: int) -> None:
-    """A worker went with the last attempt: the task is dead."""
-    error = entry[ERROR] or "the worker of the last attempt went away, or its lease ran out"
-    space.delete(key)
-    dead = [entry[CLAIMS], entry[RELEASED], entry[MAX_ATTEMPTS], now, error]
-    space.put(prefix + TASK_DEAD + key[-layout.ID_SIZE :], dead)
-
-
-# --- Many workers, and waiting ---------------------------------------------------------------------
 
 
 class _Attempts:
@@ -194,6 +52,8 @@ class _Attempts:
       due: seconds until the first delayed task is due, as of the last transaction; None: there is none.
       waits: let the transaction wait for a task, unless one is due earlier than it was.
     """
+
+    __slots__ = ("_cls", "_due_us", "_engine", "_lease", "_queue", "due", "lost", "waits")
 
     def __init__(self, cls: Any, engine: Any, queue: str, lease: float | timedelta) -> None:
         self._cls = cls
@@ -211,10 +71,10 @@ class _Attempts:
         spread = _spreads.get(self._engine, 1)
         if self.lost:
             _spreads[self._engine] = spread = min(spread * 2, SPREAD_MAX)
-        tasks = self._cls(txn)
-        task = ready_task(tasks, self._queue, self._lease, spread)
+        space = txn.space(self._cls.tag, raw=True)
+        task = claim_task(space, self._queue, self._lease, spread)
         if task is None:
-            self._wait(txn, tasks)
+            self._wait(txn, space)
         elif spread > 1 and not self.lost and _random.random() < SHRINKS:
             if spread > 2:
                 _spreads[self._engine] = spread - 1
@@ -222,9 +82,9 @@ class _Attempts:
                 _spreads.pop(self._engine, None)
         return task
 
-    def _wait(self, txn: Any, tasks: Any) -> None:
-        due_us = _next_due(tasks.space, self._queue)
-        self.due = None if due_us is None else max(0.0, (due_us - tasks.now_us) / 1e6)
+    def _wait(self, txn: Any, space: Space) -> None:
+        due_us = _next_due(space, self._queue)
+        self.due = None if due_us is None else max(0.0, (due_us - txn.read_time // 1000) / 1e6)
         same, self._due_us = due_us == self._due_us, due_us or 0
         if self.waits and (due_us is None or same):
             self.lost = -1

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import random
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from itertools import count
 from typing import Any, NamedTuple
 
 from ..engine.model.errors import InvalidArgumentError
 from ..engine.model.limits import TIMEOUT_MAX
 from .extension import from_microseconds
 
-__all__ = ["QueueStats", "Task", "TaskState", "checked_seconds", "new_task_id", "raw_task_id"]
+__all__ = ["QueueStats", "Task", "TaskState", "checked_seconds", "raw_task_id"]
 
 PRIORITY_MIN, PRIORITY_MAX = -32768, 32767
 ATTEMPTS_MAX = 1 << 31
@@ -113,28 +110,6 @@ class QueueStats:
     def open(self) -> int:
         """Those that are still to be done: ready, delayed or claimed."""
         return self.ready + self.delayed + self.claimed
-
-
-class _Ids:
-    """What makes the ids of this process its own. Drawn anew in a forked child."""
-
-    def __init__(self) -> None:
-        self.renew()
-        os.register_at_fork(after_in_child=self.renew)
-
-    def renew(self) -> None:
-        # A generator of our own: users may seed the module's one with the same number in every worker.
-        self.own = random.SystemRandom().randbytes(5)
-        self.count = count()
-
-
-_ids = _Ids()
-
-
-def new_task_id(start_version: int) -> bytes:
-    """The start version of the putting transaction, 40 random bits of the process, and a count."""
-    number = next(_ids.count) & 0xFFFFFF
-    return start_version.to_bytes(8, "big") + _ids.own + number.to_bytes(3, "big")
 
 
 def raw_task_id(task: Task | str) -> bytes:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast, ov
 from ..engine.model.errors import InvalidArgumentError, InvalidTransition, LeaseLost, NotFoundError
 from ..engine.model.public_types import TypeTag
 from . import layout
-from .extension import DatabaseBase, H_co, Primitive, RunLike, TransactionBase, operation, reader
-from .layout import TASK_CLAIM, TASK_DEAD, TASK_DELAYED, TASK_DONE, TASK_OPEN
+from ._task_moves import claim_task, complete_task, extend_claim, give_up, put_task, set_out
+from .extension import DatabaseBase, H_co, Primitive, RunLike, operation, reader
+from .layout import TASK_DEAD, TASK_DELAYED, TASK_DONE, TASK_OPEN
 from .operations import Form, Operation
 from .spans import error_text
-from .task_claiming import claim_outside, ready_task
+from .task_claiming import claim_outside
 from .task_records import (
     CLAIMS,
     ERROR,
@@ -37,20 +38,14 @@ from .task_records import (
     walk_queue,
 )
 from .task_types import (
-    ATTEMPTS_MAX,
-    PRIORITY_MAX,
-    PRIORITY_MIN,
     QueueStats,
     Task,
     TaskState,
     checked_number,
     checked_seconds,
-    claimed_task,
-    new_task_id,
     raw_task_id,
 )
 from .task_worker import AsyncWorker, Worker, note_ended
-from .trace_types import explain
 
 if TYPE_CHECKING:
     from ..engine.transaction.async_database import AsyncDatabase
@@ -117,28 +112,8 @@ class Tasks(Primitive[H_co]):
         Raises:
           ValueEncodingError: the payload cannot be stored.
         """
-        prefix, raw = layout.task_queue(queue), b""
-        checked_number(priority, "priority", PRIORITY_MIN, PRIORITY_MAX)
-        checked_number(max_attempts, "max_attempts", 1, ATTEMPTS_MAX)
-        wait = checked_seconds(delay, "delay", zero=True)
-        if key is not None:
-            if type(key) is not str:
-                raise InvalidArgumentError(f"a key is text, got {type(key).__name__}", hint="key=str(...)")
-            known = self.space.get(layout.task_key(queue, key))
-            if known is not None:
-                return self._existing(known)
-        transaction, now = cast(TransactionBase, self._handle), self.now_us
-        raw = new_task_id(transaction.start_version)
-        record = [queue, priority, key, now, payload]
-        try:
-            self.space.put(layout.TASK + raw, record)
-        except InvalidArgumentError:
-            explain({"payload": payload}, self.space.codec)
-            raise
-        if key is not None:
-            self.space.put(layout.task_key(queue, key), raw)
-        place = self._set_out(prefix, suffix_of(record, raw), [0, 0, max_attempts, None, 0], wait)
-        return decode_task(raw, record, place, now)
+        made = put_task(self.space, queue, payload, key, priority, delay, max_attempts)
+        return self._existing(made) if type(made) is bytes else cast(Task, made)
 
     @operation
     def put_many(
@@ -166,18 +141,6 @@ class Tasks(Primitive[H_co]):
             for payload in payloads
         ]
 
-    def _set_out(self, prefix: bytes, suffix: bytes, entry: list[Any], wait: float) -> Place:
-        """Make a task ready, or delayed if there is something to wait for."""
-        if not wait:
-            place = Place(prefix + TASK_OPEN + suffix, TASK_OPEN, entry)
-        else:
-            due = self.now_us + int(wait * 1e6)
-            key = prefix + TASK_DELAYED + layout.time_key(due) + suffix
-            place = Place(key, TASK_DELAYED, entry, due_us=due)
-            self.space.put(layout.task_due(suffix[2:]), due)
-        self.space.put(place.key, entry)
-        return place
-
     # --- Working ---
 
     @_claiming
@@ -200,7 +163,7 @@ class Tasks(Primitive[H_co]):
                 "inside a transaction a claim does not wait",
                 hint="db.tasks.claim(run_id, queue, timeout=...), or txn.wait() when claim returns None",
             )
-        return ready_task(self, queue, lease, 1)
+        return claim_task(self.space, queue, lease, 1)
 
     @operation
     def complete(self, task: Task, result: Any = None) -> None:
@@ -216,14 +179,9 @@ class Tasks(Primitive[H_co]):
           LeaseLost: the task is no longer the caller's.
           InvalidTransition: the caller completed it already.
         """
-        prefix, suffix, entry = self._give_up(task)
-        self.space.delete(prefix + TASK_OPEN + suffix)
-        done = [entry[CLAIMS], entry[RELEASED], entry[MAX_ATTEMPTS], self.now_us, result]
-        try:
-            self.space.put(prefix + TASK_DONE + suffix[2:], done)
-        except InvalidArgumentError:
-            explain({"result": result}, self.space.codec)
-            raise
+        if not complete_task(self.space, task, result):
+            raise self._not_held(task)
+        note_ended(task)
 
     @operation
     def fail(
@@ -257,7 +215,7 @@ class Tasks(Primitive[H_co]):
             return TaskState.DEAD
         if wait:
             self.space.delete(prefix + TASK_OPEN + suffix)
-        self._set_out(prefix, suffix, [claims, released, most, text, entry[ORDER]], wait)
+        set_out(self.space, prefix, suffix, [claims, released, most, text, entry[ORDER]], wait)
         return TaskState.DELAYED if wait else TaskState.READY
 
     @operation
@@ -288,14 +246,10 @@ class Tasks(Primitive[H_co]):
           LeaseLost: the task is no longer the caller's.
         """
         seconds = checked_seconds(lease, "lease")
-        prefix, suffix, entry = self._held(task)
-        self.space.put(prefix + TASK_CLAIM + suffix, task.claim, ttl=seconds, ephemeral=True)
-        # The entry too: every change of a task writes its place.
-        self.space.put(prefix + TASK_OPEN + suffix, entry)
-        raw, lease_us = suffix[2:], self.now_us + int(seconds * 1e6)
-        place = Place(b"", TASK_OPEN, entry, task.claim, lease_us)
-        record = [task.queue, task.priority, task.key, task.created_us, task.payload]
-        return decode_task(raw, record, place, self.now_us)
+        extended = extend_claim(self.space, task, seconds)
+        if extended is None:
+            raise self._not_held(task)
+        return extended
 
     @overload
     def worker(
@@ -349,27 +303,20 @@ class Tasks(Primitive[H_co]):
         return made(self, run_id, queue, lease, timeout)
 
     def _give_up(self, task: Task) -> tuple[bytes, bytes, list[Any]]:
-        """Delete the claim that the caller holds; returns and raises as `_held` does."""
-        prefix, suffix, entry = self._held(task)
-        self.space.delete(prefix + TASK_CLAIM + suffix)
-        note_ended(task)
-        return prefix, suffix, entry
-
-    def _held(self, task: Task) -> tuple[bytes, bytes, list[Any]]:
-        """Of a task that the caller holds: the queue's prefix, rank and id, and the open entry.
+        """Delete the claim that the caller holds; the queue's prefix, rank and id, and the open entry.
 
         Raises:
           LeaseLost, InvalidTransition, NotFoundError: it does not hold it.
         """
-        raw = raw_task_id(claimed_task(task))
-        prefix, suffix = layout.task_queue(task.queue), layout.task_rank(task.priority) + raw
-        entry: list[Any] | None = self.space.get(prefix + TASK_OPEN + suffix)
-        claim = self.space.get(prefix + TASK_CLAIM + suffix)
-        if entry is None or entry[CLAIMS] != task.claim or claim != task.claim:
-            raise self._not_held(task, raw, find_place(self.space, prefix, suffix))
-        return prefix, suffix, entry
+        found = give_up(self.space, task)
+        if found is None:
+            raise self._not_held(task)
+        note_ended(task)
+        return found
 
-    def _not_held(self, task: Task, raw: bytes, place: Place | None) -> Exception:
+    def _not_held(self, task: Task) -> Exception:
+        raw = raw_task_id(task)
+        place = find_place(self.space, layout.task_queue(task.queue), layout.task_rank(task.priority) + raw)
         if place is None:
             return _unknown(raw)
         details = {"task": task.id, "claim": task.claim, "claims": place.entry[CLAIMS]}
@@ -529,7 +476,8 @@ class Tasks(Primitive[H_co]):
             entry = [place.entry[CLAIMS], place.entry[CLAIMS], place.entry[MAX_ATTEMPTS], None, 0]
         # Back to where it was: before all that were put by transactions which began later.
         entry[ORDER] = int.from_bytes(raw[:8], "big") + 1
-        return decode_task(raw, record, self._set_out(prefix, suffix, entry, 0), self.now_us)
+        set_out(self.space, prefix, suffix, entry, 0)
+        return decode_task(raw, record, Place(b"", TASK_OPEN, entry), self.now_us)
 
     @operation
     def purge(self, queue: str, *, state: TaskState | str = "done", limit: int = 1000) -> int:

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from ..engine.model.errors import InvalidArgumentError
 from ..engine.model.public_types import RunId
+from ._calls import shielded
 
 __all__ = ["WrongCallError", "explaining"]
 
@@ -29,15 +30,14 @@ def explaining(function: Callable[..., Any], *, described: inspect.Signature) ->
       described: what the user sees of it, with the instance first; `run_id` is the second where the run comes first.
     """
 
-    def call(instance: Any, /, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(instance, *args, **kwargs)
-        except (TypeError, InvalidArgumentError) as error:
-            wrong = _misfit(instance, function.__name__, described, args, kwargs)
-            if wrong is None or isinstance(error, WrongCallError):
-                raise
-        raise wrong
+    def is_wrong(
+        error: Exception, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> WrongCallError | None:
+        if isinstance(error, WrongCallError):
+            return None
+        return _misfit(instance, function.__name__, described, args, kwargs)
 
+    call = shielded(function, is_wrong, (TypeError, InvalidArgumentError))
     update_wrapper(call, function)
     call.__signature__ = described  # type: ignore[attr-defined]
     return call

@@ -15,6 +15,7 @@ import typer
 from occamdb.stress.campaigns.chaos import CHOICES, chaos_campaign
 from occamdb.stress.campaigns.crash import crash_campaign
 from occamdb.stress.campaigns.faults import NAMES
+from occamdb.stress.campaigns.worker_kills import kill_campaign
 from occamdb.stress.checker import check_history
 from occamdb.stress.history import HistoryFormatError
 from occamdb.stress.runner import run_workload
@@ -103,6 +104,28 @@ def crash(
     _progress("")
     typer.echo(verdict.text())
     _finish(base, verdict.valid, keep=directory is not None)
+
+
+@app.command("kill-workers")
+def kill_workers(
+    name: Annotated[str, typer.Argument(help="A workload, as `occamdb stress list` names it.")] = "tasks",
+    kills: Annotated[int, typer.Option(min=1, help="How often to kill a worker.")] = 1000,
+    workers: Annotated[int, typer.Option(min=2, help="Workers at a time.")] = 4,
+    seed: Annotated[int, typer.Option(help="Draws victims and instants.")] = 1,
+    directory: Annotated[Path | None, typer.Option("--dir", help="Keep database and histories here.")] = None,
+) -> None:
+    """Kill workers of a workload at random instants, replace them, and verify its invariant."""
+    if name not in WORKLOADS:
+        raise typer.BadParameter(f"no workload is called {name!r}; see occamdb stress list")
+    base = _empty_base(directory, "kills")
+    result, done = kill_campaign(name, kills, base, workers=workers, seed=seed, progress=_progress)
+    _progress("")
+    typer.echo(result.text())
+    typer.echo(
+        f"  {len(done)} workers were killed, after {min(done):,} to {max(done):,} commits, "
+        f"{sum(done):,} in all"
+    )
+    _finish(base, result.valid, keep=directory is not None)
 
 
 @app.command()

@@ -345,6 +345,7 @@ def test_a_worker_whose_lease_ran_out_hears_of_it(db: Any, run: RunId) -> None:
     ("call", "error"),
     [
         (lambda t, run, task: t.put(run, "q", priority=40_000), InvalidArgumentError),
+        (lambda t, run, task: t.put(run, "q", priority=-32_769), InvalidArgumentError),
         (lambda t, run, task: t.put(run, "q", priority=1.5), InvalidArgumentError),
         (lambda t, run, task: t.put(run, "q", priority=True), InvalidArgumentError),
         (lambda t, run, task: t.put(run, "q", delay=-1), InvalidArgumentError),
@@ -399,3 +400,14 @@ def test_completing_twice_and_an_unreadable_payload_say_what_is_wrong(db: Any, r
     with pytest.raises(ValueEncodingError) as caught:
         db.tasks.put(run, "q", {"a": [object()]})
     assert caught.value.path == 'payload["a"][0]'
+
+
+def test_a_result_that_is_refused_leaves_the_task_claimed(db: Any, run: RunId) -> None:
+    db.tasks.put(run, "q")
+    task = db.tasks.claim(run, "q")
+    with db.begin(run) as txn:
+        with pytest.raises(ValueEncodingError, match="result"):
+            txn.tasks.complete(task, object())
+        txn.put("went", "on")
+    assert db.tasks.stats(run, "q").claimed == 1
+    db.tasks.complete(run, task)

@@ -62,7 +62,7 @@ def test_an_unknown_keyword_gets_the_known_ones(db: Any, run: RunId, inside: boo
     error = caught.value
     assert isinstance(error, InvalidArgumentError) and "ttl=None" in error.hint
     frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if "primitives/wrong" in frame.filename
+        frame for frame in traceback.extract_tb(error.__traceback__) if "primitives/_calls" in frame.filename
     ]
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if "tests/" not in frame.filename]
     assert len(frames) == len(own) == 1
