@@ -155,6 +155,8 @@ def put_task(Space space not None, queue, payload, key, priority, delay, max_att
     cdef list record, entry
     cdef double wait
     cdef object now
+    if type(queue) is not str:
+        queue = str.__str__(queue)      # the member of a StrEnum, for example, which would not be storable
     if type(priority) is not int or not PRIORITY_MIN <= priority <= PRIORITY_MAX:
         checked_number(priority, "priority", PRIORITY_MIN, PRIORITY_MAX)
     if type(max_attempts) is not int or not 1 <= max_attempts <= ATTEMPTS_MAX:
@@ -162,7 +164,9 @@ def put_task(Space space not None, queue, payload, key, priority, delay, max_att
     wait = seconds_of(delay, "delay", True)
     if key is not None:
         if type(key) is not str:
-            raise InvalidArgumentError(f"a key is text, got {type(key).__name__}", hint="key=str(...)")
+            if not isinstance(key, str):
+                raise InvalidArgumentError(f"a key is text, got {type(key).__name__}", hint="key=str(...)")
+            key = str.__str__(key)
         known = space.get(task_key(queue, key))
         if known is not None:
             return known
@@ -368,6 +372,8 @@ cdef Held held(Space space, task):
     raw = raw_task_id(task)
     found = Held.__new__(Held)
     found.prefix = task_queue(task.queue)
+    if type(task.priority) is not int or not PRIORITY_MIN <= task.priority <= PRIORITY_MAX:
+        layout.task_rank(task.priority)
     found.suffix = PyBytes_FromStringAndSize(NULL, 2)
     put_big_endian(<uint8_t *>PyBytes_AS_STRING(found.suffix), <uint64_t>(32767 - <int>task.priority), 2)
     found.suffix += raw

@@ -7,11 +7,12 @@ gives: a coroutine has to be awaited.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from ..engine.model.errors import InvalidArgumentError, OccamError
+from ..engine.model.errors import InvalidArgumentError, OccamError, TransactionStateError
 
 __all__ = ["Block", "needs_coroutine", "needs_plain_result"]
 
@@ -19,7 +20,7 @@ T = TypeVar("T")
 
 
 class Block(Generic[T]):
-    """A value for the length of a block.
+    """A value for the length of a block. It can be entered again, but only after its end.
 
     Args:
       begin: the write at its begin; gives the value, or a coroutine of it.
@@ -37,9 +38,15 @@ class Block(Generic[T]):
         self._end = end
         self._what = what
         self._value: Any = None
+        self._entered = threading.Lock()
 
     def __enter__(self) -> T:
-        self._value = value = needs_plain_result(self._begin())
+        self._enter()
+        try:
+            self._value = value = needs_plain_result(self._begin())
+        except BaseException:
+            self._entered.release()
+            raise
         return value  # type: ignore[no-any-return]
 
     def __exit__(
@@ -49,9 +56,16 @@ class Block(Generic[T]):
             self._end(self._value, error)
         except OccamError as problem:
             self._also(error, problem)
+        finally:
+            self._entered.release()
 
     async def __aenter__(self) -> T:
-        self._value = value = await needs_coroutine(self._begin())
+        self._enter()
+        try:
+            self._value = value = await needs_coroutine(self._begin())
+        except BaseException:
+            self._entered.release()
+            raise
         return value  # type: ignore[no-any-return]
 
     async def __aexit__(
@@ -61,6 +75,20 @@ class Block(Generic[T]):
             await self._end(self._value, error)
         except OccamError as problem:
             self._also(error, problem)
+        finally:
+            self._entered.release()
+
+    def _enter(self) -> None:
+        """It has one value, so it is one block at a time.
+
+        Raises:
+          TransactionStateError: it was entered and has not ended.
+        """
+        if not self._entered.acquire(blocking=False):
+            raise TransactionStateError(
+                "this block was entered before and has not ended",
+                hint="call the function that made it again, for each `with` statement",
+            )
 
     def _also(self, error: BaseException | None, problem: OccamError) -> None:
         """The end failed: that is the news, unless the block failed itself."""

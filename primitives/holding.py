@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Hashable
 from typing import Any
 
-__all__ = ["forget", "held", "remember", "whoever_calls"]
+__all__ = ["forget", "held", "holds", "remember", "whoever_calls"]
 
 _KEPT = 1024
 _held: dict[Hashable, Any] = {}
@@ -30,6 +30,14 @@ def whoever_calls() -> Hashable:
 def held(key: Hashable) -> Any:
     """What is held under this key; None: nothing."""
     return _held.get(key)
+
+
+def holds(what: object) -> bool:
+    """Whether the caller holds this; the last part of each key says who holds it."""
+    caller = whoever_calls()
+    return any(
+        found == what and type(key) is tuple and key[-1] == caller for key, found in list(_held.items())
+    )
 
 
 def remember(key: Hashable, what: Any) -> None:

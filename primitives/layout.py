@@ -324,7 +324,13 @@ def task_place(key: bytes) -> tuple[str, bytes, bytes]:
 
 def task_rank(priority: int) -> bytes:
     """Two bytes that sort the higher priority first."""
-    return _NAME.pack(32767 - priority)
+    try:
+        return _NAME.pack(32767 - priority)
+    except (TypeError, StructError):
+        raise InvalidArgumentError(
+            f"{priority!r:.80} is not the priority of a task",
+            hint="pass the Task as claim or list returned it",
+        ) from None
 
 
 def task_due(task_id: bytes) -> bytes:

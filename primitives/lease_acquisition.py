@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Acquisition", "Lease", "checked_lease"]
 
 SLOTS_MAX = 4096
+LEASE_MAX = 3.15e9  # seconds, 100 years
 # A ticket outlives its waiter's timeout by so many seconds. Then somebody who was stopped leaves the line.
 _TICKET_GRACE = 5.0
 
@@ -215,8 +216,9 @@ def checked_lease(lease: object) -> float | None:
     if lease is None:
         return None
     seconds = lease.total_seconds() if isinstance(lease, timedelta) else lease
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= 3.15e9:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LEASE_MAX:
         raise InvalidArgumentError(
-            f"lease must be a positive number of seconds, got {lease!r}", hint="None: it has no time limit"
+            f"lease must be a number of seconds above 0, at most {LEASE_MAX:,.0f}, got {lease!r}",
+            hint="None: it has no time limit",
         )
     return float(seconds)

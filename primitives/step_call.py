@@ -17,21 +17,36 @@ from ..engine.model.errors import (
     SnapshotExpired,
     StepFailed,
     TransactionStateError,
+    TransactionTooLarge,
+    ValueTooLarge,
 )
 from ..engine.model.public_types import RunId, TypeTag
 from ..engine.model.retry_policy import RetryPolicy
 from ..engine.transaction.attempts import refuse_lazy_function
 from . import holding, layout
 from .extension import DatabaseBase, Space
+from .trace_types import explain
 from .work import Call, CleanUp, Pause, Transact, Work, carry_out
 
 if TYPE_CHECKING:
     from ..engine.transaction._transaction import TransactionBase
 
-__all__ = ["DONE", "FAILED", "RUNNING", "StepCall", "function_name", "read_record", "takes_transaction"]
+__all__ = [
+    "DONE",
+    "FAILED",
+    "RUNNING",
+    "StepCall",
+    "function_name",
+    "put_record",
+    "read_record",
+    "takes_transaction",
+    "wait_for_claim",
+]
 
 RUNNING, DONE, FAILED = 0, 1, 2
 _ERROR_MAX = 2000
+# Why a result is refused. Any other error of its commit is not the function's, which must not be run again for it.
+_UNSTORABLE = (InvalidArgumentError, ValueTooLarge, TransactionTooLarge)
 
 
 # --- Functions -----------------------------------------------------------------------------------
@@ -85,6 +100,44 @@ def read_record(space: Space, name: str, function: str) -> list[Any] | None:
             details={"name": name, "recorded": record[1], "given": function},
         )
     return record
+
+
+def put_record(space: Space, name: str, record: list[Any]) -> None:
+    """Write the record of a step.
+
+    Raises:
+      ValueEncodingError: the result cannot be stored.
+    """
+    try:
+        space.put(layout.step(name), record)
+    except InvalidArgumentError:
+        explain({"result": record[3]}, space.codec)
+        raise
+
+
+def wait_for_claim(txn: TransactionBase, space: Space, name: str) -> None:
+    """Let a transaction that is about to run a step wait until nobody else runs it.
+
+    Whoever claims the step after this was read writes the record, which the transaction writes too.
+
+    Raises:
+      TransactionStateError: the step is run by the caller itself.
+    """
+    claim = space.get_checked(layout.step_claim(name))
+    if claim is None:
+        return
+    if holding.holds(claim):
+        raise called_by_itself(name)
+    txn.wait()
+
+
+def called_by_itself(name: str) -> TransactionStateError:
+    """The error of a step that would wait for its own end."""
+    return TransactionStateError(
+        f"step {name!r} was called by itself, and would wait for itself",
+        hint="give the inner step another name",
+        details={"name": name},
+    )
 
 
 class StepCall:
@@ -154,6 +207,7 @@ class StepCall:
             record = self._read(space)
             if record is not None and record[0] == DONE:
                 return record[3]
+            wait_for_claim(txn, space, self.name)
             now = txn.read_time // 1000
             try:
                 result = self.fn(txn, *self.args, **self.kwargs)
@@ -163,7 +217,7 @@ class StepCall:
                 raised.append(error)
                 raise
             attempts = 1 if record is None else record[2] + 1
-            space.put(self.record_key, [DONE, self.function, attempts, result, now, now])
+            put_record(space, self.name, [DONE, self.function, attempts, result, now, now])
             return result
 
         try:
@@ -189,11 +243,7 @@ class StepCall:
     def _plain(self) -> Work[Any]:
         key = (id(self.db.handle), self.db.current_namespace, self.run_id, self.name, holding.whoever_calls())
         if holding.held(key) is not None:
-            raise TransactionStateError(
-                f"step {self.name!r} was called by itself, and would wait for itself",
-                hint="give the inner step another name",
-                details={"name": self.name},
-            )
+            raise called_by_itself(self.name)
         self.nonce = os.urandom(8)
         self.wrote = False
         try:
@@ -215,14 +265,14 @@ class StepCall:
     def _call(self, attempts: int) -> Work[Any]:
         try:
             result = yield Call(self.fn, self.args, self.kwargs)
-            yield self._transact(lambda txn, space: self._end(txn, space, DONE, attempts, result))
-            return result
-        except LeaseLost as error:
-            if error.details.get("step") == self.name:
-                raise
-            failure: Exception = error
         except Exception as error:
             failure = error
+        else:
+            try:
+                yield self._transact(lambda txn, space: self._end(txn, space, DONE, attempts, result))
+                return result
+            except _UNSTORABLE as error:
+                failure = error
         yield self._transact(lambda txn, space: self._end(txn, space, FAILED, attempts, _text(failure)))
         raise _Failed(failure, attempts) from failure
 
@@ -250,13 +300,14 @@ class StepCall:
     def _end(self, txn: TransactionBase, space: Space, state: int, attempts: int, outcome: Any) -> None:
         if space.get(self.claim_key) != self.nonce:
             raise LeaseLost(
-                f"step {self.name!r} was claimed by somebody else while its function ran, or its run was deleted",
+                f"step {self.name!r} was claimed by another caller or forgotten while its function ran, or its run "
+                "was deleted",
                 name=self.name,
                 hint="its outcome was not recorded; what it did outside the database may be done again",
                 details={"step": self.name},
             )
         ended = txn.read_time // 1000
-        space.put(self.record_key, [state, self.function, attempts, outcome, self.began, ended])
+        put_record(space, self.name, [state, self.function, attempts, outcome, self.began, ended])
         space.delete(self.claim_key)
 
     def _unclaim(self, txn: TransactionBase, space: Space) -> None:

@@ -24,7 +24,16 @@ from ..engine.model.public_types import RunId, TypeTag
 from ..engine.model.retry_policy import RetryPolicy
 from . import layout
 from .extension import DatabaseBase, H_co, Primitive, from_microseconds, operation, reader
-from .step_call import DONE, FAILED, StepCall, function_name, read_record, takes_transaction
+from .step_call import (
+    DONE,
+    FAILED,
+    StepCall,
+    function_name,
+    put_record,
+    read_record,
+    takes_transaction,
+    wait_for_claim,
+)
 from .wrong_calls import WrongCallError
 
 if TYPE_CHECKING:
@@ -161,15 +170,14 @@ class Steps(Primitive[H_co]):
     def _inside(
         self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        txn: Any = self._handle
         record = read_record(self.space, name, function_name(fn))
         if record is not None and record[0] == DONE:
             return record[3]
-        txn: Any = self._handle
+        wait_for_claim(txn, self.space, name)
         result = fn(txn, *args, **kwargs) if takes_transaction(fn) else fn(*args, **kwargs)
         attempts = 1 if record is None else record[2] + 1
-        self.space.put(
-            layout.step(name), [DONE, function_name(fn), attempts, result, self.now_us, self.now_us]
-        )
+        put_record(self.space, name, [DONE, function_name(fn), attempts, result, self.now_us, self.now_us])
         return result
 
     @reader
@@ -207,9 +215,12 @@ class Steps(Primitive[H_co]):
     def forget(self, name: str) -> bool:
         """Remove the record of a step, so that it runs again; returns whether there was one.
 
+        A call that runs the step at that moment goes on, but its outcome is not recorded: it raises LeaseLost.
+
         Example:
           was_there = db.steps.forget(run_id, "fetch")
         """
+        self.space.delete(layout.step_claim(name))
         return self.space.delete(layout.step(name))
 
 

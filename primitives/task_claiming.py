@@ -7,6 +7,9 @@ tasks to choose from.
 
 Waiting. A change of an open task, a claim or a delayed task wakes a worker that waits, and the engine's removal of a
 claim is such a change. A delayed task becomes ready without one: nobody sleeps beyond the time at which one is due.
+
+Interrupts. A caller that is interrupted or cancelled while its claim is committed gets no task. If the commit took
+place, or may take place, the claim is given back; otherwise the task would be nobody's until the lease ends.
 """
 
 from __future__ import annotations
@@ -14,21 +17,24 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..engine.model.errors import TransactionTimeout
+from ..engine.model.public_types import RunId, TransactionStatus
 from ..engine.transaction._transaction import DatabaseBase
 from ..engine.transaction.watch import wait_deadline
 from . import layout
 from ._task_moves import claim_task
-from .layout import TASK_DELAYED
+from .layout import TASK_CLAIM, TASK_DELAYED, TASK_OPEN
 from .operations import CONTENDED, RunLike
-from .task_records import due_of
+from .task_records import CLAIMS, ORDER, RELEASED, due_of
 from .task_types import Task
+from .work import await_clean_up, clean_up
 
 if TYPE_CHECKING:
+    from ..engine.model._records import VersionedValue
     from ..engine.transaction._transaction import Space
 
 __all__ = ["claim_outside"]
@@ -51,35 +57,41 @@ class _Attempts:
       lost: how many attempts of the transaction under way were lost; -1 before the first.
       due: seconds until the first delayed task is due, as of the last transaction; None: there is none.
       waits: let the transaction wait for a task, unless one is due earlier than it was.
+      txn: the transaction of the last attempt.
+      task: what that one claims, if it commits.
     """
 
-    __slots__ = ("_cls", "_due_us", "_engine", "_lease", "_queue", "due", "lost", "waits")
+    __slots__ = ("_cls", "_due_us", "_engine", "_lease", "_queue", "due", "lost", "task", "txn", "waits")
 
     def __init__(self, cls: Any, engine: Any, queue: str, lease: float | timedelta) -> None:
         self._cls = cls
-        self._engine = id(engine)
+        self._engine = engine
         self._queue = queue
         self._lease = lease
         self.lost = -1
         self._due_us = 0
         self.due: float | None = None
         self.waits = False
+        self.txn: Any = None
+        self.task: Task | None = None
 
     def run(self, txn: Any) -> Task | None:
         """One attempt."""
         self.lost += 1
-        spread = _spreads.get(self._engine, 1)
+        self.txn, self.task = txn, None
+        engine = id(self._engine)
+        spread = _spreads.get(engine, 1)
         if self.lost:
-            _spreads[self._engine] = spread = min(spread * 2, SPREAD_MAX)
+            _spreads[engine] = spread = min(spread * 2, SPREAD_MAX)
         space = txn.space(self._cls.tag, raw=True)
-        task = claim_task(space, self._queue, self._lease, spread)
+        self.task = task = claim_task(space, self._queue, self._lease, spread)
         if task is None:
             self._wait(txn, space)
         elif spread > 1 and not self.lost and _random.random() < SHRINKS:
             if spread > 2:
-                _spreads[self._engine] = spread - 1
+                _spreads[engine] = spread - 1
             else:
-                _spreads.pop(self._engine, None)
+                _spreads.pop(engine, None)
         return task
 
     def _wait(self, txn: Any, space: Space) -> None:
@@ -89,6 +101,45 @@ class _Attempts:
         if self.waits and (due_us is None or same):
             self.lost = -1
             txn.wait()
+
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a claim was committed, or may yet be."""
+        return self.task is not None and self.txn.status is not TransactionStatus.ABORTED
+
+    def give_back(self, txn: Any) -> None:
+        """Undo the claim that was in doubt, in another transaction."""
+        assert self.task is not None
+        space: Space = txn.space(self._cls.tag, raw=True)
+        if self.txn.status is TransactionStatus.COMMITTED:
+            version = self.txn.receipt.version
+            _undo(space, self.task, lambda claim: claim.version == version)
+        elif self.txn.status is not TransactionStatus.ABORTED:
+            session = self._engine.session
+            _undo(space, self.task, lambda claim: claim.session == session)
+
+
+def _undo(space: Space, task: Task, is_ours: Callable[[VersionedValue], bool]) -> None:
+    """Release a task if the claim on it is ours. If there is none, make sure that ours does not come later.
+
+    A commit of it that is still under way has read the open place, so it conflicts with what is written here. By the
+    session alone a claim of another thread may be taken for ours, if both were after the same task at that moment. That
+    thread then meets LeaseLost, as if its lease had run out.
+    """
+    prefix, suffix = layout.task_queue(task.queue), layout.task_rank(task.priority) + bytes.fromhex(task.id)
+    place = space.get_versioned(prefix + TASK_OPEN + suffix)
+    claim = space.get_versioned(prefix + TASK_CLAIM + suffix)
+    if place is None:
+        return
+    entry = place.value
+    entry[ORDER] = entry[ORDER] or place.version
+    if claim is None and entry[CLAIMS] == task.claim - 1:
+        space.put(prefix + TASK_OPEN + suffix, entry)
+    elif claim is not None and claim.value == task.claim and is_ours(claim):
+        entry[RELEASED] += 1
+        space.put(prefix + TASK_OPEN + suffix, entry)
+        space.delete(prefix + TASK_CLAIM + suffix)
 
 
 def _next_due(space: Space, queue: str) -> int | None:
@@ -129,9 +180,14 @@ def claim_outside(
     database: Any = tasks._handle
     attempts = _Attempts(type(tasks), database.handle, queue, lease)
     if isinstance(tasks._handle, DatabaseBase):
-        if timeout == 0 and timeout is not False:
-            return database.transaction(run_id, attempts.run, retry=CONTENDED)
-        return _claim(database, run_id, attempts, _steps(attempts, timeout))
+        try:
+            if timeout == 0 and timeout is not False:
+                return database.transaction(run_id, attempts.run, retry=CONTENDED)
+            return _claim(database, run_id, attempts, _steps(attempts, timeout))
+        except BaseException:
+            if attempts.in_doubt:
+                clean_up(database, RunId.of(run_id), attempts.give_back)
+            raise
     return _claim_awaited(database, run_id, attempts, _steps(attempts, timeout))
 
 
@@ -164,6 +220,10 @@ async def _claim_awaited(database: Any, run_id: RunLike, attempts: _Attempts, st
                 task = await database.transaction(run_id, attempts.run, retry=CONTENDED)
         except TransactionTimeout:
             pass
+        except BaseException:
+            if attempts.in_doubt:
+                await await_clean_up(database, RunId.of(run_id), attempts.give_back, attempts.txn)
+            raise
         try:
             waits, seconds = steps.send(task)
         except StopIteration as end:

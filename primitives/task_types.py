@@ -149,7 +149,7 @@ def checked_seconds(seconds: object, what: str, *, zero: bool = False) -> float:
     """A span of time, as seconds or as a timedelta.
 
     Raises:
-      InvalidArgumentError: it is none, or too short.
+      InvalidArgumentError: it is none, too short, or too long.
     """
     if isinstance(seconds, timedelta):
         seconds = seconds.total_seconds()
@@ -160,7 +160,8 @@ def checked_seconds(seconds: object, what: str, *, zero: bool = False) -> float:
     ):
         least = "from 0" if zero else "above 0"
         raise InvalidArgumentError(
-            f"{what} must be a number of seconds {least}, got {seconds!r}", hint=f"{what}=30, or a timedelta"
+            f"{what} must be a number of seconds {least}, at most {TIMEOUT_MAX:,.0f}, got {seconds!r}",
+            hint=f"{what}=30, or a timedelta",
         )
     return seconds
 

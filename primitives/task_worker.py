@@ -57,11 +57,14 @@ class _Loop:
     def _take(self) -> tuple[Task | None, bool]:
         """The task at hand, which is from now on at hand no longer, and whether the body ended it."""
         task, self._task = self._task, None
+        if self._process != os.getpid():
+            # A forked child has a copy of its parent's worker, but not its task.
+            self._process, task = os.getpid(), None
         return task, task is not None and _at_hand.pop((task.id, task.claim), False)
 
-    def _next(self, claimed: Task | None) -> bool:
+    def _next(self, claimed: Task | None, ended: bool = False) -> bool:
         if claimed is not None:
-            _at_hand[claimed.id, claimed.claim] = False
+            _at_hand[claimed.id, claimed.claim] = ended
             self._task = claimed
         return claimed is not None
 
@@ -101,6 +104,9 @@ class Worker(_Loop, Iterator[Task]):
             except _ENDED:
                 if not ended:
                     raise
+            except BaseException:
+                self._next(task, ended)  # it may not be completed: the next call, or the end of the block, sees to it
+                raise
         claimed: Task | None = self._tasks.claim(self._run, self._queue, **self._options)
         if claimed is None or not self._next(claimed):
             raise StopIteration
@@ -121,8 +127,7 @@ class Worker(_Loop, Iterator[Task]):
             error.add_note(f"and the task could not be given back: {problem}")
 
     def __del__(self) -> None:
-        # A forked child has a copy of its parent's worker, but not its task.
-        if getattr(self, "_task", None) is not None and self._process == os.getpid():
+        if getattr(self, "_task", None) is not None:
             with suppress(OccamError):
                 self._drop(LEFT)
 
@@ -150,6 +155,9 @@ class AsyncWorker(_Loop, AsyncIterator[Task]):
             except _ENDED:
                 if not ended:
                     raise
+            except BaseException:
+                self._next(task, ended)  # it may not be completed: the next call, or the end of the block, sees to it
+                raise
         claimed: Task | None = await self._tasks.claim(self._run, self._queue, **self._options)
         if claimed is None or not self._next(claimed):
             raise StopAsyncIteration

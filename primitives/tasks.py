@@ -38,6 +38,9 @@ from .task_records import (
     walk_queue,
 )
 from .task_types import (
+    ATTEMPTS_MAX,
+    PRIORITY_MAX,
+    PRIORITY_MIN,
     QueueStats,
     Task,
     TaskState,
@@ -135,6 +138,11 @@ class Tasks(Primitive[H_co]):
                 f"put_many takes several payloads, got {type(payloads).__name__}",
                 hint="put_many(queue, [payload])",
             )
+        # With no payload too, a wrong argument is an error.
+        layout.task_queue(queue)
+        checked_number(priority, "priority", PRIORITY_MIN, PRIORITY_MAX)
+        checked_number(max_attempts, "max_attempts", 1, ATTEMPTS_MAX)
+        checked_seconds(delay, "delay", zero=True)
         put = type(self).put
         return [
             put(self, queue, payload, priority=priority, delay=delay, max_attempts=max_attempts)
@@ -205,6 +213,11 @@ class Tasks(Primitive[H_co]):
         if type(text) is not str:
             raise InvalidArgumentError(
                 f"an error is text or an exception, got {type(error).__name__}", hint="fail(task, str(error))"
+            )
+        if type(retry) is not bool:
+            raise InvalidArgumentError(
+                f"retry is True or False, got {retry!r:.80}",
+                hint="fail(task, error, delay=5) tries it again in 5 s",
             )
         wait = checked_seconds(delay, "delay", zero=True)
         prefix, suffix, entry = self._give_up(task)

@@ -9,22 +9,24 @@ from __future__ import annotations
 import inspect
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
-from ..engine.model.errors import DatabaseClosedError, ForkedHandleError
+from ..engine.model.errors import DatabaseClosedError, ForkedHandleError, OccamError
 from ..engine.model.public_types import RunId
 from .extension import CONTENDED, DatabaseBase
 
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Call", "CleanUp", "Pause", "Transact", "Work", "carry_out"]
+__all__ = ["Call", "CleanUp", "Pause", "Transact", "Work", "await_clean_up", "carry_out", "clean_up"]
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 _CLEANING_PAUSE = 0.2  # seconds between two attempts; each of them waits for a coordinator itself
-_cleaning: set[asyncio.Task[None]] = set()
+_cleaning: set[asyncio.Task[Any]] = set()  # the loop itself keeps no task alive
 
 
 class Transact(NamedTuple):
@@ -78,12 +80,7 @@ def _carry_out(db: Any, run_id: RunId, work: Work[R]) -> R:
                 elif isinstance(item, Call):
                     result = item.fn(*item.args, **item.kwargs)
                 elif isinstance(item, CleanUp):
-                    result = None
-                    if not _cleaned(db, run_id, item.fn):
-                        retrying = threading.Thread(
-                            target=_keep_cleaning, args=(db, run_id, item.fn), daemon=True
-                        )
-                        retrying.start()
+                    result = clean_up(db, run_id, item.fn)
                 else:
                     time.sleep(item.seconds)
                     result = None
@@ -111,11 +108,7 @@ async def _await(db: Any, run_id: RunId, work: Work[R]) -> R:
                     if inspect.isawaitable(result):
                         result = await result
                 elif isinstance(item, CleanUp):
-                    result = None
-                    if not await _awaited_cleaned(db, run_id, item.fn):
-                        task = asyncio.create_task(_await_cleaning(db, run_id, item.fn))
-                        _cleaning.add(task)  # the loop itself keeps no task alive
-                        task.add_done_callback(_cleaning.discard)
+                    result = await await_clean_up(db, run_id, item.fn)
                 else:
                     await asyncio.sleep(item.seconds)
                     result = None
@@ -128,6 +121,44 @@ async def _await(db: Any, run_id: RunId, work: Work[R]) -> R:
 
 
 # --- Cleaning up ---------------------------------------------------------------------------------
+
+
+def clean_up(db: Any, run_id: RunId, fn: Callable[[Any], Any]) -> None:
+    """Carry a `CleanUp` out, in the background if no coordinator can be reached."""
+    if not _cleaned(db, run_id, fn):
+        threading.Thread(target=_keep_cleaning, args=(db, run_id, fn), daemon=True).start()
+
+
+async def await_clean_up(db: Any, run_id: RunId, fn: Callable[[Any], Any], after: Any = None) -> None:
+    """`clean_up` on an asynchronous database. A caller that is cancelled here leaves it to go on in the background.
+
+    Args:
+      after: a transaction whose outcome is waited for first, since `fn` depends on it.
+    """
+    import asyncio
+
+    def go_on(first: asyncio.Task[bool]) -> None:
+        _cleaning.discard(first)
+        if not first.cancelled() and not first.result():
+            _begin(_await_cleaning(db, run_id, fn)).add_done_callback(_cleaning.discard)
+
+    async def begin() -> bool:
+        if after is not None:
+            with suppress(OccamError):
+                await after.outcome()
+        return await _awaited_cleaned(db, run_id, fn)
+
+    first = _begin(begin())
+    first.add_done_callback(go_on)
+    await asyncio.shield(first)
+
+
+def _begin(cleaning: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    import asyncio
+
+    task = asyncio.get_running_loop().create_task(cleaning)
+    _cleaning.add(task)
+    return task
 
 
 def _cleaned(db: Any, run_id: RunId, fn: Callable[[Any], Any]) -> bool:

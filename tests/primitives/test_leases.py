@@ -4,6 +4,7 @@ import functools
 import pickle
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -296,3 +297,28 @@ def test_an_interrupted_wait_leaves_nothing_behind(db: Any, run: RunId, monkeypa
 
         assert in_thread(waits) == "interrupted"
         assert db.leases.waiting(run, "leader") == 0
+
+
+def test_a_block_is_entered_by_one_at_a_time(db: Any, run: RunId) -> None:
+    """Used like a `threading.Lock`, one block would have one ticket and one nonce for all threads."""
+    block = db.leases.hold(run, "leader", timeout=30)
+    for _ in range(2):
+        with block as lease:
+            assert db.leases.is_held(run, lease)
+            with ThreadPoolExecutor(1) as threads:
+                other = threads.submit(block.__enter__)
+                with pytest.raises(TransactionStateError, match="has not ended") as refused:
+                    other.result(30)
+            assert "with" in refused.value.hint
+        assert db.leases.list(run) == [] and db.leases.waiting(run, "leader") == 0
+
+
+def test_a_block_that_was_not_entered_can_be_entered_again(db: Any, run: RunId) -> None:
+    mine = db.leases.acquire(run, "leader")
+    with ThreadPoolExecutor(1) as threads:
+        block = db.leases.hold(run, "leader", timeout=0)
+        with pytest.raises(TransactionTimeout):
+            threads.submit(block.__enter__).result(30)
+        db.leases.release(run, mine)
+        with block:
+            assert len(db.leases.list(run)) == 1

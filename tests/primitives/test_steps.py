@@ -2,14 +2,24 @@
 
 import functools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from occamdb import InvalidArgumentError, LeaseLost, RetryPolicy, StepFailed, ValueEncodingError
+from occamdb import (
+    CommitOutcomeUnknown,
+    InvalidArgumentError,
+    LeaseLost,
+    RetryPolicy,
+    StepFailed,
+    TypeTag,
+    ValueEncodingError,
+)
 from occamdb.engine.model.errors import TransactionStateError
 from occamdb.engine.model.public_types import RunId
 from occamdb.primitives import layout
+from occamdb.primitives.working_auditors import audit_steps
 from occamdb.primitives.wrong_calls import WrongCallError
 
 THREE = RetryPolicy(max_attempts=3, initial_backoff=0.0, max_backoff=0.0)
@@ -252,3 +262,84 @@ def test_bad_functions(db: Any, run: RunId) -> None:
     with pytest.raises(WrongCallError, match="fn"):
         db.steps.run(run, "fetch")
     assert db.steps.list(run) == []
+
+
+def test_a_step_of_a_transaction_waits_for_the_call_that_runs_it(db: Any, run: RunId) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    calls: list[int] = []
+
+    def work() -> int:
+        calls.append(1)
+        begun.set()
+        assert go_on.wait(30)
+        return len(calls)
+
+    with ThreadPoolExecutor(2) as threads:
+        plain = threads.submit(db.steps.run, run, "work", work)
+        assert begun.wait(30)
+        inside = threads.submit(db.transaction, run, lambda txn: txn.steps.run("work", work))
+        with db.begin(run) as txn, pytest.raises(TransactionStateError, match="may wait"):
+            txn.steps.run("work", work)
+        go_on.set()
+        assert plain.result(30) == inside.result(30) == db.steps.get(run, "work").result == 1
+    assert calls == [1]
+
+
+def test_a_step_does_not_wait_for_itself_in_a_transaction(db: Any, run: RunId) -> None:
+    def work() -> int:
+        return int(db.transaction(run, lambda txn: txn.steps.run("work", work)))
+
+    with pytest.raises(TransactionStateError, match="called by itself"):
+        db.steps.run(run, "work", work)
+
+
+def test_a_step_that_is_forgotten_while_it_runs_is_not_recorded(db: Any, run: RunId) -> None:
+    calls: list[int] = []
+
+    def work() -> int:
+        calls.append(1)
+        if len(calls) == 1:
+            assert db.steps.forget(run, "work")
+            assert list(audit_steps(db.space(run, TypeTag.STEP, raw=True))) == []
+        return len(calls)
+
+    with pytest.raises(LeaseLost, match="forgotten"):
+        db.steps.run(run, "work", work)
+    assert db.steps.get(run, "work") is None
+    assert db.steps.run(run, "work", work) == 2
+
+
+def test_a_result_that_cannot_be_stored_is_named(db: Any, run: RunId) -> None:
+    def plain() -> object:
+        return {"at": object()}
+
+    def written(txn: Any) -> object:
+        return {"at": object()}
+
+    for name, function in (("plain", plain), ("written", written)):
+        with pytest.raises(ValueEncodingError) as refused:
+            db.steps.run(run, name, function)
+        assert refused.value.path == 'result["at"]'
+    assert db.steps.get(run, "plain").state == "failed"
+    with db.begin(run) as txn, pytest.raises(ValueEncodingError, match="result"):
+        txn.steps.run("inside", plain)
+
+
+def test_an_outcome_that_cannot_be_recorded_is_no_failure_of_the_function(
+    db: Any, run: RunId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With attempts left, and a coordinator that is there again at once, the function is not run a second time."""
+    calls: list[int] = []
+    original = type(db).waiting_transaction
+
+    def waiting_transaction(this: Any, *arguments: Any) -> Any:
+        if len(calls) == 1:
+            calls.append(0)
+            raise CommitOutcomeUnknown("nobody answered")
+        return original(this, *arguments)
+
+    monkeypatch.setattr(type(db), "waiting_transaction", waiting_transaction)
+    with pytest.raises(CommitOutcomeUnknown):
+        db.steps.run(run, "pay", calls.append, 1, retry=RetryPolicy(max_attempts=5, initial_backoff=0.001))
+    assert calls == [1, 0]
+    assert db.steps.get(run, "pay").error is None

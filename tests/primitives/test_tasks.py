@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from enum import StrEnum
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from occamdb import (
     NotFoundError,
     OccamError,
     RunId,
+    StoreFullError,
     Task,
     TaskState,
     ValueEncodingError,
@@ -411,3 +413,83 @@ def test_a_result_that_is_refused_leaves_the_task_claimed(db: Any, run: RunId) -
         txn.put("went", "on")
     assert db.tasks.stats(run, "q").claimed == 1
     db.tasks.complete(run, task)
+
+
+class FailsToComplete:
+    """The tasks of a database, of which `complete` raises each of these errors first."""
+
+    def __init__(self, tasks: Any, *errors: BaseException) -> None:
+        self.tasks = tasks
+        self.errors = list(errors)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tasks, name)
+
+    def complete(self, *arguments: Any) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.tasks.complete(*arguments)
+
+
+def test_a_completion_that_failed_leaves_the_task_at_hand(db: Any, run: RunId) -> None:
+    """The next call of the loop completes it, and the end of a block does not leave it claimed."""
+    db.tasks.put_many(run, "q", [1, 2])
+    with db.tasks.worker(run, "q", lease=600, timeout=0) as tasks:
+        tasks._tasks = FailsToComplete(db.tasks, StoreFullError("full"))
+        first = next(tasks)
+        with pytest.raises(StoreFullError):
+            next(tasks)
+        assert state(db, run, first) is TaskState.CLAIMED
+        second = next(tasks)
+        assert state(db, run, first) is TaskState.DONE
+        assert next(tasks, None) is None
+    db.tasks.requeue(run, second)
+    with pytest.raises(KeyboardInterrupt), db.tasks.worker(run, "q", lease=600, timeout=0) as tasks:
+        tasks._tasks = FailsToComplete(db.tasks, KeyboardInterrupt())
+        assert next(tasks).id == second.id
+        next(tasks)
+    assert state(db, run, second) is TaskState.READY and db.tasks.get(run, second).attempts == 0
+
+
+def test_wrong_arguments_of_tasks(db: Any, run: RunId) -> None:
+    """None of these wrote anything; each says what to do."""
+    db.tasks.put(run, "q")
+    claimed = db.tasks.claim(run, "q")
+    tasks = db.tasks
+    for call in (
+        partial(tasks.put_many, run, "", []),
+        partial(tasks.put_many, run, "q", [], priority="high"),
+        partial(tasks.put_many, run, "q", [], delay=-1),
+        partial(tasks.fail, run, claimed, "error", 5),
+        partial(tasks.fail, run, claimed, "error", "no"),
+        partial(tasks.complete, run, claimed._replace(priority=2.5)),
+        partial(tasks.complete, run, claimed._replace(priority=10**9)),
+        partial(tasks.complete, run, claimed._replace(priority="high")),
+        partial(tasks.complete, run, claimed._replace(queue=None)),
+        partial(tasks.release, run, claimed._replace(id=5)),
+        partial(tasks.extend, run, claimed._replace(priority=None)),
+        partial(tasks.list, run, "q", after=claimed._replace(priority=None)),
+        partial(tasks.put, run, "q", delay=timedelta.max),
+    ):
+        with pytest.raises(InvalidArgumentError) as refused:
+            call()
+        assert refused.value.hint
+    with pytest.raises(InvalidArgumentError, match="at most 1,000,000,000"):
+        tasks.put(run, "q", delay=1e10)
+    assert tasks.stats(run, "q").open == 1
+    tasks.complete(run, claimed)
+
+
+class Queue(StrEnum):
+    """Queues of a program; a member is a text."""
+
+    PAGES = "pages"
+
+
+def test_queues_and_keys_of_an_enumeration(db: Any, run: RunId) -> None:
+    task = db.tasks.put(run, Queue.PAGES, 1, key=Queue.PAGES)
+    assert type(task.queue) is str and type(task.key) is str
+    assert db.tasks.put(run, "pages", 2, key="pages") == task
+    claimed = db.tasks.claim(run, Queue.PAGES)
+    assert claimed.id == task.id and db.tasks.queues(run) == ("pages",)
+    db.tasks.complete(run, claimed)

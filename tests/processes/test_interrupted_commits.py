@@ -5,64 +5,17 @@ A signal handler runs between two lines; a trace function stands in for it, so e
 
 import gc
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
 from occamdb import Database, RunId
 from occamdb.engine.client.shared_handle import SharedHandle
 from occamdb.engine.transaction.transaction import TransactionStatus
+from tests.support.at_line import AtLine, interrupt
 from tests.support.databases import memory_database
 from tests.support.processes import open_database, segments_of, stop_coordinator, wait_until
-
-FILES = (
-    "engine/client/shared_handle.py",
-    "engine/client/pool.py",
-    "engine/client/outcome.py",
-    "engine/client/link.py",
-    "engine/client/local_handle.py",
-    "ipc/control.py",
-)
-
-
-class AtLine:
-    """Calls `act` before the n-th line that is executed in FILES; counts on until the end."""
-
-    def __init__(self, number: int, act: Callable[[], object]) -> None:
-        self.number = number
-        self.act = act
-        self.count = 0
-
-    def _enter(self, frame: FrameType, _event: str, _argument: Any) -> Any:
-        return self._line if frame.f_code.co_filename.endswith(FILES) else None
-
-    def _line(self, _frame: FrameType, event: str, _argument: Any) -> Any:
-        if event == "line":
-            self.count += 1
-            if self.count == self.number:
-                self.act()
-        return self._line
-
-    def __enter__(self) -> "AtLine":
-        self.before = sys.gettrace()
-        sys.settrace(self._enter)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(self.before)
-
-    @property
-    def reached(self) -> bool:
-        return self.count >= self.number
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
 
 def make_attach(db: Database) -> None:
     """Leave the next commit no link but a new one."""

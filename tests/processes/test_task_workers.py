@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -244,3 +245,26 @@ def test_a_forked_child_does_not_end_its_parents_claim(tmp_path: Path, run: RunI
         assert next(worker, None) is None
         assert state(db, run, task) is TaskState.DONE
         stop_coordinator(tmp_path)
+
+
+def test_a_forked_child_that_leaves_the_block_does_not_give_back_its_parents_task(
+    tmp_path: Path, run: RunId
+) -> None:
+    path = tmp_path / "db"
+    with open_database(path) as db:
+        db.tasks.put_many(run, "q", [1, 2])
+        with db.tasks.worker(run, "q", timeout=0) as tasks:
+            for task in tasks:
+                child = os.fork()
+                if child == 0:
+                    # As `sys.exit` in the block, without pytest's own handlers above it.
+                    with suppress(SystemExit):
+                        tasks.__exit__(SystemExit, SystemExit(), None)
+                    next(tasks, None)
+                    os._exit(0)
+                assert os.waitpid(child, 0)[1] == 0
+                found = db.tasks.get(run, task)
+                assert found is not None and found.state is TaskState.CLAIMED
+        stats = db.tasks.stats(run, "q")
+        assert stats.done + stats.ready == 2 and stats.done >= 1 and stats.dead == 0
+    stop_coordinator(path)
