@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 from occamdb import OccamError, RunId, Transaction
@@ -142,6 +143,12 @@ class Row(NamedTuple):
 
 def thread_run(thread_id: object) -> RunId:
     """The run of a thread."""
+    # Every call names its thread, and hashing the name costs more than reading a key.
+    return _run_of(thread_id) if isinstance(thread_id, str) else run_named(KIND, thread_id)
+
+
+@lru_cache(maxsize=4096)
+def _run_of(thread_id: str) -> RunId:
     return run_named(KIND, thread_id)
 
 
