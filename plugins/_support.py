@@ -6,6 +6,7 @@ import os
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
+from weakref import WeakKeyDictionary
 
 import occamdb
 from occamdb import Database, RunId
@@ -47,6 +48,15 @@ def warn_if_newer(package: str, newest: str) -> None:
         )
 
 
+# An asynchronous form has connections of its own in each event loop, so all plug-ins of a database share one.
+_async_forms: WeakKeyDictionary[Database, AsyncDatabase] = WeakKeyDictionary()
+
+
+def _shared_form(db: Database) -> AsyncDatabase:
+    form = _async_forms.get(db)
+    return form if form is not None else _async_forms.setdefault(db, wrap(db))
+
+
 class Engine:
     """The database of a plug-in, in both its forms.
 
@@ -67,7 +77,7 @@ class Engine:
         if isinstance(db, AsyncDatabase):
             self.aio, self.db = db, unwrap(db)
         elif isinstance(db, Database):
-            self.db, self.aio = db, wrap(db)
+            self.db, self.aio = db, _shared_form(db)
         elif isinstance(db, str | os.PathLike):
             self._owned = True
             self.db = occamdb.open(db)

@@ -34,6 +34,7 @@ from pydantic_ai.tools import DeferredToolRequests
 from pydantic_ai.usage import RequestUsage, RunUsage
 
 import occamdb
+from occamdb import RunId
 from occamdb.plugins.pydantic_ai import OccamConversationStore
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
@@ -463,6 +464,10 @@ async def test_random_steps_leave_both_stores_the_same(seed: int) -> None:
             kept = await model.read_record(name)
             for tip in [kept.head_id, *kept.branches] if kept else []:
                 assert await store.read_history(tip) == await model.read_history(tip)
+        for run in db.runs.list_runs():  # who borrows from whom is noted on both sides
+            for ours, theirs in (("lent/", "borrowed/"), ("borrowed/", "lent/")):
+                for key in db.list(run.run_id, ours):
+                    assert db.exists(RunId(key.removeprefix(ours)), f"{theirs}{run.run_id}")
         for kept in await model.read_records():
             await store.delete_record(kept.conversation_id, expected_revision=kept.revision)
         runs = db.runs.list_runs()

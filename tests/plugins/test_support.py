@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,22 @@ def test_every_form_of_a_database(database_path: Path, run: RunId) -> None:
             assert db.get(run, "k") == number, (
                 "closing a plug-in does not close a database that was given to it"
             )
+
+
+def test_plug_ins_of_one_database_share_its_connections(database_path: Path, run: RunId) -> None:
+    """A program may have thousands of sessions on one database; its event loop has one set of connections."""
+
+    async def write() -> list[int]:
+        descriptors = []
+        for number in range(20):
+            await Engine(db).aio.put(run, "k", number)
+            descriptors.append(len(os.listdir("/proc/self/fd")))
+        return descriptors
+
+    with occamdb.open(database_path) as db:
+        assert Engine(db).aio is Engine(db).aio
+        descriptors = asyncio.run(write())
+        assert descriptors[-1] == descriptors[0]
 
 
 def test_something_else_is_refused() -> None:
