@@ -213,20 +213,24 @@ def _record(txn: Transaction, ready: list[_Entry], waiting: _Waiting, *, orphan:
     commits at once that record a parent and keep its child, one conflicts and finds the other's when it is repeated.
     """
     stack = ready[::-1]
+    kv, traces = txn.kv, txn.traces
+    places: dict[str, str] = {}  # of what was recorded here
     while stack:
         key, row = stack.pop()
         place = _place(row["trace"], row["span"])
-        if not txn.kv.exists(place):  # else it was exported before
+        if not kv.exists(place):  # else it was exported before
             parent = None
             if row["parent"] is not None and not orphan:
-                parent = txn.kv.get(_place(row["trace"], row["parent"]))
+                above = _place(row["trace"], row["parent"])
+                parent = places.get(above) or kv.get(above)
                 if parent is None:
                     _keep(txn, row)
                     continue
-            txn.kv.put(place, record_span(txn, row, parent, orphan=orphan))
+            places[place] = record_span(traces, row, parent, orphan=orphan)
+            kv.put(place, places[place])
         orphan = False
         if key is not None:
-            txn.kv.delete(key)
+            kv.delete(key)
         stack += waiting.pop(row)
 
 
