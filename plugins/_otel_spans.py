@@ -88,7 +88,7 @@ class Interned:
         if isinstance(thing, InstrumentationScope):
             value |= {"name": thing.name, "version": thing.version}
         text = json.dumps(plain(value), sort_keys=True)
-        key = INTERNED + blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
+        key = INTERNED + blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest()
         self.items[key] = plain(value)
         self._keys[id(thing)] = key, thing
         return key
@@ -105,7 +105,6 @@ def packed(span: ReadableSpan, interned: Interned) -> Packed:
         "trace": f"{context.trace_id:032x}",
         "span": f"{context.span_id:016x}",
         "parent": None if parent is None else f"{parent.span_id:016x}",
-        "remote": parent is not None and parent.is_remote,
         "name": span.name,
         "kind": span.kind.value,
         "start": span.start_time or 0,
@@ -114,6 +113,8 @@ def packed(span: ReadableSpan, interned: Interned) -> Packed:
         "resource": interned.key(span.resource),
         "scope": interned.key(span.instrumentation_scope),
     }
+    if parent is not None and parent.is_remote:
+        row["remote"] = True
     if status.status_code is not StatusCode.UNSET:
         row["status"] = [status.status_code.value, status.description]
     if span.events:
@@ -253,7 +254,7 @@ def unpacked(row: Packed, interned: Mapping[str, Any]) -> ReadableSpan:
     if "parent_context" in row:
         parent = _context_of(row["parent_context"])
     elif row["parent"] is not None:
-        parent = SpanContext(trace_id, int(row["parent"], 16), row["remote"], flags, state)
+        parent = SpanContext(trace_id, int(row["parent"], 16), row.get("remote", False), flags, state)
     origin = interned.get(row["resource"] or "") or {"attributes": {}, "schema_url": None}
     scope = interned.get(row["scope"] or "")
     code, description = row.get("status", (0, None))

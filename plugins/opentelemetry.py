@@ -158,7 +158,7 @@ class OccamSpanExporter(SpanExporter):
         now = time.time_ns()
 
         def overdue(row: Packed, since_ns: int) -> bool:
-            limit = self._orphans_after if row["remote"] else LOCAL_ORPHAN_S
+            limit = self._orphans_after if row.get("remote") else LOCAL_ORPHAN_S
             return now - since_ns >= (limit if older_than is None else older_than) * 1e9
 
         with self._db.snapshot(self.run_id) as snapshot:
