@@ -25,7 +25,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags, TraceSt
 from opentelemetry.trace.status import Status, StatusCode
 
 import occamdb
-from occamdb import RunId, Trace, Transaction
+from occamdb import RunId, Trace, TraceStore, Transaction
 
 __all__ = [
     "INTERNED",
@@ -88,7 +88,7 @@ class Interned:
         if isinstance(thing, InstrumentationScope):
             value |= {"name": thing.name, "version": thing.version}
         text = json.dumps(plain(value), sort_keys=True)
-        key = INTERNED + blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
+        key = INTERNED + blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest()
         self.items[key] = plain(value)
         self._keys[id(thing)] = key, thing
         return key
@@ -105,7 +105,6 @@ def packed(span: ReadableSpan, interned: Interned) -> Packed:
         "trace": f"{context.trace_id:032x}",
         "span": f"{context.span_id:016x}",
         "parent": None if parent is None else f"{parent.span_id:016x}",
-        "remote": parent is not None and parent.is_remote,
         "name": span.name,
         "kind": span.kind.value,
         "start": span.start_time or 0,
@@ -114,27 +113,33 @@ def packed(span: ReadableSpan, interned: Interned) -> Packed:
         "resource": interned.key(span.resource),
         "scope": interned.key(span.instrumentation_scope),
     }
+    if parent is not None and parent.is_remote:
+        row["remote"] = True
     if status.status_code is not StatusCode.UNSET:
         row["status"] = [status.status_code.value, status.description]
     if span.events:
         row["events"] = [[event.name, event.timestamp, _stored(event.attributes)] for event in span.events]
     if span.links:
         row["links"] = [[*_context(link.context), _stored(link.attributes)] for link in span.links]
-    if context.trace_flags != TraceFlags.SAMPLED:
-        row["flags"] = int(context.trace_flags)
-    if context.trace_state:
-        row["state"] = context.trace_state.to_header()
-    if parent is not None and (parent.trace_flags != TraceFlags.SAMPLED or parent.trace_state):
+    flags, state = context.trace_flags, context.trace_state
+    if flags != TraceFlags.SAMPLED:
+        row["flags"] = int(flags)
+    if state:
+        row["state"] = state.to_header()
+    if parent is not None and (parent.trace_flags != flags or parent.trace_state != state):
         row["parent_context"] = _context(parent)
     return row
 
 
 def _stored(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
-    return (
-        {key: list(value) if type(value) is tuple else value for key, value in attributes.items()}
-        if attributes
-        else {}
-    )
+    if not attributes:
+        return {}
+    # `copy` is far quicker than iterating what the SDK has, which takes a lock for each key.
+    values: dict[str, Any] = attributes.copy() if hasattr(attributes, "copy") else dict(attributes)
+    for key, value in values.items():
+        if type(value) is tuple:
+            values[key] = list(value)
+    return values
 
 
 def _context(context: SpanContext) -> list[Any]:
@@ -175,7 +180,9 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def record_span(txn: Transaction, row: Packed, parent: str | None, *, orphan: bool = False) -> str:
+def record_span(
+    traces: TraceStore[Transaction], row: Packed, parent: str | None, *, orphan: bool = False
+) -> str:
     """Record a packed span as a span of the traces, begun and ended; gives its id."""
     start, end = row["start"], row["end"]
     attributes = row["attributes"]
@@ -185,7 +192,6 @@ def record_span(txn: Transaction, row: Packed, parent: str | None, *, orphan: bo
         tags, extra = attributes.get(TAGS, ()), _parsed(attributes.get(EXTRA))
         metadata |= extra if isinstance(extra, dict) else {}
     id = f"{start % (1 << 64):016x}{row['span']}"
-    traces = txn.traces
     traces.begin_span(
         _trace_type(row),
         id=id,
@@ -241,19 +247,14 @@ def _error(row: Packed) -> str | None:
 def unpacked(row: Packed, interned: Mapping[str, Any]) -> ReadableSpan:
     """The span that was packed."""
     trace_id = int(row["trace"], 16)
-    context = SpanContext(
-        trace_id,
-        int(row["span"], 16),
-        False,
-        TraceFlags(row.get("flags", TraceFlags.SAMPLED)),
-        TraceState.from_header([row["state"]]) if "state" in row else None,
-    )
+    flags = TraceFlags(row.get("flags", TraceFlags.SAMPLED))
+    state = TraceState.from_header([row["state"]]) if "state" in row else None
+    context = SpanContext(trace_id, int(row["span"], 16), False, flags, state)
     parent = None
     if "parent_context" in row:
         parent = _context_of(row["parent_context"])
     elif row["parent"] is not None:
-        sampled = TraceFlags(TraceFlags.SAMPLED)
-        parent = SpanContext(trace_id, int(row["parent"], 16), row["remote"], sampled)
+        parent = SpanContext(trace_id, int(row["parent"], 16), row.get("remote", False), flags, state)
     origin = interned.get(row["resource"] or "") or {"attributes": {}, "schema_url": None}
     scope = interned.get(row["scope"] or "")
     code, description = row.get("status", (0, None))

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = ["KnowledgeGraph", "OccamEventStore", "SessionScope", "http_app", "make_server", "serve_http"]
 
 SHOWN_MAX = 1000  # entries of a resource that lists
+RETRY_MS = 1000  # what clients are told to wait before they resume a stream
 JSON = "application/json"
 # Names of runs and keys are not paths, and may look like one.
 _NAMES = ResourceSecurity(exempt_params={"run", "key", "name"})
@@ -120,7 +121,10 @@ def http_app(
       path: of its one endpoint.
       event_store: keeps the events of streams, so that a client whose connection broke misses nothing.
     """
-    app = server.streamable_http_app(streamable_http_path=path, event_store=event_store, host=host)
+    retry = None if event_store is None else RETRY_MS
+    app = server.streamable_http_app(
+        streamable_http_path=path, event_store=event_store, host=host, retry_interval=retry
+    )
     app.add_middleware(SessionScope)
     return app
 

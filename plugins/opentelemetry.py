@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -101,7 +101,7 @@ class OccamSpanExporter(SpanExporter):
         try:
             for first in range(0, len(spans), BATCH_MAX):
                 self._export(spans[first : first + BATCH_MAX])
-            if time.monotonic() - self._swept > SWEEP_S:
+            if time.monotonic() - self._swept > max(SWEEP_S, self._orphans_after):
                 self.record_orphans()
         except OccamError as error:
             logger.error("%d spans were not exported: %s", len(spans), error)
@@ -135,14 +135,12 @@ class OccamSpanExporter(SpanExporter):
         for key, value in interned.items.items():
             if not txn.kv.exists(key):
                 txn.kv.put(key, value)
-        waiting = _Waiting()
-        for trace_id in {row["trace"] for row in rows}:
-            waiting.load(txn, trace_id)
+        waiting = _Waiting(txn, {row["trace"] for row in rows})
         own = {(row["trace"], row["span"]) for row in rows}
         ready: list[_Entry] = []
         for row in rows:
             if (row["trace"], row["parent"]) in own:
-                waiting.add(None, row)
+                waiting.add(row)
             else:
                 ready.append((None, row))
         _record(txn, ready, waiting)
@@ -160,7 +158,7 @@ class OccamSpanExporter(SpanExporter):
         now = time.time_ns()
 
         def overdue(row: Packed, since_ns: int) -> bool:
-            limit = self._orphans_after if row["remote"] else LOCAL_ORPHAN_S
+            limit = self._orphans_after if row.get("remote") else LOCAL_ORPHAN_S
             return now - since_ns >= (limit if older_than is None else older_than) * 1e9
 
         with self._db.snapshot(self.run_id) as snapshot:
@@ -184,26 +182,31 @@ _Entry = tuple[str | None, Packed]
 
 
 class _Waiting:
-    """Spans by the one that they wait for."""
+    """Spans by the one that they wait for: those of this batch, and those that the run keeps.
 
-    def __init__(self) -> None:
+    A trace whose root runs for long has many that wait. So those that the run keeps are looked up by their parent, and
+    only in traces that have any.
+    """
+
+    def __init__(self, txn: Transaction, trace_ids: Iterable[str]) -> None:
+        self._txn = txn
+        self._kept = {each for each in trace_ids if txn.kv.list(f"{PENDING}{each}/", limit=1)}
         self._groups: dict[tuple[str, str], list[_Entry]] = {}
 
-    def load(self, txn: Transaction, trace_id: str) -> None:
-        """Those of a trace that wait in the run."""
-        for key, row in txn.kv.list_with_values(f"{PENDING}{trace_id}/"):
-            self.add(key, row)
-
-    def add(self, key: str | None, row: Packed) -> None:
-        self._groups.setdefault((row["trace"], row["parent"]), []).append((key, row))
+    def add(self, row: Packed) -> None:
+        """One of this batch."""
+        self._groups.setdefault((row["trace"], row["parent"]), []).append((None, row))
 
     def pop(self, row: Packed) -> list[_Entry]:
         """Those that wait for this span, the last one first."""
-        return self._groups.pop((row["trace"], row["span"]), [])[::-1]
+        found = self._groups.pop((row["trace"], row["span"]), [])
+        if row["trace"] in self._kept:
+            found += self._txn.kv.list_with_values(f"{PENDING}{row['trace']}/{row['span']}/")
+        return found[::-1]
 
     def new(self) -> Iterator[Packed]:
         """Those of this batch that still wait."""
-        return (row for group in self._groups.values() for key, row in group if key is None)
+        return (row for group in self._groups.values() for _, row in group)
 
 
 def _record(txn: Transaction, ready: list[_Entry], waiting: _Waiting, *, orphan: bool = False) -> None:
@@ -213,20 +216,24 @@ def _record(txn: Transaction, ready: list[_Entry], waiting: _Waiting, *, orphan:
     commits at once that record a parent and keep its child, one conflicts and finds the other's when it is repeated.
     """
     stack = ready[::-1]
+    kv, traces = txn.kv, txn.traces
+    places: dict[str, str] = {}  # of what was recorded here
     while stack:
         key, row = stack.pop()
         place = _place(row["trace"], row["span"])
-        if not txn.kv.exists(place):  # else it was exported before
+        if not kv.exists(place):  # else it was exported before
             parent = None
             if row["parent"] is not None and not orphan:
-                parent = txn.kv.get(_place(row["trace"], row["parent"]))
+                above = _place(row["trace"], row["parent"])
+                parent = places.get(above) or kv.get(above)
                 if parent is None:
                     _keep(txn, row)
                     continue
-            txn.kv.put(place, record_span(txn, row, parent, orphan=orphan))
+            places[place] = record_span(traces, row, parent, orphan=orphan)
+            kv.put(place, places[place])
         orphan = False
         if key is not None:
-            txn.kv.delete(key)
+            kv.delete(key)
         stack += waiting.pop(row)
 
 
@@ -243,9 +250,7 @@ def _record_orphan(key: str, txn: Transaction) -> int:
     row = txn.kv.get(key)
     if row is None:
         return 0  # its parent came, or another process recorded it
-    waiting = _Waiting()
-    waiting.load(txn, row["trace"])
-    _record(txn, [(key, row)], waiting, orphan=True)
+    _record(txn, [(key, row)], _Waiting(txn, [row["trace"]]), orphan=True)
     return 1
 
 

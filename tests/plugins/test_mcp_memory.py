@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import os
 import sys
@@ -10,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from mcp import Client, StdioServerParameters
 from mcp_types import TextContent, TextResourceContents
 
@@ -240,3 +243,48 @@ async def test_eight_servers_lose_nothing(database_path: Path) -> None:
     (shared,) = [entity for entity in graph["entities"] if entity["name"] == "shared"]
     assert sorted(shared["observations"]) == sorted(names), "no server lost what another one added"
     assert {relation["from"] for relation in graph["relations"]} == names
+
+
+async def add_until_killed(path: Path, number: int, acknowledged: set[str], under_way: asyncio.Event) -> None:
+    """A client that adds observations until its server is gone; notes what was acknowledged."""
+    command = [sys.executable, "-m", "occamdb", "mcp", str(path), "--memory"]
+    server = StdioServerParameters(
+        command=command[0], args=command[1:], env={**os.environ, "PYTHONPATH": "src"}
+    )
+    with contextlib.suppress(Exception):
+        async with Client(server) as client:
+            await call(client, "create_entities", entities=[{**TEA, "name": "shared"}])
+            for n in itertools.count():
+                text = f"{number}/{n}"
+                await call(
+                    client, "add_observations", observations=[{"entityName": "shared", "contents": [text]}]
+                )
+                acknowledged.add(text)
+                if n == 5:
+                    under_way.set()
+
+
+async def test_servers_that_are_killed_lose_nothing_acknowledged(database_path: Path) -> None:
+    with occamdb.open(database_path) as db:
+        acknowledged: list[set[str]] = [set() for _ in range(4)]
+        under_way = [asyncio.Event() for _ in range(4)]
+        clients = [
+            asyncio.create_task(add_until_killed(database_path, n, acknowledged[n], under_way[n]))
+            for n in range(4)
+        ]
+        await asyncio.wait_for(asyncio.gather(*[event.wait() for event in under_way]), 60)
+        servers = [
+            child for child in psutil.Process().children(recursive=True) if "--memory" in child.cmdline()
+        ]
+        assert len(servers) >= 4
+        for server in servers:
+            server.kill()
+        await asyncio.wait_for(asyncio.gather(*clients), 60)
+        (shared,) = KnowledgeGraph(occamdb.aio.wrap(db)).read()["entities"]
+    found = shared["observations"]
+    assert len(found) == len(set(found)), "nothing twice"
+    for number, sent in enumerate(acknowledged):
+        own = [text for text in found if text.startswith(f"{number}/")]
+        assert sent <= set(own)
+        assert own == [f"{number}/{n}" for n in range(len(own))], "in the order in which they were sent"
+        assert len(own) <= len(sent) + 1, "and at most the one that was under way"

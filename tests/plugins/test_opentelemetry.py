@@ -187,6 +187,26 @@ def test_any_order_of_batches_gives_one_tree(db: Database, spans: InMemorySpanEx
     assert db.kv.list(exporter.run_id, "pending/") == []
 
 
+def test_a_root_that_runs_for_long(db: Database, spans: InMemorySpanExporter) -> None:
+    """Its children wait in batch after batch, some of them for parents that wait themselves."""
+    exporter = OccamSpanExporter(db)
+    tracer = provider_of(spans).get_tracer("t")
+    with tracer.start_as_current_span("root"):
+        for number in range(5):
+            for _ in range(20):
+                with tracer.start_as_current_span(f"step {number}"), tracer.start_as_current_span("call"):
+                    pass
+            given = spans.get_finished_spans()
+            spans.clear()
+            exporter.export(given[1::2])  # the steps before their calls
+            exporter.export(given[::2])
+            assert db.traces.count(exporter.run_id) == 0
+    exporter.export(spans.get_finished_spans())
+    steps = [(depth, name) for n in range(5) for depth, name in [(1, f"step {n}"), (2, "call")] * 20]
+    assert tree_of(db, exporter.run_id) == [(0, "root"), *steps]
+    assert db.kv.list(exporter.run_id, "pending/") == []
+
+
 def test_a_deep_trace(db: Database, spans: InMemorySpanExporter) -> None:
     """Deeper than Python's recursion limit, and in several batches."""
     tracer = provider_of(spans).get_tracer("t")
