@@ -46,7 +46,8 @@ cdef enum:
     SPIN_ADAPTIVE = 1       # a core is idle
     SPIN_BRIEF = 2          # no core is known to be idle, but the peer is running
     SPIN_LONG = 3           # a core is idle, and the one peer has nothing to do but to come back
-    SPIN_TURN = 4           # the peer does nothing else meanwhile, and others sleep so that it can
+    SPIN_TURN = 4           # a worker in its turn: the coordinator does little else meanwhile
+    SPIN_SERVE = 5          # the coordinator during a turn: others sleep so that its worker can come back soon
 
 # How a worker waits for its answer, as the coordinator sees it.
 cdef enum:

@@ -27,6 +27,7 @@ from ._atomics cimport (
 
 cdef enum:
     SPIN_NS = 20000             # longest ordinary spin
+    SERVE_NS = 200000           # longest SPIN_SERVE: a sleep here is woken on the worker's core, and then they share it
     LONG_NS = 60000             # longest SPIN_LONG: transactions that take Python 20 to 60 us find us awake
     PROBE_NS = 60000            # longest probe: a wake-up of an idle core, and the peer's work
     CHECKS_PER_CLOCK = 8        # looks at `ready` between two looks at the clock
@@ -153,8 +154,8 @@ cdef int doorbell_wait(Waiter *w, void *word, void *sleeping, ready_fn ready, vo
     if may_spin == SPIN_BRIEF:
         if spin_scored(w, ready, context, start, BRIEF_NS, &w.brief_score, &w.brief_skipped):
             return 1
-    elif may_spin == SPIN_TURN:
-        if spin_scored(w, ready, context, start, LONG_NS, &w.kept_score, &w.kept_skipped):
+    elif may_spin == SPIN_TURN or may_spin == SPIN_SERVE:
+        if spin_scored(w, ready, context, start, LONG_NS if may_spin == SPIN_TURN else SERVE_NS, &w.kept_score, &w.kept_skipped):
             return 1
     elif may_spin:
         probe = w.score < SCORE_SPIN

@@ -11,7 +11,7 @@ from ...ipc._atomics cimport (
     clock_monotonic_ns, cpu_relax, current_cpu, i64, load_acquire_u32, load_relaxed_u32, store_relaxed_u32, store_release_u32, u32,
     u64,
 )
-from ...ipc._doorbell cimport SPIN_ADAPTIVE, SPIN_LONG, SPIN_TURN, doorbell_wait, waiter_init
+from ...ipc._doorbell cimport SPIN_ADAPTIVE, SPIN_LONG, SPIN_NEVER, SPIN_SERVE, doorbell_wait, waiter_init
 from ...ipc._layout cimport BELL_RINGER_OFFSET, BELL_SERVER_OFFSET, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET
 from ...ipc._ring cimport (
     INBOX_BAD, INBOX_PARTIAL, inbox_drop, inbox_poll, inbox_ready, inbox_take_done, outbox_send,
@@ -274,8 +274,13 @@ cdef void _note_cores(Core *core, i64 now) noexcept nogil:
 
 
 cdef inline int _spin_mode(const Core *core) noexcept nogil:
+    """How to wait for requests."""
     if core.turns.running and core.core_count > 1:
-        return SPIN_TURN                # its worker comes back soon, and those who wait for it need no core
+        # The worker that was just woken needs longer than a spin, and perhaps our core. One that has come back comes
+        # again soon, and those who wait for it need no core. Relaxed: a hint.
+        if core.placement.left or load_relaxed_u32(core.bell + BELL_RINGER_OFFSET) == <u32>(current_cpu() + 1):
+            return SPIN_NEVER
+        return SPIN_SERVE
     return SPIN_LONG if core.alone else SPIN_ADAPTIVE
 
 
@@ -284,6 +289,7 @@ cdef void _sleep(Core *core) noexcept nogil:
     cdef u64 wakes = core.waiter.wakes
     cdef i64 idle = expiry_wait(core, IDLE_NS_MAX)
     cdef i64 now
+    cdef int spin = _spin_mode(core)
     if core.turns.count:
         now = clock_monotonic_ns()
         idle = turns_end(core, now + idle) - now
@@ -293,7 +299,7 @@ cdef void _sleep(Core *core) noexcept nogil:
     # this wake-up.
     store_relaxed_u32(core.bell + BELL_RINGER_OFFSET, 0)
     doorbell_wait(&core.waiter, core.bell + BELL_WORD_OFFSET, core.bell + BELL_SLEEPING_OFFSET, _work_ready,
-                  core, idle, _spin_mode(core))
+                  core, idle, spin)
     if core.waiter.wakes != wakes:
         if woken_by(&core.placement, load_relaxed_u32(core.bell + BELL_RINGER_OFFSET), clock_monotonic_ns(),
                     False):

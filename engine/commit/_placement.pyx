@@ -36,7 +36,7 @@ cdef enum:
     PAUSE_MIN = 10000000        # a move costs about 20 us
     PAUSE_MAX = 1000000000
     TURN_SHARED_MAX = 2         # in a turn there is no other worker, and little time
-    TURN_PAUSE_MIN = 1000000
+    TURN_PAUSE_MIN = 300000
     TURN_PAUSE_MAX = 64000000
 
 

@@ -9,8 +9,8 @@ cdef enum:
     TURN_NS = 20000000              # how long a turn lasts at most
     REST_NS = 5000000               # after a turn no other one that conflicts with it starts for this long at least ...
     REST_FACTOR = 3                 # ... and for this many times as long as it has lasted
-    QUANTUM_NS = 4000000            # a turn whose transaction has committed may be kept for so long since it began ...
-    BACK_NS = 200000                # ... while its worker comes back within this time
+    QUANTUM_NS = 3000000            # a turn whose transaction has committed may be kept for so long since it began ...
+    BACK_NS = 400000                # ... while its worker comes back within this time
 
 # What a transaction read and wrote. Private memory; `ops` has the request's operations without their values.
 cdef struct Footprint:
@@ -59,6 +59,7 @@ cdef struct TurnTable:
     i64 turn_ns
     i64 rest_ns                     # negative: there are no rests
     i64 quantum_ns                  # 0: no turn is kept
+    i64 back_ns
     u64 granted
     u64 waited
     u64 expired

@@ -33,7 +33,7 @@ from ...ipc._doorbell cimport PACE_HELD, PACE_TURN, PACE_USUAL
 from ..disk._failpoints cimport FP_COMMIT_TURN_CLOCK, failpoint_armed, failpoint_hit_shift
 from ._core cimport ANSWER_COMMITTED, ANSWER_DEPENDENT, CHANNEL_ACTIVE
 from ._footprint cimport footprint_free, footprint_take, ops_break, request_breaks
-from ._turn_table cimport BACK_NS, REST_FACTOR, TURN_BYTES_MAX, TURNS_MAX, Place, TurnTable
+from ._turn_table cimport REST_FACTOR, TURN_BYTES_MAX, TURNS_MAX, Place, TurnTable
 from ._wire cimport REQUEST_JUDGE_ONLY, REQUEST_PATIENT, RequestHeader
 
 cdef enum:
@@ -102,7 +102,9 @@ cdef void _finish(Core *core, u32 index, i64 now) noexcept nogil:
     cdef Place *place = &table.places[index]
     cdef i64 lasts = table.quantum_ns if place.kept else table.turn_ns
     cdef i64 lasted = now - (place.ends - lasts) if place.ends != 0 else 0
-    if table.rest_ns < 0:
+    # One that was kept may end a little late: the commit thread looks at the clock between two batches.
+    cdef bint spare = place.kept or (place.ends != 0 and lasted < table.quantum_ns)
+    if table.rest_ns < 0 and not spare:
         _remove(core, index)
         return
     table.fresh -= _is_fresh(place)
@@ -111,8 +113,7 @@ cdef void _finish(Core *core, u32 index, i64 now) noexcept nogil:
     table.resting += 1
     place.running = False
     place.resting = True
-    # One that was kept may end a little late: the commit thread looks at the clock between two batches.
-    place.spare = place.kept or (place.ends != 0 and lasted <= table.quantum_ns)
+    place.spare = spare
     place.rest = max(table.rest_ns, REST_FACTOR * min(lasted, lasts))
     place.ends = now + place.rest
     _note_end(core)
@@ -327,21 +328,27 @@ cdef TurnVerdict turns_ask(Core *core, Channel *channel, const u8 *request) noex
     return TURN_GRANTED
 
 
-cdef void _need_rest(TurnTable *table, u64 came) noexcept nogil:
+cdef void _need_rest(Core *core, u64 came) noexcept nogil:
     """A request that has waited for this turn commits: it has no conflict, and lost only time. So the turn rests."""
+    cdef TurnTable *table = &core.turns
     cdef i64 index = _find(table, came)
-    if index >= 0:
-        table.places[index].spare = False
+    if index < 0 or not table.places[index].spare:
+        return
+    table.places[index].spare = False
+    if table.rest_ns < 0:
+        _remove(core, <u32>index)
 
 
 cdef void turns_leave(Core *core, Channel *channel) noexcept nogil:
     cdef i64 index = _find(&core.turns, channel.place)
+    cdef u64 came
     channel.place = 0
     if index < 0:
         return
-    if channel.answer == ANSWER_COMMITTED:
-        _need_rest(&core.turns, core.turns.places[index].blocked_by)
+    came = core.turns.places[index].blocked_by
     _remove(core, <u32>index)
+    if channel.answer == ANSWER_COMMITTED:
+        _need_rest(core, came)
 
 
 cdef bint turns_judged(const Core *core, const Channel *channel) noexcept nogil:
@@ -388,7 +395,7 @@ cdef void turns_sent(Core *core, i64 now) noexcept nogil:
         if not _is_fresh(place):
             continue
         if place.kept:
-            place.back_by = now + BACK_NS
+            place.back_by = now + table.back_ns
         else:
             place.ends = now + table.turn_ns
 
@@ -436,9 +443,7 @@ cdef bint turns_expire(Core *core, i64 now) noexcept nogil:
             _remove(core, index)
             continue
         table.expired += not table.places[index].kept
-        _finish(core, index, now)
-        # Without rests the next place is at this index now.
-        index += table.rest_ns >= 0
+        _finish(core, index, now)       # looked at again: it rests, or the next place is at this index now
     return any
 
 

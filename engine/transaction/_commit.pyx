@@ -555,6 +555,8 @@ cdef int leave_turn(TransactionCore txn) except -1:
 
 cdef object refusal(TransactionCore txn, bytearray request, object outcome):
     """The error that a refused commit raises."""
+    if outcome.status == STATUS_CONFLICT:
+        return outcome.error()          # by far the usual one, and it needs no more
     return outcome.error(
         decode_request(bytes(request)), size=len(request), store_size_max=txn.handle.settings.max_store_size
     )

@@ -114,6 +114,7 @@ class CoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory(prefix="occam-turns-")
         self.core = Turns(Path(self.folder.name), PROBE + 1)
+        self.core.core.set_turn_times(LONG_S, -1, LONG_S, LONG_S)
         self.core.run()
         self.model = TurnModel(KEYS, rest=None)
         self.footprints: dict[int, Footprint] = {}
@@ -145,11 +146,13 @@ class CoreMachine(RuleBasedStateMachine):
         turns = self.core.core.stats()["turns"]
         assert turns == {name: getattr(self.model, name) for name in ("granted", "waited", "expired")}
 
-    def send(self, channel: int, footprint: Footprint, start: int | None, token: int = 0) -> None:
-        request = turn_model.Request(channel, footprint, start, token, token != 0)
+    def send(self, channel: int, footprint: Footprint, start: int | None, token: int = 0, patient: bool = False) -> None:
+        asks = token != 0 and not patient
+        request = turn_model.Request(channel, footprint, start, token, asks, patient)
         self.busy[channel] = request
         seen = None if start is None else lambda one: self.model.version_at(one, start)
-        self.core.request(channel, ops_of(footprint, seen), start, turn=token)
+        flags = RequestFlags.PATIENT if patient else RequestFlags.NONE
+        self.core.request(channel, ops_of(footprint, seen), start, turn=token, flags=flags)
         self.model.submit(request)
         self.compare()
 
@@ -160,9 +163,9 @@ class CoreMachine(RuleBasedStateMachine):
             if not self.tokens[client]:
                 self.footprints[client] = footprint
 
-    @rule(client=st.integers(0, CLIENTS - 1), grown=st.none() | footprints)
-    def commit(self, client: int, grown: Footprint | None) -> None:
-        """The end of an attempt, which asks for a turn."""
+    @rule(client=st.integers(0, CLIENTS - 1), grown=st.none() | footprints, patient=st.booleans())
+    def commit(self, client: int, grown: Footprint | None, patient: bool) -> None:
+        """The end of an attempt, which asks for a turn, or is patient."""
         if client in self.busy or client not in self.starts:
             return
         if not self.tokens[client]:
@@ -170,10 +173,15 @@ class CoreMachine(RuleBasedStateMachine):
             self.tokens[client] = self.last_token
         footprint = self.footprints[client] if grown is None else grown
         self.footprints[client] = footprint
-        self.send(client, footprint, self.starts.pop(client), self.tokens[client])
+        self.send(client, footprint, self.starts.pop(client), self.tokens[client], patient)
 
-    @rule(client=st.integers(0, CLIENTS - 1), footprint=footprints, other=st.sampled_from(KEYS))
-    def lose(self, client: int, footprint: Footprint, other: int) -> None:
+    @rule(
+        client=st.integers(0, CLIENTS - 1),
+        footprint=footprints,
+        other=st.sampled_from(KEYS),
+        patient=st.booleans(),
+    )
+    def lose(self, client: int, footprint: Footprint, other: int, patient: bool) -> None:
         """An attempt with somebody else's write in the middle."""
         writer = next((one for one in range(CLIENTS, PROBE) if one not in self.busy), None)
         if client not in self.tokens or client in self.busy or writer is None:
@@ -184,7 +192,7 @@ class CoreMachine(RuleBasedStateMachine):
             self.last_token += 1
             self.tokens[client] = self.tokens[client] or self.last_token
             self.footprints[client] = footprint
-            self.send(client, footprint, start, self.tokens[client])
+            self.send(client, footprint, start, self.tokens[client], patient)
 
     @rule(writer=st.integers(CLIENTS, PROBE - 1), footprint=footprints, blind=st.booleans())
     def write(self, writer: int, footprint: Footprint, blind: bool) -> None:
