@@ -300,7 +300,6 @@ cdef TurnVerdict turns_ask(Core *core, Channel *channel, const u8 *request) noex
     cdef Place *place = NULL
     cdef u64 token
     cdef bint patient = ((<const RequestHeader *>request).flags & REQUEST_PATIENT) != 0
-    _give_up(core, channel)
     if channel.place:
         index = _find(table, channel.place)
         if index >= 0 and table.places[index].token and not (patient and not _is_behind_kept(table, &table.places[index])):
@@ -308,6 +307,7 @@ cdef TurnVerdict turns_ask(Core *core, Channel *channel, const u8 *request) noex
     elif not patient:
         token = _token_of(core, channel, request)
         if token:
+            _give_up(core, channel)
             place = _append(core, channel, request, token)
             index = table.count - 1
     if place == NULL:

@@ -15,10 +15,10 @@ A transaction that has lost some times asks, with its next request, for a turn o
    for further transactions of the same sender. It ends QUANTUM after it started; when BACK has passed without a request
    of the sender; and when the sender's next request does not touch it, or has to wait itself.
 6. *Resting.* After a turn, no turn that conflicts with it starts for REST_FACTOR times as long as it has lasted, and
-   REST at least. Its place stays in the line for that time. Requests do not wait for it. A turn of at most QUANTUM rests
+   REST at least. Its place stays in the line for that time. Requests do not wait for it. A turn that was kept, or was shorter than QUANTUM, rests
    only if a request that has waited for it commits: all others wanted a turn themselves.
 7. *Patience.* A patient request has not lost often enough to ask. It gets a turn nevertheless if it has waited for a
-   turn of at most QUANTUM, needs no rest for that, and loses.
+   turn that so far needs no rest for that, and loses.
 8. *Judging.* A request is judged when it stops waiting, by the rules for every request: first committer wins.
 
 What follows from this, for the tests to check:
@@ -255,7 +255,7 @@ class TurnModel:
     def _end(self, which: Callable[[Place], bool]) -> None:
         for place in [place for place in self.line if place.running and which(place)]:
             lasted = self.now - place.started
-            place.spare = self.quantum > 0 and lasted <= self.quantum
+            place.spare = place.kept or lasted < self.quantum
             if self.rest is None and not place.spare:
                 self.line.remove(place)
             else:
