@@ -12,17 +12,21 @@ a turn on what it read and wrote: until it comes back, requests of others that w
 3. *A turn runs* from the batch in which its request lost. Requests later in the batch are held already; earlier ones
    are in versions that are published before the answer is sent. So the snapshot of its next attempt has all of them.
    Its time is counted from the moment when the answer is sent: a slow disk does not use it up.
-4. *The end of a turn.* The next request with its token ends it, immediately before it is judged. So does its time, in a
+4. *The end of a turn.* The next request with its token ends it, immediately before it is judged, or it is kept. So does its time, in a
    turn of the loop in which the requests that lay in the rings were served first. So does the end of the channel that
    it was granted to, which follows the worker's death.
-5. *A rest* follows a turn, REST_FACTOR times as long as the turn, and REST_NS at least: in that time no turn that
-   conflicts with it starts. So turns never take more than a quarter of the time of those whom they hold up. And workers
-   that fight over one key do not pass it on by turns alone, each of which costs a wake-up: those that are awake go on
-   in between.
-6. *After an end* the line is looked at in the next turn of the loop, before other requests: first those that do not
+5. *A turn is kept* if its request comes within QUANTUM_NS: it runs on for the other requests of that channel until then,
+   while they write to it and come within BACK_NS. Workers that fight over one key pass it on once in a quantum instead
+   of once in a commit, and lose once in a quantum too.
+6. *A rest* follows a turn, REST_FACTOR times as long as the turn, and REST_NS at least: in that time no turn that
+   conflicts with it starts. So turns never take more than a quarter of the time of those whom they hold up. A short turn
+   is spared it (`spare`) unless a request that has waited for it commits: the others want turns themselves.
+   `turns_settle` removes it once all that wait were looked at.
+7. *A patient request* gets a turn only behind such a turn.
+8. *After an end* the line is looked at in the next turn of the loop, before other requests: first those that do not
    ask, in order, then those that ask. `blocked_by` says what a request waits for, so only those are looked at whose
-   obstacle is gone.
-7. *Not requests*, and so never held: the removal of expired keys and of the keys of ended sessions.
+   obstacle is gone. `changed` says that there may be any.
+9. *Not requests*, and so never held: the removal of expired keys and of the keys of ended sessions.
 """
 
 from libc.stdlib cimport free, realloc

@@ -15,8 +15,8 @@ A transaction that has lost some times asks, with its next request, for a turn o
    for further transactions of the same sender. It ends QUANTUM after it started; when BACK has passed without a request
    of the sender; and when the sender's next request does not touch it, or has to wait itself.
 6. *Resting.* After a turn, no turn that conflicts with it starts for REST_FACTOR times as long as it has lasted, and
-   REST at least. Its place stays in the line for that time. Requests do not wait for it. A turn that was kept, or was shorter than QUANTUM, rests
-   only if a request that has waited for it commits: all others wanted a turn themselves.
+   REST at least. Its place stays in the line for that time. Requests do not wait for it. A turn that was kept, or was
+   shorter than QUANTUM, rests only if a request that has waited for it commits: all others wanted a turn themselves.
 7. *Patience.* A patient request has not lost often enough to ask. It gets a turn nevertheless if it has waited for a
    turn that so far needs no rest for that, and loses.
 8. *Judging.* A request is judged when it stops waiting, by the rules for every request: first committer wins.
@@ -45,7 +45,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-__all__ = ["BACK", "QUANTUM", "REST_FACTOR", "TURN_MAX", "Committed", "Footprint", "Lost", "Request", "TurnModel"]
+__all__ = [
+    "BACK",
+    "QUANTUM",
+    "REST_FACTOR",
+    "TURN_MAX",
+    "Committed",
+    "Footprint",
+    "Lost",
+    "Request",
+    "TurnModel",
+]
 
 TURN_MAX = 20
 REST = 1
@@ -233,7 +243,7 @@ class TurnModel:
             self.line = [place for place in self.line if not (place.rests and place.ends == self.now)]
             over = [place for place in self.line if place.running and self._end_of(place) == self.now]
             self.expired += sum(not place.kept for place in over)
-            self._end(lambda place: place in over)
+            self._end_these(over)
             self.settle()
         self.now = until
 
@@ -253,7 +263,10 @@ class TurnModel:
         return unanswered
 
     def _end(self, which: Callable[[Place], bool]) -> None:
-        for place in [place for place in self.line if place.running and which(place)]:
+        self._end_these([place for place in self.line if place.running and which(place)])
+
+    def _end_these(self, places: list[Place]) -> None:
+        for place in places:
             lasted = self.now - place.started
             place.spare = place.kept or lasted < self.quantum
             if self.rest is None and not place.spare:
@@ -276,12 +289,12 @@ class TurnModel:
                 if place.request.sender != request.sender:
                     continue
                 if not request.footprint.breaks(place.request.footprint):
-                    self._end(lambda one, ended=place: one is ended)
+                    self._end_these([place])
             elif request.token and place.request.token == request.token:
                 if self.now < place.started + self.quantum:
                     place.kept, place.ends = True, place.started + self.quantum
                 else:
-                    self._end(lambda one, ended=place: one is ended)
+                    self._end_these([place])
             else:
                 continue
             place.back_by = self.now + self.back

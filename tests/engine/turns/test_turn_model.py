@@ -376,7 +376,9 @@ def test_after_a_kept_turn_that_held_up_a_plain_write_no_turn_starts_for_a_while
     assert write not in model.commits
     model.advance(BACK)
     assert write in model.commits
-    assert model.answers[-1] == (second, Lost(turn=False)), "it is not patient for nothing, but has to try again"
+    assert model.answers[-1] == (second, Lost(turn=False)), (
+        "it is not patient for nothing, but has to try again"
+    )
     model.submit(Request(1, BOTH, 0, 301, True))
     model.advance(REST_FACTOR * BACK - 1)
     assert model.granted == 1
@@ -399,12 +401,15 @@ def test_fighting_transactions_share_a_key_evenly_and_lose_once_in_a_quantum() -
                 (
                     request.token
                     for request, answer in reversed(model.answers)
-                    if request.sender == sender and (answer == Lost(turn=True) or isinstance(answer, Committed))
+                    if request.sender == sender
+                    and (answer == Lost(turn=True) or isinstance(answer, Committed))
                 ),
                 0,
             )
             token += 1
-            tokens[sender] = lost if model.answers and lost in {place.request.token for place in model.line} else token
+            tokens[sender] = (
+                lost if model.answers and lost in {place.request.token for place in model.line} else token
+            )
             attempts += 1
             done[sender] += _next(model, sender, tokens[sender])
         model.advance(1)

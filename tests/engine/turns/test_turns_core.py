@@ -146,7 +146,9 @@ class CoreMachine(RuleBasedStateMachine):
         turns = self.core.core.stats()["turns"]
         assert turns == {name: getattr(self.model, name) for name in ("granted", "waited", "expired")}
 
-    def send(self, channel: int, footprint: Footprint, start: int | None, token: int = 0, patient: bool = False) -> None:
+    def send(
+        self, channel: int, footprint: Footprint, start: int | None, token: int = 0, patient: bool = False
+    ) -> None:
         asks = token != 0 and not patient
         request = turn_model.Request(channel, footprint, start, token, asks, patient)
         self.busy[channel] = request
@@ -200,9 +202,7 @@ class CoreMachine(RuleBasedStateMachine):
         if client in self.tokens and client not in self.busy and client in self.footprints:
             self.last_token += not self.tokens[client]
             self.tokens[client] = self.tokens[client] or self.last_token
-            self.send(
-                client, self.footprints[client], self.model.version, self.tokens[client], patient
-            )
+            self.send(client, self.footprints[client], self.model.version, self.tokens[client], patient)
 
     @rule(writer=st.integers(CLIENTS, PROBE - 1), footprint=footprints, blind=st.booleans())
     def write(self, writer: int, footprint: Footprint, blind: bool) -> None:
