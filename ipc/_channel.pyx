@@ -18,9 +18,10 @@ from cpython.exc cimport PyErr_CheckSignals
 
 from ._atomics cimport (clock_monotonic_ns, current_cpu, load_acquire_u32, load_acquire_u64, load_relaxed_u32,
                         store_relaxed_u32)
-from ._doorbell cimport SPIN_ADAPTIVE, SPIN_BRIEF, SPIN_NEVER, doorbell_ring, doorbell_wait, waiter_init
-from ._layout cimport (BELL_RINGER_OFFSET, BELL_SEGMENT_SIZE, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, DRAINED_OFFSET,
-                       MESSAGE_CHECK, MESSAGE_HEADER_SIZE,
+from ._doorbell cimport (PACE_HELD, PACE_TURN, SPIN_ADAPTIVE, SPIN_BRIEF, SPIN_NEVER, SPIN_TURN, doorbell_ring,
+                         doorbell_wait, waiter_init)
+from ._layout cimport (BELL_RINGER_OFFSET, BELL_SEGMENT_SIZE, BELL_SERVER_OFFSET, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET, DRAINED_OFFSET,
+                       MESSAGE_CHECK, MESSAGE_HEADER_SIZE, PACE_OFFSET,
                        REPLY_HEAD_OFFSET, REPLY_TAIL_OFFSET, REQUEST_HEAD_OFFSET, REQUEST_TAIL_OFFSET, RINGS_OFFSET,
                        RING_SIZE_MAX, RING_SIZE_MIN, WORKER_BELL_OFFSET, WORKER_SLEEPING_OFFSET)
 from ._ring cimport message_start, message_write, ring_free, ring_init, ring_peek, ring_readable, ring_writable
@@ -104,6 +105,7 @@ cdef class ClientChannel:
         self.header_reply = NO_HEADER
         waiter_init(&self.waiter)
         waiter_init(&self.room_waiter)
+        self.waiter.pace = self.base + PACE_OFFSET
         if self.bell_view.len < BELL_SEGMENT_SIZE:
             raise ChannelError(f"doorbell segment has {self.bell_view.len} bytes, expected {BELL_SEGMENT_SIZE}")
         if ring_size == 0:
@@ -206,8 +208,8 @@ cdef class ClientChannel:
         self.wake_coordinator()
 
     cdef void wake_coordinator(self) noexcept nogil:
-        # Relaxed, both: hints, for _placement.
-        if load_relaxed_u32(self.bell + BELL_SLEEPING_OFFSET):
+        # Relaxed, all: hints, for _placement. In a turn the coordinator seldom sleeps.
+        if load_relaxed_u32(self.bell + BELL_SLEEPING_OFFSET) or load_relaxed_u32(self.base + PACE_OFFSET) == PACE_TURN:
             store_relaxed_u32(self.bell + BELL_RINGER_OFFSET, <u32>(current_cpu() + 1))
         doorbell_ring(self.bell + BELL_WORD_OFFSET, self.bell + BELL_SLEEPING_OFFSET)
 
@@ -223,7 +225,13 @@ cdef class ClientChannel:
         return 0
 
     cdef int may_spin(self) noexcept nogil:
-        # Relaxed, both: only hints. A stale value costs one spin or one sleep.
+        # Relaxed, all: only hints. A stale value costs one spin or one sleep.
+        cdef u32 pace = load_relaxed_u32(self.base + PACE_OFFSET)
+        if pace == PACE_TURN:
+            # On the same core it would only keep the coordinator from running.
+            return SPIN_NEVER if load_relaxed_u32(self.bell + BELL_SERVER_OFFSET) == <u32>(current_cpu() + 1) else SPIN_TURN
+        if pace == PACE_HELD:
+            return SPIN_NEVER
         if self.may_spin_word == NULL or load_relaxed_u32(self.may_spin_word) != 0:
             return SPIN_ADAPTIVE
         return SPIN_NEVER if load_relaxed_u32(self.bell + BELL_SLEEPING_OFFSET) else SPIN_BRIEF
@@ -382,4 +390,5 @@ cdef class ClientChannel:
     def statistics(self):
         """Spins, spins that paid off, and sleeps of the waits for replies."""
         return {"spins": self.waiter.spins, "paid": self.waiter.spins_paid, "sleeps": self.waiter.sleeps,
-                "wakes": self.waiter.wakes, "score": self.waiter.score, "backoff": self.waiter.probe_backoff}
+                "wakes": self.waiter.wakes, "briefs": self.waiter.briefs, "briefs_paid": self.waiter.briefs_paid,
+                "turn_score": self.waiter.kept_score, "score": self.waiter.score, "backoff": self.waiter.probe_backoff}

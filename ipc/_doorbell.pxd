@@ -22,6 +22,9 @@ ctypedef bint (*ready_fn)(void *) noexcept nogil
 cdef struct Waiter:          # private, adaptive state of one waiting side
     u32 brief_score         # 0..256: share of recent brief spins that paid off
     u32 brief_skipped       # while brief spins do not pay: waits since the last one that was tried
+    u32 kept_score          # the same of spins in a turn
+    u32 kept_skipped
+    const void *pace        # a word that says PACE_HELD when spinning is in vain; NULL: there is none
     u32 score               # 0..256: share of recent spins that paid off; spins while >= SCORE_SPIN
     u32 probe_backoff       # probe only in windows whose index is a multiple of 1 << probe_backoff
     u64 probe_window        # window in which probes are counted
@@ -43,6 +46,14 @@ cdef enum:
     SPIN_ADAPTIVE = 1       # a core is idle
     SPIN_BRIEF = 2          # no core is known to be idle, but the peer is running
     SPIN_LONG = 3           # a core is idle, and the one peer has nothing to do but to come back
+    SPIN_TURN = 4           # a worker in its turn: the coordinator does little else meanwhile
+    SPIN_SERVE = 5          # the coordinator during a turn: others sleep so that its worker can come back soon
+
+# How a worker waits for its answer, as the coordinator sees it.
+cdef enum:
+    PACE_USUAL = 0
+    PACE_TURN = 1           # it has a turn
+    PACE_HELD = 2           # it waits for the turn of another one: no answer comes soon
 
 cdef int doorbell_wait(Waiter *w, void *word, void *sleeping, ready_fn ready, void *context,
                        i64 timeout_ns, int may_spin) noexcept nogil

@@ -29,6 +29,7 @@ from ._atomics cimport (
 
 cdef enum:
     SPIN_NS = 20000             # longest ordinary spin
+    SERVE_NS = 200000           # longest SPIN_SERVE: a sleep here is woken on the worker's core, and then they share it
     LONG_NS = 60000             # longest SPIN_LONG: transactions that take Python 20 to 60 us find us awake
     PROBE_NS = 60000            # longest probe: a wake-up of an idle core, and the peer's work
     CHECKS_PER_CLOCK = 8        # looks at `ready` between two looks at the clock
@@ -48,6 +49,9 @@ cdef void waiter_init(Waiter *w) noexcept nogil:
     w.score = SCORE_MAX
     w.brief_score = SCORE_MAX
     w.brief_skipped = 0
+    w.kept_score = SCORE_MAX
+    w.kept_skipped = 0
+    w.pace = NULL
     w.probe_backoff = 0
     w.probe_window = 0
     w.probe_failures = 0
@@ -85,6 +89,12 @@ cdef void judge(Waiter *w, i64 took, i64 limit, bint probe) noexcept nogil:
         w.score = max(<u32>SCORE_MIN, w.score - (w.score >> 2))
 
 
+cdef inline bint is_held(const Waiter *w) noexcept nogil:
+    """Whether no answer comes soon."""
+    # Relaxed: a hint.
+    return w.pace != NULL and load_relaxed_u32(<void *>w.pace) == PACE_HELD
+
+
 cdef bint spin(Waiter *w, ready_fn ready, void *context, i64 start, i64 limit, bint probe) noexcept nogil:
     """Look at `ready` for up to `limit` ns, in a probe for PROBE_NS; whether it came true."""
     cdef i64 took, budget = PROBE_NS if probe else limit
@@ -100,31 +110,35 @@ cdef bint spin(Waiter *w, ready_fn ready, void *context, i64 start, i64 limit, b
         took = clock_monotonic_ns() - start
         if done or took > budget:
             break
+        if is_held(w):
+            return False            # says nothing about the machine
     judge(w, took, limit, probe)
     return done
 
 
-cdef bint spin_briefly(Waiter *w, ready_fn ready, void *context, i64 start) noexcept nogil:
-    """Look at `ready` for BRIEF_NS, if that has paid lately; whether it came true."""
+cdef bint spin_scored(Waiter *w, ready_fn ready, void *context, i64 start, i64 limit, u32 *score, u32 *skipped) noexcept nogil:
+    """Look at `ready` for `limit` ns, if that has paid lately; whether it came true."""
     cdef int check
     cdef bint done = False
-    if w.brief_score < BRIEF_KEEP:
-        w.brief_skipped += 1
-        if w.brief_skipped < BRIEF_TRY:
+    if score[0] < BRIEF_KEEP:
+        skipped[0] += 1
+        if skipped[0] < BRIEF_TRY:
             return False
-        w.brief_skipped = 0
+        skipped[0] = 0
     w.briefs += 1
-    while not done and clock_monotonic_ns() - start < BRIEF_NS:
+    while not done and clock_monotonic_ns() - start < limit:
         for check in range(CHECKS_PER_CLOCK):
             cpu_relax()
             if ready(context):
                 done = True
                 break
+        if not done and is_held(w):
+            return False
     if done:
         w.briefs_paid += 1
-        w.brief_score += (SCORE_MAX - w.brief_score + 15) >> 4
+        score[0] += (SCORE_MAX - score[0] + 15) >> 4
     else:
-        w.brief_score -= w.brief_score >> 4
+        score[0] -= score[0] >> 4
     return done
 
 
@@ -140,7 +154,10 @@ cdef int doorbell_wait(Waiter *w, void *word, void *sleeping, ready_fn ready, vo
         return 0
     start = clock_monotonic_ns()
     if may_spin == SPIN_BRIEF:
-        if spin_briefly(w, ready, context, start):
+        if spin_scored(w, ready, context, start, BRIEF_NS, &w.brief_score, &w.brief_skipped):
+            return 1
+    elif may_spin == SPIN_TURN or may_spin == SPIN_SERVE:
+        if spin_scored(w, ready, context, start, LONG_NS if may_spin == SPIN_TURN else SERVE_NS, &w.kept_score, &w.kept_skipped):
             return 1
     elif may_spin:
         probe = w.score < SCORE_SPIN

@@ -39,6 +39,7 @@ WORKER_SLEEPING_OFFSET: Final = 0x240
 SLOTS_HIGH_OFFSET: Final = 0x280
 CLOSED_OFFSET: Final = 0x2C0
 DRAINED_OFFSET: Final = 0x2C4  # beside it: both are written when the channel ends
+PACE_OFFSET: Final = 0x2C8  # how the worker waits for its answer, a hint; seldom written either
 TALLY_OFFSET: Final = 0x300  # what the worker counts itself; ipc does not know what
 TALLY_SIZE: Final = 0xD00
 SLOTS_OFFSET: Final = 0x1000
@@ -64,6 +65,7 @@ BELL_WORD_OFFSET: Final = 0x00
 BELL_SLEEPING_OFFSET: Final = 0x40
 BELL_OWNER_OFFSET: Final = 0x80  # who created it, for `doctor`; see BellOwner
 BELL_RINGER_OFFSET: Final = 0xC0  # core of the last worker that woke the coordinator, plus one: a hint
+BELL_SERVER_OFFSET: Final = 0xC4  # core of the coordinator, plus one, while a turn runs: a hint
 BELL_REGISTER_OFFSET: Final = 0x100  # grows whenever a worker has changed what it waits for
 BELL_SEGMENT_SIZE: Final = PAGE_SIZE
 

@@ -13,7 +13,7 @@ from ...ipc._atomics cimport (
 )
 from ...ipc._channel cimport channel_rings
 from ...ipc._layout cimport (
-    CLOSED_OFFSET, DRAINED_OFFSET, SLOTS_HIGH_OFFSET, SLOTS_OFFSET, WATCH_BELL_OFFSET, WATCH_HIGH_OFFSET,
+    CLOSED_OFFSET, DRAINED_OFFSET, PACE_OFFSET, SLOTS_HIGH_OFFSET, SLOTS_OFFSET, WATCH_BELL_OFFSET, WATCH_HIGH_OFFSET,
     WATCH_SLEEPING_OFFSET, WATCH_SLOTS_OFFSET, WORKER_BELL_OFFSET, WORKER_SLEEPING_OFFSET,
 )
 from ...ipc._ring cimport inbox_destroy, inbox_init
@@ -46,6 +46,7 @@ cdef i64 channel_open(Core *core, u64 session, u64 owner, u8 *base, u64 ring_siz
     channel.slots_high = base + SLOTS_HIGH_OFFSET
     channel.closed = base + CLOSED_OFFSET
     channel.drained = base + DRAINED_OFFSET
+    channel.pace = base + PACE_OFFSET
     channel.watch_word = base + WATCH_BELL_OFFSET
     channel.watch_sleeping = base + WATCH_SLEEPING_OFFSET
     channel.watch_high = base + WATCH_HIGH_OFFSET

@@ -50,7 +50,7 @@ from ._range_history cimport history_free
 from ._loop cimport commit_loop
 from ._session_end cimport load_sessions, session_ended
 from ._sessions cimport SESSION_CHAINS, SessionKeys, sessions_find, sessions_free
-from ._turn_table cimport REST_NS, TURN_NS
+from ._turn_table cimport BACK_NS, QUANTUM_NS, REST_NS, TURN_NS
 from ._turns cimport turns_end, turns_expire, turns_free, turns_leave, turns_sent
 from ._validate cimport reserve_reply
 from ._watchers cimport interest_free
@@ -131,6 +131,8 @@ cdef class CommitCore:
         self.core.walk_slice = WALK_SLICE
         self.core.turns.turn_ns = TURN_NS
         self.core.turns.rest_ns = REST_NS
+        self.core.turns.quantum_ns = QUANTUM_NS
+        self.core.turns.back_ns = BACK_NS
         self.core.undo_capacity = 1024
         self.core.undo = <Undo *>malloc(self.core.undo_capacity * sizeof(Undo))
         self.core.recent = <Recent *>malloc(RECENT_COUNT * sizeof(Recent))
@@ -229,7 +231,7 @@ cdef class CommitCore:
         self.core.range_slice = max(1, slice)
         self.core.walk_slice = max(1, walk_slice)
 
-    def set_turn_times(self, double longest, double rest):
+    def set_turn_times(self, double longest, double rest, double quantum=0, double back=0):
         """How long a turn lasts at most, and how long the rest after it is at least; tests make them long or short.
 
         Args:
@@ -237,6 +239,8 @@ cdef class CommitCore:
         """
         self.core.turns.turn_ns = <i64>(longest * 1e9)
         self.core.turns.rest_ns = <i64>(rest * 1e9)
+        self.core.turns.quantum_ns = <i64>(quantum * 1e9)
+        self.core.turns.back_ns = <i64>(back * 1e9)
 
     # ---- channels: called by the control plane -----------------------------------------------------------
 

@@ -75,6 +75,7 @@ cdef struct Channel:
     u8 *slots                       # SLOT_COUNT x {u64 value, u64 mark}, in its segment
     void *slots_high
     void *closed                    # set before the slots are looked at for the last time
+    void *pace                      # PACE_*: how the worker waits for its answer; a hint
     void *drained                   # set behind the last reply, when a clean stop ends the commit thread
     void *watch_word                # what its waiting threads sleep on, in its segment; see _watchers.pyx
     void *watch_sleeping

@@ -8,11 +8,11 @@ one batch) and sets `stop_flag`. Nothing in a turn waits for a worker.
 from libc.string cimport memset
 
 from ...ipc._atomics cimport (
-    clock_monotonic_ns, cpu_relax, i64, load_acquire_u32, load_relaxed_u32, store_relaxed_u32, store_release_u32, u32,
+    clock_monotonic_ns, cpu_relax, current_cpu, i64, load_acquire_u32, load_relaxed_u32, store_relaxed_u32, store_release_u32, u32,
     u64,
 )
-from ...ipc._doorbell cimport SPIN_ADAPTIVE, SPIN_LONG, doorbell_wait, waiter_init
-from ...ipc._layout cimport BELL_RINGER_OFFSET, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET
+from ...ipc._doorbell cimport SPIN_ADAPTIVE, SPIN_LONG, SPIN_NEVER, SPIN_SERVE, doorbell_wait, waiter_init
+from ...ipc._layout cimport BELL_RINGER_OFFSET, BELL_SERVER_OFFSET, BELL_SLEEPING_OFFSET, BELL_WORD_OFFSET
 from ...ipc._ring cimport (
     INBOX_BAD, INBOX_PARTIAL, inbox_drop, inbox_poll, inbox_ready, inbox_take_done, outbox_send,
 )
@@ -24,9 +24,9 @@ from ._core cimport (
 from ._expiry_time cimport is_due, read_clock
 from ._housekeeping cimport expire_keys, expiry_wait, housekeeping
 from ._pins cimport revoke_all
-from ._placement cimport woken_by
+from ._placement cimport make_room, turn_began, woken_by
 from ._session_end cimport sessions_due
-from ._turns cimport turns_abandon, turns_clear, turns_end, turns_expire, turns_next
+from ._turns cimport turns_abandon, turns_clear, turns_end, turns_expire, turns_next, turns_settle
 from ._validate cimport reserve_reply
 from ._wakes cimport flush_wakes, release_wakes, wake_worker
 from ._watchers cimport wake_marked
@@ -68,9 +68,10 @@ cdef int _turn(Core *core, WalAppender log) noexcept nogil:
     cdef bint any_sync = core.sync_all
     cdef i64 started
     cdef u32 count
-    cdef u64 commits
+    cdef u64 commits, turns
     _close_channels(core, log)
     commits = core.counters.commits
+    turns = core.turns.granted
     started = read_clock(core)
     if is_due(core):
         # Before the batch, so that its range checks need not look for keys that are due.
@@ -78,14 +79,19 @@ cdef int _turn(Core *core, WalAppender log) noexcept nogil:
     if started >= core.window_end:
         _roll_window(core, started)
     count = _take_requests(core, &any_sync, log)
-    if core.turns.count and turns_expire(core, started):
-        core.parked += 1                # what waited for them is served in the next batch, without a sleep
+    if core.turns.count:
+        turns_expire(core, started)
+        core.parked += core.turns.changed           # what waited is looked at in the next batch, without a sleep
     if core.inboxes.first:
         _share_inboxes(core, started)
+    if core.turns.came_back:
+        _note_cores(core, started)
     if count == 0:
         return 0
     if batch_commit(core, any_sync, log):
         batch_answer(core)
+    if core.turns.granted != turns and make_room(&core.placement):
+        waiter_init(&core.waiter)
     _note_batch(core, core.counters.commits - commits, started)
     housekeeping(core, False, log)
     return count
@@ -101,9 +107,11 @@ cdef u32 _take_requests(Core *core, bint *any_sync, WalAppender log) noexcept no
     cdef u32 step, index, count = 0
     cdef Channel *channel
     core.parked = 0
-    if core.turns.count:
+    if core.turns.changed:
+        core.turns.changed = False
         count = _take_waiting(core, any_sync, False, log)
         count += _take_waiting(core, any_sync, True, log)
+        turns_settle(core)
     for step in range(high):
         index = first + step
         if index >= high:
@@ -140,8 +148,9 @@ cdef u32 _take_waiting(Core *core, bint *any_sync, bint asks, WalAppender log) n
         if _take_from(core, &core.channels[index], log):
             _note_taken(core, &core.channels[index], any_sync)
             count += 1
-        else:
-            core.parked += core.channels[index].walk.active
+        elif core.channels[index].walk.active:
+            core.parked += 1
+            core.turns.changed = True   # its ranges are checked further in the next batch
         came = turns_next(core, came, asks, &index)
     return count
 
@@ -251,11 +260,36 @@ cdef bint _work_ready(void *context) noexcept nogil:
     return False
 
 
+cdef void _note_cores(Core *core, i64 now) noexcept nogil:
+    """The worker that has a turn and this thread run at the same time, so they should not share a core."""
+    cdef u32 own = <u32>(current_cpu() + 1)
+    core.turns.came_back = False
+    turn_began(&core.placement, load_relaxed_u32(core.bell + BELL_RINGER_OFFSET))
+    if woken_by(&core.placement, load_relaxed_u32(core.bell + BELL_RINGER_OFFSET), now, True):
+        waiter_init(&core.waiter)
+        own = <u32>(current_cpu() + 1)
+    # Relaxed: a hint. Seldom stored, because each worker in its turn reads it.
+    if load_relaxed_u32(core.bell + BELL_SERVER_OFFSET) != own:
+        store_relaxed_u32(core.bell + BELL_SERVER_OFFSET, own)
+
+
+cdef inline int _spin_mode(const Core *core) noexcept nogil:
+    """How to wait for requests."""
+    if core.turns.running and core.core_count > 1:
+        # The worker that was just woken needs longer than a spin, and perhaps our core. One that has come back comes
+        # again soon, and those who wait for it need no core. Relaxed: a hint.
+        if core.placement.left or load_relaxed_u32(core.bell + BELL_RINGER_OFFSET) == <u32>(current_cpu() + 1):
+            return SPIN_NEVER
+        return SPIN_SERVE
+    return SPIN_LONG if core.alone else SPIN_ADAPTIVE
+
+
 cdef void _sleep(Core *core) noexcept nogil:
     """Wait until a request arrives, a key expires, a turn is over or IDLE_NS_MAX has passed."""
     cdef u64 wakes = core.waiter.wakes
     cdef i64 idle = expiry_wait(core, IDLE_NS_MAX)
     cdef i64 now
+    cdef int spin = _spin_mode(core)
     if core.turns.count:
         now = clock_monotonic_ns()
         idle = turns_end(core, now + idle) - now
@@ -265,9 +299,10 @@ cdef void _sleep(Core *core) noexcept nogil:
     # this wake-up.
     store_relaxed_u32(core.bell + BELL_RINGER_OFFSET, 0)
     doorbell_wait(&core.waiter, core.bell + BELL_WORD_OFFSET, core.bell + BELL_SLEEPING_OFFSET, _work_ready,
-                  core, idle, SPIN_LONG if core.alone else SPIN_ADAPTIVE)
+                  core, idle, spin)
     if core.waiter.wakes != wakes:
-        if woken_by(&core.placement, load_relaxed_u32(core.bell + BELL_RINGER_OFFSET), clock_monotonic_ns()):
+        if woken_by(&core.placement, load_relaxed_u32(core.bell + BELL_RINGER_OFFSET), clock_monotonic_ns(),
+                    False):
             # We moved to another core. What was learnt about spinning on the worker's core no longer holds.
             waiter_init(&core.waiter)
 

@@ -9,6 +9,8 @@ cdef enum:
     TURN_NS = 20000000              # how long a turn lasts at most
     REST_NS = 5000000               # after a turn no other one that conflicts with it starts for this long at least ...
     REST_FACTOR = 3                 # ... and for this many times as long as it has lasted
+    QUANTUM_NS = 3000000            # a turn whose transaction has committed may be kept for so long since it began ...
+    BACK_NS = 400000                # ... while its worker comes back within this time
 
 # What a transaction read and wrote. Private memory; `ops` has the request's operations without their values.
 cdef struct Footprint:
@@ -35,6 +37,10 @@ cdef struct Place:
     i64 ends                        # of either; monotonic ns; 0: the answer that grants it was not sent yet
     u64 blocked_by                  # `came` of what it waits for; 0: unknown
     bint judged                     # it has lost once already: it is not counted again
+    bint kept                       # its transaction has committed; it runs on for the other ones of its channel
+    bint spare                      # it rests, and is in the way of nothing
+    i64 back_by                     # the next one has to come by then; monotonic ns; 0: the last one has no answer yet
+    i64 rest                        # how long it would rest
     Footprint footprint             # of one that asks
 
 cdef struct TurnTable:
@@ -44,12 +50,16 @@ cdef struct TurnTable:
     u32 running
     u32 resting
     u32 asking                      # places with a token
-    u32 fresh                       # running ones whose `ends` is 0
+    bint came_back                  # a request of a turn that is kept was taken in this batch
+    u32 fresh                       # running ones whose time is to be set when the answers are sent
+    bint changed                    # something has ended: those who wait are to be looked at
     u64 bytes                       # of the footprints
     u64 last_came
     u32 word                        # grows when something that others wait for has ended (in memory)
     i64 turn_ns
     i64 rest_ns                     # negative: there are no rests
+    i64 quantum_ns                  # 0: no turn is kept
+    i64 back_ns
     u64 granted
     u64 waited
     u64 expired

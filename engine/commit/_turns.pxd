@@ -30,6 +30,9 @@ cdef u64 turns_next(Core *core, u64 came, bint asks, u32 *channel) noexcept nogi
 # Whether this request has lost before, and was counted then.
 cdef bint turns_judged(const Core *core, const Channel *channel) noexcept nogil
 
+# All that wait were looked at: turns that were kept, and held up nobody else, need no rest.
+cdef void turns_settle(Core *core) noexcept nogil
+
 # The answers of a batch were sent: the time of the turns that they grant begins.
 cdef void turns_sent(Core *core, i64 now) noexcept nogil
 

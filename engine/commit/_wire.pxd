@@ -28,6 +28,7 @@ cdef enum:
     REQUEST_BLIND = 1               # no start version: effects get no first-committer check
     REQUEST_SYNC = 2                # answer only when on disk
     REQUEST_JUDGE_ONLY = 4          # answer with the conflicts, apply nothing
+    REQUEST_PATIENT = 8             # it gets a turn only if it has waited for one that was kept
 
     # Checks come before effects in a request; `op_is_check` relies on these values.
     OP_READ = 1                     # argument: version read, 0 absent

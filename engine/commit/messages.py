@@ -74,6 +74,7 @@ class RequestFlags(IntFlag):
     BLIND = 1
     SYNC = 2
     JUDGE_ONLY = 4
+    PATIENT = 8
 
 
 class OpCode(IntEnum):
@@ -364,7 +365,7 @@ def decode_request(data: bytes) -> Request:
     magic, kind, flags, sequence, start_version, read_time, op_count, body_size, run_id, turn = header
     _require(magic == REQUEST_MAGIC, 0, f"request magic {REQUEST_MAGIC:#x}, found {magic:#x}")
     _require(kind == KIND_COMMIT, 4, f"kind {KIND_COMMIT}, found {kind}")
-    _require(flags <= 7, 6, "known flags")
+    _require(flags <= 15, 6, "known flags")
     _check_body(data, REQUEST_HEADER.size, body_size, op_count, OP_HEADER.size)
     ops: list[Op] = []
     position = REQUEST_HEADER.size

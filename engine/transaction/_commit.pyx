@@ -30,7 +30,7 @@ from ..commit._turn_table cimport TURN_NS
 from ..commit._wire cimport (
     CONFLICTS_LISTED_MAX, KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE_RANGE, OP_EPHEMERAL, OP_HEADER_SIZE, OP_RANGE,
     OP_READ, OP_UNCHECKED, OP_WANT_RESULT, REPLY_HEADER_SIZE, REPLY_MAGIC, REPLY_TURN, REQUEST_BLIND, REQUEST_HEADER_SIZE,
-    REQUEST_JUDGE_ONLY, REQUEST_MAGIC, REQUEST_SYNC, RESULT_SIZE, STATUS_COMMITTED, STATUS_CONFLICT, ReplyHeader,
+    REQUEST_JUDGE_ONLY, REQUEST_MAGIC, REQUEST_PATIENT, REQUEST_SYNC, RESULT_SIZE, STATUS_COMMITTED, STATUS_CONFLICT, ReplyHeader,
     RequestHeader, ResultEntry, put_op,
 )
 from ..model._records cimport make_receipt
@@ -304,7 +304,7 @@ cdef bytearray encode_request(TransactionCore txn, bint durable):
     header = <RequestHeader *>start
     header.magic = REQUEST_MAGIC
     header.kind = KIND_COMMIT
-    header.flags = (REQUEST_BLIND if txn.blind else 0) | (REQUEST_SYNC if durable else 0)
+    header.flags = (REQUEST_BLIND if txn.blind else 0) | (REQUEST_SYNC if durable else 0) | (REQUEST_PATIENT if txn.patient else 0)
     header.start_version = txn.version
     header.read_time = txn.expiry_time
     header.turn = txn.turn
@@ -419,7 +419,7 @@ cdef bytearray prepare_commit(TransactionCore txn, bint durable):
     if txn.guard is not None:
         ask_guard(txn)
     # One that asks for a turn is sent even if it has certainly lost: only the commit core grants turns.
-    if not txn.blind and txn.turn == 0:
+    if not txn.blind and (txn.turn == 0 or txn.patient):
         try:
             refuse_stale(txn)
         except ConflictError as error:
@@ -555,6 +555,8 @@ cdef int leave_turn(TransactionCore txn) except -1:
 
 cdef object refusal(TransactionCore txn, bytearray request, object outcome):
     """The error that a refused commit raises."""
+    if outcome.status == STATUS_CONFLICT:
+        return outcome.error()          # by far the usual one, and it needs no more
     return outcome.error(
         decode_request(bytes(request)), size=len(request), store_size_max=txn.handle.settings.max_store_size
     )

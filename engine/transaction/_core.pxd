@@ -75,6 +75,7 @@ cdef class TransactionCore(PinnedView):
     cdef u64 size                   # of the effects, checks and range deletes on the wire
     cdef bytes prefix               # of the run that it was begun in, with the tag
     cdef u64 turn                   # a turn is asked for if it loses: names the transaction over its attempts; 0: no
+    cdef bint patient               # it gets a turn only if it had to wait for one
     cdef bint turn_granted          # it has lost, and its next attempt has a turn
     cdef u64 attempts               # 1 for the first attempt, one more for each retry
     cdef object receipt             # CommitReceipt, None before the commit

@@ -6,12 +6,14 @@ transaction of its own) and `DatabaseBase`, which begins them. `Space` itself is
 2. A run id is parsed once: its prefix is kept by the object that named it.
 """
 
+from os import urandom
 from uuid import UUID
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
+from libc.string cimport memcpy
 
 from ...ipc._atomics cimport clock_coarse_ns, clock_monotonic_ns
 from ..commit._interest cimport tag_prefix_size
@@ -216,14 +218,31 @@ cdef class TransactionBase(Space):
                 f"start_version={self.core.version}>")
 
 
-def has_turn(TransactionBase txn not None):
-    """Whether the transaction has lost, and the next attempt has a turn."""
-    return txn.core.turn_granted
+def turn_of(TransactionBase txn not None):
+    """The number of its turn if the transaction has lost and the next attempt has one; else 0."""
+    return txn.core.turn if txn.core.turn_granted else 0
+
+
+# Random, so that no other process has the same ones. A forked child draws anew.
+cdef u64 last_number = 0
+cdef u64 number_generation = <u64>-1
+
+
+cdef u64 next_number() except 0:
+    """A number that names one transaction among those of all processes."""
+    global last_number, number_generation
+    cdef bytes drawn
+    if number_generation != fork_generation:
+        drawn = urandom(8)
+        memcpy(&last_number, PyBytes_AS_STRING(drawn), sizeof(u64))
+        number_generation = fork_generation
+    last_number += 2
+    return last_number | 1
 
 
 def end_turn(TransactionBase txn not None):
     """End the turn with which this attempt began, if nothing was sent by which it ended."""
-    if txn.core.turn and txn.core.sequence == 0 and txn.core.generation == fork_generation:
+    if txn.core.turn and not txn.core.patient and txn.core.sequence == 0 and txn.core.generation == fork_generation:
         leave_turn(txn.core)
 
 
@@ -506,7 +525,7 @@ cdef class DatabaseBase:
         return core
 
     def begin(self, run_id, *, isolation=None, bint read_only=False, timeout=None, u64 attempts=1, bint may_wait=False,
-              u64 turn=0):
+              u64 turn=0, bint patient=False):
         """An explicit transaction on a fresh snapshot. It does not retry by itself.
 
         As a context manager it commits on a clean exit and aborts on an exception.
@@ -519,6 +538,7 @@ cdef class DatabaseBase:
           attempts: which attempt this is, for the receipt.
           may_wait: the caller catches the WaitSignal of `txn.wait`.
           turn: ask for a turn if it loses; the same number for each attempt, and for no other transaction. 0: do not ask.
+          patient: without a `turn`: ask only if it loses after it had to wait for the turns of others.
         """
         cdef bytes prefix = self.kv_prefix(run_id)
         cdef TransactionCore core
@@ -533,6 +553,9 @@ cdef class DatabaseBase:
             core.owner = PyThread_get_thread_ident()
         core.may_wait = may_wait
         core.turn = turn
+        if patient and turn == 0:
+            core.turn = next_number()
+            core.patient = True
         if timeout is not None:
             core.deadline_ns = deadline_after(timeout)
         core.open(self.attach())

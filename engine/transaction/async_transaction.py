@@ -27,7 +27,7 @@ from ..model.errors import (
 from ..model.public_types import CommitReceipt, IsolationName, TransactionStatus
 from ..model.retry_policy import RetryPolicy
 from ._pending import engine_of, learn_outcome, pending_of, stage_commit
-from ._transaction import TransactionBase, has_turn
+from ._transaction import TransactionBase
 from .attempts import Retrying, calls_for_retry, left_while_waiting, lost_at_the_end, require_policy
 from .extensions import Extensible
 from .loop_waits import await_change
@@ -233,7 +233,10 @@ async def run_awaited(
     retrying = None
     if timeout is not None or wait_timeout is not None or retry.turn_after == 1:
         retrying = Retrying(cast(Any, begin), run_id, retry, timeout, isolation, wait_timeout=wait_timeout)
-    first = begin(run_id, isolation=isolation, may_wait=True) if retrying is None else retrying.begin()
+    if retrying is None:
+        first = begin(run_id, isolation=isolation, may_wait=True, patient=retry.turn_after is not None)
+    else:
+        first = retrying.begin()
     txn = await first
     reason: ConflictError | SnapshotExpired | WaitSignal
     while True:
@@ -274,7 +277,7 @@ async def _pause(
         delay = retrying.delay(reason)
         # With a turn it goes on at once: others wait for it. A turn that is not used ends by itself: giving it up would
         # block the loop for a round trip.
-        await asyncio.sleep(0 if has_turn(txn) else delay)
+        await asyncio.sleep(0 if retrying.takes_turn(txn) else delay)
     elif not await await_change(txn.waits, engine_of(txn).ready, reason, retrying.wait_deadline):
         raise retrying.waited_too_long() from None
 

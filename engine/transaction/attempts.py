@@ -32,7 +32,7 @@ from ..model.errors import (
 from ..model.limits import TIMEOUT_MAX
 from ..model.public_types import IsolationName, TransactionStatus
 from ..model.retry_policy import RetryPolicy
-from ._transaction import TransactionBase, drop_turn, end_turn, has_turn
+from ._transaction import TransactionBase, drop_turn, end_turn, turn_of
 from .transaction import Transaction
 from .wait_signal import WaitSignal
 from .waiting import wait_for_change
@@ -192,7 +192,8 @@ class Retrying(Generic[X]):
         """The next attempt's transaction."""
         self.count += 1
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        if self._turn == 0 and self.count in self._turns and (left is None or left >= TURN_TIME_MIN):
+        patient = len(self._turns) > 0 and self._turn == 0 and (left is None or left >= TURN_TIME_MIN)
+        if patient and self.count in self._turns:
             self._turn = random.getrandbits(64) | 1
         return self._begin(
             self._run_id,
@@ -201,6 +202,7 @@ class Retrying(Generic[X]):
             attempts=self.count,
             may_wait=True,
             turn=self._turn,
+            patient=patient,
         )
 
     def wait(self, txn: X, signal: WaitSignal) -> None:
@@ -233,10 +235,16 @@ class Retrying(Generic[X]):
         except BaseException:
             drop_turn(txn)
             raise
-        if has_turn(txn):
+        if self.takes_turn(txn):
             return
         end_turn(txn)
         time.sleep(delay)
+
+    def takes_turn(self, txn: X) -> bool:
+        """Whether the next attempt has a turn, which this one was granted when it lost."""
+        number = turn_of(txn)
+        self._turn = number or self._turn
+        return number != 0
 
     def delay(self, error: ConflictError | SnapshotExpired) -> float:
         """How long to wait before the next attempt, unless it has a turn; raises if there is none left."""
@@ -302,7 +310,10 @@ def run_transaction(
     retrying = None
     if timeout is not None or wait_timeout is not None or retry.turn_after == 1:
         retrying = Retrying(begin, run_id, retry, timeout, isolation, wait_timeout=wait_timeout)
-    txn = begin(run_id, isolation=isolation, may_wait=True) if retrying is None else retrying.begin()
+    if retrying is None:
+        txn = begin(run_id, isolation=isolation, may_wait=True, patient=retry.turn_after is not None)
+    else:
+        txn = retrying.begin()
     reason: ConflictError | SnapshotExpired | WaitSignal
     while True:
         try:

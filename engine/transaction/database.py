@@ -101,6 +101,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
             attempts: int = 1,
             may_wait: bool = False,
             turn: int = 0,
+            patient: bool = False,
         ) -> X: ...
 
     def transaction(

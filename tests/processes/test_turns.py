@@ -215,3 +215,70 @@ def test_a_write_with_a_short_deadline_learns_its_outcome(path: Path, start: Cal
             txn.put("key", "late")
         assert db.get(run, "key") == "late"
         holder.kill()
+
+
+def increase(peer: Peer, path: Path, run: RunId) -> tuple[int, int]:
+    """Read and write one key over and over, until told to stop. Returns (commits, attempts)."""
+    attempts = 0
+
+    def add_one(txn: Transaction) -> None:
+        nonlocal attempts
+        attempts += 1
+        txn.put("hot", txn.get("hot", 0) + 1)
+
+    count = 0
+    with open_database(path) as db:
+        peer.say("ready")
+        while not peer.told():
+            for _ in range(20):
+                db.transaction(run, add_one)
+            count += 20
+    return count, attempts
+
+
+def grows(db: Database, run: RunId) -> None:
+    """Return when the key was written some hundred times more."""
+    wanted = (db.get(run, "hot") or 0) + 300
+    wait_until(lambda: (db.get(run, "hot") or 0) >= wanted)
+
+
+def test_workers_on_one_hot_key_seldom_lose(path: Path, start: Callable[..., Worker]) -> None:
+    """They take turns of many commits each, and lose once in each of them."""
+    run = RunId.new()
+    with open_database(path) as db:
+        team = [start(increase, path, run) for _ in range(WRITERS)]
+        for worker in team:
+            worker.hear()
+        for _ in range(10):
+            grows(db, run)
+        for worker in team:
+            worker.say("stop")
+        done = [worker.result() for worker in team]
+        total = sum(count for count, _ in done)
+        assert db.get(run, "hot") == total
+        assert min(count for count, _ in done) > 0
+        assert sum(attempts for _, attempts in done) < 1.25 * total + 100
+        assert db.stats()["turns"]["granted"] > 0
+
+
+def test_a_worker_that_is_stopped_or_killed_among_others_on_a_hot_key_holds_nobody_up(
+    path: Path, start: Callable[..., Worker]
+) -> None:
+    """Whether it has the turn, keeps it, or stands in the line."""
+    run = RunId.new()
+    with open_database(path) as db:
+        team = [start(increase, path, run) for _ in range(WRITERS)]
+        for worker in team:
+            worker.hear()
+        for _ in range(5):
+            grows(db, run)
+            for worker in team[:2]:
+                worker.stop()
+            grows(db, run)
+            for worker in team[:2]:
+                worker.resume()
+        team[0].kill()
+        grows(db, run)
+        for worker in team[1:]:
+            worker.say("stop")
+        assert all(worker.result()[0] for worker in team[1:])

@@ -10,10 +10,16 @@ A transaction that has lost some times asks, with its next request, for a turn o
    it. So no turn overtakes one that it conflicts with, and nothing that came before a turn can break it.
 4. *Ending.* A turn ends when its holder's next request arrives, TURN_MAX after it started, when its holder dies, and
    when the coordinator does. The holder's request is judged first. Then what waits is looked at again: first those that
-   do not ask, in the order in which they came, then those that ask.
-5. *Resting.* After a turn, no turn that conflicts with it starts for REST_FACTOR times as long as it has lasted, and
-   REST at least. Its place stays in the line for that time. Requests do not wait for it.
-6. *Judging.* A request is judged when it stops waiting, by the rules for every request: first committer wins.
+   never ask, in the order in which they came, then the others.
+5. *Keeping.* If the holder's request arrives within QUANTUM after the turn started, the turn does not end but is kept
+   for further transactions of the same sender. It ends QUANTUM after it started; when BACK has passed without a request
+   of the sender; and when the sender's next request does not touch it, or has to wait itself.
+6. *Resting.* After a turn, no turn that conflicts with it starts for REST_FACTOR times as long as it has lasted, and
+   REST at least. Its place stays in the line for that time. Requests do not wait for it. A turn that was kept, or was
+   shorter than QUANTUM, rests only if a request that has waited for it commits: all others wanted a turn themselves.
+7. *Patience.* A patient request has not lost often enough to ask. It gets a turn nevertheless if it has waited for a
+   turn that so far needs no rest for that, and loses.
+8. *Judging.* A request is judged when it stops waiting, by the rules for every request: first committer wins.
 
 What follows from this, for the tests to check:
 
@@ -27,6 +33,8 @@ What follows from this, for the tests to check:
   TURN_MAX and reads and writes no more than before, it waits for no other turn, because two running turns do not
   conflict; and it has no conflict. So it needs `turn_after` attempts, and one more, and one more for each time that
   what it read or wrote grew between two attempts. A restart of the coordinator ends turns, and may cost an attempt too.
+- Keeping changes none of this. A turn that is kept ends sooner than TURN_MAX, waits for nothing, and stands before what
+  came later as any other turn does. The sender's further transactions only profit from it.
 - Throughput. A transaction whose attempts take a time d, and that runs again and again, holds a turn for d only after
   `turn_after` attempts that took d each and held nobody up. So one of them takes at most 1/(turn_after + 1) of the time
   of those it conflicts with. However many of them there are, rests see to it that turns take no more.
@@ -37,11 +45,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-__all__ = ["REST_FACTOR", "TURN_MAX", "Committed", "Footprint", "Lost", "Request", "TurnModel"]
+__all__ = [
+    "BACK",
+    "QUANTUM",
+    "REST_FACTOR",
+    "TURN_MAX",
+    "Committed",
+    "Footprint",
+    "Lost",
+    "Request",
+    "TurnModel",
+]
 
 TURN_MAX = 20
 REST = 1
 REST_FACTOR = 3
+QUANTUM = 4
+BACK = 2
 
 Span = tuple[int, int]  # [start, end)
 
@@ -113,6 +133,7 @@ class Request:
       sender: who sent it.
       token: names the transaction over all its attempts; 0 for one that never asks.
       asks: "if I lose, grant me a turn".
+      patient: it has a token, and does not ask yet.
       start: version of its snapshot; None: no snapshot, so it cannot lose.
     """
 
@@ -121,6 +142,7 @@ class Request:
     start: int | None
     token: int = 0
     asks: bool = False
+    patient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +167,11 @@ class Place:
       ends: when its turn ends, or its rest; None while it waits.
       ahead: how many turns, asked for, running or resting, were before it when it came.
       rests: its turn is over.
+      started: when its turn started.
+      kept: it is kept for further transactions of its sender.
+      back_by: until when the next one of them has to arrive.
+      spare: it is over, and needs no rest so far.
+      behind: the turn that its request has last waited for.
     """
 
     request: Request
@@ -152,6 +179,11 @@ class Place:
     ahead: int
     ends: int | None = None
     rests: bool = False
+    started: int = 0
+    kept: bool = False
+    back_by: int = 0
+    spare: bool = False
+    behind: Place | None = None
 
     @property
     def waiting(self) -> bool:
@@ -171,6 +203,8 @@ class TurnModel:
     keys: range
     turn_max: int = TURN_MAX
     rest: int | None = REST  # None: there are no rests
+    quantum: int = QUANTUM  # 0: no turn is kept
+    back: int = BACK
     now: int = 0
     version: int = 0
     written: dict[int, int] = field(default_factory=dict)  # key: version of its last write
@@ -187,26 +221,29 @@ class TurnModel:
 
     def submit(self, request: Request) -> None:
         """A request arrives."""
-        self._end(lambda place: request.token != 0 and place.request.token == request.token)
-        ahead = sum(not place.waiting or place.request.asks for place in self.line)
+        self._come_back(request)
+        ahead = sum(not place.waiting or place.request.token != 0 for place in self.line)
         place = Place(request, self.now, ahead)
         self.line.append(place)
         # What waited for the turn that has just ended is looked at after this request: it must not beat its holder.
         if not self._serve(place):
             self.waited += 1
+            # Nobody holds up others while it waits itself.
+            self._end(lambda place: place.kept and place.request.sender == request.sender)
         self.settle()
 
     def advance(self, time: int) -> None:
         """Time passes. Turns end on time."""
         until = self.now + time
         while True:
-            ends = [place.ends for place in self.line if place.ends is not None and place.ends <= until]
+            ends = [end for place in self.line if (end := self._end_of(place)) is not None and end <= until]
             if not ends:
                 break
             self.now = min(ends)
             self.line = [place for place in self.line if not (place.rests and place.ends == self.now)]
-            self.expired += sum(place.running and place.ends == self.now for place in self.line)
-            self._end(lambda place: place.ends == self.now)
+            over = [place for place in self.line if place.running and self._end_of(place) == self.now]
+            self.expired += sum(not place.kept for place in over)
+            self._end_these(over)
             self.settle()
         self.now = until
 
@@ -215,7 +252,8 @@ class TurnModel:
         self._end(lambda place: place.request.sender == sender)
         for place in self.line:
             if place.request.sender == sender and place.waiting:
-                place.request.asks = False
+                place.request.asks = place.request.patient = False
+                place.request.token = 0
         self.settle()
 
     def restart(self) -> list[Request]:
@@ -225,60 +263,104 @@ class TurnModel:
         return unanswered
 
     def _end(self, which: Callable[[Place], bool]) -> None:
-        for place in [place for place in self.line if place.running and which(place)]:
-            assert place.ends is not None
-            lasted = self.now - (place.ends - self.turn_max)
-            if self.rest is None:
+        self._end_these([place for place in self.line if place.running and which(place)])
+
+    def _end_these(self, places: list[Place]) -> None:
+        for place in places:
+            lasted = self.now - place.started
+            place.spare = place.kept or lasted < self.quantum
+            if self.rest is None and not place.spare:
                 self.line.remove(place)
             else:
-                place.rests, place.ends = True, self.now + max(self.rest, REST_FACTOR * lasted)
+                place.rests, place.ends = True, self.now + max(self.rest or 0, REST_FACTOR * lasted)
+                if self.rest is None:
+                    place.ends = self.now
+
+    def _end_of(self, place: Place) -> int | None:
+        """When it is over, if nothing happens before."""
+        if place.ends is None or not (place.kept and place.running):
+            return place.ends
+        return min(place.ends, place.back_by)
+
+    def _come_back(self, request: Request) -> None:
+        """A request may be the one that a running turn was granted for, or be of a sender who keeps one."""
+        for place in [place for place in self.line if place.running]:
+            if place.kept:
+                if place.request.sender != request.sender:
+                    continue
+                if not request.footprint.breaks(place.request.footprint):
+                    self._end_these([place])
+            elif request.token and place.request.token == request.token:
+                if self.now < place.started + self.quantum:
+                    place.kept, place.ends = True, place.started + self.quantum
+                else:
+                    self._end_these([place])
+            else:
+                continue
+            place.back_by = self.now + self.back
+            return
 
     def settle(self) -> None:
         """Serve what no longer has to wait, and start the turns that can start."""
         progress = True
         while progress:
             progress = False
-            for asks in (False, True):
+            for may_ask in (False, True):
                 for place in list(self.line):
-                    if place.request.asks is asks and place.waiting and self._serve(place):
+                    if (place.request.token != 0) is may_ask and place.waiting and self._serve(place):
                         progress = True
+            self.line = [place for place in self.line if not place.spare]
 
     def _serve(self, place: Place) -> bool:
         """Judge a request that waits, unless it has to wait on. True: it has its answer."""
         request = place.request
-        if self.blocked(request):
+        obstacle = self._obstacle(request)
+        if obstacle is not None:
+            place.behind = obstacle
             return False
         if not self.has_conflict(request):
             self.line.remove(place)
+            if place.behind is not None and place.behind.spare:
+                place.behind.spare = False
+                if self.rest is None:
+                    self.line.remove(place.behind)
             self._commit(request)
             return True
-        if request.asks:
+        wants = request.asks or (request.patient and place.behind is not None and place.behind.spare)
+        if wants:
+            self._end(lambda one: one.kept and one.request.sender == request.sender)
             if not self._may_start(place):
                 return False
-            place.ends = self.now + self.turn_max
+            place.started, place.ends = self.now, self.now + self.turn_max
             self.granted += 1
         else:
             self.line.remove(place)
-        self.answers.append((request, Lost(request.asks)))
+        self.answers.append((request, Lost(wants)))
         return True
 
     def version_at(self, key: int, version: int) -> int:
         """The version of a key in a snapshot; 0 absent."""
         return max((entry for entry in self.versions.get(key, ()) if entry[0] <= version), default=(0, 0))[1]
 
-    def blocked(self, request: Request) -> bool:
-        """Whether it would invalidate a running turn."""
-        return any(place.running and request.footprint.breaks(place.request.footprint) for place in self.line)
+    def _obstacle(self, request: Request) -> Place | None:
+        """The first running turn of somebody else that it would invalidate."""
+        for place in self.line:
+            own = place.kept and place.request.sender == request.sender
+            if place.running and not own and request.footprint.breaks(place.request.footprint):
+                return place
+        return None
 
     def _may_start(self, place: Place) -> bool:
         mine = place.request.footprint
         for other in self.line:
             if other is place:
                 return True
+            if other.spare:
+                continue
             theirs = other.request.footprint
             if theirs.breaks(mine):
                 return False
-            if (not other.waiting or other.request.asks) and mine.breaks(theirs):
+            if (not other.waiting or other.request.token != 0) and mine.breaks(theirs):
                 return False
         raise AssertionError("it is not in the line")
 

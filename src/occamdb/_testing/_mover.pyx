@@ -15,9 +15,9 @@ cdef class Mover:
     def __cinit__(self):
         placement_init(&self.placement)
 
-    def woken_by(self, u32 ringer, i64 now):
+    def woken_by(self, u32 ringer, i64 now, bint turn=False):
         """`woken_by` of the C interface."""
-        return woken_by(&self.placement, ringer, now)
+        return woken_by(&self.placement, ringer, now, turn)
 
     @staticmethod
     def cpu():

@@ -8,7 +8,17 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ...support.turn_model import REST_FACTOR, TURN_MAX, Committed, Footprint, Lost, Request, TurnModel
+from ...support.turn_model import (
+    BACK,
+    QUANTUM,
+    REST_FACTOR,
+    TURN_MAX,
+    Committed,
+    Footprint,
+    Lost,
+    Request,
+    TurnModel,
+)
 
 KEYS = range(8)
 CLIENTS = 5
@@ -34,6 +44,7 @@ class Client:
     start: int = 0
     sent: Request | None = None
     asked: Footprint | None = None
+    had_turn: bool = False
     too_long: bool = False
 
 
@@ -80,7 +91,7 @@ class TurnMachine(RuleBasedStateMachine):
         self.world.clients[index] = Client(self.tokens, footprint, self.turn_after + 1)
 
     def _send(self, request: Request) -> None:
-        ahead = sum(not place.waiting or place.request.asks for place in self.model.line)
+        ahead = sum(not place.waiting or place.request.token != 0 for place in self.model.line)
         self.world.unanswered.append(Sent(request, self.model.now, (1 + REST_FACTOR) * ahead * TURN_MAX))
         self.model.submit(request)
         self._collect()
@@ -98,9 +109,11 @@ class TurnMachine(RuleBasedStateMachine):
             if isinstance(answer, Committed):
                 assert client.too_long or client.attempts <= client.allowed, "it needed too many attempts"
                 self._new_client(request.sender, client.footprint)
-            elif client.attempts >= self.turn_after:
-                assert answer.turn, "it lost often enough, and has no turn"
-                client.asked = request.footprint
+            elif answer.turn:
+                client.asked, client.had_turn = request.footprint, True
+                client.allowed = min(client.allowed, client.attempts + 1)
+            else:
+                assert not request.asks, "it lost often enough, and has no turn"
         self.world.answered = len(self.model.answers)
 
     @rule(index=st.integers(0, CLIENTS - 1))
@@ -128,8 +141,8 @@ class TurnMachine(RuleBasedStateMachine):
         if client.asked is not None and not client.footprint.within(client.asked, KEYS):
             client.allowed += 1
         client.begun_at, client.asked = None, None
-        asks = client.attempts >= self.turn_after
-        client.sent = Request(index, client.footprint, client.start, client.token if asks else 0, asks)
+        asks = client.attempts >= self.turn_after or client.had_turn
+        client.sent = Request(index, client.footprint, client.start, client.token, asks, not asks)
         self._send(client.sent)
 
     @rule(index=st.integers(0, CLIENTS - 1), key=st.sampled_from(KEYS))
@@ -244,6 +257,8 @@ def test_a_turn_holds_up_what_would_break_it_and_nothing_else() -> None:
     model.submit(Request(8, Footprint(writes=frozenset({1})), None))
     assert [request.sender for request in model.commits] == [9, 8]
     model.submit(_transaction(model, 1, asks=True))
+    assert [request.sender for request in model.commits] == [9, 8, 1]
+    model.advance(BACK)
     assert [request.sender for request in model.commits] == [9, 8, 1, 9]
 
 
@@ -300,3 +315,104 @@ def test_turns_take_at_most_a_quarter_of_the_time_however_many_want_one() -> Non
     assert sum(held_up) == 5 * TURN_MAX
     period = (1 + REST_FACTOR) * TURN_MAX
     assert all(sum(held_up[at : at + period]) <= TURN_MAX for at in range(len(held_up) - period))
+
+
+BOTH = Footprint(reads=frozenset({0}), writes=frozenset({0}))
+
+
+def _fight(model: TurnModel, *senders: int) -> list[Request]:
+    """Each of them reads and writes key 0 and has read too early; the first one asks. Returns their requests."""
+    model.submit(Request(99, BOTH, None))
+    requests = [Request(one, BOTH, 0, 100 + one, one == senders[0], one != senders[0]) for one in senders]
+    for request in requests:
+        model.submit(request)
+    return requests
+
+
+def _next(model: TurnModel, sender: int, token: int) -> bool:
+    """A further transaction of this sender; whether it has committed at once."""
+    request = Request(sender, BOTH, model.version, token, False, True)
+    model.submit(request)
+    return request in model.commits
+
+
+def test_a_turn_is_kept_for_a_quantum_and_then_the_next_in_the_line_has_one() -> None:
+    model = TurnModel(KEYS)
+    _, second, third = _fight(model, 1, 2, 3)
+    assert _next(model, 1, 101), "it has the turn"
+    assert _next(model, 1, 201) and _next(model, 1, 202), "it keeps the turn"
+    for moment in range(1, QUANTUM):
+        model.advance(1)
+        assert _next(model, 1, 202 + moment)
+    assert [request.sender for request in model.commits] == [99] + [1] * (3 + QUANTUM - 1), "the others wait"
+    model.advance(1)
+    assert model.answers[-1] == (second, Lost(turn=True))
+    assert not _next(model, 1, 300), "its quantum is over"
+    assert _next(model, 2, 102) and _next(model, 2, 205)
+    model.advance(QUANTUM)
+    assert model.answers[-1] == (third, Lost(turn=True))
+    assert model.expired == 0
+
+
+def test_a_kept_turn_ends_when_its_holder_pauses_or_does_something_else() -> None:
+    for away in (True, False):
+        model = TurnModel(KEYS)
+        _, second = _fight(model, 1, 2)
+        assert _next(model, 1, 101)
+        if away:
+            model.advance(BACK)
+        else:
+            model.submit(Request(1, Footprint(writes=frozenset({1})), None))
+        assert (second, Lost(turn=True)) in model.answers
+
+
+def test_after_a_kept_turn_that_held_up_a_plain_write_no_turn_starts_for_a_while() -> None:
+    """Writers that never ask have the key for three times as long as the turn had it."""
+    model = TurnModel(KEYS)
+    _, second = _fight(model, 1, 2)
+    assert _next(model, 1, 101)
+    write = Request(9, Footprint(writes=frozenset({0})), None)
+    model.submit(write)
+    assert write not in model.commits
+    model.advance(BACK)
+    assert write in model.commits
+    assert model.answers[-1] == (second, Lost(turn=False)), (
+        "it is not patient for nothing, but has to try again"
+    )
+    model.submit(Request(1, BOTH, 0, 301, True))
+    model.advance(REST_FACTOR * BACK - 1)
+    assert model.granted == 1
+    model.advance(1)
+    assert model.granted == 2
+
+
+def test_fighting_transactions_share_a_key_evenly_and_lose_once_in_a_quantum() -> None:
+    """Five senders that never pause: each has the same number of quanta, and one lost attempt for each of them."""
+    model = TurnModel(KEYS)
+    senders = range(1, 6)
+    _fight(model, *senders)
+    token, done, attempts = 1000, dict.fromkeys(senders, 0), 0
+    tokens: dict[int, int] = {}
+    for _ in range(20 * QUANTUM * len(senders)):
+        for sender in senders:
+            if any(place.waiting and place.request.sender == sender for place in model.line):
+                continue
+            lost = next(
+                (
+                    request.token
+                    for request, answer in reversed(model.answers)
+                    if request.sender == sender
+                    and (answer == Lost(turn=True) or isinstance(answer, Committed))
+                ),
+                0,
+            )
+            token += 1
+            tokens[sender] = (
+                lost if model.answers and lost in {place.request.token for place in model.line} else token
+            )
+            attempts += 1
+            done[sender] += _next(model, sender, tokens[sender])
+        model.advance(1)
+    assert min(done.values()) > 0
+    assert max(done.values()) <= 1.5 * min(done.values())
+    assert attempts <= sum(done.values()) + model.granted + len(senders)

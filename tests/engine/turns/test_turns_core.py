@@ -116,8 +116,9 @@ class CoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory(prefix="occam-turns-")
         self.core = Turns(Path(self.folder.name), PROBE + 1)
+        self.core.core.set_turn_times(LONG_S, -1, LONG_S, LONG_S)
         self.core.run()
-        self.model = TurnModel(KEYS, rest=None)
+        self.model = TurnModel(KEYS, rest=None, quantum=TURN_MAX, back=TURN_MAX)
         self.footprints: dict[int, Footprint] = {}
         self.starts: dict[int, int] = {}
         self.tokens = dict.fromkeys(range(CLIENTS), 0)
@@ -147,11 +148,15 @@ class CoreMachine(RuleBasedStateMachine):
         turns = self.core.core.stats()["turns"]
         assert turns == {name: getattr(self.model, name) for name in ("granted", "waited", "expired")}
 
-    def send(self, channel: int, footprint: Footprint, start: int | None, token: int = 0) -> None:
-        request = turn_model.Request(channel, footprint, start, token, token != 0)
+    def send(
+        self, channel: int, footprint: Footprint, start: int | None, token: int = 0, patient: bool = False
+    ) -> None:
+        asks = token != 0 and not patient
+        request = turn_model.Request(channel, footprint, start, token, asks, patient)
         self.busy[channel] = request
         seen = None if start is None else lambda one: self.model.version_at(one, start)
-        self.core.request(channel, ops_of(footprint, seen), start, turn=token)
+        flags = RequestFlags.PATIENT if patient else RequestFlags.NONE
+        self.core.request(channel, ops_of(footprint, seen), start, turn=token, flags=flags)
         self.model.submit(request)
         self.compare()
 
@@ -162,9 +167,9 @@ class CoreMachine(RuleBasedStateMachine):
             if not self.tokens[client]:
                 self.footprints[client] = footprint
 
-    @rule(client=st.integers(0, CLIENTS - 1), grown=st.none() | footprints)
-    def commit(self, client: int, grown: Footprint | None) -> None:
-        """The end of an attempt, which asks for a turn."""
+    @rule(client=st.integers(0, CLIENTS - 1), grown=st.none() | footprints, patient=st.booleans())
+    def commit(self, client: int, grown: Footprint | None, patient: bool) -> None:
+        """The end of an attempt, which asks for a turn, or is patient."""
         if client in self.busy or client not in self.starts:
             return
         if not self.tokens[client]:
@@ -172,10 +177,15 @@ class CoreMachine(RuleBasedStateMachine):
             self.tokens[client] = self.last_token
         footprint = self.footprints[client] if grown is None else grown
         self.footprints[client] = footprint
-        self.send(client, footprint, self.starts.pop(client), self.tokens[client])
+        self.send(client, footprint, self.starts.pop(client), self.tokens[client], patient)
 
-    @rule(client=st.integers(0, CLIENTS - 1), footprint=footprints, other=st.sampled_from(KEYS))
-    def lose(self, client: int, footprint: Footprint, other: int) -> None:
+    @rule(
+        client=st.integers(0, CLIENTS - 1),
+        footprint=footprints,
+        other=st.sampled_from(KEYS),
+        patient=st.booleans(),
+    )
+    def lose(self, client: int, footprint: Footprint, other: int, patient: bool) -> None:
         """An attempt with somebody else's write in the middle."""
         writer = next((one for one in range(CLIENTS, PROBE) if one not in self.busy), None)
         if client not in self.tokens or client in self.busy or writer is None:
@@ -186,7 +196,15 @@ class CoreMachine(RuleBasedStateMachine):
             self.last_token += 1
             self.tokens[client] = self.tokens[client] or self.last_token
             self.footprints[client] = footprint
-            self.send(client, footprint, start, self.tokens[client])
+            self.send(client, footprint, start, self.tokens[client], patient)
+
+    @rule(client=st.integers(0, CLIENTS - 1), patient=st.booleans())
+    def go_on(self, client: int, patient: bool) -> None:
+        """A whole transaction like the one before: with a turn that is kept it is not held up."""
+        if client in self.tokens and client not in self.busy and client in self.footprints:
+            self.last_token += not self.tokens[client]
+            self.tokens[client] = self.tokens[client] or self.last_token
+            self.send(client, self.footprints[client], self.model.version, self.tokens[client], patient)
 
     @rule(writer=st.integers(CLIENTS, PROBE - 1), footprint=footprints, blind=st.booleans())
     def write(self, writer: int, footprint: Footprint, blind: bool) -> None:
@@ -418,3 +436,85 @@ def test_more_turns_than_there_is_room_for_are_refused_and_not_waited_for(core: 
         core.end_turns(3)
     lose(core, 1, turn=5000)
     assert core.receive(1).turn
+
+
+def update(core: Turns, channel: int, start: int, turn: int, *, patient: bool = True) -> None:
+    """Send a transaction that reads and writes k0 as it was at `start`, the version of its last write."""
+    ops = (Op(OpCode.READ, name(0), argument=start), Op(OpCode.PUT, name(0), INT))
+    flags = RequestFlags.PATIENT if patient else RequestFlags.NONE
+    core.request(channel, ops, start, turn=turn, flags=flags)
+
+
+def keep(core: Turns, back: float) -> int:
+    """Let channel 1 have a turn on k0, and keep it. Returns the version of k0."""
+    core.core.set_turn_times(LONG_S, LONG_S, LONG_S, back)
+    core.run()
+    write(core, 0)
+    assert core.receive(0).status is Status.COMMITTED
+    update(core, 1, 0, 9, patient=False)
+    assert core.receive(1).turn
+    update(core, 1, 1, 9)
+    assert core.receive(1).commit_version == 2
+    return 2
+
+
+def test_a_kept_turn_serves_its_channel_alone_and_ends_when_that_pauses(core: Turns) -> None:
+    """The commit thread wakes by itself, and the next in the line has the turn."""
+    version = keep(core, LONG_S)
+    update(core, 2, version, 20)
+    core.settle(3)
+    for token in range(30, 40):
+        assert core.answer(2) is None
+        update(core, 1, version, token)
+        version = core.receive(1).commit_version
+    assert version == 12
+    core.core.set_turn_times(LONG_S, LONG_S, LONG_S, 0.05)
+    update(core, 1, version, 40)
+    assert core.receive(1).commit_version == version + 1
+    lost = core.receive(2)
+    assert (lost.status, lost.turn) == (Status.CONFLICT, True)
+    update(core, 2, version + 1, 20)
+    assert core.receive(2).status is Status.COMMITTED
+    assert core.core.stats()["turns"] == {"granted": 2, "waited": 1, "expired": 0}
+
+
+def test_a_kept_turn_ends_with_its_worker(core: Turns) -> None:
+    version = keep(core, LONG_S)
+    update(core, 2, version, 20)
+    write(core, 0)
+    core.settle(3)
+    assert core.answer(2) is None and core.answer(0) is None
+    core.core.close_channel(1)
+    assert core.receive(0).status is Status.COMMITTED
+    # The write has waited without wanting a turn: now turns on its key rest.
+    lost = core.receive(2)
+    assert (lost.status, lost.turn) == (Status.CONFLICT, False)
+    update(core, 2, version, 21, patient=False)
+    core.settle(3)
+    assert core.answer(2) is None
+
+
+def test_a_patient_request_that_did_not_wait_loses_without_a_turn(core: Turns) -> None:
+    core.core.set_turn_times(LONG_S, LONG_S, LONG_S, LONG_S)
+    core.run()
+    write(core, 0)
+    assert core.receive(0).status is Status.COMMITTED
+    update(core, 1, 0, 9)
+    lost = core.receive(1)
+    assert (lost.status, lost.turn) == (Status.CONFLICT, False)
+
+
+def test_a_worker_that_waits_itself_keeps_no_turn(core: Turns) -> None:
+    """Otherwise two that each wait for what the other one keeps would wait for a quantum."""
+    version = keep(core, LONG_S)
+    write(core, 0, 1)
+    assert core.receive(0).status is Status.COMMITTED
+    ops = (Op(OpCode.READ, name(1)), Op(OpCode.PUT, name(1), INT))
+    core.request(2, ops, 0, turn=20)
+    assert core.receive(2).turn
+    both = (Op(OpCode.PUT, name(0), INT), Op(OpCode.PUT, name(1), INT))
+    core.request(1, both, version + 1, turn=30, flags=RequestFlags.PATIENT)
+    core.settle(3)
+    assert core.answer(1) is None
+    write(core, 0)
+    assert core.receive(0).status is Status.COMMITTED, "nobody keeps the turn on k0 any longer"
