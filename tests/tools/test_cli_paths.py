@@ -41,6 +41,7 @@ EMPTY_PATHS = [
     ("doctor", ""),
     ("doctor", "", "--clean"),
     ("demo", "DB", "--keep", ""),
+    ("mcp", ""),
 ]
 
 
