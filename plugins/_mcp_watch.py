@@ -27,7 +27,7 @@ from mcp_types import INVALID_PARAMS, EmptyResult, SubscribeRequestParams, Unsub
 from occamdb import OccamError, RunId, TypeTag, WatchLagged
 from occamdb.aio import AsyncDatabase, AsyncTransaction
 
-from ._mcp_tools import run_fields, run_named_or_id
+from ._mcp_fields import LIMIT_MAX, run_fields, run_named_or_id
 
 __all__ = ["RUNS_URI", "Subscriptions"]
 
@@ -231,7 +231,9 @@ class _Index:
 
     def _read(self, source: AsyncDatabase | AsyncTransaction) -> str:
         if self._run_id is None:
-            return json.dumps([run_fields(run) for run in source.runs.list_runs()])
+            return json.dumps(
+                [run_fields(run) for run in source.runs.list_runs(limit=LIMIT_MAX, reverse=True)]
+            )
         found = source.runs.get_run(self._run_id)
         return "" if found is None else json.dumps(run_fields(found))
 

@@ -25,17 +25,18 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags, TraceSt
 from opentelemetry.trace.status import Status, StatusCode
 
 import occamdb
-from occamdb import RunId, Trace, TraceStore, Transaction
+from occamdb import RunId, Trace
 
 __all__ = [
     "INTERNED",
     "METADATA",
     "Interned",
     "Packed",
+    "error_of",
     "native_span",
     "packed",
-    "record_span",
     "safe",
+    "span_record",
     "unpacked",
 ]
 
@@ -180,28 +181,21 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def record_span(
-    traces: TraceStore[Transaction], row: Packed, parent: str | None, *, orphan: bool = False
-) -> str:
-    """Record a packed span as a span of the traces, begun and ended; gives its id."""
-    start, end = row["start"], row["end"]
+def span_record(row: Packed, parent: str | None, *, orphan: bool = False) -> dict[str, Any]:
+    """What `begin_span` is called with to record a packed span."""
     attributes = row["attributes"]
     tags: Sequence[str] = ()
     metadata: dict[str, Any] = {METADATA: row}
     if TYPE in attributes:
         tags, extra = attributes.get(TAGS, ()), _parsed(attributes.get(EXTRA))
         metadata |= extra if isinstance(extra, dict) else {}
-    id = f"{start % (1 << 64):016x}{row['span']}"
-    traces.begin_span(
-        _trace_type(row),
-        id=id,
-        parent_id=parent,
-        tags=[*tags, "orphan"] if orphan else tags,
-        metadata=metadata,
-    )
-    if end is not None:
-        traces.end_span(id, duration_ms=max(end - start, 0) / 1e6, error=_error(row))
-    return id
+    return {
+        "trace": _trace_type(row),
+        "id": f"{row['start'] % (1 << 64):016x}{row['span']}",
+        "parent_id": parent,
+        "tags": [*tags, "orphan"] if orphan else tags,
+        "metadata": metadata,
+    }
 
 
 def _trace_type(row: Packed) -> Any:
@@ -234,7 +228,8 @@ def _parsed(value: Any) -> Any:
     return value
 
 
-def _error(row: Packed) -> str | None:
+def error_of(row: Packed) -> str | None:
+    """What a span failed with."""
     code, description = row.get("status", (0, None))
     if code != StatusCode.ERROR.value:
         return None

@@ -31,10 +31,8 @@ try:
     from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 
     from ._mcp_events import OccamEventStore, SessionScope
-    from ._mcp_memory import GRAPH_URI, KnowledgeGraph, add_memory_tools
-    from ._mcp_tools import (
-        ReadingTools,
-        WritingTools,
+    from ._mcp_fields import (
+        LIMIT_MAX,
         event_fields,
         guarded,
         plain,
@@ -43,6 +41,8 @@ try:
         run_named_or_id,
         trace_fields,
     )
+    from ._mcp_memory import GRAPH_URI, KnowledgeGraph, add_memory_tools
+    from ._mcp_tools import ReadingTools, WritingTools
     from ._mcp_watch import RUNS_URI, Subscriptions
 except ImportError as error:
     missing_extra("mcp", error)
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KnowledgeGraph", "OccamEventStore", "SessionScope", "http_app", "make_server", "serve_http"]
 
-SHOWN_MAX = 1000  # entries of a resource that lists
 RETRY_MS = 1000  # what clients are told to wait before they resume a stream
 JSON = "application/json"
 # Names of runs and keys are not paths, and may look like one.
@@ -164,7 +163,7 @@ def _add_resources(server: MCPServer[Any], db: AsyncDatabase) -> None:
     @server.resource(RUNS_URI, name="runs", mime_type=JSON)
     def runs() -> str:
         """The runs of the database, the latest first."""
-        return _json(lambda: [run_fields(run) for run in db.runs.list_runs(limit=SHOWN_MAX, reverse=True)])
+        return _json(lambda: [run_fields(run) for run in db.runs.list_runs(limit=LIMIT_MAX, reverse=True)])
 
     @server.resource(f"{RUNS_URI}/{{run}}", name="run", mime_type=JSON)
     async def one_run(run: str) -> str:
@@ -175,7 +174,7 @@ def _add_resources(server: MCPServer[Any], db: AsyncDatabase) -> None:
     @server.resource(f"{RUNS_URI}/{{run}}/keys", name="keys", mime_type=JSON)
     async def keys(run: str) -> str:
         """The keys of a run."""
-        return _json(lambda: plain(db.kv.list(run_named_or_id(db, run), limit=SHOWN_MAX)))
+        return _json(lambda: plain(db.kv.list(run_named_or_id(db, run), limit=LIMIT_MAX)))
 
     @server.resource(f"{RUNS_URI}/{{run}}/keys/{{key}}", name="value", mime_type=JSON)
     async def value(run: str, key: str) -> str:
@@ -191,14 +190,14 @@ def _add_resources(server: MCPServer[Any], db: AsyncDatabase) -> None:
     @server.resource(f"{RUNS_URI}/{{run}}/events", name="events", mime_type=JSON)
     async def events(run: str) -> str:
         """The latest events of a run, in their order."""
-        return _json(lambda: [event_fields(e) for e in db.events.last(run_named_or_id(db, run), SHOWN_MAX)])
+        return _json(lambda: [event_fields(e) for e in db.events.last(run_named_or_id(db, run), LIMIT_MAX)])
 
     @server.resource(f"{RUNS_URI}/{{run}}/cells", name="cells", mime_type=JSON)
     async def cells(run: str) -> str:
         """The state cells of a run by name, with their values and versions."""
 
         def read() -> Any:
-            rows = db.cells.list_with_values(run_named_or_id(db, run), limit=SHOWN_MAX)
+            rows = db.cells.list_with_values(run_named_or_id(db, run), limit=LIMIT_MAX)
             return {plain(name): {"value": plain(s.value), "version": s.version} for name, s in rows}
 
         return _json(read)
@@ -219,7 +218,7 @@ def _add_resources(server: MCPServer[Any], db: AsyncDatabase) -> None:
         """The latest traces of a run, the latest first."""
 
         def read() -> Any:
-            rows = db.traces.query(run_named_or_id(db, run), limit=SHOWN_MAX, reverse=True)
+            rows = db.traces.query(run_named_or_id(db, run), limit=LIMIT_MAX, reverse=True)
             return [trace_fields(trace) for trace in rows]
 
         return _json(read)

@@ -44,10 +44,11 @@ try:
         METADATA,
         Interned,
         Packed,
+        error_of,
         native_span,
         packed,
-        record_span,
         safe,
+        span_record,
         unpacked,
     )
 except ImportError as error:
@@ -216,24 +217,30 @@ def _record(txn: Transaction, ready: list[_Entry], waiting: _Waiting, *, orphan:
     commits at once that record a parent and keep its child, one conflicts and finds the other's when it is repeated.
     """
     stack = ready[::-1]
-    kv, traces = txn.kv, txn.traces
+    # The transaction's own operations on keys are compiled, and those of traces are looked up once.
+    get, put, exists, traces = txn.get, txn.put, txn.exists, txn.traces
+    begin, end = traces.begin_span, traces.end_span
     places: dict[str, str] = {}  # of what was recorded here
     while stack:
         key, row = stack.pop()
         place = _place(row["trace"], row["span"])
-        if not kv.exists(place):  # else it was exported before
+        if not exists(place):  # else it was exported before
             parent = None
             if row["parent"] is not None and not orphan:
                 above = _place(row["trace"], row["parent"])
-                parent = places.get(above) or kv.get(above)
+                parent = places.get(above) or get(above)
                 if parent is None:
                     _keep(txn, row)
                     continue
-            places[place] = record_span(traces, row, parent, orphan=orphan)
-            kv.put(place, places[place])
+            recorded = span_record(row, parent, orphan=orphan)
+            begin(**recorded)
+            if row["end"] is not None:
+                end(recorded["id"], duration_ms=max(row["end"] - row["start"], 0) / 1e6, error=error_of(row))
+            places[place] = recorded["id"]
+            put(place, recorded["id"])
         orphan = False
         if key is not None:
-            kv.delete(key)
+            txn.delete(key)
         stack += waiting.pop(row)
 
 

@@ -118,6 +118,17 @@ def test_a_database_that_is_not_there(tmp_path: Path) -> None:
     assert done.returncode == 2 and "--write has no effect" in done.stderr
 
 
+def test_the_command_without_the_extra(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.modules['mcp.server.mcpserver'] = None\n"
+        "from occamdb.tools.cli import main; sys.exit(main(['mcp', sys.argv[1]]))\n"
+    )
+    arguments = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.returncode == 2 and "pip install 'occamdb[mcp]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 # --- Subscriptions -------------------------------------------------------------------------------
 
 

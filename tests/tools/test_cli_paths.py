@@ -44,6 +44,7 @@ EMPTY_PATHS = [
     ("doctor", ""),
     ("doctor", "", "--clean"),
     ("demo", "DB", "--keep", ""),
+    ("mcp", ""),
 ]
 
 
