@@ -25,7 +25,18 @@ from typing import Any
 from agents.tracing import Span, Trace
 from agents.tracing.processor_interface import TracingProcessor
 
-from occamdb import Custom, RunId, RunStatus, ToolCall, Transaction
+from occamdb import (
+    CommitOutcomeUnknown,
+    CoordinatorUnavailable,
+    Custom,
+    DatabaseClosedError,
+    LogWriteError,
+    RunId,
+    RunStatus,
+    StoreFullError,
+    ToolCall,
+    Transaction,
+)
 from occamdb.plugins._support import AnyDatabase, Engine, run_named
 
 __all__ = ["OccamTracing"]
@@ -33,6 +44,15 @@ __all__ = ["OccamTracing"]
 KIND = "openai-trace"
 ROOT = ""  # the id of the first record of a trace, among those of its spans
 BATCH_MAX = 512
+
+# With these no step can be written, and after an unknown outcome none should be written twice.
+_OF_THE_DATABASE = (
+    CommitOutcomeUnknown,
+    CoordinatorUnavailable,
+    DatabaseClosedError,
+    LogWriteError,
+    StoreFullError,
+)
 
 _log = logging.getLogger("occamdb.plugins.openai_agents")
 
@@ -235,15 +255,15 @@ class OccamTracing(TracingProcessor):
                 event.set()
 
     def _write(self, batch: Sequence[_Step]) -> None:
-        """Write steps in one transaction; if that fails, each in one of its own."""
+        """Write steps in one transaction; if one of them cannot be written, each in one of its own."""
         try:
             self._write_together(batch)
         except Exception as problem:
-            if len(batch) > 1:
+            if len(batch) > 1 and not isinstance(problem, _OF_THE_DATABASE):
                 for step in batch:
                     self._write([step])
             else:
-                _log.warning("a step of trace %s was not written: %s", batch[0].trace_id, problem)
+                _log.warning("steps of traces that were not written: %d (%s)", len(batch), problem)
 
     def _write_together(self, batch: Sequence[_Step]) -> None:
         changed: dict[str, _Tree] = {}

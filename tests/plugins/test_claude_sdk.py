@@ -31,6 +31,7 @@ from claude_agent_sdk.testing import run_session_store_conformance
 import occamdb
 import occamdb.aio
 from occamdb.plugins.claude_sdk import OccamSessionStore
+from tests.support.crowd import crowd
 from tests.support.processes import Peer, Worker, wait_until
 
 APPENDERS = 8
@@ -249,23 +250,15 @@ async def append_batches(path: str, who: int) -> None:
     await store.aclose()
 
 
-def appender(peer: Peer, path: str, who: int) -> None:
-    peer.say("ready")
-    peer.hear()
-    asyncio.run(append_batches(path, who))
+def appenders(peer: Peer, path: str) -> None:
+    crowd(APPENDERS, lambda who: asyncio.run(append_batches(path, who)))
 
 
 async def test_processes_that_append_lose_and_reorder_nothing(
     database_path: Path, start: Callable[..., Worker]
 ) -> None:
     async with occamdb.aio.open(database_path) as db:
-        workers = [start(appender, str(database_path), who, method="spawn") for who in range(APPENDERS)]
-        for worker in workers:
-            worker.hear()
-        for worker in workers:
-            worker.say("go")
-        for worker in workers:
-            worker.result()
+        start(appenders, str(database_path), method="spawn").result()
         store = OccamSessionStore(db)
         loaded: Any = await store.load(KEY)
         assert len(loaded) == APPENDERS * BATCHES * 3

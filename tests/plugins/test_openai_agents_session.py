@@ -18,6 +18,7 @@ from agents.testing import ScriptedModel, assistant_message, function_call
 import occamdb
 import occamdb.aio
 from occamdb.plugins.openai_agents import OccamSession
+from tests.support.crowd import crowd
 from tests.support.processes import Peer, Worker, wait_until
 
 WRITERS = 8
@@ -244,28 +245,22 @@ async def test_the_compaction_of_the_sdk_works_on_it(make: Make) -> None:
 # --- Many processes ---
 
 
-def writer(peer: Peer, path: str, who: int) -> None:
-    async def write() -> None:
-        session = OccamSession(path, "a")
-        for number in range(CALLS):
-            await session.add_items(said(*(f"{who} {number} {part}" for part in range(3))))
-        await session.aclose()
+async def write_all(path: str, who: int) -> None:
+    session = OccamSession(path, "a")
+    for number in range(CALLS):
+        await session.add_items(said(*(f"{who} {number} {part}" for part in range(3))))
+    await session.aclose()
 
-    peer.say("ready")
-    peer.hear()
-    asyncio.run(write())
+
+def writers(peer: Peer, path: str) -> None:
+    crowd(WRITERS, lambda who: asyncio.run(write_all(path, who)))
 
 
 def test_processes_that_add_lose_and_reorder_nothing(
     database_path: Path, start: Callable[..., Worker]
 ) -> None:
-    workers = [start(writer, str(database_path), who, method="spawn") for who in range(WRITERS)]
-    for worker in workers:
-        worker.hear()
-    for worker in workers:  # they open the database at once, and the first of them makes it
-        worker.say("go")
-    for worker in workers:
-        worker.result()
+    """They open the database at the same moment, and the first of them makes it."""
+    start(writers, str(database_path), method="spawn").result()
     with occamdb.open(database_path) as db:
         texts = texts_of(asyncio.run(OccamSession(db, "a").get_items()))
         assert len(texts) == WRITERS * CALLS * 3

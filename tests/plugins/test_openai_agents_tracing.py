@@ -394,7 +394,7 @@ async def test_an_agent_goes_on_when_the_database_is_closed(caplog: pytest.LogCa
     result = await Runner.run(an_agent(), "How is it in Oslo?")
     assert result.final_output == "Rain."
     tracing.force_flush()
-    assert "was not written" in caplog.text
+    assert "were not written" in caplog.text
     set_trace_processors([])
     tracing.shutdown()
 
@@ -413,9 +413,49 @@ def test_a_step_that_cannot_be_written_is_left_out_alone(
         tracing.force_flush()
         assert outline(the_tree(db)) == {"workflow": ["below", "small"]}
         assert all(not each.is_open for _, each in the_tree(db).walk())
-        assert caplog.text.count("was not written") == 1
+        assert caplog.text.count("were not written: 1 (") == 1
         set_trace_processors([])
         tracing.shutdown()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        occamdb.CoordinatorUnavailable("none"),
+        occamdb.CommitOutcomeUnknown("?"),
+        occamdb.StoreFullError("full"),
+    ],
+)
+def test_a_database_that_takes_nothing_is_asked_once_a_batch(
+    db: Database,
+    tracing: OccamTracing,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: occamdb.OccamError,
+) -> None:
+    """A coordinator that is away costs seconds a call, and a commit of unknown outcome may have happened."""
+    batches: list[int] = []
+    gate = threading.Event()
+
+    def refuse(batch: Any) -> None:
+        assert gate.wait(60)
+        batches.append(len(batch))
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tracing, "_write_together", refuse)
+        with trace("Lost"):
+            for _ in range(100):
+                with custom_span("step"):
+                    pass
+        gate.set()
+        tracing.force_flush()
+    assert sum(batches) == 202 and len(batches) <= 2, "each step was tried once"
+    assert caplog.text.count("were not written") == len(batches)
+    with trace("Later"):
+        pass
+    tracing.force_flush()
+    assert outline(the_tree(db)) == "workflow"
 
 
 def test_reports_that_make_no_sense_are_logged(
