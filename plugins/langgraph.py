@@ -43,7 +43,7 @@ except ImportError as error:
 
 from . import _langgraph_threads as threads
 from . import _langgraph_upkeep as upkeep
-from ._langgraph_gate import Gate
+from ._gate import Gate
 from ._langgraph_listing import Listing
 from ._langgraph_store import OccamStore
 from ._langgraph_threads import CheckpointConflict, NewCheckpoint, NewWrites, StaleWriteOwner, Stored, Txn

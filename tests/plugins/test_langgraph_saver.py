@@ -70,6 +70,15 @@ async def test_it_is_refused_in_an_event_loop(db: Database) -> None:
     assert len([each async for each in saver.alist(thread("t"))]) == 2
 
 
+async def test_thousands_of_tasks_at_once(db: Database) -> None:
+    saver = OccamSaver(occamdb.aio.wrap(db))
+    configs = await asyncio.gather(
+        *(saver.aput(thread(f"{number}"), checkpoint(), metadata(), {}) for number in range(1500))
+    )
+    found = await asyncio.gather(*(saver.aget_tuple(config) for config in configs))
+    assert all(each is not None for each in found)
+
+
 def test_threads_of_a_process_race_as_well(saver: OccamSaver) -> None:
     parent, gate, results = put(saver, thread("t")), threading.Barrier(4), []
 
