@@ -31,7 +31,7 @@ from langgraph.store.base import (
     TTLConfig,
 )
 
-from ._gate import Gate
+from ._gate import ISOLATION, Gate
 from ._langgraph_listing import field_of
 from ._langgraph_threads import Txn
 from ._support import AnyDatabase, Engine, run_named
@@ -117,22 +117,26 @@ class OccamStore(BaseStore):
         """
         batch = _Batch(self._name, ops)
         if batch.puts:
-            return self.engine.db.transaction(self._run, batch.change)
+            return self.engine.db.transaction(self._run, batch.change, isolation=ISOLATION)
         with self.engine.db.begin(self._run, read_only=True) as txn:
             results = batch.read(txn)
         if batch.read_again:
-            self.engine.db.transaction(self._run, batch.refresh)
+            self.engine.db.transaction(self._run, batch.refresh, isolation=ISOLATION)
         return results
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """`batch` in an event loop."""
         batch = _Batch(self._name, ops)
         if batch.puts:
-            return await self._gate.through(self.engine.aio.transaction, self._run, batch.change)
+            return await self._gate.through(
+                self.engine.aio.transaction, self._run, batch.change, isolation=ISOLATION
+            )
         async with self.engine.aio.begin(self._run, read_only=True) as txn:
             results = batch.read(txn)
         if batch.read_again:
-            await self._gate.through(self.engine.aio.transaction, self._run, batch.refresh)
+            await self._gate.through(
+                self.engine.aio.transaction, self._run, batch.refresh, isolation=ISOLATION
+            )
         return results
 
 

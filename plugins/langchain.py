@@ -22,7 +22,7 @@ from typing import Any, Generic, Self, TypeAlias, TypeVar
 from occamdb import RunId, Transaction
 from occamdb.aio import AsyncTransaction
 
-from ._gate import Gate
+from ._gate import ISOLATION, Gate
 from ._support import AnyDatabase, Engine, missing_extra, run_named, warn_if_newer
 
 try:
@@ -87,11 +87,13 @@ class _Named:
             txn.put(key, value, ttl=self._ttl)
 
     def _write(self, pairs: Sequence[tuple[str, Any]]) -> None:
-        self.engine.db.transaction(self._run, lambda txn: self._put_all(txn, pairs))
+        self.engine.db.transaction(self._run, lambda txn: self._put_all(txn, pairs), isolation=ISOLATION)
 
     async def _awrite(self, pairs: Sequence[tuple[str, Any]]) -> None:
         change = self.engine.aio.transaction
-        await self._gate.through(change, self._run, lambda txn: self._put_all(txn, pairs))
+        await self._gate.through(
+            change, self._run, lambda txn: self._put_all(txn, pairs), isolation=ISOLATION
+        )
 
 
 # --- Keys and values -----------------------------------------------------------------------------
