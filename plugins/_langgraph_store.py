@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 from langgraph.store.base import (
     BaseStore,
     GetOp,
+    InvalidNamespaceError,
     Item,
     ListNamespacesOp,
     MatchCondition,
@@ -28,10 +29,9 @@ from langgraph.store.base import (
     SearchItem,
     SearchOp,
     TTLConfig,
-    validate_op_namespace,
 )
 
-from ._langgraph_gate import Gate
+from ._gate import ISOLATION, Gate
 from ._langgraph_listing import field_of
 from ._langgraph_threads import Txn
 from ._support import AnyDatabase, Engine, run_named
@@ -117,22 +117,26 @@ class OccamStore(BaseStore):
         """
         batch = _Batch(self._name, ops)
         if batch.puts:
-            return self.engine.db.transaction(self._run, batch.change)
+            return self.engine.db.transaction(self._run, batch.change, isolation=ISOLATION)
         with self.engine.db.begin(self._run, read_only=True) as txn:
             results = batch.read(txn)
         if batch.read_again:
-            self.engine.db.transaction(self._run, batch.refresh)
+            self.engine.db.transaction(self._run, batch.refresh, isolation=ISOLATION)
         return results
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """`batch` in an event loop."""
         batch = _Batch(self._name, ops)
         if batch.puts:
-            return await self._gate.through(self.engine.aio.transaction, self._run, batch.change)
+            return await self._gate.through(
+                self.engine.aio.transaction, self._run, batch.change, isolation=ISOLATION
+            )
         async with self.engine.aio.begin(self._run, read_only=True) as txn:
             results = batch.read(txn)
         if batch.read_again:
-            await self._gate.through(self.engine.aio.transaction, self._run, batch.refresh)
+            await self._gate.through(
+                self.engine.aio.transaction, self._run, batch.refresh, isolation=ISOLATION
+            )
         return results
 
 
@@ -211,7 +215,8 @@ def _check(op: Op) -> None:
     """Refuse an operation that is none, or that this store does not have."""
     if not isinstance(op, GetOp | PutOp | SearchOp | ListNamespacesOp):
         raise ValueError(f"not an operation of a store: {op!r}")
-    validate_op_namespace(op)
+    for labels in _label_groups(op):
+        _check_labels(labels)
     if isinstance(op, GetOp | PutOp) and not isinstance(op.key, str):
         raise TypeError(f"the key of an item must be a str, got {type(op.key).__name__}: {op.key!r}")
     if isinstance(op, PutOp):
@@ -223,6 +228,24 @@ def _check(op: Op) -> None:
         _no_vectors("query")
     if isinstance(op, SearchOp | ListNamespacesOp) and min(op.limit, op.offset) < 0:
         raise ValueError(f"limit and offset must not be negative, got {op.limit} and {op.offset}")
+
+
+def _label_groups(op: Op) -> Iterator[tuple[str, ...]]:
+    if isinstance(op, SearchOp):
+        yield op.namespace_prefix
+    elif isinstance(op, ListNamespacesOp):
+        yield from (tuple(condition.path) for condition in op.match_conditions or ())
+    else:
+        yield op.namespace
+
+
+def _check_labels(labels: tuple[str, ...]) -> None:
+    """LangGraph's rule, which only its newer versions have a function for."""
+    for label in labels:
+        if not isinstance(label, str):
+            raise InvalidNamespaceError(f"a label must be a str, got {type(label).__name__} in {labels!r}")
+        if not label or "." in label or "\0" in label:
+            raise InvalidNamespaceError(f"a label is text without '.' and NUL, got {label!r} in {labels!r}")
 
 
 # --- Items ---------------------------------------------------------------------------------------

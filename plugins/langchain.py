@@ -22,6 +22,7 @@ from typing import Any, Generic, Self, TypeAlias, TypeVar
 from occamdb import RunId, Transaction
 from occamdb.aio import AsyncTransaction
 
+from ._gate import ISOLATION, Gate
 from ._support import AnyDatabase, Engine, missing_extra, run_named, warn_if_newer
 
 try:
@@ -54,7 +55,7 @@ class _Named:
     def __init__(self, kind: str, db: AnyDatabase, name: str, ttl: float | timedelta | None) -> None:
         self._kind, self._name, self._ttl = kind, name, ttl
         self._run: RunId = run_named(kind, name)
-        self.engine = Engine(db)
+        self.engine, self._gate = Engine(db), Gate()
 
     def close(self) -> None:
         """Close the database if it was opened here."""
@@ -84,6 +85,15 @@ class _Named:
             txn.put("name", self._name)
         for key, value in pairs:
             txn.put(key, value, ttl=self._ttl)
+
+    def _write(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        self.engine.db.transaction(self._run, lambda txn: self._put_all(txn, pairs), isolation=ISOLATION)
+
+    async def _awrite(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        change = self.engine.aio.transaction
+        await self._gate.through(
+            change, self._run, lambda txn: self._put_all(txn, pairs), isolation=ISOLATION
+        )
 
 
 # --- Keys and values -----------------------------------------------------------------------------
@@ -125,13 +135,13 @@ class OccamKVStore(_Named, BaseStore[str, V], Generic[V]):
         """Set keys: all of them in one commit."""
         pairs = [(_stored(key), value) for key, value in key_value_pairs]
         if pairs:
-            self.engine.db.transaction(self._run, lambda txn: self._put_all(txn, pairs))
+            self._write(pairs)
 
     async def amset(self, key_value_pairs: Sequence[tuple[str, V]]) -> None:
         """`mset` in an event loop."""
         pairs = [(_stored(key), value) for key, value in key_value_pairs]
         if pairs:
-            await self.engine.aio.transaction(self._run, lambda txn: self._put_all(txn, pairs))
+            await self._awrite(pairs)
 
     def mdelete(self, keys: Sequence[str]) -> None:
         """Delete keys in one commit. Those that are absent are no error."""
@@ -139,7 +149,8 @@ class OccamKVStore(_Named, BaseStore[str, V], Generic[V]):
 
     async def amdelete(self, keys: Sequence[str]) -> None:
         """`mdelete` in an event loop."""
-        await self.engine.aio.kv.delete_many(self._run, [_stored(key) for key in keys])
+        doomed = [_stored(key) for key in keys]
+        await self._gate.through(self.engine.aio.kv.delete_many, self._run, doomed)
 
     def yield_keys(self, *, prefix: str | None = None) -> Iterator[str]:
         """The keys with a prefix, in the order of their bytes. No snapshot is held between pages of them."""
@@ -194,12 +205,12 @@ class OccamCache(_Named, BaseCache):
     def update(self, prompt: str, llm_string: str, return_val: Sequence[Generation]) -> None:
         """Keep what a model answered."""
         pairs = [(_question(prompt, llm_string), [_record(each) for each in return_val])]
-        self.engine.db.transaction(self._run, lambda txn: self._put_all(txn, pairs))
+        self._write(pairs)
 
     async def aupdate(self, prompt: str, llm_string: str, return_val: Sequence[Generation]) -> None:
         """`update` in an event loop."""
         pairs = [(_question(prompt, llm_string), [_record(each) for each in return_val])]
-        await self.engine.aio.transaction(self._run, lambda txn: self._put_all(txn, pairs))
+        await self._awrite(pairs)
 
     def clear(self, **kwargs: Any) -> None:
         """Forget all answers, in one commit."""

@@ -43,7 +43,7 @@ except ImportError as error:
 
 from . import _langgraph_threads as threads
 from . import _langgraph_upkeep as upkeep
-from ._langgraph_gate import Gate
+from ._gate import ISOLATION, Gate
 from ._langgraph_listing import Listing
 from ._langgraph_store import OccamStore
 from ._langgraph_threads import CheckpointConflict, NewCheckpoint, NewWrites, StaleWriteOwner, Stored, Txn
@@ -124,8 +124,8 @@ class OccamSaver(BaseCheckpointSaver[int]):
         rest: dict[str, Any] = {**checkpoint}
         values = rest.pop("channel_values")
         counters = metadata.get("counters_since_delta_snapshot") or {}
-        source, run_id = metadata.get("source"), metadata.get("run_id")
-        whole = get_checkpoint_metadata(config, metadata)
+        source, whole = metadata.get("source"), get_checkpoint_metadata(config, metadata)
+        run_id = whole.get("run_id")
         # A graph, or `update_state`, that found no checkpoint begins the namespace. A subgraph of a replay may find
         # none before the point that is replayed.
         begins = (metadata.get("step", 0) < 0 or source == "update" or "__pregel_runtime" in given) and (
@@ -143,7 +143,7 @@ class OccamSaver(BaseCheckpointSaver[int]):
             values=values,
             versions=checkpoint["channel_versions"],
             deltas=list(counters),
-            run_id=whole.get("run_id", run_id),
+            run_id=None if run_id is None else str(run_id),
             checkpoint=self.serde.dumps_typed(rest),
             metadata=self.serde.dumps_typed(whole),
             dumps=self.serde.dumps_typed,
@@ -288,10 +288,11 @@ class OccamSaver(BaseCheckpointSaver[int]):
     # --- Writing ---
 
     def _write(self, thread_id: str, change: Callable[[Txn], T]) -> T:
-        return self.engine.db.transaction(threads.thread_run(thread_id), change)
+        return self.engine.db.transaction(threads.thread_run(thread_id), change, isolation=ISOLATION)
 
     async def _awrite(self, thread_id: str, change: Callable[[Txn], T]) -> T:
-        return await self._gate.through(self.engine.aio.transaction, threads.thread_run(thread_id), change)
+        run = threads.thread_run(thread_id)
+        return await self._gate.through(self.engine.aio.transaction, run, change, isolation=ISOLATION)
 
     def put(
         self,

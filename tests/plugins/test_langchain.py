@@ -100,6 +100,14 @@ def test_stores_are_runs_and_apart(db: Database) -> None:
     assert len(db.runs.list_runs()) == 1
 
 
+async def test_thousands_of_tasks_at_once(db: Database) -> None:
+    store: OccamKVStore[int] = OccamKVStore(occamdb.aio.wrap(db))
+    await asyncio.gather(*(store.amset([(f"{number}", number)]) for number in range(2000)))
+    assert await store.amget([f"{number}" for number in range(2000)]) == list(range(2000))
+    await asyncio.gather(*(store.amdelete([f"{number}"]) for number in range(2000)))
+    assert [key async for key in store.ayield_keys()] == []
+
+
 def test_values_may_expire(db: Database) -> None:
     store: OccamKVStore[int] = OccamKVStore(db, ttl=0.05)
     store.mset([("k", 1)])

@@ -70,6 +70,15 @@ async def test_it_is_refused_in_an_event_loop(db: Database) -> None:
     assert len([each async for each in saver.alist(thread("t"))]) == 2
 
 
+async def test_thousands_of_tasks_at_once(db: Database) -> None:
+    saver = OccamSaver(occamdb.aio.wrap(db))
+    configs = await asyncio.gather(
+        *(saver.aput(thread(f"{number}"), checkpoint(), metadata(), {}) for number in range(1500))
+    )
+    found = await asyncio.gather(*(saver.aget_tuple(config) for config in configs))
+    assert all(each is not None for each in found)
+
+
 def test_threads_of_a_process_race_as_well(saver: OccamSaver) -> None:
     parent, gate, results = put(saver, thread("t")), threading.Barrier(4), []
 
@@ -328,6 +337,43 @@ def test_a_deleted_thread_has_no_former_owner(saver: OccamSaver) -> None:
     saver.claim_write_ownership("t")
     with pytest.raises(StaleWriteOwner):
         put(former, thread("t"))
+
+
+class Meddling(JsonPlusSerializer):
+    """A serializer that does something the first time it sees a certain value, in the middle of a transaction."""
+
+    def __init__(self, deed: Any) -> None:
+        super().__init__()
+        self.deed = deed
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        if obj == "meddle" and self.deed is not None:
+            deed, self.deed = self.deed, None
+            deed()
+        return super().dumps_typed(obj)
+
+
+@pytest.mark.parametrize("isolation", ["serializable", "snapshot"])
+def test_the_commit_looks_again_whatever_the_isolation_of_the_database(isolation: Any) -> None:
+    begun = {"source": "input", "step": -1, "parents": {}}
+    with occamdb.open_in_memory(isolation=isolation) as db:
+        plain = OccamSaver(db)
+        meddler = Meddling(lambda: plain.claim_write_ownership("t"))
+        owner = OccamSaver(db, serde=meddler).claim_write_ownership("t")
+        with pytest.raises(StaleWriteOwner):
+            owner.put(thread("t"), checkpoint({"k": "meddle"}), metadata(), {"k": 1})
+        assert list(plain.list(thread("t"))) == []
+
+        meddler = Meddling(lambda: plain.put(thread("u"), checkpoint(), begun, {}))  # type: ignore[arg-type]
+        with pytest.raises(CheckpointConflict):
+            OccamSaver(db, serde=meddler).put(thread("u"), checkpoint({"k": "meddle"}), begun, {"k": 1})  # type: ignore[arg-type]
+        assert len(list(plain.list(thread("u")))) == 1
+
+        parent = put(plain, thread("v"))
+        meddler = Meddling(lambda: put(plain, parent, 1))
+        with pytest.raises(CheckpointConflict):
+            OccamSaver(db, serde=meddler).put(parent, checkpoint({"k": "meddle"}), metadata(1), {"k": 1})
+        assert len(list(plain.list(thread("v")))) == 2
 
 
 # --- What is refused ---

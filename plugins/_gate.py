@@ -1,16 +1,19 @@
-"""A bound on how many transactions of a plug-in are open in one event loop."""
+"""How transactions of plug-ins run: their isolation, and how many are open in one event loop."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
-__all__ = ["Gate"]
+__all__ = ["ISOLATION", "Gate"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# A plug-in that decides by what it has read needs reads that the commit checks, however the database was opened.
+ISOLATION: Literal["serializable"] = "serializable"
 
 # A process can hold 1,024 snapshots, and 32 commits can be under way in a loop at once.
 _AT_ONCE = 256
