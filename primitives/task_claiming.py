@@ -102,7 +102,6 @@ class _Attempts:
             self.lost = -1
             txn.wait()
 
-
     @property
     def in_doubt(self) -> bool:
         """Whether a claim was committed, or may yet be."""

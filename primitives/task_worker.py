@@ -105,7 +105,9 @@ class Worker(_Loop, Iterator[Task]):
                 if not ended:
                     raise
             except BaseException:
-                self._next(task, ended)  # it may not be completed: the next call, or the end of the block, sees to it
+                self._next(
+                    task, ended
+                )  # it may not be completed: the next call, or the end of the block, sees to it
                 raise
         claimed: Task | None = self._tasks.claim(self._run, self._queue, **self._options)
         if claimed is None or not self._next(claimed):
@@ -156,7 +158,9 @@ class AsyncWorker(_Loop, AsyncIterator[Task]):
                 if not ended:
                     raise
             except BaseException:
-                self._next(task, ended)  # it may not be completed: the next call, or the end of the block, sees to it
+                self._next(
+                    task, ended
+                )  # it may not be completed: the next call, or the end of the block, sees to it
                 raise
         claimed: Task | None = await self._tasks.claim(self._run, self._queue, **self._options)
         if claimed is None or not self._next(claimed):

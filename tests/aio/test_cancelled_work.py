@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import occamdb.aio
-from occamdb import RunId, TaskState, TypeTag
+from occamdb import RunId, TypeTag
 from occamdb.aio import AsyncDatabase
 from occamdb.primitives import layout
 from tests.support.aio import LoopFactory, open_async, run_in, until
@@ -74,7 +74,9 @@ def test_a_claim_of_another_task_of_the_loop_is_left_alone(
         async with opened() as db:
             for number in range(30):
                 await db.tasks.put(run, "q", number)
-                claims = [asyncio.create_task(db.tasks.claim(run, "q", lease=600, timeout=60)) for _ in range(4)]
+                claims = [
+                    asyncio.create_task(db.tasks.claim(run, "q", lease=600, timeout=60)) for _ in range(4)
+                ]
                 done, left = await asyncio.wait(claims, return_when=asyncio.FIRST_COMPLETED)
                 for other in left:
                     other.cancel()

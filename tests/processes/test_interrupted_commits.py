@@ -17,6 +17,7 @@ from tests.support.at_line import AtLine, interrupt
 from tests.support.databases import memory_database
 from tests.support.processes import open_database, segments_of, stop_coordinator, wait_until
 
+
 def make_attach(db: Database) -> None:
     """Leave the next commit no link but a new one."""
     if isinstance(db.handle, SharedHandle):

@@ -58,7 +58,9 @@ def take_over(peer: Peer, path: Path, run: RunId) -> tuple[str, int, float]:
         return task.id, task.attempts, came
 
 
-def test_the_task_of_a_killed_worker_is_claimed_by_another_within_a_second(tmp_path: Path, run: RunId) -> None:
+def test_the_task_of_a_killed_worker_is_claimed_by_another_within_a_second(
+    tmp_path: Path, run: RunId
+) -> None:
     with open_database(tmp_path) as db, workers() as start:
         for _ in range(KILLED_HOLDERS):
             db.tasks.put(run, "q")

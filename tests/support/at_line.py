@@ -20,9 +20,7 @@ COMMIT_FILES = (
 class AtLine:
     """Calls `act` before the n-th line that is executed in `files`; counts on until the end."""
 
-    def __init__(
-        self, number: int, act: Callable[[], object], files: Iterable[str] = COMMIT_FILES
-    ) -> None:
+    def __init__(self, number: int, act: Callable[[], object], files: Iterable[str] = COMMIT_FILES) -> None:
         self.number = number
         self.files = tuple(files)
         self.act = act
