@@ -118,7 +118,7 @@ def put_record(space: Space, name: str, record: list[Any]) -> None:
 def wait_for_claim(txn: TransactionBase, space: Space, name: str) -> None:
     """Let a transaction that is about to run a step wait until nobody else runs it.
 
-    Whoever claims the step after this was read writes the record, which the transaction writes too.
+    A claim that comes after this was read writes the record, which the transaction writes too.
 
     Raises:
       TransactionStateError: the step is run by the caller itself.

@@ -80,7 +80,8 @@ def _carry_out(db: Any, run_id: RunId, work: Work[R]) -> R:
                 elif isinstance(item, Call):
                     result = item.fn(*item.args, **item.kwargs)
                 elif isinstance(item, CleanUp):
-                    result = clean_up(db, run_id, item.fn)
+                    clean_up(db, run_id, item.fn)
+                    result = None
                 else:
                     time.sleep(item.seconds)
                     result = None
@@ -108,7 +109,8 @@ async def _await(db: Any, run_id: RunId, work: Work[R]) -> R:
                     if inspect.isawaitable(result):
                         result = await result
                 elif isinstance(item, CleanUp):
-                    result = await await_clean_up(db, run_id, item.fn)
+                    await await_clean_up(db, run_id, item.fn)
+                    result = None
                 else:
                     await asyncio.sleep(item.seconds)
                     result = None

@@ -49,7 +49,7 @@ def test_what_died_together_with_the_coordinator_is_given_to_those_who_wait(
             taken: list[Any] = []
             waiter = threading.Thread(target=lambda: taken.append(take(db, run)))
             waiter.start()
-            wait_until(lambda: db.handle.waits.led, what="the wait")  # type: ignore[attr-defined]
+            wait_until(lambda: db.handle.waits.led, what="the wait")
             kill_coordinator(tmp_path)
             holder.kill()
             # Nobody commits: only the one that waits can start another coordinator.
