@@ -3,8 +3,8 @@
 1. The record of a step says what became of it. It is written in one commit with the end of the claim, by the one that
    has the claim.
 2. A caller that runs a plain function claims the step first, with a session-bound key. The claim of a process that
-   ended is deleted, so another caller runs the function again. A plain function therefore runs at least once, and its result is
-   recorded once.
+   ended is deleted, so another caller runs the function again. A plain function therefore runs at least once, and its
+   result is recorded once.
 3. A function of a transaction runs in the transaction that writes the record. Its effects and its record are one
    commit, so they happen once.
 4. Failures are counted in the record, over all callers and processes.

@@ -191,7 +191,7 @@ class SharedHandle:
                     "the coordinator took no request in time; nothing was committed"
                 ) from None
             raise CommitOutcomeUnknown(
-                f"no answer from the coordinator within {self._timeout:g} s; the commit may still happen",
+                f"no answer from the coordinator within {remaining:.3g} s; the commit may still happen",
                 txn_id=(link.session, sequence),
             ) from None
         finally:
