@@ -147,11 +147,14 @@ LEASE_CLAIM = b"\x01"
 LEASE_TICKET = b"\x02"
 
 
-def _text(name: str) -> str:
+def lease_text(name: str) -> str:
+    """The name of a lease as plain text, of a member of a StrEnum too."""
+    if type(name) is str:
+        return name
     # What is not hashable must not reach the cache.
     if not isinstance(name, str):
         sized_name(name, "the name of a lease")
-    return name
+    return str.__str__(name)
 
 
 @lru_cache(maxsize=256)
@@ -162,7 +165,7 @@ def _lease_prefix(group: bytes, name: str) -> bytes:
 
 def lease_claims(name: str) -> bytes:
     """The prefix of the holders of a lease."""
-    return _lease_prefix(LEASE_CLAIM, _text(name))
+    return _lease_prefix(LEASE_CLAIM, lease_text(name))
 
 
 def lease_claim(name: str, slot: int) -> bytes:
@@ -178,7 +181,7 @@ def lease_slot(key: bytes) -> int:
 
 def lease_tickets(name: str) -> bytes:
     """The prefix of the waiters for a lease."""
-    return _lease_prefix(LEASE_TICKET, _text(name))
+    return _lease_prefix(LEASE_TICKET, lease_text(name))
 
 
 def lease_ticket(name: str, number: int) -> bytes:

@@ -76,7 +76,7 @@ class Acquisition:
     ) -> None:
         self.db = db
         self.run_id = run_id
-        self.name = name
+        self.name = name if type(name) is str else layout.lease_text(name)
         self.slots = checked_slots(slots)
         self.limit = checked_lease(lease)
         self.timeout = timeout
@@ -186,7 +186,7 @@ class Acquisition:
         )
         if claim is not None and claim[1] == lease.nonce:
             raise TransactionStateError(
-                f"this thread holds lease {self.name!r} already, under token {lease.token}, and would wait for itself",
+                f"this thread holds lease {self.name!r} already, under token {lease.token}, and could wait for itself",
                 hint="pass the Lease on instead of holding it again, or use another name",
                 details={"name": self.name, "token": lease.token},
             )

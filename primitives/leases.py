@@ -1,10 +1,10 @@
-"""Leases: one holder at a time, or `slots` of them, who loses what it holds when its process ends.
+"""Leases: one holder at a time, or `slots` of them. A holder whose process ends loses the lease.
 
 1. A holder is a key, the claim. Every claim that is made or given back writes that key, so the commit order has at
    most one holder of a slot at each of its points, whatever the isolation.
 2. Claims and tickets are session-bound: those of a process that ended are deleted in one commit.
-3. Who finds the lease taken, or somebody waiting, takes a ticket whose number is above those of all waiters. Only the
-   first in line claims; each of the others waits for the one before it. So an end of a hold wakes one waiter.
+3. A caller that finds the lease taken, or others waiting, takes a ticket with a number above those of all waiters. Only
+   the first in line claims; each of the others waits for the one before it. So the end of a hold wakes one waiter.
 4. A claim is known by its nonce, its token is the version of the commit that made it. A commit that requires the lease
    reads the claim, so it conflicts if the claim was changed before it in the order.
 """
@@ -35,6 +35,7 @@ from .extension import (
 )
 from .lease_acquisition import Acquisition, Lease, checked_lease
 from .work import CleanUp, Transact, Work, carry_out
+from .wrong_calls import outside_only
 
 if TYPE_CHECKING:
     from ..engine.transaction.async_database import AsyncDatabase
@@ -44,7 +45,7 @@ __all__ = ["Lease", "LeaseHolder", "Leases"]
 
 @dataclass(frozen=True, slots=True)
 class LeaseHolder:
-    """Who holds a slot of a lease.
+    """The holder of one slot of a lease.
 
     Attributes:
       name: of the lease.
@@ -77,6 +78,7 @@ class Leases(Primitive[H_co]):
     name = "leases"
     tag = TypeTag.LEASE
 
+    @outside_only
     def hold(
         self: Leases[DatabaseBase | AsyncDatabase[Any]],
         run_id: RunLike,
@@ -94,9 +96,9 @@ class Leases(Primitive[H_co]):
                     txn.put("plan", ["think"])
 
         The end of the block raises LeaseLost if the lease was lost meanwhile. Arguments as for `acquire`. It is
-        `async with` on an asynchronous database.
+        `async with` on an asynchronous database. Call `hold` for each `with` statement: what it returns is not a
+        lock that threads share.
         """
-        _refuse_inside(self, "hold")
         leases: Any = self
         work = Acquisition(self._handle, RunId.of(run_id), name, slots, lease, timeout)
         pid = os.getpid()
@@ -129,6 +131,7 @@ class Leases(Primitive[H_co]):
         slots: int = 1,
         lease: float | timedelta | None = None,
     ) -> Coroutine[Any, Any, Lease]: ...
+    @outside_only
     def acquire(
         self: Leases[Any],
         run_id: RunLike,
@@ -146,15 +149,14 @@ class Leases(Primitive[H_co]):
           run_id: the run that it is in.
           name: text of 1 to 1024 bytes in UTF-8.
           timeout: seconds to wait for it; None: for ever; 0: take it only if it is free.
-          slots: how many may hold it at once. All who hold it have to name the same number.
+          slots: how many may hold it at once. Every caller has to name the same number.
           lease: seconds after which it is lost if it was not extended; None: it has no such limit.
 
         Raises:
           TransactionTimeout: it was not free in time.
-          TransactionStateError: this thread (or task) holds it already, and would wait for itself.
+          TransactionStateError: this thread (or task) holds it already, and could wait for itself.
           InvalidArgumentError: a holder has named another number of slots.
         """
-        _refuse_inside(self, "acquire")
         return Acquisition(self._handle, RunId.of(run_id), name, slots, lease, timeout).carry_out()
 
     @operation
@@ -165,7 +167,7 @@ class Leases(Primitive[H_co]):
           db.leases.release(run_id, lease)
 
         Raises:
-          LeaseLost: it was not held any more.
+          LeaseLost: it is no longer held.
         """
         claim, _ = self._claim_of(lease)
         self.space.delete(claim)
@@ -178,7 +180,7 @@ class Leases(Primitive[H_co]):
           db.leases.extend(run_id, lease, 60)
 
         Raises:
-          LeaseLost: it is not held any more.
+          LeaseLost: it is no longer held.
         """
         limit = checked_lease(seconds)
         if limit is None:
@@ -196,7 +198,7 @@ class Leases(Primitive[H_co]):
           db.leases.require(run_id, lease)
 
         Raises:
-          LeaseLost: it is not held any more.
+          LeaseLost: it is no longer held.
         """
         self._claim_of(lease)
 
@@ -215,7 +217,7 @@ class Leases(Primitive[H_co]):
 
     @reader
     def holders(self, name: str) -> _Holders:
-        """Who holds a lease, by slot.
+        """The holders of a lease, by slot.
 
         Example:
           for holder in db.leases.holders(run_id, "gpu"): print(holder.pid)
@@ -224,7 +226,7 @@ class Leases(Primitive[H_co]):
 
     @reader
     def list(self) -> _Holders:
-        """Who holds any lease of the run, by name and slot.
+        """The holders of all leases of the run, by name and slot.
 
         Example:
           names = {holder.name for holder in db.leases.list(run_id)}
@@ -234,7 +236,7 @@ class Leases(Primitive[H_co]):
 
     @reader
     def waiting(self, name: str) -> int:
-        """How many wait for a lease.
+        """How many callers wait for a lease.
 
         Example:
           length = db.leases.waiting(run_id, "gpu")
@@ -292,15 +294,7 @@ def _holder(key: Any, row: Any) -> LeaseHolder:
 
 def _lost(lease: Lease) -> LeaseLost:
     return LeaseLost(
-        f"lease {lease.name!r} is not held under token {lease.token} any more",
+        f"lease {lease.name!r} is no longer held under token {lease.token}",
         name=lease.name,
         token=lease.token,
     )
-
-
-def _refuse_inside(leases: Leases[Any], call: str) -> None:
-    if leases.inside:
-        raise InvalidArgumentError(
-            f"leases.{call} works outside a transaction only: its holder is known when the commit is",
-            hint=f"db.leases.{call}(run_id, name), then txn.leases.require(lease)",
-        )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.model.errors import (
     ConflictError,
+    ForkedHandleError,
     InvalidArgumentError,
     LeaseLost,
     SnapshotExpired,
@@ -118,7 +119,7 @@ def put_record(space: Space, name: str, record: list[Any]) -> None:
 def wait_for_claim(txn: TransactionBase, space: Space, name: str) -> None:
     """Let a transaction that is about to run a step wait until nobody else runs it.
 
-    Whoever claims the step after this was read writes the record, which the transaction writes too.
+    A claim that comes after this was read writes the record, which the transaction writes too.
 
     Raises:
       TransactionStateError: the step is run by the caller itself.
@@ -246,6 +247,7 @@ class StepCall:
             raise called_by_itself(self.name)
         self.nonce = os.urandom(8)
         self.wrote = False
+        process = os.getpid()
         try:
             record = yield self._transact(self._claim)
             if record[0] == DONE:
@@ -255,25 +257,35 @@ class StepCall:
         except (_Failed, LeaseLost):
             raise  # the claim is gone
         except BaseException:
-            # An interrupt, or a commit whose outcome is not known: let others run it.
-            if self.wrote:
+            # An interrupt, or a commit whose outcome is not known: let others run it. In a child that the function has
+            # forked the claim is the parent's.
+            if self.wrote and process == os.getpid():
                 yield CleanUp(self._transact(self._unclaim).fn)
             raise
         finally:
             holding.forget(self.nonce)
 
     def _call(self, attempts: int) -> Work[Any]:
+        process = os.getpid()
+        result: Any = None
+        failure: Exception | None = None
         try:
             result = yield Call(self.fn, self.args, self.kwargs)
         except Exception as error:
             failure = error
-        else:
+        if process != os.getpid():
+            raise ForkedHandleError(
+                f"step {self.name!r} is run by the parent process, and a forked child came to the end of its function",
+                hint="end the child inside the function, by os._exit",
+            )
+        if failure is None:
             try:
                 yield self._transact(lambda txn, space: self._end(txn, space, DONE, attempts, result))
                 return result
             except _UNSTORABLE as error:
                 failure = error
-        yield self._transact(lambda txn, space: self._end(txn, space, FAILED, attempts, _text(failure)))
+        text = _text(failure)
+        yield self._transact(lambda txn, space: self._end(txn, space, FAILED, attempts, text))
         raise _Failed(failure, attempts) from failure
 
     def _claim(self, txn: TransactionBase, space: Space) -> list[Any]:
@@ -288,8 +300,12 @@ class StepCall:
             txn.wait()
         attempts = 1 if record is None else record[2] + 1
         if record is not None and self.retry is not None and record[2] >= self.retry.max_attempts:
-            # It did not fail, else `_read` would have said so: the last process that ran it has ended.
-            raise StepFailed(name=self.name, attempts=record[2], error="the end of its process")
+            # It did not fail, else `_read` would have said so.
+            raise StepFailed(
+                name=self.name,
+                attempts=record[2],
+                error="an interrupt, or the end of its process, and no outcome",
+            )
         self.began = txn.read_time // 1000
         begun = [RUNNING, self.function, attempts, None, self.began, 0]
         self.wrote = True

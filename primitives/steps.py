@@ -2,9 +2,9 @@
 
 1. The record of a step says what became of it. It is written in one commit with the end of the claim, by the one that
    has the claim.
-2. Who runs a plain function claims the step first, with a session-bound key. The claim of a process that ended is
-   deleted, so another caller runs the function again. A plain function therefore runs at least once, and its result is
-   recorded once.
+2. A caller that runs a plain function claims the step first, with a session-bound key. The claim of a process that
+   ended is deleted, so another caller runs the function again. A plain function therefore runs at least once, and its
+   result is recorded once.
 3. A function of a transaction runs in the transaction that writes the record. Its effects and its record are one
    commit, so they happen once.
 4. Failures are counted in the record, over all callers and processes.
@@ -143,7 +143,8 @@ class Steps(Primitive[H_co]):
               run_id: the run; outside only.
               name: of the step: text of 1 to 1024 bytes in UTF-8.
               fn: the function; one name belongs to one function.
-              args, kwargs: for the function.
+              args, kwargs: for the function. They are not recorded: once the step is done, other arguments give the
+                same result.
               retry: how often it is tried in all, over all callers and processes, and the pauses between; the end
                 of the process counts as a failure. None: this call tries once, and a later call tries again. Outside
                 only.

@@ -109,7 +109,7 @@ def decode_task(raw: bytes, record: Any, place: Place, now_us: int) -> Task:
     """The task of a record and a place.
 
     Raises:
-      CorruptionError: they are none.
+      CorruptionError: they are not those of a task.
     """
     try:
         queue, priority, key, created, payload = record

@@ -134,7 +134,7 @@ def claimed_task(task: object) -> Task:
     """A task that its holder passes back.
 
     Raises:
-      InvalidArgumentError: it is no task, or was not claimed.
+      InvalidArgumentError: it is not a task, or was not claimed.
     """
     if isinstance(task, Task) and task.claim and task.state is TaskState.CLAIMED:
         return task
@@ -149,7 +149,7 @@ def checked_seconds(seconds: object, what: str, *, zero: bool = False) -> float:
     """A span of time, as seconds or as a timedelta.
 
     Raises:
-      InvalidArgumentError: it is none, too short, or too long.
+      InvalidArgumentError: it is not one, or too short, or too long.
     """
     if isinstance(seconds, timedelta):
         seconds = seconds.total_seconds()
@@ -170,7 +170,7 @@ def checked_number(number: object, what: str, least: int, most: int) -> int:
     """A whole number in a range.
 
     Raises:
-      InvalidArgumentError: it is none, or outside the range.
+      InvalidArgumentError: it is not one, or outside the range.
     """
     if type(number) is not int or not least <= number <= most:
         raise InvalidArgumentError(

@@ -49,6 +49,7 @@ from .task_types import (
     raw_task_id,
 )
 from .task_worker import AsyncWorker, Worker, note_ended
+from .wrong_calls import outside_only
 
 if TYPE_CHECKING:
     from ..engine.transaction.async_database import AsyncDatabase
@@ -282,6 +283,7 @@ class Tasks(Primitive[H_co]):
         lease: float | timedelta = ...,
         timeout: float | None = ...,
     ) -> AsyncWorker: ...
+    @outside_only
     def worker(
         self: Tasks[Any],
         run_id: RunLike,

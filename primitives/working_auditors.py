@@ -68,7 +68,7 @@ def _slots_of(value: Any) -> int:
 
 
 def audit_steps(space: Space) -> Iterator[Fault]:
-    """Every record is readable and agrees with itself; who runs a step has a record that says so."""
+    """Every record is readable and agrees with itself; a claim of a step has a record that says so."""
     rows: Any = space.scan(b"")
     for key, row in rows:
         if key[:1] == layout.STEP:
@@ -81,7 +81,7 @@ def audit_steps(space: Space) -> Iterator[Fault]:
             if record is None or record[0] != 0:
                 yield Fault(key, "somebody runs a step whose record does not say so")
             if not row.ephemeral:
-                yield Fault(key, "who runs a step is bound to no session: others would wait for ever")
+                yield Fault(key, "the claim of a step is bound to no session: others would wait for ever")
         else:
             yield Fault(key, "a key that this version does not know")
 

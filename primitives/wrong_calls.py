@@ -8,14 +8,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import update_wrapper
-from typing import Any
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from ..engine.model.errors import InvalidArgumentError
 from ..engine.model.public_types import RunId
 from ._calls import shielded
 
-__all__ = ["WrongCallError", "explaining"]
+__all__ = ["WrongCallError", "explaining", "outside_only"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class WrongCallError(InvalidArgumentError, TypeError):
@@ -41,6 +43,32 @@ def explaining(function: Callable[..., Any], *, described: inspect.Signature) ->
     update_wrapper(call, function)
     call.__signature__ = described  # type: ignore[attr-defined]
     return call
+
+
+def outside_only(method: F) -> F:
+    """A method that is called on a database alone, with the run first; inside a transaction it is refused."""
+    name, described = method.__name__, inspect.signature(method)
+    facade, run, *given = described.parameters.values()
+    positional = inspect.Parameter.POSITIONAL_ONLY
+    checked = explaining(
+        method,
+        described=described.replace(
+            parameters=[facade.replace(kind=positional), run.replace(kind=positional), *given]
+        ),
+    )
+
+    def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if self.inside:
+            raise InvalidArgumentError(
+                f"txn.{self.name}.{name}: it works outside a transaction only",
+                hint=f"db.{self.name}.{name}(run_id, {given[0].name}, ...)",
+            )
+        if "run_id" in kwargs and not args:
+            args = (kwargs.pop("run_id"),)
+        return checked(self, *args, **kwargs)
+
+    update_wrapper(call, method)
+    return cast(F, call)
 
 
 def _misfit(

@@ -99,6 +99,14 @@ class LocalHandle:
     def session(self) -> int:
         return self._session
 
+    @property
+    def orphaned(self) -> bool:
+        """Never: the engine is in this process."""
+        return False
+
+    def revive(self, limit: float) -> None:
+        """Never called."""
+
     def keep_session(self) -> None:
         """Nothing to do: the keys of an in-memory database end with it."""
 

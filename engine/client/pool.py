@@ -124,6 +124,11 @@ class LinkPool:
         """Whether `keep_session` was called in this process."""
         return self._keeper is not None
 
+    @property
+    def starts(self) -> bool:
+        """Whether it starts a coordinator when there is none."""
+        return self._start == "auto"
+
     def keep_session(self, limit: float) -> None:
         """From now on see to it that the session outlives a coordinator, also while this process makes no call.
 

@@ -6,6 +6,7 @@ vanished.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -15,7 +16,13 @@ from typing import Any
 from ...ipc.errors import ChannelBroken, ChannelTimeout, ControlError
 from ..disk import failpoints
 from ..model.control_messages import raise_refusal
-from ..model.errors import CommitOutcomeUnknown, CoordinatorUnavailable, LogWriteError, TransactionTimeout
+from ..model.errors import (
+    CommitOutcomeUnknown,
+    CoordinatorUnavailable,
+    DatabaseClosedError,
+    LogWriteError,
+    TransactionTimeout,
+)
 from ..model.limits import Limits
 from ..model.public_types import BackupSummary, Durability
 from ..model.settings import Settings
@@ -125,6 +132,23 @@ class SharedHandle:
                 return primary.attachment
         return self.pool.attach_primary(time.monotonic() + self._timeout).attachment
 
+    @property
+    def orphaned(self) -> bool:
+        """Whether the coordinator was killed, and this handle may start another one. A clean stop is to last."""
+        primary = self.pool.primary
+        return (
+            primary is not None
+            and self.pool.starts
+            and not self.pool.closed
+            and primary.gone()
+            and not primary.channel.drained
+        )
+
+    def revive(self, limit: float) -> None:
+        """Attach to the next coordinator, and start it if need be, or give up at `limit`."""
+        with contextlib.suppress(CoordinatorUnavailable, DatabaseClosedError, LogWriteError):
+            self.pool.give_back(self.pool.take(limit))
+
     def submit(self, request: bytearray, deadline: float | None) -> Answer:
         limit = time.monotonic() + self._timeout if deadline is None else deadline
         pool = self.pool
@@ -167,7 +191,7 @@ class SharedHandle:
                     "the coordinator took no request in time; nothing was committed"
                 ) from None
             raise CommitOutcomeUnknown(
-                f"no answer from the coordinator within {self._timeout:g} s; the commit may still happen",
+                f"no answer from the coordinator within {remaining:.3g} s; the commit may still happen",
                 txn_id=(link.session, sequence),
             ) from None
         finally:

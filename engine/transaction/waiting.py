@@ -14,7 +14,9 @@ threads that it concerns.
 3. A leader proves by `_beat` that it lives. A thread whose leader was interrupted in the middle of handing over takes
    the lead itself after a while.
 4. Everything of the hub is guarded by `_lock`, which is held for a few lines and never while anything blocks.
-5. A forked child begins with an empty hub: its parent's waiting threads are not there.
+5. What a dead process held, and what has expired, is taken away by the coordinator. If that was killed too, and all
+   other processes wait, none would commit and start another one. So the leader does, after a while.
+6. A forked child begins with an empty hub: its parent's waiting threads are not there.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["Interest", "StaleCheck", "WaitHub", "Waiter", "wait_for_change"]
 
 _LOOK_SECONDS = 0.25  # how often the leader looks whether the store was replaced
+_REVIVE_LOOKS = 4  # so often it finds the coordinator gone before it starts another one
+_REVIVE_SECONDS = 5.0  # how long it tries
 _FOLLOW_SECONDS = 5.0  # how often a thread looks whether its leader lives
 _LEADER_LOST = 2.0
 
@@ -101,6 +105,13 @@ class Attached(Protocol):
 
     def attachment(self) -> StoreAttachment:
         """The store to begin snapshots on."""
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the coordinator was killed, and this handle may start another one."""
+
+    def revive(self, limit: float) -> None:
+        """Attach to the next coordinator, and start it if need be, or give up at `limit`."""
 
 
 class WaitHub:
@@ -340,6 +351,7 @@ class WaitHub:
 
     def _lead(self, waiter: Waiter, deadline: float | None) -> None:
         """Watch the bell for all, until this thread has something to look at."""
+        orphaned = 0
         while not waiter.woken:
             with self._lock:
                 if self._leader is not waiter:
@@ -369,6 +381,13 @@ class WaitHub:
             elif bell.sleep(seen, pause):
                 self._pace.woken(time.monotonic())
                 continue
+            orphaned = orphaned + 1 if self._handle.orphaned else 0
+            if orphaned >= _REVIVE_LOOKS:
+                orphaned = 0
+                now = time.monotonic()
+                self._handle.revive(
+                    now + (_REVIVE_SECONDS if deadline is None else min(_REVIVE_SECONDS, deadline - now))
+                )
             attachment = self.attachment()
             if attachment is None:
                 continue

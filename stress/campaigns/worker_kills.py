@@ -1,7 +1,7 @@
 """The campaign against workers: SIGKILL at random instants of their work, each replaced by a new one.
 
-What must hold is the workload's: with `tasks`, that every effect happened once; with `leases`, that no commit of a
-former holder landed. Beside that no worker that was left alone may end, or stand still.
+What must hold is what the workload says: with `tasks`, that every effect happened once; with `leases`, that no commit
+of a former holder landed. Besides, no worker that was left alone may end or stand still.
 """
 
 from __future__ import annotations

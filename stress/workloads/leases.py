@@ -75,7 +75,7 @@ class LeaseHolders(Workload):
         return lease
 
     def verify(self, context: Context, counts: Counts, tallies: list[Counts]) -> list[Problem]:
-        """Tokens never went back, every acknowledged commit is there, and nobody waits any more."""
+        """Tokens never went back, every acknowledged commit is there, and nobody still waits."""
         db: Any = context.db
         problems = between("the number of commits of former holders", db.get(RUN, "backwards"), 0, 0)
         problems += between(

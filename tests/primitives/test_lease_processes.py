@@ -1,12 +1,13 @@
 """Leases and steps over the death and the stops of processes."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from occamdb import Database, LeaseLost, RunId
+from occamdb import Database, ForkedHandleError, LeaseLost, RunId
 from occamdb.engine.model.errors import ConflictError
 from tests.support.processes import Peer, open_database, wait_until, workers
 
@@ -220,3 +221,41 @@ def test_effects_of_a_step_in_a_transaction_happen_once_over_kills(
     steps = db.steps.list(run)
     assert all(step.state == "done" and step.attempts == 1 for step in steps)
     assert db.kv.get(run, "paid") == db.events.len(run) == len(steps) >= 240
+
+
+def test_a_forked_child_that_leaves_a_step_does_not_end_its_parents_claim(
+    database_path: Path, run: RunId
+) -> None:
+    """It returns from the function, raises, or ends as by `sys.exit`; the parent's call goes on."""
+    with open_database(database_path) as db:
+        outcomes: list[int] = []
+
+        def forking(way: str) -> str:
+            child = os.fork()
+            if child:
+                outcomes.append(os.waitpid(child, 0)[1])
+                return "the parent's"
+            if way == "raise":
+                raise OSError("in the child")
+            if way == "exit":
+                raise SystemExit(3)
+            return "the child's"
+
+        for way in ("return", "raise", "exit"):
+            parent = os.getpid()
+            try:
+                assert db.steps.run(run, way, forking, way) == "the parent's"
+            except BaseException as error:
+                if os.getpid() == parent:
+                    raise
+                os._exit(0 if isinstance(error, ForkedHandleError | SystemExit) else 1)
+            finally:
+                if os.getpid() != parent:
+                    os._exit(2)
+            step = db.steps.get(run, way)
+            assert step is not None and (step.state, step.result, step.attempts) == (
+                "done",
+                "the parent's",
+                1,
+            )
+        assert outcomes == [0, 0, 0]

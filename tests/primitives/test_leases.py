@@ -5,6 +5,7 @@ import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from occamdb.engine.model.errors import (
     TransactionStateError,
 )
 from occamdb.engine.model.public_types import RunId
+from occamdb.primitives.wrong_calls import WrongCallError
 from tests.support.processes import wait_until
 
 
@@ -322,3 +324,33 @@ def test_a_block_that_was_not_entered_can_be_entered_again(db: Any, run: RunId) 
         db.leases.release(run, mine)
         with block:
             assert len(db.leases.list(run)) == 1
+
+
+def test_wrong_calls_of_leases_and_workers_say_the_form(db: Any, run: RunId) -> None:
+    for call, name in ((db.leases.hold, "leader"), (db.leases.acquire, "leader"), (db.tasks.worker, "pages")):
+        with pytest.raises(WrongCallError, match="the run comes first") as refused:
+            call(name)
+        assert "run_id" in refused.value.hint
+        with pytest.raises(WrongCallError, match="tiemout"):
+            call(run, name, tiemout=5)
+    with db.begin(run) as txn:
+        for call in (txn.leases.hold, txn.leases.acquire, txn.tasks.worker):
+            for arguments in (("x",), (run, "x")):
+                with pytest.raises(InvalidArgumentError, match="outside a transaction only") as inside:
+                    call(*arguments)
+                assert "db." in inside.value.hint
+    with db.leases.hold(run_id=run, name="leader") as lease:
+        assert db.leases.is_held(run, lease)
+
+
+class Name(StrEnum):
+    """Names of a program; a member is a text."""
+
+    LEADER = "leader"
+
+
+def test_a_lease_named_by_an_enumeration_is_plain_data(db: Any, run: RunId) -> None:
+    with db.leases.hold(run, Name.LEADER) as lease:
+        assert type(lease.name) is str and db.leases.holders(run, "leader")[0].token == lease.token
+    with pytest.raises(InvalidArgumentError, match="at most 3,150,000,000"):
+        db.leases.acquire(run, "leader", lease=1e10)
