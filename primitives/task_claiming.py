@@ -29,7 +29,7 @@ from . import layout
 from ._task_moves import claim_task
 from .layout import TASK_CLAIM, TASK_DELAYED, TASK_OPEN
 from .operations import CONTENDED, RunLike
-from .task_records import CLAIMS, ORDER, RELEASED, due_of
+from .task_records import CLAIMS, ORDER, RELEASED, due_of, find_place
 from .task_types import Task
 from .work import await_clean_up, clean_up
 
@@ -122,22 +122,23 @@ class _Attempts:
 def _undo(space: Space, task: Task, is_ours: Callable[[VersionedValue], bool]) -> None:
     """Release a task if the claim on it is ours. If there is none, make sure that ours does not come later.
 
-    A commit of it that is still under way has read the open place, so it conflicts with what is written here. By the
+    A commit of it that is still under way writes the task's place too, so it conflicts with what is written here. By the
     session alone a claim of another thread may be taken for ours, if both were after the same task at that moment. That
     thread then meets LeaseLost, as if its lease had run out.
     """
     prefix, suffix = layout.task_queue(task.queue), layout.task_rank(task.priority) + bytes.fromhex(task.id)
-    place = space.get_versioned(prefix + TASK_OPEN + suffix)
-    claim = space.get_versioned(prefix + TASK_CLAIM + suffix)
-    if place is None:
+    place = find_place(space, prefix, suffix)
+    found = None if place is None else space.get_versioned(place.key)
+    if place is None or found is None or place.kind not in (TASK_OPEN, TASK_DELAYED):
         return
-    entry = place.value
-    entry[ORDER] = entry[ORDER] or place.version
+    entry = found.value
+    entry[ORDER] = entry[ORDER] or found.version
+    claim = space.get_versioned(prefix + TASK_CLAIM + suffix)
     if claim is None and entry[CLAIMS] == task.claim - 1:
-        space.put(prefix + TASK_OPEN + suffix, entry)
+        space.put(place.key, entry)
     elif claim is not None and claim.value == task.claim and is_ours(claim):
         entry[RELEASED] += 1
-        space.put(prefix + TASK_OPEN + suffix, entry)
+        space.put(place.key, entry)
         space.delete(prefix + TASK_CLAIM + suffix)
 
 

@@ -11,11 +11,12 @@ from tests.support.processes import open_database, stop_coordinator, wait_until
 FILES = (*COMMIT_FILES, "engine/transaction/attempts.py", "engine/transaction/database.py")
 
 
-def claim_interrupted_everywhere(db: Database, run: RunId, timeout: float) -> int:
+def claim_interrupted_everywhere(db: Database, run: RunId, timeout: float, *, delay: float = 0) -> int:
     """Claim again and again, interrupted one line later each time, until a claim gets through; how many did not."""
     number = 1
     while True:
-        task = db.tasks.put(run, "q", number)
+        task = db.tasks.put(run, "q", number, delay=delay)
+        wait_until(lambda: _state(db, run, task.id) is TaskState.READY, what="the end of the delay")  # noqa: B023
         claimed = None
         with AtLine(number, interrupt, FILES) as at:
             try:
@@ -49,6 +50,7 @@ def test_interrupted_at_every_line(tmp_path: Path, run: RunId) -> None:
     with open_database(path) as db:
         assert claim_interrupted_everywhere(db, run, 0) >= 10
         assert claim_interrupted_everywhere(db, run, 5) >= 10
+        assert claim_interrupted_everywhere(db, run, 0, delay=0.001) >= 10
     stop_coordinator(path)
 
 

@@ -252,7 +252,7 @@ def test_a_forked_child_that_leaves_the_block_does_not_give_back_its_parents_tas
 ) -> None:
     path = tmp_path / "db"
     with open_database(path) as db:
-        db.tasks.put_many(run, "q", [1, 2])
+        db.tasks.put(run, "q")
         with db.tasks.worker(run, "q", timeout=0) as tasks:
             for task in tasks:
                 child = os.fork()
@@ -260,11 +260,10 @@ def test_a_forked_child_that_leaves_the_block_does_not_give_back_its_parents_tas
                     # As `sys.exit` in the block, without pytest's own handlers above it.
                     with suppress(SystemExit):
                         tasks.__exit__(SystemExit, SystemExit(), None)
-                    next(tasks, None)
-                    os._exit(0)
+                    os._exit(0 if next(tasks, None) is None else 1)
                 assert os.waitpid(child, 0)[1] == 0
                 found = db.tasks.get(run, task)
                 assert found is not None and found.state is TaskState.CLAIMED
         stats = db.tasks.stats(run, "q")
-        assert stats.done + stats.ready == 2 and stats.done >= 1 and stats.dead == 0
+        assert (stats.done, stats.open, stats.dead) == (1, 0, 0)
     stop_coordinator(path)
