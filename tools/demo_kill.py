@@ -41,7 +41,7 @@ class Takeover:
         milliseconds = self.delay.total_seconds() * 1000
         return (
             f"indexer-{self.victim} was killed with {self.done} of the {self.files} files of batch {self.batch} "
-            f"done; indexer-{self.successor} had it {milliseconds:,.0f} ms later and went on behind them"
+            f"done; indexer-{self.successor} had it {milliseconds:,.0f} ms later and indexed the rest"
         )
 
 

@@ -320,6 +320,7 @@ class AwaitedHandle:
         for links in self._of_loops.values():
             links.forget_after_fork()
         self._of_loops = {}
+        self._turn_waiters = TurnWaiters(self.inner)  # the threads of the other one are the parent's
         self._shared = {}
         self._abandoned.clear()
         # Kept: a generator that goes asks its loop, which is the parent's, to run its end.

@@ -474,7 +474,7 @@ class EventLinks:
         self.closed = True
         self._idle.clear()
         self._busy.clear()
-        self._kept.clear()
+        self._kept.forget_after_fork()
         self._release.detach()
         with contextlib.suppress(OSError):
             os.close(self._event_fd)

@@ -65,6 +65,10 @@ class KeptLinks:
         """Keep none; those that were kept."""
         return [carrier for turn in list(self._kept) if (carrier := self.take(turn)) is not None]
 
+    def forget_after_fork(self) -> None:
+        """In a forked child. The timers are of the parent's loop, and are not touched."""
+        self._kept = {}
+
     def _expire(self, turn: int) -> None:
         carrier = self.take(turn)
         if carrier is not None:

@@ -83,6 +83,7 @@ STALLS = [
 # Passed by workers, at the creation of shared memory (tests/faults/test_segment_creation.py has the rest of it) and
 # in the file layer. Those of large ranges are struck in tests/engine/commit/test_range_slices.py.
 ELSEWHERE = {"worker", "shm", "file", "clock", "range"}
+CLOCKS = {"commit.turn_clock"}  # steps a clock: nothing is under way there that a death could interrupt
 
 
 @pytest.fixture
@@ -93,7 +94,8 @@ def path(tmp_path: Path) -> Path:
 def test_no_point_is_forgotten() -> None:
     struck = {text.split("=")[0] for text in (*COMMIT, *SYNC, *ROTATION, *CHECKPOINT, *START, *CREATION)}
     struck |= {"coordinator.attach", "coordinator.stopping"}
-    assert {name for name in failpoints.NAMES if name.split(".")[0] not in ELSEWHERE} <= struck
+    inside = {name for name in failpoints.NAMES if name.split(".")[0] not in ELSEWHERE}
+    assert inside - CLOCKS <= struck
 
 
 @pytest.mark.parametrize("durability", ["standard", "always"])

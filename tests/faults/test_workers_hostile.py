@@ -30,6 +30,7 @@ from occamdb.engine.commit.messages import (
     encode_request,
 )
 from occamdb.engine.disk.directory import socket_path
+from occamdb.engine.model.bounds import encode_bounds
 from occamdb.ipc import layout
 from occamdb.ipc._channel import ClientChannel
 from occamdb.ipc.control import ControlClient
@@ -119,6 +120,10 @@ def put(key: bytes = b"key", value: bytes = b"\x01", **fields: Any) -> Op:
     return Op(OpCode.PUT, key, value, **fields)
 
 
+def add(bounds: bytes) -> Op:
+    return Op(OpCode.ADD, b"key", bounds, argument=1)
+
+
 def blind(*ops: Op, sequence: int = 1) -> bytes:
     return encode_request(Request(sequence, ops=ops, flags=RequestFlags.BLIND))
 
@@ -130,6 +135,7 @@ def patched(data: bytes, offset: int, form: str, *values: Any) -> bytes:
 
 
 GOOD = blind(put())
+BOUNDS = encode_bounds(5, 1) or b""
 BAD_MESSAGES = {
     "no frame at all": b"\xde\xad\xbe\xef" * 8,
     "a frame of zeros": bytes(64),
@@ -141,7 +147,6 @@ BAD_MESSAGES = {
     "the wrong magic": frame(patched(GOOD, 0, "<I", 0x12345678)),
     "an unknown kind": frame(patched(GOOD, 4, "<H", 2)),
     "unknown flags": frame(patched(GOOD, 6, "<H", 0x8001)),
-    "reserved bytes in use": frame(patched(GOOD, 56, "<Q", 1)),
     "a body size that is short": frame(patched(GOOD, 36, "<I", 1)),
     "a body size that is long": frame(patched(GOOD, 36, "<I", 0xFFFFFFFF)),
     "more ops than there are": frame(patched(GOOD, 32, "<I", 0xFFFFFFFF)),
@@ -154,6 +159,10 @@ BAD_MESSAGES = {
     "an empty key": frame(blind(put(key=b""))),
     "an empty value": frame(blind(put(value=b""))),
     "a read with a value": frame(blind(Op(OpCode.READ, b"key", b"value"))),
+    "bounds of the wrong size": frame(blind(add(BOUNDS[:-1]))),
+    "bounds with unknown flags": frame(blind(add(patched(BOUNDS, 0, "<B", 0x11)))),
+    "bounds with reserved bytes in use": frame(blind(add(patched(BOUNDS, 7, "<B", 1)))),
+    "bounds that bound nothing": frame(blind(add(patched(BOUNDS, 0, "<B", 0)))),
     "a range without an end": frame(blind(Op(OpCode.RANGE, b"key"))),
     "a check after an effect": frame(blind(put(), Op(OpCode.READ, b"key"))),
     "sequence 0": frame(blind(put(), sequence=0)),

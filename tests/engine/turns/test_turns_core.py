@@ -24,6 +24,8 @@ from occamdb.engine.commit.messages import (
     encode_request,
 )
 from occamdb.engine.disk import failpoints
+from occamdb.engine.model.bounds import encode_bounds
+from occamdb.engine.model.values import encode_value
 from occamdb.ipc.errors import ChannelTimeout
 
 from ...support import turn_model
@@ -276,6 +278,25 @@ def test_a_request_that_waits_outlives_a_failed_batch(core: Turns) -> None:
     assert core.receive(0).status is Status.LOG_WRITE_ERROR
     core.end_turns(3)
     assert core.receive(2).status is Status.COMMITTED
+
+
+def test_a_bounded_increment_that_waited_is_judged_by_what_is_there_then(core: Turns) -> None:
+    """It is refused by the sum that the transaction with the turn left, and its answer names that."""
+    core.run()
+    write(core, 0)
+    assert core.receive(0).status is Status.COMMITTED
+    lose(core, 1, turn=9)
+    assert core.receive(1).turn
+    bounds = encode_bounds(100, None) or b""
+    core.request(2, (Op(OpCode.ADD, name(0), bounds, argument=1),), None)
+    core.settle(3)
+    assert core.answer(2) is None
+    core.request(1, (Op(OpCode.PUT, name(0), encode_value(100)),), None, turn=9)
+    assert core.receive(1).status is Status.COMMITTED
+    reply = core.receive(2)
+    assert (reply.status, reply.detail) == (Status.BOUND_REACHED, 0)
+    assert [result.value for result in reply.results] == [100]
+    assert core.core.check() is None
 
 
 def test_a_clean_stop_answers_those_who_wait(core: Turns) -> None:
