@@ -122,9 +122,9 @@ class _Attempts:
 def _undo(space: Space, task: Task, is_ours: Callable[[VersionedValue], bool]) -> None:
     """Release a task if the claim on it is ours. If there is none, make sure that ours does not come later.
 
-    A commit of it that is still under way writes the task's place too, so it conflicts with what is written here. By the
-    session alone a claim of another thread may be taken for ours, if both were after the same task at that moment. That
-    thread then meets LeaseLost, as if its lease had run out.
+    A commit of it that is still under way writes the task's place too, so it conflicts with what is written here. By
+    the session alone a claim of another thread may be taken for ours, if both were after the same task at that moment.
+    That thread then meets LeaseLost, as if its lease had run out.
     """
     prefix, suffix = layout.task_queue(task.queue), layout.task_rank(task.priority) + bytes.fromhex(task.id)
     place = find_place(space, prefix, suffix)
