@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -362,24 +364,27 @@ def test_in_memory_the_keys_end_with_the_database(run: RunId) -> None:
         assert caught.value.hint
 
 
+def session_threads() -> set[threading.Thread]:
+    """Those of this process. Databases that several tests share may have some."""
+    return {thread for thread in threading.enumerate() if thread.name == "occamdb session"}
+
+
 def test_a_closed_database_takes_no_ephemeral_key_and_leaves_no_thread(
     db: Database, path: Path, run: RunId
 ) -> None:
-    import threading
-
+    before = session_threads()
     db.put(run, "lock", 1, ephemeral=True)
-    assert any(thread.name == "occamdb session" for thread in threading.enumerate())
+    assert session_threads() > before
     db.close()
-    assert not any(thread.name == "occamdb session" for thread in threading.enumerate())
+    assert session_threads() == before
     with pytest.raises(DatabaseClosedError):
         db.put(run, "lock", 1, ephemeral=True)
 
 
 def test_a_handle_that_writes_no_ephemeral_key_has_no_thread(db: Database, run: RunId) -> None:
-    import threading
-
+    before = session_threads()
     db.put(run, "plain", 1)
-    assert not any(thread.name == "occamdb session" for thread in threading.enumerate())
+    assert session_threads() == before
 
 
 # ---- a commit whose answer was lost --------------------------------------------------------------------------------
@@ -400,16 +405,11 @@ def test_a_database_that_was_never_closed_goes_when_nobody_refers_to_it(
     db: Database, path: Path, run: RunId
 ) -> None:
     """Its thread does not keep it. Its process lives, so the keys go after the grace."""
-    import gc
-    import threading
-
+    before = session_threads()
     forgotten = open_database(path)
     forgotten.put(run, "lock", 1, ephemeral=True)
-    assert any(thread.name == "occamdb session" for thread in threading.enumerate())
+    assert session_threads() > before
     del forgotten
     gc.collect()
-    wait_until(
-        lambda: not any(thread.name == "occamdb session" for thread in threading.enumerate()),
-        what="the end of the thread",
-    )
+    wait_until(lambda: session_threads() == before, what="the end of the thread")
     gone(db, run, "lock")
