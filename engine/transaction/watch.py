@@ -24,7 +24,7 @@ from ..model.limits import TIMEOUT_MAX
 from ._change import Change
 from ._feed import ChangeFeed
 from .logged_changes import logged_changes
-from .pace import NAP_SECONDS, Pace
+from .pace import Pace
 from .waiting import Interest
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Change", "ChangeReader", "Watch", "ready_changes", "wait_deadline"]
 
 _FEW = 16  # commits of one look: with fewer, each of them costs as much as a look
+_NAP_SECONDS_MAX = 0.024
 _MANY = 512  # with so many the follower is late: it looks again at once
 
 
@@ -84,7 +85,7 @@ class ChangeReader:
         self.interest = Interest((), [(self._start, end)], [tag_prefix])
         self.pending: deque[list[Change]] = deque()
         self.changes: deque[Change] = deque()
-        self._pace = Pace()
+        self._pace = Pace(_NAP_SECONDS_MAX)
         self._found = 0  # commits by the last look
         self.closed = True
         attachment = handle.attachment()
@@ -157,7 +158,7 @@ class ChangeReader:
         deadline = wait_deadline(timeout)
         pace = self._pace
         if pace.streaming and self._found < _MANY:
-            pace.nap(NAP_SECONDS if deadline is None else max(0.0, deadline - time.monotonic()))
+            pace.nap(_NAP_SECONDS_MAX if deadline is None else max(0.0, deadline - time.monotonic()))
             found = self.poll()
             pace.napped(self._found)
         else:

@@ -13,6 +13,8 @@ import pytest
 from occamdb import Database, RunId
 from occamdb.engine.transaction.pace import (
     CHANGES_MIN,
+    MANY,
+    NAP_SECONDS,
     REST_SECONDS_MAX,
     REST_SECONDS_MIN,
     ROW,
@@ -106,6 +108,17 @@ class _Counting:
     def sleep(self, seen: int, timeout: float) -> Any:
         self._sleeps.append(True)
         return self._bell.sleep(seen, timeout)
+
+
+def test_naps_grow_while_they_bring_many_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    pace = Pace(5 * NAP_SECONDS)
+    for batches in (MANY, MANY, MANY, MANY // 2, MANY // 4 - 1, CHANGES_MIN):
+        pace.nap(1.0)
+        pace.napped(batches)
+    pace.nap(NAP_SECONDS / 2)
+    assert slept == [NAP_SECONDS * times for times in (1, 2, 4, 5, 5, 1, 0.5)]
 
 
 @pytest.mark.parametrize("changes", [1, CHANGES_MIN])
