@@ -8,12 +8,13 @@ therefore:
 2. `details` holds only plain values (numbers, text, bytes, None); named attributes hold the same facts typed.
 3. Every error survives pickling exactly: class, attributes, message and hint.
 
-The conflicts, and the errors that carry them, are in `conflicts.py`.
+The conflicts, and the errors that carry them, are in `conflicts.py`, limits in `limit_errors.py`, and what only the
+primitives raise in `primitive_errors.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...ipc.errors import OccamError
@@ -26,9 +27,25 @@ from .conflicts import (
     WriteConflict,
 )
 from .key_types import UserKey
+from .limit_errors import (
+    KeyTooLarge,
+    LimitExceeded,
+    StoreFullError,
+    TooManyChannelsError,
+    TransactionTooLarge,
+    ValueTooLarge,
+)
+from .primitive_errors import (
+    AlreadyExistsError,
+    InvalidTransition,
+    LeaseLost,
+    NotFoundError,
+    RunNotActive,
+    StepFailed,
+)
 
 if TYPE_CHECKING:
-    from uuid import UUID
+    pass
 
 __all__ = [
     "AlreadyExistsError",
@@ -328,100 +345,6 @@ class SettingsMismatchError(SettingsError):
     code = "occam.argument.setting.mismatch"
 
 
-# --- Limits --------------------------------------------------------------------------------------
-
-
-class LimitExceeded(OccamError):
-    """Something is larger than its limit.
-
-    Attributes:
-      size: what was asked for, in bytes (a count for channels).
-      limit: the most allowed.
-      setting: the name of the setting that holds the limit.
-    """
-
-    code = "occam.limit"
-    thing = "this"
-    unit = "bytes"
-    default_setting = ""
-
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        size: int = 0,
-        limit: int = 0,
-        setting: str = "",
-        hint: str = "",
-        details: Mapping[str, Any] | None = None,
-    ) -> None:
-        name = setting or self.default_setting
-        text = message or f"{self.thing} is {size:,} {self.unit}, more than the limit of {limit:,} ({name})"
-        advice = hint or (f"make it smaller, or raise {name} when opening" if name else "make it smaller")
-        merged = {"size": size, "limit": limit, "setting": name, **(details or {})}
-        super().__init__(text, hint=advice, details=merged)
-        self.size = size
-        self.limit = limit
-        self.setting = name
-
-
-class KeyTooLarge(LimitExceeded):
-    """A key is longer than `key_size_max`."""
-
-    code = "occam.limit.key"
-    thing = "the key"
-    default_setting = "key_size_max"
-
-
-class ValueTooLarge(LimitExceeded):
-    """An encoded value is larger than `value_size_max`."""
-
-    code = "occam.limit.value"
-    thing = "the encoded value"
-    default_setting = "value_size_max"
-
-
-class TransactionTooLarge(LimitExceeded):
-    """A transaction's keys and values together exceed `transaction_size_max`."""
-
-    code = "occam.limit.transaction"
-    thing = "the transaction"
-    default_setting = "transaction_size_max"
-
-
-class TooManyChannelsError(LimitExceeded):
-    """The coordinator serves as many connections as `channel_count_max` allows."""
-
-    code = "occam.limit.channels"
-    thing = "the number of connections"
-    unit = "channels"
-    default_setting = "channel_count_max"
-
-
-class StoreFullError(LimitExceeded):
-    """The store, or the machine's shared memory behind it, is full; the commit changed nothing."""
-
-    code = "occam.limit.store"
-    thing = "the store"
-    default_setting = "max_store_size"
-
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        size: int = 0,
-        limit: int = 0,
-        setting: str = "max_store_size",
-        hint: str = "delete data, close long-lived snapshots (db.stats() shows what they hold back), "
-        "or raise max_store_size",
-        details: Mapping[str, Any] | None = None,
-    ) -> None:
-        text = message or (
-            f"the store is full: its size is {limit:,} bytes" if limit else "the store is full"
-        )
-        super().__init__(text, size=size, limit=limit, setting=setting, hint=hint, details=details)
-
-
 # --- Coordinator, log, files ---------------------------------------------------------------------
 
 
@@ -526,125 +449,3 @@ class IncompatibleFormatError(OccamError):
         )
         self.found = found
         self.supported = supported
-
-
-# --- What the primitives raise -------------------------------------------------------------------
-
-
-class InvalidTransition(OccamError):
-    """A change of status that the state machine does not allow.
-
-    Attributes:
-      current: the status it is in.
-      requested: the status asked for.
-      allowed: the ones it may change to.
-    """
-
-    code = "occam.transition.invalid"
-
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        current: str = "",
-        requested: str = "",
-        allowed: Sequence[str] = (),
-        hint: str = "",
-        details: Mapping[str, Any] | None = None,
-    ) -> None:
-        names = tuple(allowed)
-        text = message or f"cannot go from {current} to {requested}"
-        can = f"from {current} it can only become {', '.join(names)}" if names else f"{current} is final"
-        merged = {"current": current, "requested": requested, "allowed": list(names), **(details or {})}
-        super().__init__(text, hint=hint or can, details=merged)
-        self.current = current
-        self.requested = requested
-        self.allowed = names
-
-
-class RunNotActive(OccamError):
-    """A commit would write to a run that is not active, on a database opened with `strict_runs`. Nothing was applied.
-
-    Attributes:
-      run_id: the run, None when unknown.
-      status: what the index says of it; None: it has no such run.
-    """
-
-    code = "occam.run.not_active"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        run_id: UUID | None = None,
-        status: str | None = None,
-        hint: str = "write to an active run: create one, or resume this one if it is paused",
-    ) -> None:
-        super().__init__(message, hint=hint, details={"run_id": run_id and str(run_id), "status": status})
-        self.run_id = run_id
-        self.status = status
-
-
-class LeaseLost(OccamError):
-    """A lease, or the claim of a task or a step, is no longer held: it ran out, or its process was taken for dead.
-
-    Attributes:
-      name: of what was held.
-      token: the fencing token that it was held under.
-    """
-
-    code = "occam.lease.lost"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        name: str = "",
-        token: int = 0,
-        hint: str = "stop this work: another holder may have begun it; a longer lease, or extend in time, keeps it",
-        details: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint, details={"name": name, "token": token, **(details or {})})
-        self.name = name
-        self.token = token
-
-
-class StepFailed(OccamError):
-    """A step has failed as often as its retry policy allows, and is not run again.
-
-    Attributes:
-      name: of the step.
-      attempts: how often it was run.
-      error: what the last attempt raised, as text.
-    """
-
-    code = "occam.step.failed"
-
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        name: str = "",
-        attempts: int = 0,
-        error: str = "",
-        hint: str = "db.steps.forget(run_id, name) lets it run again",
-        details: Mapping[str, Any] | None = None,
-    ) -> None:
-        text = message or f"step {name!r} failed {attempts} times, the last time with {error}"
-        merged = {"name": name, "attempts": attempts, "error": error, **(details or {})}
-        super().__init__(text, hint=hint, details=merged)
-        self.name = name
-        self.attempts = attempts
-        self.error = error
-
-
-class NotFoundError(OccamError):
-    """Something that the call needs does not exist."""
-
-    code = "occam.not_found"
-
-
-class AlreadyExistsError(OccamError):
-    """The call would create something that already exists."""
-
-    code = "occam.already_exists"
