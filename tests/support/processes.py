@@ -169,7 +169,9 @@ class Worker:
     def kill(self) -> None:
         """SIGKILL, and reap it."""
         if self.process.is_alive():
-            self.signal(signal.SIGKILL)
+            # It may end by itself at this moment. Its parent, the fork server, reaps it at once.
+            with contextlib.suppress(ProcessLookupError):
+                self.signal(signal.SIGKILL)
         self.wait_dead()
 
     def wait_dead(self) -> int:
