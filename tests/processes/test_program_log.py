@@ -13,7 +13,14 @@ import pytest
 
 import occamdb
 from occamdb import RunId
-from tests.support.processes import coordinator_pid, environment, kill_coordinator, python, wait_until
+from tests.support.processes import (
+    coordinator_pid,
+    environment,
+    kill_coordinator,
+    python,
+    stop_process,
+    wait_until,
+)
 
 RUN = RunId.named("r")
 
@@ -48,7 +55,7 @@ def test_a_coordinator_that_lags_is_told_of_once_a_wait(
     with occamdb.open(database_path, idle_timeout=0.2, timeout=60) as db:
         db.put(RUN, "k", 1)
         pid = coordinator_pid(database_path)
-        os.kill(pid, signal.SIGSTOP)
+        stop_process(pid)
         try:
             thread = threading.Thread(target=db.put, args=(RUN, "k", 2))
             thread.start()
