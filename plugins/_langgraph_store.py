@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn
 
 from langgraph.store.base import (
     BaseStore,
@@ -34,7 +34,7 @@ from langgraph.store.base import (
 from ._gate import ISOLATION, Gate
 from ._langgraph_listing import field_of
 from ._langgraph_threads import Txn
-from ._support import AnyDatabase, Engine, run_named
+from ._support import AnyDatabase, Engine, WithEngine, run_named
 
 __all__ = ["OccamStore"]
 
@@ -54,7 +54,7 @@ _COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
 }
 
 
-class OccamStore(BaseStore):
+class OccamStore(WithEngine, BaseStore):
     """Long-term memory that any number of processes share. A batch of operations is one commit.
 
         store = OccamStore(db)
@@ -88,26 +88,6 @@ class OccamStore(BaseStore):
         self.ttl_config = ttl
         self._name, self._run = name, run_named(_KIND, name)
         self.engine, self._gate = Engine(db), Gate()
-
-    def close(self) -> None:
-        """Close the database if it was opened here."""
-        self.engine.close()
-
-    async def aclose(self) -> None:
-        """Close the database if it was opened here, after the commits that are under way."""
-        await self.engine.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *reason: object) -> None:
-        await self.aclose()
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """Do several operations on one state of the store: what they read is the state before what they put.

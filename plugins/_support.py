@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import warnings
 from importlib.metadata import PackageNotFoundError, version
-from typing import NoReturn
+from typing import NoReturn, Self
 from weakref import WeakKeyDictionary
 
 import occamdb
 from occamdb import Database, RunId
 from occamdb.aio import AsyncDatabase, unwrap, wrap
 
-__all__ = ["AnyDatabase", "Engine", "missing_extra", "run_named", "warn_if_newer"]
+__all__ = ["AnyDatabase", "Engine", "WithEngine", "missing_extra", "run_named", "warn_if_newer"]
 
 AnyDatabase = Database | AsyncDatabase | str | os.PathLike[str]
 
@@ -96,6 +96,36 @@ class Engine:
         """`close`, after the commits that are under way."""
         if self._owned:
             await self.aio.close()
+
+
+class WithEngine:
+    """A plug-in that is closed, or used with `with` or `async with`, as its database is.
+
+    Attributes:
+      engine: the database that it was given or opened.
+    """
+
+    engine: Engine
+
+    def close(self) -> None:
+        """Close the database if it was opened here."""
+        self.engine.close()
+
+    async def aclose(self) -> None:
+        """Close the database if it was opened here, after the commits that are under way."""
+        await self.engine.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *reason: object) -> None:
+        await self.aclose()
 
 
 def run_named(kind: str, name: object) -> RunId:

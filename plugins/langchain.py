@@ -17,13 +17,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, Generic, Self, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from occamdb import RunId, Transaction
 from occamdb.aio import AsyncTransaction
 
 from ._gate import ISOLATION, Gate
-from ._support import AnyDatabase, Engine, missing_extra, run_named, warn_if_newer
+from ._support import AnyDatabase, Engine, WithEngine, missing_extra, run_named, warn_if_newer
 
 try:
     from langchain_core.caches import BaseCache
@@ -46,7 +46,7 @@ _CLASSES: dict[str, type[Generation]] = {
 }
 
 
-class _Named:
+class _Named(WithEngine):
     """What both have: a database, and a run of a kind and a name.
 
     The key "name" of the run is written with its entry among the runs, in the transaction of the first write.
@@ -56,26 +56,6 @@ class _Named:
         self._kind, self._name, self._ttl = kind, name, ttl
         self._run: RunId = run_named(kind, name)
         self.engine, self._gate = Engine(db), Gate()
-
-    def close(self) -> None:
-        """Close the database if it was opened here."""
-        self.engine.close()
-
-    async def aclose(self) -> None:
-        """Close the database if it was opened here, after the commits that are under way."""
-        await self.engine.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *reason: object) -> None:
-        await self.aclose()
 
     def _put_all(self, txn: Txn, pairs: Sequence[tuple[str, Any]]) -> None:
         if txn.get("name") is None:

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Self, TypeVar, cast
 
-from ._support import AnyDatabase, Engine, missing_extra, warn_if_newer
+from ._support import AnyDatabase, Engine, WithEngine, missing_extra, warn_if_newer
 
 try:
     from langchain_core.runnables import RunnableConfig
@@ -59,7 +59,7 @@ warn_if_newer("langgraph-checkpoint", "4.3")
 _CHILDREN = "__occamdb_children"
 
 
-class OccamSaver(BaseCheckpointSaver[int]):
+class OccamSaver(WithEngine, BaseCheckpointSaver[int]):
     """A checkpointer for any number of processes. Every thread is a run, and every call one commit.
 
     Of two processes that continue a thread from one checkpoint, the first wins, and the other gets
@@ -79,26 +79,6 @@ class OccamSaver(BaseCheckpointSaver[int]):
         self.engine, self._gate = Engine(db), Gate()
         self._allow_forks = allow_forks
         self._owned: tuple[str, str] | None = None
-
-    def close(self) -> None:
-        """Close the database if it was opened here."""
-        self.engine.close()
-
-    async def aclose(self) -> None:
-        """Close the database if it was opened here, after the commits that are under way."""
-        await self.engine.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *reason: object) -> None:
-        await self.aclose()
 
     # --- What is asked and what is answered ---
 

@@ -11,16 +11,15 @@ import pytest
 
 from occamdb import RunId, TransactionStateError, TransactionStatus
 from occamdb.aio import AsyncDatabase, AsyncTransaction
-from tests.processes.test_commit_outcomes import stand_still
 from tests.support.aio import LoopFactory, links_of, open_async, run_in, until
-from tests.support.processes import coordinator_pid, set_coordinator_failpoint
+from tests.support.processes import coordinator_pid, set_coordinator_failpoint, stop_process
 
 
 @contextmanager
 def stopped(path: Path) -> Iterator[None]:
     """The coordinator stands still inside the block."""
     pid = coordinator_pid(path)
-    stand_still(pid)
+    stop_process(pid)
     try:
         yield
     finally:

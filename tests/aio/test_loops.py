@@ -16,7 +16,6 @@ from occamdb.aio import AsyncDatabase, AsyncTransaction
 from occamdb.engine.client import opening
 from occamdb.engine.client.lost_commit import LostCommit
 from tests.aio.test_cancellation import stopped
-from tests.processes.test_commit_outcomes import stand_still
 from tests.support.aio import LoopFactory, links_of, open_async, run_in, until
 from tests.support.processes import (
     Peer,
@@ -25,6 +24,7 @@ from tests.support.processes import (
     kill_coordinator,
     open_database,
     segments_of,
+    stop_process,
     wait_until,
 )
 
@@ -89,7 +89,7 @@ def test_a_loop_that_ends_waits_for_commits_whose_tasks_it_cancelled(
         opened.append(db)
         await db.put(run, "warm", 1)
         pid = coordinator_pid(database_path)
-        stand_still(pid)
+        stop_process(pid)
         txn = await db.begin(run)
         txn.put("k", 1)
         seen.append(txn)

@@ -26,23 +26,11 @@ from tests.support.processes import (
     open_database,
     set_coordinator_failpoint,
     stop_coordinator,
+    stop_process,
     wait_until,
 )
 
 DIES_WHILE_RECOVERING = ["recovery.begin", "recovery.after_replay", "coordinator.before_ready"]
-
-
-def stand_still(pid: int) -> None:
-    """SIGSTOP, and wait until every thread stands."""
-    os.kill(pid, signal.SIGSTOP)
-    tasks = Path(f"/proc/{pid}/task")
-
-    def stands() -> bool:
-        return all(
-            (task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks.iterdir()
-        )
-
-    wait_until(stands, what=f"the stop of {pid}")
 
 
 def commit_without_descriptors(peer: Peer, path: str, run: RunId) -> tuple[str, str]:
@@ -133,7 +121,7 @@ def test_an_exception_of_a_signal_handler_leaves_the_outcome_open(tmp_path: Path
         txn = db.begin(run)
         txn.put("k", "v")
         before = signal.signal(signal.SIGALRM, raise_alarm)
-        stand_still(pid)
+        stop_process(pid)
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.2)
             with pytest.raises(Alarmed):
@@ -162,7 +150,7 @@ def test_giving_up_on_a_stopped_coordinator_takes_no_longer_than_the_deadline(
         handle.pool.idle.append(second)
         calls: list[object] = []
         monkeypatch.setattr(second.client, "call", lambda *arguments: calls.append(arguments))
-        stand_still(pid)
+        stop_process(pid)
         try:
             with pytest.raises(CommitOutcomeUnknown):
                 db.put(run, "k", 2)
@@ -238,7 +226,7 @@ def test_a_fork_in_a_signal_handler_does_not_share_the_channel(tmp_path: Path, r
             children.append(os.fork())
 
         before = signal.signal(signal.SIGALRM, fork_here)
-        stand_still(pid)
+        stop_process(pid)
         waker = threading.Timer(0.3, os.kill, (pid, signal.SIGCONT))
         waker.start()
         signal.setitimer(signal.ITIMER_REAL, 0.1)
@@ -286,7 +274,7 @@ def test_a_coordinator_that_cannot_be_seen_is_not_called_dead(tmp_path: Path, ru
         )
         seen, link._coordinator = link._coordinator, None
         pid = coordinator_pid(path)
-        stand_still(pid)
+        stop_process(pid)
         link.channel.send(bytearray(64), 60.0)
         assert link.channel.untaken
         assert not link.died_with_request_untaken()
