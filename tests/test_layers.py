@@ -26,7 +26,7 @@ MAY_IMPORT = {
 }
 LAYERS = tuple(MAY_IMPORT)
 # The packages of engine/, lowest first: each may import itself and those before it.
-ENGINE_ORDER = ("model", "disk", "store", "log", "commit", "transaction", "coordinator", "client")
+ENGINE_ORDER = ("model", "disk", "store", "log", "commit", "transaction", "remote", "coordinator", "client")
 PUBLIC_NAMES: list[str] = list(getattr(occamdb, "__all__", ()))
 BELOW_THE_PUBLIC_FACE = ("ipc", "engine", "primitives")
 

@@ -9,7 +9,7 @@ therefore:
 3. Every error survives pickling exactly: class, attributes, message and hint.
 
 The conflicts, and the errors that carry them, are in `conflicts.py`, limits in `limit_errors.py`, and what only the
-primitives raise in `primitive_errors.py`.
+primitives raise in `primitive_errors.py`; those of coordinators and servers in `server_errors.py`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from .primitive_errors import (
     RunNotActive,
     StepFailed,
 )
+from .server_errors import CoordinatorUnavailable, ServerSetupError, ServerUnavailable, UnsupportedError
 
 if TYPE_CHECKING:
     pass
@@ -76,6 +77,8 @@ __all__ = [
     "ReadOnlyError",
     "RetriesExhausted",
     "RunNotActive",
+    "ServerSetupError",
+    "ServerUnavailable",
     "SettingsError",
     "SettingsMismatchError",
     "SnapshotExpired",
@@ -85,6 +88,7 @@ __all__ = [
     "TransactionStateError",
     "TransactionTimeout",
     "TransactionTooLarge",
+    "UnsupportedError",
     "UserKey",
     "ValueEncodingError",
     "ValueTooLarge",
@@ -346,13 +350,6 @@ class SettingsMismatchError(SettingsError):
 
 
 # --- Coordinator, log, files ---------------------------------------------------------------------
-
-
-class CoordinatorUnavailable(OccamError):
-    """No coordinator answers for this directory, and none could be started in time; nothing was committed."""
-
-    code = "occam.coordinator.unavailable"
-    retryable = True
 
 
 class DatabaseClosedError(OccamError):
