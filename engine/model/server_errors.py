@@ -23,9 +23,9 @@ class ServerUnavailable(CoordinatorUnavailable):
 
 
 class ServerSetupError(OccamError):
-    """The server cannot hold this database as it is set up: its version, role, schema, or a setting. Nothing was written.
+    """The server cannot hold this database as it is set up: its version, role, schema, or a setting.
 
-    The hint names what to change, and where.
+    Nothing was written. The hint names what to change, and where.
     """
 
     code = "occam.server.setup"

@@ -6,33 +6,37 @@ it adds to.
 
 The rules. A backend that keeps them is serializable, and strictly so in real time:
 
-1. **Order.** The commits of a namespace have one total order. Each one that changes something gets the next version,
-   and every key that it writes carries that version. Numbers may be left out, but none is given out twice, also not
-   after a failover that lost acknowledged commits.
-2. **Snapshots.** `begin` names a version V and an expiry time T. What `read` and `scan` return at V never changes: for
-   each key the newest record up to V, a value that has expired included, a delete not. When a read can no longer be
-   answered exactly, it raises SnapshotExpired. A `begin` after an acknowledged commit has that commit in V.
-3. **Expiry.** There is one clock, the server's, and it never goes back. The time by which a commit judges expiry is no
-   earlier than that of the commit before it. T lies between: no earlier than the time by which commit V judged, and no
-   later than the time by which commit V + 1 does. (Otherwise a snapshot could miss a key that V + 1 still saw.) The
-   removal of an expired key is not a write: it gives the key no newer version, and conflicts with nothing by itself.
+1. **Order.** The commits of a namespace have one total order. Each one that changes something gets the next
+   version, and every key that it writes carries that version. Numbers may be left out, but none is given out
+   twice, also not after a failover that lost acknowledged commits.
+2. **Snapshots.** `begin` names a version V and an expiry time T. What `read` and `scan` return at V never
+   changes: for each key the newest record up to V, a value that has expired included, a delete not. When a
+   read can no longer be answered exactly, it raises SnapshotExpired. A `begin` after an acknowledged commit
+   has that commit in V.
+3. **Expiry.** There is one clock, the server's, and it never goes back. The time by which a commit judges
+   expiry is no earlier than that of the commit before it. T lies between: no earlier than the time by which
+   commit V judged, and no later than the time by which commit V + 1 does. (Otherwise a snapshot could miss a
+   key that V + 1 still saw.) The removal of an expired key is not a write: it gives the key no newer version,
+   and conflicts with nothing by itself.
 4. **Validation.** `commit` judges a request against the newest records, in its place in the order, exactly as
-   `tests/support/conflict_model.py` says, and lists the conflicts in that order, at most CONFLICTS_LISTED_MAX of them.
-   With JUDGE_ONLY it applies nothing.
-5. **Effects.** Deleted ranges are applied first, then puts, deletes and increments in the order of the request. An
-   increment adds to the newest committed integer, an absent or expired key counts as 0, and the value keeps its expiry
-   time and session. A request is applied as a whole or not at all.
-6. **One outcome.** A request that was sent has exactly one outcome, whatever is lost, repeated or arrives late. A
-   backend names it by (session, sequence) on the server, and asks again by that name. Only when no server can be
-   reached before the deadline does it raise CommitOutcomeUnknown.
-7. **Sessions.** A key that a request binds (EPHEMERAL) carries the session. When the session ends, by `close` or because
-   nothing was heard of it for its time to live by the server's clock, a commit deletes its keys. Nothing that the
-   session sends afterwards is committed: the backend begins another session, and says so by its number.
-8. **Changes.** `changes` gives every commit of a key range once, in order, or raises WatchLagged. `wait` may return too
-   early, and never too late by more than its look interval: what it returns is a hint.
-9. **Bounds.** What comes from the server is checked before it is followed: it may be damaged, or of another version.
-10. **Threads and forks.** Any thread may call; several commits of one process travel together. A forked child makes
-    connections of its own, and begins another session.
+   `tests/support/conflict_model.py` says, and lists the conflicts in that order, at most CONFLICTS_LISTED_MAX
+   of them. With JUDGE_ONLY it applies nothing.
+5. **Effects.** Deleted ranges are applied first, then puts, deletes and increments in the order of the
+   request. An increment adds to the newest committed integer, an absent or expired key counts as 0, and the
+   value keeps its expiry time and session. A request is applied as a whole or not at all.
+6. **One outcome.** A request that was sent has exactly one outcome, whatever is lost, repeated or arrives
+   late. A backend names it by (session, sequence) on the server, and asks again by that name. Only when no
+   server can be reached before the deadline does it raise CommitOutcomeUnknown.
+7. **Sessions.** A key that a request binds (EPHEMERAL) carries the session. When the session ends, by `close`
+   or because nothing was heard of it for its time to live by the server's clock, a commit deletes its keys.
+   Nothing that the session sends afterwards is committed: the backend begins another session, and says so by
+   its number.
+8. **Changes.** `changes` gives every commit of a key range once, in order, or raises WatchLagged. `wait` may
+   return too early, and never too late by more than its look interval: what it returns is a hint.
+9. **Bounds.** What comes from the server is checked before it is followed: it may be damaged, or of another
+   version.
+10. **Threads and forks.** Any thread may call; several commits of one process travel together. A forked child
+   makes connections of its own, and begins another session.
 
 Errors are the engine's: ServerUnavailable when nothing was committed, CommitOutcomeUnknown when that is not known,
 and the errors of limits with the name of the server's setting in the hint.
