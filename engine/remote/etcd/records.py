@@ -187,7 +187,8 @@ class Head:
             raise _damaged("a head")
         if not all(type(number) is int and number >= 0 for number in [*fields[1:10], *fields[10]]):
             raise _damaged("a head")
-        head = cls(*fields[1:10], bound=tuple(fields[10]))
+        numbers: Any = fields[1:10]
+        head = cls(*numbers, tuple(fields[10]))
         if not head.floor <= head.mark <= head.version or head.range_deleted > head.version:
             raise _damaged("a head")
         return head
