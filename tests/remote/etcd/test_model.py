@@ -284,6 +284,17 @@ class Walk(Machine):
             self.time += rng.choice([SECOND // 10, SECOND, SECOND, 3 * SECOND, 9 * SECOND])
         elif kind < 38:
             sweep(self.backends[which]._member.space)
+        elif kind < 42:
+            within = sorted(rng.sample([*NAMES[:5], END], 2))
+            self.changes(which=which, back=rng.randrange(6), limit=rng.randrange(1, 6), within=within)
+        elif kind < 46:
+            snapshot = rng.choice(self.snapshots)
+            try:
+                rows = self.backends[which].read(NAMES, snapshot.version)
+            except SnapshotExpired:
+                assert snapshot.version < self.floor(which)
+            else:
+                self.same_rows(list(rows), snapshot, NAMES)
         else:
             snapshot = rng.choice(self.snapshots)
             ops = self.check(rng, snapshot)
