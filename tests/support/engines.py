@@ -13,16 +13,20 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import occamdb
+import occamdb.aio
 from occamdb import Database
+from occamdb.aio import AsyncDatabase
 from occamdb.engine.client.local_handle import LocalHandle
 from occamdb.engine.model.public_types import IsolationName
 from occamdb.engine.model.settings import Settings
 from tests.support import clocks
+from tests.support.aio import open_async
 
 __all__ = ["Engine", "Memory", "Place", "Shared", "make_engine", "memory_database", "open_shared_database"]
 
@@ -83,6 +87,14 @@ class Engine:
         """The test that had a database of its own is over."""
         database.close()
 
+    def opening(self, path: Path, **settings: Any) -> AbstractAsyncContextManager[AsyncDatabase]:
+        """Opens an asynchronous database in which there is nothing yet.
+
+        Args:
+          path: the directory of a database, where the engine keeps one in files.
+        """
+        raise NotImplementedError
+
     def again(self, database: Database) -> Database:
         """Another handle on it, in this process; the same one where an engine has no second."""
         return database
@@ -119,6 +131,9 @@ class Memory(Engine):
     def fresh(self) -> Database:
         return memory_database()
 
+    def opening(self, path: Path, **settings: Any) -> AbstractAsyncContextManager[AsyncDatabase]:
+        return occamdb.aio.open_in_memory(**settings)
+
 
 class Shared(Engine):
     """A directory with a coordinator that runs as long as the session, and others for tests with settings."""
@@ -142,6 +157,9 @@ class Shared(Engine):
     def discard(self, database: Database) -> None:
         if database.handle is not self.common.handle:
             database.close()
+
+    def opening(self, path: Path, **settings: Any) -> AbstractAsyncContextManager[AsyncDatabase]:
+        return open_async(path, **settings)
 
     def again(self, database: Database) -> Database:
         assert database.path is not None
