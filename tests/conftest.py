@@ -28,8 +28,12 @@ from tests.support.engine_selection import (
     pytest_terminal_summary,
     pytest_testnodedown,
 )
+from tests.support.servers import clustered, etcd, postgres, server_url
 
 __all__ = [
+    "clustered",
+    "etcd",
+    "postgres",
     "pytest_addoption",
     "pytest_collection_modifyitems",
     "pytest_configure",
@@ -37,6 +41,7 @@ __all__ = [
     "pytest_sessionfinish",
     "pytest_terminal_summary",
     "pytest_testnodedown",
+    "server_url",
 ]
 
 # Thousands of processes import the package: each would compile it anew, and every run the rewritten tests.
