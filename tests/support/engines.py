@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,25 @@ import occamdb.aio
 from occamdb import Database
 from occamdb.aio import AsyncDatabase
 from occamdb.engine.client.local_handle import LocalHandle
+from occamdb.engine.model.keys import Namespace
 from occamdb.engine.model.public_types import IsolationName
 from occamdb.engine.model.settings import Settings
+from occamdb.engine.remote.handle import RemoteHandle
+from occamdb.primitives.run_rule import ActiveRuns
 from tests.support import clocks
 from tests.support.aio import open_async
+from tests.support.dict_backend import DictBackend, DictServer
 
 __all__ = ["Engine", "Memory", "Place", "Shared", "make_engine", "memory_database", "open_shared_database"]
+
+
+# Settings of a store in the memory of this machine, which a server has no use for.
+OF_LOCAL_STORES = {"max_store_size", "watch_history", "idle_timeout", "ring_size"}
+
+
+def _new_tenant() -> str:
+    """Whose namespace nobody else has."""
+    return f"test-{uuid.uuid4()}"
 
 
 def memory_database(isolation: IsolationName = "serializable", **settings: Any) -> Database:
@@ -152,7 +165,7 @@ class Shared(Engine):
         return open_shared_database(directory / f"db-{uuid.uuid4().hex[:8]}", isolation, **settings)
 
     def fresh(self) -> Database:
-        return self.common.namespace(tenant=f"test-{uuid.uuid4()}")
+        return self.common.namespace(tenant=_new_tenant())
 
     def discard(self, database: Database) -> None:
         if database.handle is not self.common.handle:
@@ -166,13 +179,98 @@ class Shared(Engine):
         return Place(database.path, database.current_namespace.tenant).open()
 
     def place(self) -> Place:
-        return Place(str(self.path), f"test-{uuid.uuid4()}")
+        return Place(str(self.path), _new_tenant())
 
     def examples(self, count: int) -> int:
         return (count + 1) // 2
 
     def close(self) -> None:
         self.common.close()
+
+
+class Served(Engine):
+    """A server. Each database that is asked for is a namespace of its own on it."""
+
+    local = False
+
+    def __init__(self) -> None:
+        self._common: Database | None = None
+
+    def connect(self, tenant: str, isolation: IsolationName = "serializable", **settings: Any) -> Database:
+        """A handle with a session and connections of its own."""
+        raise NotImplementedError
+
+    @property
+    def common(self) -> Database:
+        """The handle whose session and connections most tests share."""
+        if self._common is None:
+            self._common = self.connect("default")
+        return self._common
+
+    def database(
+        self, directory: Path, isolation: IsolationName = "serializable", **settings: Any
+    ) -> Database:
+        kept = {name: value for name, value in settings.items() if name not in OF_LOCAL_STORES}
+        if isolation == "serializable" and not kept:
+            return self.fresh()
+        return self.connect(_new_tenant(), isolation, **kept)
+
+    def fresh(self) -> Database:
+        return self.common.namespace(tenant=_new_tenant())
+
+    def discard(self, database: Database) -> None:
+        # Namespaces of the common handle close with it.
+        if database.session != self.common.session:
+            database.close()
+
+    def opening(self, path: Path, **settings: Any) -> AbstractAsyncContextManager[AsyncDatabase]:
+        return self._opening(**settings)
+
+    @contextlib.asynccontextmanager
+    async def _opening(self, **settings: Any) -> AsyncIterator[AsyncDatabase]:
+        database = occamdb.aio.wrap(self.connect(_new_tenant(), **settings))
+        try:
+            yield database
+        finally:
+            await database.close()
+
+    def again(self, database: Database) -> Database:
+        return self.connect(database.current_namespace.tenant)
+
+    def close(self) -> None:
+        if self._common is not None:
+            self._common.close()
+
+
+class OnDict(Served):
+    name = "dict"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._server = DictServer()
+
+    def connect(self, tenant: str, isolation: IsolationName = "serializable", **settings: Any) -> Database:
+        rule = ActiveRuns() if settings.pop("strict_runs", False) else None
+        limits = Settings.of(settings).limits
+
+        def opener(base: bytes) -> DictBackend:
+            return DictBackend(self._server, base, limits)
+
+        namespace = Namespace(tenant)
+        return Database(RemoteHandle(opener, namespace.base), isolation, namespace, run_rule=rule)
+
+    def expiry_clock(self, database: Database) -> int:
+        return self._server.clock()
+
+    def step_clock(self, database: Database, when: int) -> None:
+        self._server.step_clock(when)
+
+
+_KINDS: dict[str, Callable[[Path], Engine]] = {
+    "memory": lambda directory: Memory(),
+    "shared": lambda directory: Shared(directory / "db"),
+    "dict": lambda directory: OnDict(),
+}
 
 
 @contextlib.contextmanager
@@ -183,7 +281,7 @@ def make_engine(name: str, directory: Path) -> Iterator[Engine]:
       directory: where it may keep files; not there yet.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    engine: Engine = Memory() if name == "memory" else Shared(directory / "db")
+    engine = _KINDS[name](directory)
     try:
         yield engine
     finally:
