@@ -41,7 +41,11 @@ class AwaitedRemote:
 
     def of(self, base: bytes) -> AwaitedRemote:
         inner = self.inner.of(base)
-        return self if inner is self.inner else AwaitedRemote(inner)
+        if inner is self.inner:
+            return self
+        other = AwaitedRemote(inner)
+        other._under_way = self._under_way  # they close together
+        return other
 
     @property
     def limits(self) -> Limits:

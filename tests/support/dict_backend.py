@@ -381,6 +381,11 @@ class _Judge:
         if version:
             yield ConflictEntry(ConflictKind.WRITE, op.key, start, version)
 
+    def holds_value(self, key: bytes) -> bool:
+        """Whether a key has a value, expired or not."""
+        records = self.space.records.get(key)
+        return bool(records) and records[-1].value is not None
+
     def apply(self) -> Reply:
         space, version = self.space, self.space.version + 1
         written: dict[bytes, Record] = {}
@@ -398,7 +403,8 @@ class _Judge:
                 session = self.session if op.flags & OpFlags.EPHEMERAL else 0
                 written[op.key] = Record(version, self.now, op.value, op.expires_at, session)
             elif op.code is OpCode.DELETE:
-                written[op.key] = Record(version, self.now, None)
+                if op.key in written or self.holds_value(op.key):
+                    written[op.key] = Record(version, self.now, None)
                 if op.flags & OpFlags.WANT_RESULT:
                     results.append(ResultEntry(index, ResultKind.EXISTED, int(before is not None)))
             elif op.code is OpCode.ADD:

@@ -23,7 +23,7 @@ import occamdb.aio
 from occamdb import Database
 from occamdb.aio import AsyncDatabase
 from occamdb.engine.client.local_handle import LocalHandle
-from occamdb.engine.model.keys import Namespace
+from occamdb.engine.model.keys import Namespace, prefix_range
 from occamdb.engine.model.public_types import IsolationName
 from occamdb.engine.model.settings import Settings
 from occamdb.engine.remote.handle import RemoteHandle
@@ -127,6 +127,10 @@ class Engine:
     def step_clock(self, database: Database, when: int) -> None:
         """Step it forward to `when`, unless it is there. A test that waits calls this again and again."""
         clocks.step_to(database, when)
+
+    def has_removed_expired(self, database: Database) -> bool:
+        """Whether every key that has expired was removed."""
+        return bool(database.stats()["pending_expiries"] == 0)
 
     def close(self) -> None:
         """The session is over."""
@@ -236,6 +240,13 @@ class Served(Engine):
 
     def again(self, database: Database) -> Database:
         return self.connect(database.current_namespace.tenant)
+
+    def has_removed_expired(self, database: Database) -> bool:
+        handle: Any = database.handle
+        start, end = prefix_range(database.current_namespace.base)
+        rows, _ = handle.backend.scan(start, end, handle.backend.newest(), 1000)
+        now = self.expiry_clock(database)
+        return not any(0 < row.expires_at <= now for row in rows)
 
     def close(self) -> None:
         if self._common is not None:
