@@ -264,7 +264,7 @@ class OnDict(Served):
         rule = ActiveRuns() if settings.pop("strict_runs", False) else None
         limits = Settings.of(settings).limits
 
-        def opener(base: bytes) -> DictBackend:
+        def opener(base: bytes) -> Any:
             return DictBackend(self._server, base, limits)
 
         namespace = Namespace(tenant)
