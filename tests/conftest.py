@@ -28,7 +28,6 @@ from tests.support.engine_selection import (
     pytest_terminal_summary,
     pytest_testnodedown,
 )
-
 from tests.support.servers import clustered, etcd, postgres, server_url
 
 __all__ = [
