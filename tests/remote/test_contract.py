@@ -209,10 +209,9 @@ class Interleavings(RuleBasedStateMachine):
             begun = self.backend.begin()
             view = self.model.view(begun.version)
             low, high = self.base, end_of(self.base)
-            found = {
-                row.key: (decoded(row), row.version) for row in every_row(self.backend, begun, low, high)
-            }
-            assert found == {key: (stored.value, stored.version) for key, stored in view.live(low, high)}
+            rows = every_row(self.backend, begun, low, high, page=2)
+            found = {row.key: Stored(decoded(row), row.version, row.expires_at) for row in rows}
+            assert found == dict(view.live(low, high))
 
     def teardown(self) -> None:
         """Each commit is in the changes once, in order."""
@@ -226,7 +225,7 @@ class Interleavings(RuleBasedStateMachine):
             since = page.reached
             for one in page.commits:
                 # An expiry is no write, and so is the delete of what had expired.
-                changed = {
+                changed: dict[bytes, tuple[str, Any]] = {
                     change.key: (change.kind, None if change.value is None else _decode(change.value))
                     for change in one.changes
                     if change.kind != "expire"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from occamdb.engine.commit.messages import Op, OpCode, OpFlags, Reply, Request, RequestFlags, encode_request
 from occamdb.engine.model.keys import successor
@@ -96,7 +96,7 @@ class Kind:
         """
         backend: Backend
         if self.name == "dict":
-            backend = DictBackend(self.server, base)
+            backend = cast(Backend, DictBackend(self.server, base))
         else:
             backend = opened_by_url(url or self.url, base, **options)
         self.opened.append(backend)
