@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..model.errors import DatabaseClosedError
+from ..model.errors import CommitOutcomeUnknown, DatabaseClosedError
 from ..model.limits import Limits
 from ..model.public_types import BackupSummary
 from ..model.settings import Settings
@@ -41,7 +41,11 @@ class AwaitedRemote:
 
     def of(self, base: bytes) -> AwaitedRemote:
         inner = self.inner.of(base)
-        return self if inner is self.inner else AwaitedRemote(inner)
+        if inner is self.inner:
+            return self
+        other = AwaitedRemote(inner)
+        other._under_way = self._under_way  # they close together
+        return other
 
     @property
     def limits(self) -> Limits:
@@ -133,6 +137,9 @@ class AwaitedRemote:
                 )
                 pending.accept(answer_of(outcome))
         except BaseException as error:
+            if isinstance(error, CommitOutcomeUnknown) and "sequence" in error.details:
+                # Its name, so that `outcome` can ask for it later.
+                pending.seal(error.details["session"], error.details["sequence"], False)
             if not pending.done:
                 pending.refuse(error if isinstance(error, Exception) else DatabaseClosedError())
             if not isinstance(error, Exception):

@@ -113,8 +113,8 @@ class AsyncDatabase(Extensible, Generic[X]):
         codec: Codec | None = None,
         run_rule: RunRule | None = None,
     ) -> None:
-        self._handle = handle
         self._base = self.base_class(handle, isolation, namespace, codec, run_rule)
+        self._handle: AsyncEngineHandle = self._base.handle  # of the namespace
         self._isolation: Literal["serializable", "snapshot"] = (
             "serializable" if isolation == "serializable" else "snapshot"
         )
