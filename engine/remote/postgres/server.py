@@ -37,13 +37,21 @@ class Server:
       durability: of commits that do not ask for more: "none", "standard" or "always".
       age: seconds for which old versions are kept.
       session_seconds: how long a session that binds keys outlives the last sign of its process.
+      housekeeping: sweep, in a thread.
     """
 
     def __init__(
-        self, location: Location, timeout: float, durability: str, age: float, session_seconds: float
+        self,
+        location: Location,
+        timeout: float,
+        durability: str,
+        age: float,
+        session_seconds: float,
+        housekeeping: bool = True,
     ) -> None:
         self.location = location
         self.statements = Statements(location)
+        self.housekeeping = housekeeping
         self.age_ns = int(age * 1e9)
         self.session_ns = int(session_seconds * 1e9)
         self.pool = Pool(location, timeout)

@@ -63,7 +63,7 @@ declare
     v_before {s}.head;
     v_now bigint;
 begin
-    perform 1 from {s}.head where ns = p_ns and swept_at <= {clock} - p_every for update skip locked;
+    perform 1 from {s}.head where ns = p_ns and abs({clock} - swept_at) >= p_every for update skip locked;
     if not found then
         return false;
     end if;
@@ -80,7 +80,7 @@ begin
         end if;
         return true;
     end if;
-    update {s}.head set swept_at = v_now where ns = p_ns;
+    update {s}.head set swept_at = {clock} where ns = p_ns;
     return false;
 end $$;
 
