@@ -9,7 +9,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from occamdb.engine.commit.messages import Op, OpCode, OpFlags, Request, RequestFlags, ResultEntry, ResultKind, Status
+from occamdb.engine.commit.messages import (
+    Op,
+    OpCode,
+    OpFlags,
+    Request,
+    RequestFlags,
+    ResultEntry,
+    ResultKind,
+    Status,
+)
 from occamdb.engine.model.bounds import decode_bounds
 from occamdb.engine.model.values import decode_value, encode_value
 
@@ -40,9 +49,7 @@ class ModelReply(NamedTuple):
 
 class _Failed(Exception):
     def __init__(self, status: Status, index: int, held: int | None = None) -> None:
-        self.reply = ModelReply(
-            status, detail=index, results=() if held is None else (_number(index, held),)
-        )
+        self.reply = ModelReply(status, detail=index, results=() if held is None else (_number(index, held),))
 
 
 def _number(index: int, value: int) -> ResultEntry:
@@ -110,9 +117,11 @@ class NamespaceModel:
             return ModelReply(Status.COMMITTED, self.version)
         before = dict(self.newest_records)
         changed: dict[bytes, tuple[str, bytes | None]] = {}
-        results = []
+        results: list[ResultEntry] = []
         try:
-            for index, op in sorted(enumerate(request.ops), key=lambda item: item[1].code != OpCode.DELETE_RANGE):
+            for index, op in sorted(
+                enumerate(request.ops), key=lambda item: item[1].code != OpCode.DELETE_RANGE
+            ):
                 results += self._apply(index, op, changed)
         except _Failed as failed:
             self.newest_records = before
@@ -121,8 +130,10 @@ class NamespaceModel:
             if op.code is OpCode.DELETE_RANGE:
                 self.range_deletes.append((op.key, op.value, self.version + 1))
         self._publish(changed, self.now)
+        version = self.version
+        self.remove_expired()
         ordered = tuple(sorted(results, key=lambda result: result.op_index))
-        return ModelReply(Status.COMMITTED, self.version, results=ordered)
+        return ModelReply(Status.COMMITTED, version, results=ordered)
 
     def _judge(self, request: Request, blind: bool) -> Validation:
         ops = request.ops
@@ -160,7 +171,11 @@ class NamespaceModel:
         elif op.code is OpCode.ADD:
             total = self._add(index, op, held)
             self._put(
-                op.key, encode_value(total), held.expires_at if held else 0, held is not None and held.bound, changed
+                op.key,
+                encode_value(total),
+                held.expires_at if held else 0,
+                held is not None and held.bound,
+                changed,
             )
             if op.flags & OpFlags.WANT_RESULT:
                 yield _number(index, total)
@@ -185,7 +200,12 @@ class NamespaceModel:
         return total
 
     def _put(
-        self, key: bytes, value: bytes, expires_at: int, bound: bool, changed: dict[bytes, tuple[str, bytes | None]]
+        self,
+        key: bytes,
+        value: bytes,
+        expires_at: int,
+        bound: bool,
+        changed: dict[bytes, tuple[str, bytes | None]],
     ) -> None:
         self.newest_records[key] = Record(self.version + 1, value, self.now, expires_at, bound)
         changed[key] = "put", value
@@ -207,7 +227,7 @@ class NamespaceModel:
         for key in due:
             self.newest_records[key] = self.newest_records[key]._replace(value=None)
         if due:
-            self._publish({key: ("expire", None) for key in due}, now)
+            self._publish(dict.fromkeys(due, ("expire", None)), now)
         return bool(due)
 
     def end_session(self) -> bool:
@@ -218,4 +238,5 @@ class NamespaceModel:
             self._delete(key, changed)
         if bound:
             self._publish(changed, self.now)
+            self.remove_expired()
         return bool(bound)

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of a test's own: in a temporary directory, on loopback, as an unprivileged user, stopped by its pid.
+"""A PostgreSQL server of a test's own: in a temporary directory, on loopback, as an unprivileged user.
 
 Runs only with OCCAMDB_TEST_CLUSTER=1, because it needs the server's programs.
 """
@@ -57,12 +57,26 @@ class OnePostgres:
         self._programs = programs
         self.directory = Path(tempfile.mkdtemp(prefix="occamdb-pg-"))
         self.port = _free_port()
-        self._as = ["setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups"] if os.getuid() == 0 else []
+        self._as = (
+            ["setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups"] if os.getuid() == 0 else []
+        )
         if self._as:
             entry = pwd.getpwnam(_USER)
             os.chown(self.directory, entry.pw_uid, entry.pw_gid)
         data = self.directory / "data"
-        self._run("initdb", "-D", str(data), "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C")
+        self._run(
+            "initdb",
+            "-D",
+            str(data),
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "--no-sync",
+            "-E",
+            "UTF8",
+            "--locale=C",
+        )
         lines = {
             "port": str(self.port),
             "listen_addresses": "'127.0.0.1'",

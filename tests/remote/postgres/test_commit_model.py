@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from occamdb.engine.commit.messages import Op, OpCode, OpFlags, Request, RequestFlags, Status, encode_request
 from occamdb.engine.model.bounds import encode_bounds
-from occamdb.engine.model.errors import SnapshotExpired, WatchLagged
+from occamdb.engine.model.errors import OccamError, SnapshotExpired, WatchLagged
 from occamdb.engine.model.values import encode_value
-from occamdb.engine.remote.backend import Begun, Row
+from occamdb.engine.remote.backend import Begun, CommitOfChanges
 from occamdb.engine.remote.postgres import migrations, open_backend
 from occamdb.engine.remote.postgres.backend import PostgresBackend
 from tests.support.namespace_model import NamespaceModel, Record
@@ -29,7 +36,26 @@ BASE = b"t\0\0\0"
 END = b"t\0\0\1"
 START_CLOCK = 1_700_000_000_000_000_000
 KEYS = [BASE + name for name in (b"a", b"b", b"c", b"d", b"e")]
-NUMBERS = [0, 1, -1, 127, 128, -32, -33, 255, 256, 65535, 65536, 2**31, -(2**31), 2**32, 2**63 - 1, 2**63, 2**64 - 1, -(2**63)]
+NUMBERS = [
+    0,
+    1,
+    -1,
+    127,
+    128,
+    -32,
+    -33,
+    255,
+    256,
+    65535,
+    65536,
+    2**31,
+    -(2**31),
+    2**32,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+    -(2**63),
+]
 
 keys = st.sampled_from(KEYS)
 edges = st.sampled_from([*KEYS, BASE, END])
@@ -38,7 +64,9 @@ values = st.one_of(st.sampled_from(NUMBERS), st.sampled_from(["x", None, "y" * 3
 delays = st.sampled_from([0, 0, 0, -5, 1, 5, 20, 60])
 deltas = st.sampled_from([1, -1, 5, 1000, -(2**63), 2**63 - 1, 2**40])
 how = st.sampled_from([OpFlags.NONE, OpFlags.NONE, OpFlags.UNCHECKED])
-bounds = st.sampled_from([b"", b"", encode_bounds(10, None), encode_bounds(None, 0), encode_bounds(2**64 - 1, -5)])
+bounds = st.sampled_from(
+    [b"", b"", encode_bounds(10, None), encode_bounds(None, 0), encode_bounds(2**64 - 1, -5)]
+)
 
 
 @st.composite
@@ -46,11 +74,15 @@ def operations(draw: Any) -> list[tuple[Any, ...]]:
     """Checks and effects, with versions and times to be filled in: (code, key, value, flags, extra)."""
     ops: list[tuple[Any, ...]] = []
     for key in draw(st.lists(keys, unique=True, max_size=3)):
-        ops.append((OpCode.READ, key, b"", OpFlags.NONE, draw(st.sampled_from(["right", "right", "right", "wrong"]))))
+        ops.append(
+            (OpCode.READ, key, b"", OpFlags.NONE, draw(st.sampled_from(["right", "right", "right", "wrong"])))
+        )
     for low, high in draw(st.lists(ranges, max_size=2)):
         ops.append((OpCode.RANGE, low, high, OpFlags.NONE, None))
     for key in draw(st.lists(keys, unique=True, max_size=2)):
-        ops.append((OpCode.CAS, key, b"", OpFlags.NONE, draw(st.sampled_from(["right", "right", "absent", "wrong"]))))
+        ops.append(
+            (OpCode.CAS, key, b"", OpFlags.NONE, draw(st.sampled_from(["right", "right", "absent", "wrong"])))
+        )
     for low, high in draw(st.lists(ranges, max_size=1)):
         if draw(st.booleans()):
             ops.append((OpCode.DELETE_RANGE, low, high, draw(how), None))
@@ -84,7 +116,12 @@ class Machine(RuleBasedStateMachine):
         self.admin.execute("delete from the_clock.clock")
         self.admin.execute("insert into the_clock.clock values (%s)", [START_CLOCK])
         self.backend: PostgresBackend = open_backend(
-            self.server.url(schema=self.schema), BASE, timeout=10, durability="none", housekeeping=False, session_grace=3600
+            self.server.url(schema=self.schema),
+            BASE,
+            timeout=10,
+            durability="none",
+            housekeeping=False,
+            session_grace=3600,
         )
         self.model = NamespaceModel(START_CLOCK)
 
@@ -96,7 +133,7 @@ class Machine(RuleBasedStateMachine):
 
     def call(self, function: str, *arguments: Any) -> Any:
         places = ", ".join(["%s"] * len(arguments))
-        row = self.admin.execute(f'select {self.schema}.{function}({places})', arguments).fetchone()  # type: ignore[arg-type]
+        row = self.admin.execute(f"select {self.schema}.{function}({places})", arguments).fetchone()
         assert row is not None
         return row[0]
 
@@ -107,18 +144,23 @@ class Machine(RuleBasedStateMachine):
 
     @rule(target=snapshots)
     def begin(self) -> Begun:
+        self.model.remove_expired()  # `begin` does, if it finds something due
         begun = self.backend.begin(KEYS)
         assert begun.version == self.model.version
         # T lies between what the commit V judged by and what the next one will.
         assert self.model.expiry_time <= begun.expiry_time <= self.model.now
         due = [r.expires_at for r in self.model.rows(begun.version).values() if r.expires_at]
-        assert not [at for at in due if begun.expiry_time < at <= self.model.clock], "what is due is seen as expired"
+        assert not [at for at in due if begun.expiry_time < at <= self.model.clock], (
+            "what is due is seen as expired"
+        )
         self.model.expiry_time = max(self.model.expiry_time, begun.expiry_time)
         self.same(begun.rows, [self.model.rows(begun.version).get(key) for key in KEYS])
         return begun
 
     def same(self, rows: Any, records: list[Record | None]) -> None:
-        found = [None if row is None else (row.version, row.value, row.timestamp, row.expires_at) for row in rows]
+        found = [
+            None if row is None else (row.version, row.value, row.timestamp, row.expires_at) for row in rows
+        ]
         expected = [None if r is None else (r.version, r.value, r.timestamp, r.expires_at) for r in records]
         assert found == expected
         for row, record in zip(rows, records, strict=True):
@@ -211,7 +253,7 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(WatchLagged):
                 self.backend.changes(low, end, since, limit, values=True)
             return
-        found = []
+        found: list[CommitOfChanges] = []
         at = since
         while at < self.model.version:
             page = self.backend.changes(low, end, at, limit, values=True)
@@ -219,7 +261,11 @@ class Machine(RuleBasedStateMachine):
             found += page.commits
             at = page.reached
         seen = [
-            (version, committed_at, [(kind, key, value) for key, (kind, value) in changed.items() if self.inside(key, low, end)])
+            (
+                version,
+                committed_at,
+                [(kind, key, value) for key, (kind, value) in changed.items() if self.inside(key, low, end)],
+            )
             for version, committed_at, changed in self.model.commits
             if version > since
         ]
@@ -250,7 +296,8 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "backend"):
             return
         row = self.admin.execute(
-            f"select count(*) from {self.schema}.old o join {self.schema}.head h using (ns) where o.superseded <= h.floor"
+            f"select count(*) from {self.schema}.old o join {self.schema}.head h using (ns)"
+            " where o.superseded <= h.floor"
         ).fetchone()
         assert row == (0,)
 
@@ -267,3 +314,55 @@ def test_commits_against_the_model(server: OnePostgres, monkeypatch: pytest.Monk
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+# Each breaks one rule: (in the function, instead, what it forgets).
+BROKEN = [
+    ("n.expires_at > q.read_time and n.expires_at <= p_now", "false", "what expired in a scanned range"),
+    ("c.key >= g.low and c.key < g.high and c.kind <> 3", "false", "phantoms"),
+    ("w.how & 1 = 0 and n.version > q.start", "false", "writes over writes"),
+    ("p_erased <= q.start or not", "true or not", "deleted ranges without a key"),
+    ("(n.expires_at <> 0 and n.expires_at <= p_now)", "false", "the expiry of what was read"),
+    (
+        "v_now := greatest({clock}, h.expiry_time);\n    h := {s}.remove",
+        "v_now := {clock};\n    h := {s}.remove",
+        "a clock set back",
+    ),
+    (
+        "update {s}.now n set value = null, session = 0",
+        "update {s}.now n set version = h.version, value = null",
+        "that expiry is no write",
+    ),
+    (
+        "and n.version < p_version;\n    insert into {s}.now",
+        "and false;\n    insert into {s}.now",
+        "old values",
+    ),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong"), [pair[:2] for pair in BROKEN], ids=[row[2] for row in BROKEN])
+def test_the_model_notices_a_broken_rule(
+    server: OnePostgres, monkeypatch: pytest.MonkeyPatch, right: str, wrong: str
+) -> None:
+    whole = migrations.filled
+    monkeypatch.setattr(
+        migrations, "filled", lambda text, location: whole(text.replace(right, wrong), location)
+    )
+    texts = [path.read_text() for path in Path(migrations.__file__).parent.joinpath("sql").iterdir()]
+    assert any(right in text for text in texts), "the functions no longer say this"
+    monkeypatch.setattr(migrations, "_CLOCK", "(select now from the_clock.clock)")
+    Machine.server = server
+    with pytest.raises((AssertionError, OccamError, BaseExceptionGroup)):
+        run_state_machine_as_test(
+            Machine,
+            settings=settings(
+                max_examples=300,
+                stateful_step_count=40,
+                deadline=None,
+                phases=[Phase.generate],
+                database=None,
+                derandomize=True,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
