@@ -22,6 +22,7 @@ from ...model.limits import Limits
 from ..backend import Begun, ChangedKey, Changes, CommitOfChanges, Outcome, Row
 from .combiner import Combiner, Commit
 from .server import Server
+from .statements import Keys
 
 __all__ = ["PostgresBackend"]
 
@@ -99,8 +100,10 @@ class PostgresBackend:
         """The newest snapshot, and some of its rows."""
         statements, ns = self._server.statements, Int4(self.number)
         while True:
-            if keys:
-                rows = self._server.rows(statements.begin_with, [list(keys), ns])
+            if len(keys) == 1:
+                rows = self._server.rows(statements.begin_one, [keys[0], ns])
+            elif keys:
+                rows = self._server.rows(statements.begin_with, [Keys(keys), ns])
             else:
                 rows = self._server.rows(statements.begin, [ns])
             if not rows:
@@ -128,10 +131,11 @@ class PostgresBackend:
         """The rows of some keys at a version."""
         if not keys:
             return []
-        rows = self._server.rows(
-            self._server.statements.read,
-            {"keys": list(keys), "version": Int8(version), "ns": Int4(self.number)},
-        )
+        statements, asked = self._server.statements, {"version": Int8(version), "ns": Int4(self.number)}
+        if len(keys) == 1:
+            rows = self._server.rows(statements.read_one, asked | {"key": keys[0]})
+        else:
+            rows = self._server.rows(statements.read, asked | {"keys": Keys(keys)})
         _check_version(rows, version)
         return _placed(keys, rows, 4)
 

@@ -187,4 +187,5 @@ def ended_error(location: Location) -> OccamError:
 def execute(connection: Connection, statement: bytes, parameters: Any) -> list[tuple[Any, ...]]:
     """The rows of one statement, as binary."""
     cursor = connection.execute(statement, parameters, binary=True)
-    return cursor.fetchall() if cursor.description else []
+    # Not `description`, which makes an object a column.
+    return cursor.fetchall() if cursor.pgresult is not None and cursor.pgresult.nfields else []

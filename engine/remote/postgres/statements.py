@@ -13,6 +13,8 @@ The snapshot of `begin` is (V, T): the head's version and expiry time, read toge
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,12 @@ from psycopg.pq import Format
 from .location import Location
 from .migrations import filled
 
-__all__ = ["Requests", "RequestsDumper", "Statements"]
+__all__ = ["Keys", "Requests", "RequestsDumper", "Statements"]
+
+
+_BYTEA, _BYTEA_ARRAY = 17, 1001  # types of the server
+_ARRAY_HEAD = struct.Struct(">iiIii")
+_SIZE = struct.Struct(">i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,26 @@ class Requests:
     """The argument of `commit_many`, encoded by wire.py."""
 
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """An array of keys. The driver's own way to send a list takes four times as long as the server to find them."""
+
+    keys: Sequence[bytes]
+
+
+class KeysDumper(Dumper):
+    """Sends an array of bytea in PostgreSQL's binary format."""
+
+    format = Format.BINARY
+    oid = _BYTEA_ARRAY
+
+    def dump(self, obj: Any) -> bytes:
+        """One dimension, no nulls, the type of the elements, how many, the lower bound; then each with its size."""
+        keys = obj.keys
+        head = _ARRAY_HEAD.pack(1, 0, _BYTEA, len(keys), 1)
+        return head + b"".join([_SIZE.pack(len(key)) + key for key in keys])
 
 
 class RequestsDumper(Dumper):
@@ -52,6 +79,14 @@ _HEAD = "h.version, h.expiry_time, h.next_due, {clock}, h.timeline <> {timeline}
 _ROW = "n.value, n.version, n.ts, n.expires_at, n.session"
 
 _BEGIN = f"select {_HEAD} from {{s}}.head h where h.ns = %s"
+
+# The same for one key: the usual case, and twice as quick.
+_BEGIN_ONE = f"""
+select {_HEAD}, 1, {_ROW}
+from {{s}}.head h
+left join {{s}}.now n on n.ns = h.ns and n.key = %s and n.value is not null
+where h.ns = %s
+"""
 
 _BEGIN_WITH = f"""
 select {_HEAD}, k.place, {_ROW}
@@ -74,6 +109,20 @@ left join lateral (
     union all
     select o.value, o.version, o.ts, o.expires_at, o.session from {{s}}.old o
     where h.version > %(version)s and o.ns = h.ns and o.key = k.key
+        and o.version <= %(version)s and o.superseded > %(version)s
+) r on true
+where h.ns = %(ns)s
+"""
+
+_READ_ONE = f"""
+select {_BOUNDS}, 1, r.*
+from {{s}}.head h
+left join lateral (
+    select {_ROW} from {{s}}.now n
+    where n.ns = h.ns and n.key = %(key)s and n.version <= %(version)s and n.value is not null
+    union all
+    select o.value, o.version, o.ts, o.expires_at, o.session from {{s}}.old o
+    where h.version > %(version)s and o.ns = h.ns and o.key = %(key)s
         and o.version <= %(version)s and o.superseded > %(version)s
 ) r on true
 where h.ns = %(ns)s
@@ -119,6 +168,7 @@ left join {s}.old o on c.kind = 1 and o.ns = h.ns and o.key = c.key and o.versio
 
 
 psycopg.adapters.register_dumper(Requests, RequestsDumper)
+psycopg.adapters.register_dumper(Keys, KeysDumper)
 
 
 class Statements:
@@ -130,7 +180,9 @@ class Statements:
 
         schema = "{s}"
         self.begin = fill(_BEGIN)
+        self.begin_one = fill(_BEGIN_ONE)
         self.begin_with = fill(_BEGIN_WITH)
+        self.read_one = fill(_READ_ONE)
         self.read = fill(_READ)
         self.scan, self.scan_back = (
             fill(_SCAN.format(bounds=_BOUNDS, order=order).replace("{{s}}", schema)) for order in ("", "desc")
