@@ -14,12 +14,15 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from psycopg import pq
 from psycopg.types.numeric import Int8
 
 from ...model.errors import OccamError, ServerUnavailable
+from .calls import Call
 from .durability import Durability, ask_durability
 from .keeper import Keeper, remove_ended
 from .listener import Listener
@@ -129,6 +132,11 @@ class Server:
         """The rows of a statement that may be made again."""
         return self.here().pool.run(lambda c: execute(c, statement, parameters), deadline)
 
+    def call(self, call: Call, parameters: Sequence[bytes]) -> pq.abc.PGresult:
+        """The result of a call that may be made again."""
+        pool = self.here().pool
+        return pool.run(lambda c: call.run(c, parameters, pool.prepare))
+
     def keep_session(self) -> None:
         """See `Backend.keep_session`."""
         with self._lock:
@@ -187,5 +195,4 @@ def ended_error(location: Location) -> OccamError:
 def execute(connection: Connection, statement: bytes, parameters: Any) -> list[tuple[Any, ...]]:
     """The rows of one statement, as binary."""
     cursor = connection.execute(statement, parameters, binary=True)
-    # Not `description`, which makes an object a column.
-    return cursor.fetchall() if cursor.pgresult is not None and cursor.pgresult.nfields else []
+    return cursor.fetchall() if cursor.description else []

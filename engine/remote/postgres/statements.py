@@ -13,87 +13,24 @@ The snapshot of `begin` is (V, T): the head's version and expiry time, read toge
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import psycopg
-from psycopg.abc import AdaptContext
-from psycopg.adapt import Dumper
-from psycopg.pq import Format
-
+from .calls import Call
 from .location import Location
 from .migrations import filled
 
-__all__ = ["Keys", "Requests", "RequestsDumper", "Statements"]
-
-
-_BYTEA, _BYTEA_ARRAY = 17, 1001  # types of the server
-_ARRAY_HEAD = struct.Struct(">iiIii")
-_SIZE = struct.Struct(">i")
-
-
-@dataclass(frozen=True, slots=True)
-class Requests:
-    """The argument of `commit_many`, encoded by wire.py."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """An array of keys. The driver's own way to send a list takes four times as long as the server to find them."""
-
-    keys: Sequence[bytes]
-
-
-class KeysDumper(Dumper):
-    """Sends an array of bytea in PostgreSQL's binary format."""
-
-    format = Format.BINARY
-    oid = _BYTEA_ARRAY
-
-    def dump(self, obj: Any) -> bytes:
-        """One dimension, no nulls, the type of the elements, how many, the lower bound; then each with its size."""
-        keys = obj.keys
-        head = _ARRAY_HEAD.pack(1, 0, _BYTEA, len(keys), 1)
-        return head + b"".join([_SIZE.pack(len(key)) + key for key in keys])
-
-
-class RequestsDumper(Dumper):
-    """Passes encoded requests on. The server knows the type of the argument."""
-
-    format = Format.BINARY
-    oid = 0
-
-    def __init__(self, cls: type, context: AdaptContext | None = None) -> None:
-        super().__init__(cls, context)
-
-    def dump(self, obj: Any) -> bytes:
-        """The bytes."""
-        return bytes(obj.data)
+__all__ = ["Statements"]
 
 
 _HEAD = "h.version, h.expiry_time, h.next_due, {clock}, h.timeline <> {timeline}, h.incarnation"
 _ROW = "n.value, n.version, n.ts, n.expires_at, n.session"
 
-_BEGIN = f"select {_HEAD} from {{s}}.head h where h.ns = %s"
-
-# The same for one key: the usual case, and twice as quick.
-_BEGIN_ONE = f"""
-select {_HEAD}, 1, {_ROW}
-from {{s}}.head h
-left join {{s}}.now n on n.ns = h.ns and n.key = %s and n.value is not null
-where h.ns = %s
-"""
+_BEGIN = f"select {_HEAD} from {{s}}.head h where h.ns = $1::integer"
 
 _BEGIN_WITH = f"""
 select {_HEAD}, k.place, {_ROW}
 from {{s}}.head h
-cross join unnest(%s::bytea[]) with ordinality k(key, place)
+cross join unnest($2::bytea[]) with ordinality k(key, place)
 left join {{s}}.now n on n.ns = h.ns and n.key = k.key and n.value is not null
-where h.ns = %s
+where h.ns = $1::integer
 """
 
 # What bounds the versions that can be read comes with every answer.
@@ -102,30 +39,16 @@ _BOUNDS = "h.version, h.floor, h.gap_low, h.gap_high"
 _READ = f"""
 select {_BOUNDS}, k.place, r.*
 from {{s}}.head h
-cross join unnest(%(keys)s::bytea[]) with ordinality k(key, place)
+cross join unnest($2::bytea[]) with ordinality k(key, place)
 left join lateral (
     select {_ROW} from {{s}}.now n
-    where n.ns = h.ns and n.key = k.key and n.version <= %(version)s and n.value is not null
+    where n.ns = h.ns and n.key = k.key and n.version <= $3::bigint and n.value is not null
     union all
     select o.value, o.version, o.ts, o.expires_at, o.session from {{s}}.old o
-    where h.version > %(version)s and o.ns = h.ns and o.key = k.key
-        and o.version <= %(version)s and o.superseded > %(version)s
+    where h.version > $3::bigint and o.ns = h.ns and o.key = k.key
+        and o.version <= $3::bigint and o.superseded > $3::bigint
 ) r on true
-where h.ns = %(ns)s
-"""
-
-_READ_ONE = f"""
-select {_BOUNDS}, 1, r.*
-from {{s}}.head h
-left join lateral (
-    select {_ROW} from {{s}}.now n
-    where n.ns = h.ns and n.key = %(key)s and n.version <= %(version)s and n.value is not null
-    union all
-    select o.value, o.version, o.ts, o.expires_at, o.session from {{s}}.old o
-    where h.version > %(version)s and o.ns = h.ns and o.key = %(key)s
-        and o.version <= %(version)s and o.superseded > %(version)s
-) r on true
-where h.ns = %(ns)s
+where h.ns = $1::integer
 """
 
 _SCAN = """
@@ -166,9 +89,7 @@ left join {s}.now n on c.kind = 1 and n.ns = h.ns and n.key = c.key and n.versio
 left join {s}.old o on c.kind = 1 and o.ns = h.ns and o.key = c.key and o.version = c.version
 """
 
-
-psycopg.adapters.register_dumper(Requests, RequestsDumper)
-psycopg.adapters.register_dumper(Keys, KeysDumper)
+_COMMIT = "select * from {s}.commit_many($1::integer, $2::bigint, $3::text, $4::boolean, $5::bigint, $6::{s}.request[])"
 
 
 class Statements:
@@ -179,11 +100,10 @@ class Statements:
             return filled(text, location).encode()
 
         schema = "{s}"
-        self.begin = fill(_BEGIN)
-        self.begin_one = fill(_BEGIN_ONE)
-        self.begin_with = fill(_BEGIN_WITH)
-        self.read_one = fill(_READ_ONE)
-        self.read = fill(_READ)
+        self.begin = Call("begin", fill(_BEGIN), 1)
+        self.begin_with = Call("begin_with", fill(_BEGIN_WITH), 2)
+        self.read = Call("read", fill(_READ), 3)
+        self.commit = Call("commit", fill(_COMMIT), 6)
         self.scan, self.scan_back = (
             fill(_SCAN.format(bounds=_BOUNDS, order=order).replace("{{s}}", schema)) for order in ("", "desc")
         )
@@ -191,7 +111,6 @@ class Statements:
             _CHANGES.format(bounds=_BOUNDS, value="coalesce(n.value, o.value)", joins=_VALUES)
         )
         self.changed_keys = fill(_CHANGES.format(bounds=_BOUNDS, value="null::bytea", joins=""))
-        self.commit = fill("select * from {s}.commit_many(%s, %s, %s, %s, %s, %s)")
         self.tick = fill("select {s}.tick(%s)")
         self.outcome = fill("select version, at, r_kind, r_place, r_value from {s}.outcome_of(%s, %s)")
         self.newest = fill("select version, next_due, {clock} from {s}.head where ns = %s")
