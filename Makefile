@@ -30,11 +30,12 @@ STUBBED = $(patsubst %.pyi,%,$(wildcard $(patsubst %.pyx,%.pyi,$(filter %.pyx,$(
 COMPILED = $(addprefix occamdb.,$(subst /,.,$(STUBBED:src/occamdb/%=%)))
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-plugins check lint format types stubs bench bench-smoke coverage dist clean distclean
+.PHONY: help install demo test test-cluster test-plugins check lint format types stubs bench bench-smoke coverage dist clean distclean
 
 help:
 	@echo "make demo         [DIR=path] [AGENTS=n]  several processes index the files below DIR together"
 	@echo "make test         [ARGS='-k name']       the test suite, in TEST_WORKERS processes"
+	@echo "make test-cluster [ARGS='-k name']       the semantic tests on PostgreSQL and etcd, which it gets with apt-get"
 	@echo "make test-plugins [ARGS='-k name']       the plug-ins against the real frameworks, in $(PLUGIN_VENV)"
 	@echo "make check        ruff, mypy strict, stub check of the compiled modules"
 	@echo "make bench        [ARGS='--peers lmdb']  the benchmark table"
@@ -62,7 +63,23 @@ demo: $(BUILT)
 	$(BIN)/occamdb demo $(DIR) --agents $(AGENTS)
 
 test: $(BUILT)
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)
+	@status=0; $(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS) || status=$$?; \
+	echo "left out: the tests on PostgreSQL and etcd (make test-cluster), on the frameworks (make test-plugins)"; \
+	exit $$status
+
+# The drivers of the servers come into the same environment. SERVERS chooses among postgres and etcd.
+SERVERS ?= postgres etcd
+SERVER_TEST_WORKERS ?= $(shell nproc)
+CLUSTER_BUILT := $(VENV)/.occamdb-servers
+
+$(CLUSTER_BUILT): $(BUILT) pyproject.toml
+	@echo "== drivers of the servers in $(VENV)"
+	@OCCAMDB_ONLY=none $(PIP) install --no-build-isolation -e '.[dev,postgres,etcd]'
+	@touch $@
+
+test-cluster: $(CLUSTER_BUILT)
+	@.ci/get-servers
+	@.ci/test-cluster $(BIN)/python $(SERVER_TEST_WORKERS) "$(SERVERS)" $(ARGS)
 
 # An environment of its own: the frameworks bring a hundred packages, which the core must not lean on.
 PLUGIN_VENV ?= .venv-plugins

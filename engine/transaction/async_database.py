@@ -12,7 +12,19 @@ import functools
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, ClassVar, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import (
+    Any,
+    ClassVar,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+    cast,
+    overload,
+)
 from uuid import UUID
 
 from ..model.keys import Namespace
@@ -51,7 +63,13 @@ _DEFAULT_RETRY = RetryPolicy()
 
 
 class AsyncEngineHandle(EngineHandle, Protocol):
-    """An engine whose commits are awaited."""
+    """An engine whose commits are awaited.
+
+    Attributes:
+      begins_afar: to begin a snapshot means to ask a server, so `ready` is awaited before each one.
+    """
+
+    begins_afar: bool
 
     async def commit(self, pending: Any) -> Any:
         """Carry a `PendingCommit` out; what its caller is given, or the error it gets."""
@@ -107,8 +125,8 @@ class AsyncDatabase(Extensible, Generic[X]):
         codec: Codec | None = None,
         run_rule: RunRule | None = None,
     ) -> None:
-        self._handle = handle
         self._base = self.base_class(handle, isolation, namespace, codec, run_rule)
+        self._handle = cast("AsyncEngineHandle", self._base.handle)  # of the namespace
         self._isolation: Literal["serializable", "snapshot"] = (
             "serializable" if isolation == "serializable" else "snapshot"
         )
@@ -160,7 +178,7 @@ class AsyncDatabase(Extensible, Generic[X]):
         return Beginning(functools.partial(self._open, run_id, **given))
 
     async def _open(self, run_id: Run, **keywords: Any) -> X:
-        if not self._base.attached:
+        if self._handle.begins_afar or not self._base.attached:
             await self._handle.ready()
         txn: X = self._base.begin(run_id, **keywords)
         return txn
