@@ -26,6 +26,7 @@ from tests.support.processes import Worker, wait_until
 
 SECOND = 10**9
 HOUR = 3600
+MANY = 10**9  # more than a test adds up to
 Start = Callable[..., Worker]
 
 
@@ -76,11 +77,11 @@ def test_what_a_snapshot_held_and_has_expired_since(kind: Kind, base: bytes) -> 
 def test_a_snapshot_without_a_key_is_older_than_no_commit_that_saw_it(kind: Kind, base: bytes) -> None:
     """If T of a snapshot at V lets a key expire, then commit V + 1 judges that it has expired.
 
-    Increments tell: while the key is there each adds to 100, and the first one behind its expiry begins at 1.
+    Increments tell: while the key is there each adds to MANY, and the first one behind its expiry begins at 1.
     """
     adder, reader, key = kind.open(base), kind.open(base), key_in(base, "n")
     expires_at = reader.begin().clock + SECOND
-    commit(adder, putting(key, 100, expires_at))
+    commit(adder, putting(key, MANY, expires_at))
     sums: list[tuple[int, int]] = []
     stop = threading.Event()
 
@@ -98,9 +99,9 @@ def test_a_snapshot_without_a_key_is_older_than_no_commit_that_saw_it(kind: Kind
     finally:
         stop.set()
         thread.join()
-    assert sums[0][1] == 101 and min(value for _, value in sums) == 1
+    assert sums[0][1] == MANY + 1 and min(value for _, value in sums) == 1
     first_without = next(version for version, value in sums if value == 1)
-    last_with = max(version for version, value in sums if value > 100)
+    last_with = max(version for version, value in sums if value > MANY)
     assert last_with < first_without
     for begun in snapshots:
         if begun.expiry_time >= expires_at:
