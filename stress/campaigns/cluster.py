@@ -42,10 +42,11 @@ CHOICES = (
     "event-log",
 )
 SESSION_SECONDS = (20.0, 40.0)
-FAULT_PAUSE = 1.0  # seconds between two faults on average
+FAULT_PAUSE = 0.5  # seconds between two faults on average
 CARRY_ON_TIMEOUT = 60.0
 STOP_TIMEOUT = 150.0  # a worker that asks for an outcome goes on until it has it
 TIMEOUTS = (2.0, 5.0, 60.0)  # of the clients: with a short one some outcomes are unknown at first
+FAILED_MAX = 5  # sessions; more of them tell nothing new
 LOOK_SECONDS = 0.005
 
 
@@ -150,7 +151,8 @@ def cluster_campaign(
             left = end - time.monotonic()
             session.run(verdict, max(5.0, min(dice.uniform(*SESSION_SECONDS), left)))
             verdict.sessions += 1
-            if session.is_broken:  # a cluster that does not come back says nothing about the next session
+            # A cluster that does not come back says nothing about the next session.
+            if session.is_broken or len(verdict.kept) >= FAILED_MAX:
                 break
     verdict.seconds = time.monotonic() - began
     return verdict
@@ -212,7 +214,7 @@ class _Session:
         end = time.monotonic() + seconds
         with _Pulse(runner) as pulse:
             while time.monotonic() < end:
-                time.sleep(min(3.0, self.dice.expovariate(1 / FAULT_PAUSE)))
+                time.sleep(min(2.0, self.dice.expovariate(1 / FAULT_PAUSE)))
                 stage.carry_out(self.dice.choices(list(faults), list(faults.values()))[0])
             stuck = self._carried_on(runner)
         verdict.stalls += [pulse.gap_after(moment) for moment in stage.killed]

@@ -18,7 +18,7 @@ from occamdb.stress.clusters.proxy import Direction
 __all__ = ["ON_SERVERS", "Fault", "Stage", "faults_of"]
 
 # Longer than a fail-over takes, and than some of the clients' timeouts.
-LONGEST = 4.0
+LONGEST = 2.5
 FAIL_OVER_SHARE = 0.7  # of what befalls a primary of PostgreSQL; else the same server comes back
 
 
@@ -72,9 +72,10 @@ class Stage:
         assert isinstance(cluster, PostgresCluster)
         if cluster.is_alive(old):
             self.killed.append(time.monotonic())
-        cluster.fail_over()
+        self.note(f"promoted {cluster.fail_over()}")
         cluster.servers[old].proxy.heal()
         cluster.wait_until_ready()
+        self.note("it commits")
         time.sleep(self.dice.uniform(0.0, 0.5))
         cluster.rejoin(old)
 
