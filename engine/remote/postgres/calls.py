@@ -42,9 +42,7 @@ class Call:
         self._text = text
         self._formats = [pq.Format.BINARY] * count
 
-    def run(
-        self, connection: Connection, parameters: Sequence[bytes], prepare: bool
-    ) -> pq.abc.PGresult:
+    def run(self, connection: Connection, parameters: Sequence[bytes], prepare: bool) -> pq.abc.PGresult:
         """The result, in binary.
 
         Args:
