@@ -145,6 +145,7 @@ class Cluster:
 
     def _wait(self, condition: Callable[[], object], server: Server, timeout: float, what: str) -> None:
         """Wait for a condition of a server that must not end meanwhile."""
+
         def look() -> bool:
             if not self.is_alive(server.name):
                 raise ClusterError(

@@ -38,7 +38,8 @@ _PAUSE_SECONDS_MAX = 0.5
 # Plans that do not depend on the parameters or on statistics: every statement goes by an index.
 _SETTINGS = (
     "set default_transaction_isolation = 'read committed'; set plan_cache_mode = force_generic_plan;"
-    " set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off; set jit = off"
+    " set enable_seqscan = off; set enable_bitmapscan = off; set enable_hashjoin = off; set enable_mergejoin = off;"
+    " set jit = off"
 )
 
 _abandoned: list[Connection] = []  # of the parent, in a forked child

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from psycopg import pq
+
 from ...commit.messages import (
     CONFLICTS_LISTED_MAX,
     ConflictEntry,
@@ -31,8 +33,9 @@ from ...commit.messages import (
 from ...model.bounds import decode_bounds
 from ...model.errors import ProtocolError
 from ...model.values import Codec
+from .calls import number, numbers, values
 
-__all__ = ["SNAPSHOT_EXPIRED", "VOID", "Sent", "encode_requests"]
+__all__ = ["SNAPSHOT_EXPIRED", "VOID", "Sent", "encode_requests", "reply_rows"]
 
 SNAPSHOT_EXPIRED = 100  # a status of commit_many: the request's snapshot is older than what the server keeps
 VOID = 101  # and: its name was given up
@@ -45,6 +48,7 @@ _FIELD = struct.Struct(">Ii")  # type, size (-1: null)
 _INT8_FIELD = struct.Struct(">Iiq")
 _SIZE = struct.Struct(">i")
 _RECORD_FIELDS = 25
+_REPLY_FIELDS = 12
 _integers = Codec()
 
 _KINDS = {
@@ -115,6 +119,35 @@ class Sent:
 
 def _op_index(result: ResultEntry) -> int:
     return result.op_index
+
+
+def reply_rows(result: pq.abc.PGresult) -> list[tuple[Any, ...]]:
+    """The rows of `commit_many`, read as the type `reply` says."""
+    if result.nfields != _REPLY_FIELDS:
+        raise ProtocolError(f"the server answered with {result.nfields} columns instead of {_REPLY_FIELDS}")
+    rows = []
+    for row in range(result.ntuples):
+        get = result.get_value
+        results = get(row, 5)
+        found = get(row, 8)
+        version, at, place = get(row, 2), get(row, 3), get(row, 4)
+        rows.append(
+            (
+                number(get(row, 0)),
+                number(get(row, 1)),
+                None if version is None else number(version),
+                None if at is None else number(at),
+                None if place is None else number(place),
+                None if results is None else numbers(results),
+                numbers(get(row, 6)),
+                values(get(row, 7)),
+                None if found is None else number(found),
+                numbers(get(row, 9)),
+                numbers(get(row, 10)),
+                numbers(get(row, 11)),
+            )
+        )
+    return rows
 
 
 # ---- encoding ----------------------------------------------------------------------------------------------------

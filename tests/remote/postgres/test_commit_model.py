@@ -357,7 +357,7 @@ def test_the_model_notices_a_broken_rule(
         run_state_machine_as_test(
             Machine,
             settings=settings(
-                max_examples=300,
+                max_examples=150,
                 stateful_step_count=40,
                 deadline=None,
                 phases=[Phase.generate],
