@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 COUNT_MAX = 8
 CONNECT_SECONDS = 5
+WATCH_SECONDS = 0.25
 _PAUSE_SECONDS = 0.02
 _PAUSE_SECONDS_MAX = 0.5
 
@@ -68,6 +69,7 @@ class Pool:
         self._closed = False
         self._busy: dict[Connection, float] = {}  # until when
         self._watch: threading.Thread | None = None
+        self._watching = threading.Event()  # set when it must end
 
     def after_fork(self) -> None:
         """Forget the connections of the parent, if this is a forked child."""
@@ -228,13 +230,14 @@ class Pool:
                 for connection, until in list(self._busy.items()):
                     if until <= now:
                         shut(connection)
-                self._changed.wait(0.25)
+            self._watching.wait(WATCH_SECONDS)
 
     def close(self) -> None:
         """Close what is idle now, and the others when their calls end."""
         self.after_fork()
         with self._changed:
             self._closed = True
+            self._watching.set()
             idle, self._idle = self._idle, []
             self._count -= len(idle)
             self._changed.notify_all()
