@@ -3,10 +3,15 @@
 from ..transaction._view import SnapshotSource
 from .backend import Backend, Begun
 
+class ServerClock:
+    """The clock of a server, for all namespaces of one connection."""
+
+    def __init__(self, now: int) -> None: ...
+
 class RemoteSource(SnapshotSource):
     """One process's snapshots of one namespace of a server."""
 
-    def __init__(self, backend: Backend, base: bytes, end: bytes) -> None: ...
+    def __init__(self, backend: Backend, base: bytes, end: bytes, clock: ServerClock) -> None: ...
     @property
     def backend(self) -> Backend: ...
     @property

@@ -12,7 +12,19 @@ import functools
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, ClassVar, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import (
+    Any,
+    ClassVar,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+    cast,
+    overload,
+)
 from uuid import UUID
 
 from ..model.keys import Namespace
@@ -114,7 +126,7 @@ class AsyncDatabase(Extensible, Generic[X]):
         run_rule: RunRule | None = None,
     ) -> None:
         self._base = self.base_class(handle, isolation, namespace, codec, run_rule)
-        self._handle: AsyncEngineHandle = self._base.handle  # of the namespace
+        self._handle = cast("AsyncEngineHandle", self._base.handle)  # of the namespace
         self._isolation: Literal["serializable", "snapshot"] = (
             "serializable" if isolation == "serializable" else "snapshot"
         )

@@ -146,9 +146,7 @@ def test_a_broken_feed_is_found(
     breaks: Callable[[Commits], Commits],
     words: str,
 ) -> None:
-    monkeypatch.setattr(
-        watch_module, "feed_of", lambda *args, **kwargs: BrokenFeed(breaks, *args, **kwargs)
-    )
+    monkeypatch.setattr(watch_module, "feed_of", lambda *args, **kwargs: BrokenFeed(breaks, *args, **kwargs))
     stage.follow(60)
     assert re.search(words, stage.said())
 

@@ -16,6 +16,7 @@ import pytest
 from occamdb import Database
 from occamdb.engine.model.public_types import IsolationName
 from occamdb.ipc import layout
+from tests.support.engine_selection import SERVERS
 from tests.support.engines import Engine, Place, make_engine, memory_database, open_shared_database
 
 __all__ = [
@@ -47,17 +48,23 @@ def revoke_snapshots(db: Database) -> int:
     return revoked
 
 
+def _url(request: pytest.FixtureRequest) -> str:
+    """Of the server that the engine is, which servers.py starts; empty for others."""
+    name = str(request.param)
+    return str(request.getfixturevalue(name).url()) if name in SERVERS else ""
+
+
 @pytest.fixture(scope="session")
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """The engine under test. What it started runs before any test that uses it is guarded."""
-    with make_engine(request.param, tmp_path_factory.mktemp(request.param)) as made:
+    with make_engine(request.param, tmp_path_factory.mktemp(request.param), _url(request)) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def own_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """`engine` for one module alone. A module that steps its clock, say, overrides `engine` with this."""
-    with make_engine(request.param, tmp_path_factory.mktemp(request.param)) as made:
+    with make_engine(request.param, tmp_path_factory.mktemp(request.param), _url(request)) as made:
         yield made
 
 

@@ -384,7 +384,7 @@ class _Judge:
     def holds_value(self, key: bytes) -> bool:
         """Whether a key has a value, expired or not."""
         records = self.space.records.get(key)
-        return bool(records) and records[-1].value is not None
+        return records is not None and records[-1].value is not None
 
     def apply(self) -> Reply:
         space, version = self.space, self.space.version + 1

@@ -12,15 +12,19 @@ as its reason. The summary at the end counts tests by engine, and what was left 
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from tests.support import servers
+
 __all__ = [
     "ENGINES",
     "LOCAL",
+    "SERVERS",
     "pytest_addoption",
     "pytest_collection_modifyitems",
     "pytest_configure",
@@ -33,7 +37,8 @@ __all__ = [
 
 LOCAL = ("memory", "shared")
 IN_ONE_PROCESS = ("memory", "dict")
-ENGINES = (*LOCAL, "dict", "postgres", "etcd")
+SERVERS = ("postgres", "etcd")
+ENGINES = (*LOCAL, "dict", *SERVERS)
 _LEFT_OUT = pytest.StashKey[Counter[tuple[str, str]]]()
 
 
@@ -59,6 +64,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "local_only(reason): a server differs here, by a difference that the documentation names"
     )
     config.stash[_LEFT_OUT] = Counter()
+    if set(selected_engines(config)) & set(SERVERS):
+        os.environ[servers.SWITCH] = "1"  # who names a server wants it started
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,7 +264,7 @@ class OnDict(Served):
         rule = ActiveRuns() if settings.pop("strict_runs", False) else None
         limits = Settings.of(settings).limits
 
-        def opener(base: bytes) -> DictBackend:
+        def opener(base: bytes) -> Any:
             return DictBackend(self._server, base, limits)
 
         namespace = Namespace(tenant)
@@ -277,22 +277,41 @@ class OnDict(Served):
         self._server.step_clock(when)
 
 
-_KINDS: dict[str, Callable[[Path], Engine]] = {
-    "memory": lambda directory: Memory(),
-    "shared": lambda directory: Shared(directory / "db"),
-    "dict": lambda directory: OnDict(),
-}
+class AtUrl(Served):
+    """A server that runs elsewhere, and is opened as a user opens it."""
+
+    def __init__(self, name: str, url: str) -> None:
+        super().__init__()
+        self.name = name
+        self.url = url
+
+    def connect(self, tenant: str, isolation: IsolationName = "serializable", **settings: Any) -> Database:
+        return occamdb.open(self.url, tenant=tenant, isolation=isolation, **settings)
+
+    def place(self) -> Place:
+        return Place(self.url, _new_tenant())
+
+    def examples(self, count: int) -> int:
+        return (count + 3) // 4
 
 
 @contextlib.contextmanager
-def make_engine(name: str, directory: Path) -> Iterator[Engine]:
+def make_engine(name: str, directory: Path, url: str = "") -> Iterator[Engine]:
     """An engine of this kind, until the block ends.
 
     Args:
-      directory: where it may keep files; not there yet.
+      directory: where it may keep files.
+      url: of a server that runs.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    engine = _KINDS[name](directory)
+    engine: Engine
+    if name == "memory":
+        engine = Memory()
+    elif name == "shared":
+        engine = Shared(directory / "db")
+    elif name == "dict":
+        engine = OnDict()
+    else:
+        engine = AtUrl(name, url)
     try:
         yield engine
     finally:

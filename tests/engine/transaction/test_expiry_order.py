@@ -151,3 +151,12 @@ def test_a_put_does_not_care_whether_the_key_expired(
     until_expired(db, run)
     writer.commit()
     assert db.get(run, "lease/x") == 2
+
+
+def test_a_ttl_counts_by_the_clock_of_the_engine(engine: Engine, db: Database, run: RunId) -> None:
+    """Also in the first call of a handle, and where the clock of this process is hours behind."""
+    engine.step_clock(db, engine.expiry_clock(db) + int(2 * LEASE * 1e9))
+    other = engine.again(db)
+    lease(other, run)
+    assert db.get(run, "lease/x") == 1
+    engine.discard(other)

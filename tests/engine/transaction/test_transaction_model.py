@@ -39,10 +39,10 @@ ABSENT = object()
 class Model:
     """All committed states, by version. Keys are stored keys."""
 
-    def __init__(self) -> None:
-        self.states: dict[int, dict[bytes, tuple[int, int]]] = {0: {}}  # key -> (value, version)
+    def __init__(self, newest_version: int) -> None:
+        self.states: dict[int, dict[bytes, tuple[int, int]]] = {newest_version: {}}  # key -> (value, version)
         self.written: dict[bytes, int] = {}
-        self.newest_version = 0
+        self.newest_version = newest_version
 
     @property
     def state(self) -> dict[bytes, tuple[int, int]]:
@@ -107,7 +107,7 @@ class Interleavings(RuleBasedStateMachine):
         self.db = self.make_database()
         self.run_id = RunId.new()
         self.prefix = self.db.prefix_of(self.run_id)
-        self.model = Model()
+        self.model = Model(self.db.attachment().committed_version)
         self.open_sessions: list[Session] = []
 
     def teardown(self) -> None:

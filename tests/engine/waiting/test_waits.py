@@ -499,7 +499,7 @@ def test_a_wait_that_is_interrupted_as_it_begins_leaves_others_registered(
 def test_a_waiter_sleeps_through_the_commits_of_other_runs(
     engine: Engine, db: Database, run: RunId, beside: Any
 ) -> None:
-    """However many there are: it does not look again. In local memory the process that waits does not even hear of them."""
+    """However many there are: it does not look again. In local memory its process does not even hear of them."""
     looks = []
 
     def look(txn: Any) -> Any:
