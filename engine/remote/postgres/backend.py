@@ -7,10 +7,11 @@ statements.py, one outcome in combiner.py, sessions in keeper.py, durability in 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
-import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from psycopg.types.numeric import Int4, Int8
@@ -51,6 +52,7 @@ class PostgresBackend:
         self._combiner: Combiner | None = None
         self._combiner_of: object = None
         self._lock = threading.Lock()
+        self._beginning: tuple[object, Future[Begun] | None] = (None, None)  # by process, not yet sent
         self.limits = limits
         self.incarnation = 1
         family[base] = self
@@ -88,6 +90,7 @@ class PostgresBackend:
                 self._server.rows(statements.add, [self._base])
                 rows = self._server.rows(statements.find, [self._base])
             self._number = int(rows[0][0])
+            self._server.numbers.add(self._number)
         return self._number
 
     # ---- snapshots -----------------------------------------------------------------------------------------------
@@ -166,10 +169,8 @@ class PostgresBackend:
         )
 
         def done(_: Commit) -> None:
-            try:
-                loop.call_soon_threadsafe(lambda: future.done() or future.set_result(None))
-            except RuntimeError:
-                pass  # the loop was closed: nobody waits
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
+                loop.call_soon_threadsafe(_wake, future)
 
         commit = self._commit(request, deadline, durable, done)
         combiner.submit(commit)
@@ -185,6 +186,7 @@ class PostgresBackend:
 
     def _combined(self) -> Combiner:
         server = self._server.here()
+        server.keeper.start()
         with self._lock:
             if self._combiner is None or self._combiner_of is not server.token:
                 self._combiner = Combiner(server, self.number)
@@ -192,9 +194,20 @@ class PostgresBackend:
             return self._combiner
 
     async def begin_async(self) -> Begun:
-        """`begin`, for a task."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._server.here().executor, self.begin)
+        """`begin`, for a task. Tasks that begin before the server is asked share the answer: it is as new as theirs."""
+        server = self._server.here()
+        with self._lock:
+            token, shared = self._beginning
+            if shared is None or token is not server.token:
+                shared = server.executor.submit(self._begin_shared)
+                self._beginning = server.token, shared
+        # Shielded: a task that is cancelled must not take the answer from the others.
+        return await asyncio.shield(asyncio.wrap_future(shared))
+
+    def _begin_shared(self) -> Begun:
+        with self._lock:
+            self._beginning = None, None  # a task that begins from now on may have seen a later commit
+        return self.begin()
 
     def outcome(self, session: int, sequence: int) -> tuple[int, int] | None:
         """(version, committed_at) of a commit of ours; None: it never happens."""
@@ -244,16 +257,7 @@ class PostgresBackend:
 
     def wait(self, since: int, timeout: float) -> bool:
         """Sleep until there is a version after `since`."""
-        until = time.monotonic() + timeout
-        pause = 0.005
-        while True:
-            if self.newest() > since:
-                return True
-            left = until - time.monotonic()
-            if left <= 0:
-                return False
-            time.sleep(min(left, pause))
-            pause = min(0.1, 2 * pause)
+        return self._server.here().listener.wait(self.number, since, timeout)
 
     # ---- the rest ------------------------------------------------------------------------------------------------
 
@@ -268,6 +272,11 @@ class PostgresBackend:
     def close(self) -> None:
         """End the session and the connections."""
         self._server.close()
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _check_version(rows: Sequence[tuple[Any, ...]], version: int) -> None:

@@ -167,9 +167,8 @@ class Combiner:
             for commit in batch:
                 failed = error if isinstance(error, OccamError) else None
                 commit.finish(None, failed or _unknown(commit, "the thread that sent it was interrupted"))
-            if own is not None or not isinstance(error, OccamError):
-                if not isinstance(error, OccamError):
-                    raise
+            if not isinstance(error, OccamError):
+                raise
         finally:
             self._hand_over()
 

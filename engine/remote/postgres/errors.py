@@ -109,7 +109,7 @@ def server_error(error: psycopg.Error, location: Location) -> OccamError:
     return _setup_error(state, text, location, details)
 
 
-def _setup_error(state: str, text: str, location: Location, details: dict[str, object]) -> ServerSetupError:
+def _setup_error(state: str, text: str, location: Location, details: dict[str, str]) -> ServerSetupError:
     hint = "see the server's log"
     if state == "OC001":
         hint = (

@@ -2,8 +2,8 @@
 
 1. `FORMAT` is the number of the last file in sql/. A schema of format n has the files up to n. A file that was released
    is never changed.
-2. A migration is one transaction under an advisory lock: there is no half of it, and two processes that begin at the same
-   time make it once.
+2. A migration is one transaction under an advisory lock: there is no half of it, and two processes that begin at the
+   same time make it once.
 3. Nothing is written into a schema that is not known to be ours.
 """
 
@@ -132,7 +132,6 @@ def migrate_on(connection: Connection, location: Location) -> tuple[int, int]:
     """
     try:
         with connection.transaction():
-            # In a session that defaults to read-only or to another isolation this still works, or fails before it writes.
             connection.execute("select pg_advisory_xact_lock(%s::bigint)", [_LOCK])
             before = check_schema(connection, location)
             if before == FORMAT:
@@ -144,7 +143,8 @@ def migrate_on(connection: Connection, location: Location) -> tuple[int, int]:
             table = sql.Identifier(location.schema, "meta")
             connection.execute(
                 sql.SQL(
-                    "insert into {} (program, format) values (%s, %s) on conflict (one) do update set format = excluded.format"
+                    "insert into {} (program, format) values (%s, %s)"
+                    " on conflict (one) do update set format = excluded.format"
                 ).format(table),
                 [PROGRAM, FORMAT],
             )

@@ -21,7 +21,7 @@ _SIZES = ("key_size_max", "value_size_max", "transaction_size_max")
 
 
 def open_backend(
-    url: str, base: bytes, *, timeout: float, durability: str, **settings: Any
+    url: str, base: bytes, *, timeout: float, durability: str, housekeeping: bool = True, **settings: Any
 ) -> PostgresBackend:
     """Connect to one namespace of a server. Makes the schema if there is none and the role may.
 
@@ -30,6 +30,7 @@ def open_backend(
       base: what the namespace's stored keys begin with.
       timeout: seconds to try for, now and in each call.
       durability: "none", "standard" or "always".
+      housekeeping: sweep what has expired or is old, now and then, in a thread.
       settings: `key_size_max` and the other sizes, `snapshot_max_age`, `session_grace`.
 
     Raises:
@@ -49,7 +50,7 @@ def open_backend(
             setting=name,
             hint=f"its settings are {', '.join(_SIZES)}, snapshot_max_age and session_grace",
         )
-    server = Server(parse_url(url), timeout, durability, age, grace)
+    server = Server(parse_url(url), timeout, durability, age, grace, housekeeping)
     return PostgresBackend(server, base, limits, {})
 
 

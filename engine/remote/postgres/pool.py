@@ -25,7 +25,7 @@ from ...model.errors import DatabaseClosedError, OccamError
 from .errors import Fate, connect_error, fate_of, server_error, unavailable
 from .location import Location
 
-__all__ = ["Connection", "Pool"]
+__all__ = ["Connection", "Pool", "abandon", "shut"]
 
 Connection = psycopg.Connection[Any]
 T = TypeVar("T")
@@ -226,7 +226,7 @@ class Pool:
                 now = time.monotonic()
                 for connection, until in list(self._busy.items()):
                     if until <= now:
-                        _shut(connection)
+                        shut(connection)
                 self._changed.wait(0.25)
 
     def close(self) -> None:
@@ -249,7 +249,12 @@ class Pool:
         return self._closed
 
 
-def _shut(connection: Connection) -> None:
+def abandon(connection: Connection) -> None:
+    """Never touch this connection of the parent again, not even by its end."""
+    _abandoned.append(connection)
+
+
+def shut(connection: Connection) -> None:
     """Make the thread that waits for an answer on this connection see that it is lost."""
     with contextlib.suppress(OSError, psycopg.Error):
         with socket.socket(fileno=os.dup(connection.fileno())) as copy:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import secrets
@@ -20,12 +21,16 @@ from psycopg.types.numeric import Int8
 
 from ...model.errors import OccamError, ServerUnavailable
 from .durability import Durability, ask_durability
+from .keeper import Keeper, remove_ended
+from .listener import Listener
 from .location import Location
 from .migrations import FORMAT, check_schema, migrate_on
-from .pool import Connection, Pool
+from .pool import Connection, Pool, abandon
 from .statements import Statements
 
-__all__ = ["Server"]
+__all__ = ["Server", "ended_error", "execute"]
+
+_CLOSE_SECONDS = 5.0  # the session ends anyway, later
 
 
 class Server:
@@ -37,17 +42,25 @@ class Server:
       durability: of commits that do not ask for more: "none", "standard" or "always".
       age: seconds for which old versions are kept.
       session_seconds: how long a session that binds keys outlives the last sign of its process.
+      housekeeping: sweep, in a thread.
     """
 
     def __init__(
-        self, location: Location, timeout: float, durability: str, age: float, session_seconds: float
+        self,
+        location: Location,
+        timeout: float,
+        durability: str,
+        age: float,
+        session_seconds: float,
+        housekeeping: bool = True,
     ) -> None:
         self.location = location
         self.statements = Statements(location)
+        self.housekeeping = housekeeping
         self.age_ns = int(age * 1e9)
         self.session_ns = int(session_seconds * 1e9)
         self.pool = Pool(location, timeout)
-        self._lock = threading.Lock()
+        self.numbers: set[int] = set()  # of the namespaces that are used here
         self._begin()
         try:
             self.request_type, self.durability = self.pool.run(lambda c: self._open(c, durability))
@@ -60,6 +73,9 @@ class Server:
         self.token = object()  # another one in each process
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
+        self.keeper = Keeper(self)
+        self.listener = Listener(self)
+        self._closed = False
         self.renew_session()
         self.offset = time.time_ns() - time.monotonic_ns()
 
@@ -82,6 +98,9 @@ class Server:
     def here(self) -> Server:
         """Itself, in this process: forks are noticed."""
         if self._pid != os.getpid():
+            listening = self.listener.connection
+            if listening is not None:
+                abandon(listening)
             self.pool.after_fork()
             self._begin()
         return self
@@ -124,6 +143,7 @@ class Server:
             if found[0][0]:
                 self.kept = True
                 self.kept_until = before + self.session_ns / 3e9
+                self.keeper.start()
                 return
         self.session_ended(session)
         raise ended_error(self.location)
@@ -135,8 +155,20 @@ class Server:
                 self.renew_session()
 
     def close(self) -> None:
-        """Close the connections."""
-        self.here().pool.close()
+        """End the session, if it can be done quickly, and the connections."""
+        self.here()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self.keeper.stop()
+        self.listener.stop()
+        if self.kept:
+            with contextlib.suppress(OccamError):
+                until = time.monotonic() + min(self.pool.timeout, _CLOSE_SECONDS)
+                self.rows(self.statements.end_session, [Int8(self.session)], until)
+                remove_ended(self, until)
+        self.pool.close()
         if self._executor is not None:
             self._executor.shutdown(wait=False)
 

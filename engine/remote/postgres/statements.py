@@ -142,7 +142,7 @@ class Statements:
         self.commit = fill("select * from {s}.commit_many(%s, %s, %s, %s, %s, %s)")
         self.tick = fill("select {s}.tick(%s)")
         self.outcome = fill("select version, at, r_kind, r_place, r_value from {s}.outcome_of(%s, %s)")
-        self.newest = fill("select version from {s}.head where ns = %s")
+        self.newest = fill("select version, next_due, {clock} from {s}.head where ns = %s")
         self.find = fill("select ns from {s}.head where base = %s")
         self.add = fill(
             "insert into {s}.head (base, timeline) values (%s, {timeline}) on conflict do nothing"

@@ -226,6 +226,32 @@ begin
     return h;
 end $$;
 
+create function {s}.remove_expired(h {s}.head, p_now bigint, p_count integer) returns {s}.head language plpgsql as $$
+-- Remove values that have expired, as a commit of its own. The caller holds the lock of the head.
+declare
+    v_key bytea[];
+begin
+    v_key := array(
+        select n.key from {s}.now n
+        where n.ns = h.ns and n.expires_at <= p_now and n.expires_at <> 0 and n.value is not null
+        order by n.expires_at limit p_count);
+    -- The others that have expired, if there are more, are left to `sweep`.
+    select coalesce(min(n.expires_at), 0) into h.next_due from {s}.now n
+        where n.ns = h.ns and n.expires_at > p_now and n.expires_at <> 0 and n.value is not null;
+    h.expiry_time := p_now;
+    if v_key = '{}' then
+        return h;
+    end if;
+    h.version := h.version + 1;
+    insert into {s}.old (ns, key, version, superseded, ts, expires_at, session, value)
+        select n.ns, n.key, n.version, h.version, n.ts, n.expires_at, n.session, n.value from {s}.now n
+        where n.ns = h.ns and n.key = any (v_key);
+    -- The record keeps its version and its time: that it is gone is not a write.
+    update {s}.now n set value = null, session = 0 where n.ns = h.ns and n.key = any (v_key);
+    insert into {s}.change (ns, version, key, kind, ts) select h.ns, h.version, k, 3, p_now from unnest(v_key) k;
+    return h;
+end $$;
+
 create function {s}.commit_many(
     p_ns integer, p_session bigint, p_sync text, p_kept boolean, p_sent bigint, p_requests {s}.request[]
 ) returns setof {s}.reply language plpgsql as $$
@@ -302,7 +328,7 @@ begin
                     h.last_erased := h.version;
                 end if;
                 if q.w_expires is not null then
-                    v_due := least(v_due, (select min(t) from unnest(q.w_expires) t where t > v_now));
+                    v_due := least(v_due, (select min(t) from unnest(q.w_expires) t where t <> 0));
                 end if;
                 if a.r_kind is not null then
                     update {s}.outcome set r_kind = a.r_kind, r_place = a.r_place, r_value = a.r_value
@@ -317,28 +343,31 @@ begin
         perform set_config('synchronous_commit', 'off', true);
         return;
     end if;
+    h.next_due := coalesce(v_due, 0);
     if v_due <= v_now then
-        select min(n.expires_at) into v_due from {s}.now n
-            where n.ns = p_ns and n.expires_at > v_now and n.expires_at <> 0 and n.value is not null;
+        h := {s}.remove_expired(h, v_now, 1000);
     end if;
-    update {s}.head set version = h.version, expiry_time = v_now, next_due = coalesce(v_due, 0),
-        last_erased = h.last_erased where ns = p_ns;
+    update {s}.head set version = h.version, expiry_time = v_now, next_due = h.next_due, last_erased = h.last_erased
+        where ns = p_ns;
     if h.listen_until > v_now then
         perform pg_notify('{channel}', p_ns || ' ' || h.version);
     end if;
 end $$;
 
 create function {s}.tick(p_ns integer) returns void language plpgsql as $$
--- Raise the expiry time, because a value may have expired since, and note another timeline.
+-- Raise the expiry time, because a value has expired since, and note another timeline.
 declare
     h {s}.head := {s}.lock_head(p_ns);
+    v_before bigint := h.version;
     v_now bigint := greatest({clock}, h.expiry_time);
 begin
-    if h.next_due <> 0 and h.next_due <= v_now then
-        update {s}.head set expiry_time = v_now, next_due = coalesce((
-            select min(n.expires_at) from {s}.now n
-            where n.ns = p_ns and n.expires_at > v_now and n.expires_at <> 0 and n.value is not null), 0)
-        where ns = p_ns;
+    if h.next_due = 0 or h.next_due > v_now then
+        return;
+    end if;
+    h := {s}.remove_expired(h, v_now, 1000);
+    update {s}.head set version = h.version, expiry_time = v_now, next_due = h.next_due where ns = p_ns;
+    if h.version > v_before and h.listen_until > v_now then
+        perform pg_notify('{channel}', p_ns || ' ' || h.version);
     end if;
 end $$;
 

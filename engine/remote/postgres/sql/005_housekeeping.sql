@@ -1,30 +1,5 @@
 -- What any client does now and then: removing what has expired, ending sessions, forgetting what is old.
 
-create function {s}.remove_expired(h {s}.head, p_now bigint, p_count integer) returns {s}.head language plpgsql as $$
--- Remove values that have expired, as a commit of its own. The caller holds the lock of the head.
-declare
-    v_key bytea[];
-begin
-    v_key := array(
-        select n.key from {s}.now n
-        where n.ns = h.ns and n.expires_at <= p_now and n.expires_at <> 0 and n.value is not null
-        order by n.expires_at limit p_count);
-    if v_key = '{}' then
-        return h;
-    end if;
-    h.version := h.version + 1;
-    insert into {s}.old (ns, key, version, superseded, ts, expires_at, session, value)
-        select n.ns, n.key, n.version, h.version, n.ts, n.expires_at, n.session, n.value from {s}.now n
-        where n.ns = h.ns and n.key = any (v_key);
-    -- The record keeps its version and its time: that it is gone is not a write.
-    update {s}.now n set value = null, session = 0 where n.ns = h.ns and n.key = any (v_key);
-    insert into {s}.change (ns, version, key, kind, ts) select h.ns, h.version, k, 3, p_now from unnest(v_key) k;
-    h.expiry_time := p_now;
-    select coalesce(min(n.expires_at), 0) into h.next_due from {s}.now n
-        where n.ns = h.ns and n.expires_at > p_now and n.expires_at <> 0 and n.value is not null;
-    return h;
-end $$;
-
 create function {s}.forget(h {s}.head, p_before bigint, p_count integer) returns {s}.head language plpgsql as $$
 -- Forget what was committed before a time: changes, the values that they replaced, and the traces of deletes. The floor
 -- rises with what is forgotten, so nobody misses it without being told. The caller holds the lock of the head.
@@ -63,7 +38,7 @@ declare
     v_before {s}.head;
     v_now bigint;
 begin
-    perform 1 from {s}.head where ns = p_ns and swept_at <= {clock} - p_every for update skip locked;
+    perform 1 from {s}.head where ns = p_ns and abs({clock} - swept_at) >= p_every for update skip locked;
     if not found then
         return false;
     end if;
@@ -80,7 +55,7 @@ begin
         end if;
         return true;
     end if;
-    update {s}.head set swept_at = v_now where ns = p_ns;
+    update {s}.head set swept_at = {clock} where ns = p_ns;
     return false;
 end $$;
 
@@ -102,14 +77,14 @@ begin
             and (n.expires_at = 0 or n.expires_at > v_now)
         order by n.version limit p_count);
     if v_key <> '{}' then
-        perform {s}.drop_keys(p_ns, h.version + 1, v_now, v_key);
+        h.version := h.version + 1;
+        perform {s}.drop_keys(p_ns, h.version, v_now, v_key);
         if h.next_due <> 0 and h.next_due <= v_now then
-            select coalesce(min(n.expires_at), 0) into h.next_due from {s}.now n
-                where n.ns = p_ns and n.expires_at > v_now and n.expires_at <> 0 and n.value is not null;
+            h := {s}.remove_expired(h, v_now, 1000);
         end if;
-        update {s}.head set version = h.version + 1, expiry_time = v_now, next_due = h.next_due where ns = p_ns;
+        update {s}.head set version = h.version, expiry_time = v_now, next_due = h.next_due where ns = p_ns;
         if h.listen_until > v_now then
-            perform pg_notify('{channel}', p_ns || ' ' || h.version + 1);
+            perform pg_notify('{channel}', p_ns || ' ' || h.version);
         end if;
     end if;
     return cardinality(v_key);
