@@ -22,7 +22,7 @@ __all__ = [
     "path_given",
     "place_given",
     "require_schema",
-    "shown",
+    "url_given",
 ]
 
 Place: TypeAlias = Path | str
@@ -68,6 +68,18 @@ def place_given(text: str) -> Place:
     return Path(text)
 
 
+def url_given(text: str) -> str:
+    """The URL of a server that was typed.
+
+    Raises:
+      BadParameter: it is a directory, or empty.
+    """
+    place = place_given(text)
+    if isinstance(place, Path):
+        raise typer.BadParameter("it is a directory; a server is named by a URL: postgresql://… or etcd://…")
+    return place
+
+
 def _require_text(text: str) -> None:
     if not text:
         raise typer.BadParameter('it is empty: is a shell variable not set? The current directory is "."')
@@ -86,7 +98,7 @@ else:
 
 
 def described(url: str) -> dict[str, Any]:
-    """What is at the URL of a server, found out without writing anything.
+    """What is at the URL of a server, found out without writing anything; nothing for a kind that has no schema.
 
     Raises:
       InvalidArgumentError, UnsupportedError: the URL cannot be read, or the driver is not installed.
@@ -94,7 +106,8 @@ def described(url: str) -> dict[str, Any]:
     """
     from occamdb.engine.remote.opening import module_of
 
-    found: dict[str, Any] = module_of(url).describe(url)
+    describe = getattr(module_of(url), "describe", None)
+    found: dict[str, Any] = {} if describe is None else describe(url)
     return found
 
 
@@ -122,12 +135,3 @@ def require_schema(url: str, *, current: bool = False) -> None:
             f"the database at {found['location']} has format {have}, older than {known}",
             hint="`occamdb migrate URL` upgrades it",
         )
-
-
-def shown(place: Place) -> str:
-    """The place for a message, without secrets.
-
-    Raises:
-      InvalidArgumentError, UnsupportedError: as for `described`.
-    """
-    return str(place) if isinstance(place, Path) else str(described(place)["location"])
