@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import occamdb
-from occamdb.engine.remote import opening
+import occamdb.engine.remote
 from tests.support.command_servers import server, server_kind
 from tests.support.shell import RUN, Shell
 
@@ -188,7 +188,7 @@ def test_a_driver_that_is_not_installed_is_named(shell: Shell, monkeypatch: pyte
     for name in [name for name in sys.modules if name.startswith("occamdb.engine.remote.postgres")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    monkeypatch.delattr(opening.import_module("occamdb.engine.remote"), "postgres", raising=False)
+    monkeypatch.delattr(occamdb.engine.remote, "postgres", raising=False)
     shell("get", WITH_SECRET, RUN, "k", code=1)
     assert "pip install 'occamdb[postgres]'" in words_of(shell.error)
     assert SECRET not in shell.error
