@@ -18,6 +18,8 @@ from pathlib import Path
 
 import psycopg
 
+from .leaks import MARKER
+
 __all__ = ["OnePostgres", "why_not"]
 
 _USER = "postgres"
@@ -42,6 +44,13 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 class OnePostgres:
@@ -88,41 +97,37 @@ class OnePostgres:
         with open(data / "postgresql.conf", "a") as file:
             file.writelines(f"{name} = {value}\n" for name, value in lines.items())
         self.data = data
-        self._server: subprocess.Popen[bytes] | None = None
         self.start()
 
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
             [*self._as, str(self._programs / program), *arguments],
             check=True,
-            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={name: value for name, value in os.environ.items() if name != MARKER},
             cwd=self.directory,
         )
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
-        with open(self.directory / "log", "ab") as log:
-            self._server = subprocess.Popen(
-                [*self._as, str(self._programs / "postgres"), "-D", str(self.data)],
-                stdout=log,
-                stderr=log,
-                cwd=self.directory,
-            )
-        until = time.monotonic() + _SECONDS
-        while True:
-            try:
-                psycopg.connect(self.admin_url, connect_timeout=2).close()
-                return
-            except psycopg.OperationalError:
-                if time.monotonic() > until or self._server.poll() is not None:
-                    raise
-                time.sleep(0.05)
+        """Start it, and wait until it answers. It is nobody's child, like a server that was there before."""
+        self._run(
+            "pg_ctl",
+            "start",
+            "-w",
+            "-t",
+            str(int(_SECONDS)),
+            "-D",
+            str(self.data),
+            "-l",
+            str(self.directory / "log"),
+        )
 
     @property
     def pid(self) -> int:
         """Of its first process."""
-        assert self._server is not None
-        return self._server.pid
+        return int((self.data / "postmaster.pid").read_text().splitlines()[0])
 
     @property
     def admin_url(self) -> str:
@@ -139,11 +144,16 @@ class OnePostgres:
         return psycopg.connect(self.url(database), autocommit=True)
 
     def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
-        """Stop it; SIGQUIT: like a crash, with nothing written on the way."""
-        if self._server is not None:
-            self._server.send_signal(how)
-            self._server.wait(_SECONDS)
-            self._server = None
+        """Stop it, if it runs; SIGQUIT: like a crash, with nothing written on the way."""
+        try:
+            pid = self.pid
+            os.kill(pid, how)
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        until = time.monotonic() + _SECONDS
+        while _runs(pid):
+            assert time.monotonic() < until, f"the server {pid} does not stop"
+            time.sleep(0.02)
 
     def remove(self) -> None:
         """Stop it, and remove its files."""

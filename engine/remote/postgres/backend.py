@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from psycopg import pq
 from psycopg.types.numeric import Int4, Int8
 
 from ...commit.messages import decode_request
 from ...model.errors import ProtocolError, SnapshotExpired, WatchLagged
 from ...model.limits import Limits
 from ..backend import Begun, ChangedKey, Changes, CommitOfChanges, Outcome, Row
+from .calls import arrays_of_bytes, int4, int8, number
 from .combiner import Combiner, Commit
 from .server import Server
 
@@ -97,21 +99,22 @@ class PostgresBackend:
 
     def begin(self, keys: Sequence[bytes] = ()) -> Begun:
         """The newest snapshot, and some of its rows."""
-        statements, ns = self._server.statements, Int4(self.number)
+        server, ns = self._server, int4(self.number)
         while True:
             if keys:
-                rows = self._server.rows(statements.begin_with, [list(keys), ns])
+                result = server.call(server.statements.begin_with, [ns, arrays_of_bytes(keys)])
             else:
-                rows = self._server.rows(statements.begin, [ns])
-            if not rows:
+                result = server.call(server.statements.begin, [ns])
+            if not result.ntuples:
                 raise ProtocolError("the head row of the namespace is gone")
-            version, expiry_time, next_due, clock, moved, incarnation = rows[0][:6]
-            self._server.heard(clock)
-            if moved or 0 < next_due <= clock:
-                self._server.rows(statements.tick, [ns])
+            get = result.get_value
+            version, expiry_time, next_due, clock = (number(get(0, column)) for column in range(4))
+            server.heard(clock)
+            if get(0, 4) != b"\0" or 0 < next_due <= clock:
+                server.rows(server.statements.tick, [Int4(self.number)])
                 continue
-            self._note_incarnation(incarnation)
-            return Begun(version, expiry_time, max(clock, expiry_time), _placed(keys, rows, 6))
+            self._note_incarnation(number(get(0, 5)))
+            return Begun(version, expiry_time, max(clock, expiry_time), _placed(keys, result, 6))
 
     def _note_incarnation(self, incarnation: int) -> None:
         if incarnation > self.incarnation:
@@ -128,12 +131,14 @@ class PostgresBackend:
         """The rows of some keys at a version."""
         if not keys:
             return []
-        rows = self._server.rows(
-            self._server.statements.read,
-            {"keys": list(keys), "version": Int8(version), "ns": Int4(self.number)},
+        result = self._server.call(
+            self._server.statements.read, [int4(self.number), arrays_of_bytes(keys), int8(version)]
         )
-        _check_version(rows, version)
-        return _placed(keys, rows, 4)
+        if result.ntuples:
+            _check_version([[number(result.get_value(0, column)) for column in range(4)]], version)
+        else:
+            _check_version([], version)
+        return _placed(keys, result, 4)
 
     def scan(
         self, start: bytes, end: bytes, version: int, limit: int, *, reverse: bool = False
@@ -279,7 +284,7 @@ def _wake(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _check_version(rows: Sequence[tuple[Any, ...]], version: int) -> None:
+def _check_version(rows: Sequence[Sequence[Any]], version: int) -> None:
     """Refuse rows at a version that is not kept, or was lost in a failover."""
     if not rows:
         raise ProtocolError("the head row of the namespace is gone")
@@ -290,16 +295,18 @@ def _check_version(rows: Sequence[tuple[Any, ...]], version: int) -> None:
         )
 
 
-def _placed(keys: Sequence[bytes], rows: Sequence[tuple[Any, ...]], skip: int) -> list[Row | None]:
+def _placed(keys: Sequence[bytes], result: pq.abc.PGresult, skip: int) -> list[Row | None]:
     """Rows of (…, place, value, version, ts, expires_at, session) in the order of the keys."""
     found: list[Row | None] = [None] * len(keys)
     if not keys:
         return found
-    for row in rows:
-        place, value, version, ts, expires_at, session = row[skip : skip + 6]
+    get = result.get_value
+    for row in range(result.ntuples):
+        place, value = number(get(row, skip)), get(row, skip + 1)
         if not 1 <= place <= len(keys):
             raise ProtocolError(f"the server answered about key {place} of {len(keys)}")
         if value is not None:
+            version, ts, expires_at, session = (number(get(row, skip + column)) for column in range(2, 6))
             found[place - 1] = Row(keys[place - 1], value, version, ts, expires_at, session)
     return found
 

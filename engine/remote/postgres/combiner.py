@@ -22,15 +22,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
-from psycopg.types.numeric import Int4, Int8
+from psycopg.types.numeric import Int8
 
 from ...commit.messages import Reply, Request, Status
 from ...model.errors import CommitOutcomeUnknown, OccamError, SnapshotExpired, TransactionTimeout
 from ..backend import Outcome
+from .calls import int4, int8
 from .errors import Fate, fate_of, server_error, unavailable
-from .server import Server, ended_error, execute
-from .statements import Requests
-from .wire import SNAPSHOT_EXPIRED, VOID, Sent, encode_requests
+from .server import Server, ended_error
+from .wire import SNAPSHOT_EXPIRED, VOID, Sent, encode_requests, reply_rows
 
 __all__ = ["Combiner", "Commit"]
 
@@ -224,16 +224,16 @@ class Combiner:
         with server.pool.connection(deadline) as connection:
             encoded = encode_requests([commit.sent for commit in batch], server.request_type)
             parameters = [
-                Int4(self._ns),
-                Int8(batch[0].session),
-                server.durability.sync(durable),
-                any(commit.kept for commit in batch),
-                Int8(server.clock()),
-                Requests(encoded),
+                int4(self._ns),
+                int8(batch[0].session),
+                server.durability.sync(durable).encode(),
+                b"\1" if any(commit.kept for commit in batch) else b"\0",
+                int8(server.clock()),
+                encoded,
             ]
             for commit in batch:
                 commit.doubtful = True
-            return execute(connection, server.statements.commit, parameters)
+            return reply_rows(server.statements.commit.run(connection, parameters, server.pool.prepare))
 
     def _answered(self, batch: Sequence[Commit], rows: Sequence[tuple[Any, ...]]) -> list[Commit]:
         """Hand the answers out. What has to be sent again."""

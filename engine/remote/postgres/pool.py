@@ -32,13 +32,15 @@ T = TypeVar("T")
 
 COUNT_MAX = 8
 CONNECT_SECONDS = 5
+WATCH_SECONDS = 0.25
 _PAUSE_SECONDS = 0.02
 _PAUSE_SECONDS_MAX = 0.5
 
 # Plans that do not depend on the parameters or on statistics: every statement goes by an index.
 _SETTINGS = (
     "set default_transaction_isolation = 'read committed'; set plan_cache_mode = force_generic_plan;"
-    " set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off; set jit = off"
+    " set enable_seqscan = off; set enable_bitmapscan = off; set enable_hashjoin = off; set enable_mergejoin = off;"
+    " set jit = off"
 )
 
 _abandoned: list[Connection] = []  # of the parent, in a forked child
@@ -67,6 +69,7 @@ class Pool:
         self._closed = False
         self._busy: dict[Connection, float] = {}  # until when
         self._watch: threading.Thread | None = None
+        self._watching = threading.Event()  # set when it must end
 
     def after_fork(self) -> None:
         """Forget the connections of the parent, if this is a forked child."""
@@ -227,13 +230,14 @@ class Pool:
                 for connection, until in list(self._busy.items()):
                     if until <= now:
                         shut(connection)
-                self._changed.wait(0.25)
+            self._watching.wait(WATCH_SECONDS)
 
     def close(self) -> None:
         """Close what is idle now, and the others when their calls end."""
         self.after_fork()
         with self._changed:
             self._closed = True
+            self._watching.set()
             idle, self._idle = self._idle, []
             self._count -= len(idle)
             self._changed.notify_all()

@@ -14,12 +14,15 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from psycopg import pq
 from psycopg.types.numeric import Int8
 
 from ...model.errors import OccamError, ServerUnavailable
+from .calls import Call
 from .durability import Durability, ask_durability
 from .keeper import Keeper, remove_ended
 from .listener import Listener
@@ -128,6 +131,11 @@ class Server:
     def rows(self, statement: bytes, parameters: Any, deadline: float | None = None) -> list[tuple[Any, ...]]:
         """The rows of a statement that may be made again."""
         return self.here().pool.run(lambda c: execute(c, statement, parameters), deadline)
+
+    def call(self, call: Call, parameters: Sequence[bytes]) -> pq.abc.PGresult:
+        """The result of a call that may be made again."""
+        pool = self.here().pool
+        return pool.run(lambda c: call.run(c, parameters, pool.prepare))
 
     def keep_session(self) -> None:
         """See `Backend.keep_session`."""

@@ -13,52 +13,24 @@ The snapshot of `begin` is (V, T): the head's version and expiry time, read toge
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-import psycopg
-from psycopg.abc import AdaptContext
-from psycopg.adapt import Dumper
-from psycopg.pq import Format
-
+from .calls import Call
 from .location import Location
 from .migrations import filled
 
-__all__ = ["Requests", "RequestsDumper", "Statements"]
-
-
-@dataclass(frozen=True, slots=True)
-class Requests:
-    """The argument of `commit_many`, encoded by wire.py."""
-
-    data: bytes
-
-
-class RequestsDumper(Dumper):
-    """Passes encoded requests on. The server knows the type of the argument."""
-
-    format = Format.BINARY
-    oid = 0
-
-    def __init__(self, cls: type, context: AdaptContext | None = None) -> None:
-        super().__init__(cls, context)
-
-    def dump(self, obj: Any) -> bytes:
-        """The bytes."""
-        return bytes(obj.data)
+__all__ = ["Statements"]
 
 
 _HEAD = "h.version, h.expiry_time, h.next_due, {clock}, h.timeline <> {timeline}, h.incarnation"
 _ROW = "n.value, n.version, n.ts, n.expires_at, n.session"
 
-_BEGIN = f"select {_HEAD} from {{s}}.head h where h.ns = %s"
+_BEGIN = f"select {_HEAD} from {{s}}.head h where h.ns = $1::integer"
 
 _BEGIN_WITH = f"""
 select {_HEAD}, k.place, {_ROW}
 from {{s}}.head h
-cross join unnest(%s::bytea[]) with ordinality k(key, place)
+cross join unnest($2::bytea[]) with ordinality k(key, place)
 left join {{s}}.now n on n.ns = h.ns and n.key = k.key and n.value is not null
-where h.ns = %s
+where h.ns = $1::integer
 """
 
 # What bounds the versions that can be read comes with every answer.
@@ -67,16 +39,16 @@ _BOUNDS = "h.version, h.floor, h.gap_low, h.gap_high"
 _READ = f"""
 select {_BOUNDS}, k.place, r.*
 from {{s}}.head h
-cross join unnest(%(keys)s::bytea[]) with ordinality k(key, place)
+cross join unnest($2::bytea[]) with ordinality k(key, place)
 left join lateral (
     select {_ROW} from {{s}}.now n
-    where n.ns = h.ns and n.key = k.key and n.version <= %(version)s and n.value is not null
+    where n.ns = h.ns and n.key = k.key and n.version <= $3::bigint and n.value is not null
     union all
     select o.value, o.version, o.ts, o.expires_at, o.session from {{s}}.old o
-    where h.version > %(version)s and o.ns = h.ns and o.key = k.key
-        and o.version <= %(version)s and o.superseded > %(version)s
+    where h.version > $3::bigint and o.ns = h.ns and o.key = k.key
+        and o.version <= $3::bigint and o.superseded > $3::bigint
 ) r on true
-where h.ns = %(ns)s
+where h.ns = $1::integer
 """
 
 _SCAN = """
@@ -117,8 +89,7 @@ left join {s}.now n on c.kind = 1 and n.ns = h.ns and n.key = c.key and n.versio
 left join {s}.old o on c.kind = 1 and o.ns = h.ns and o.key = c.key and o.version = c.version
 """
 
-
-psycopg.adapters.register_dumper(Requests, RequestsDumper)
+_COMMIT = "select * from {s}.commit_many($1::integer, $2::bigint, $3::text, $4::boolean, $5::bigint, $6::{s}.request[])"
 
 
 class Statements:
@@ -129,9 +100,10 @@ class Statements:
             return filled(text, location).encode()
 
         schema = "{s}"
-        self.begin = fill(_BEGIN)
-        self.begin_with = fill(_BEGIN_WITH)
-        self.read = fill(_READ)
+        self.begin = Call("begin", fill(_BEGIN), 1)
+        self.begin_with = Call("begin_with", fill(_BEGIN_WITH), 2)
+        self.read = Call("read", fill(_READ), 3)
+        self.commit = Call("commit", fill(_COMMIT), 6)
         self.scan, self.scan_back = (
             fill(_SCAN.format(bounds=_BOUNDS, order=order).replace("{{s}}", schema)) for order in ("", "desc")
         )
@@ -139,7 +111,6 @@ class Statements:
             _CHANGES.format(bounds=_BOUNDS, value="coalesce(n.value, o.value)", joins=_VALUES)
         )
         self.changed_keys = fill(_CHANGES.format(bounds=_BOUNDS, value="null::bytea", joins=""))
-        self.commit = fill("select * from {s}.commit_many(%s, %s, %s, %s, %s, %s)")
         self.tick = fill("select {s}.tick(%s)")
         self.outcome = fill("select version, at, r_kind, r_place, r_value from {s}.outcome_of(%s, %s)")
         self.newest = fill("select version, next_due, {clock} from {s}.head where ns = %s")

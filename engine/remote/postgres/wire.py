@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from psycopg import pq
 
 from ...commit.messages import (
     CONFLICTS_LISTED_MAX,
@@ -20,7 +22,6 @@ from ...commit.messages import (
     ConflictKind,
     Op,
     OpCode,
-    OpFlags,
     Reply,
     Request,
     RequestFlags,
@@ -31,8 +32,9 @@ from ...commit.messages import (
 from ...model.bounds import decode_bounds
 from ...model.errors import ProtocolError
 from ...model.values import Codec
+from .calls import number, numbers, values
 
-__all__ = ["SNAPSHOT_EXPIRED", "VOID", "Sent", "encode_requests"]
+__all__ = ["SNAPSHOT_EXPIRED", "VOID", "Sent", "encode_requests", "reply_rows"]
 
 SNAPSHOT_EXPIRED = 100  # a status of commit_many: the request's snapshot is older than what the server keeps
 VOID = 101  # and: its name was given up
@@ -42,9 +44,11 @@ _BYTEA_ARRAY, _INT8_ARRAY, _INT2_ARRAY = 1001, 1016, 1005
 _I64_MAX = (1 << 63) - 1
 _ARRAY = struct.Struct(">iiIii")  # dimensions, has nulls, type of elements, count, lower bound
 _FIELD = struct.Struct(">Ii")  # type, size (-1: null)
-_INT8_FIELD = struct.Struct(">Iiq")
+_RECORD_HEAD = struct.Struct(">iIiqIiqIiqIih")  # the number of fields, then four of them
+_JUDGED_FLAGS = int(RequestFlags.BLIND | RequestFlags.JUDGE_ONLY)
 _SIZE = struct.Struct(">i")
 _RECORD_FIELDS = 25
+_REPLY_FIELDS = 12
 _integers = Codec()
 
 _KINDS = {
@@ -117,6 +121,35 @@ def _op_index(result: ResultEntry) -> int:
     return result.op_index
 
 
+def reply_rows(result: pq.abc.PGresult) -> list[tuple[Any, ...]]:
+    """The rows of `commit_many`, read as the type `reply` says."""
+    if result.nfields != _REPLY_FIELDS:
+        raise ProtocolError(f"the server answered with {result.nfields} columns instead of {_REPLY_FIELDS}")
+    rows = []
+    for row in range(result.ntuples):
+        get = result.get_value
+        results = get(row, 5)
+        found = get(row, 8)
+        version, at, place = get(row, 2), get(row, 3), get(row, 4)
+        rows.append(
+            (
+                number(get(row, 0)),
+                number(get(row, 1)),
+                None if version is None else number(version),
+                None if at is None else number(at),
+                None if place is None else number(place),
+                None if results is None else numbers(results),
+                numbers(get(row, 6)),
+                values(get(row, 7)),
+                None if found is None else number(found),
+                numbers(get(row, 9)),
+                numbers(get(row, 10)),
+                numbers(get(row, 11)),
+            )
+        )
+    return rows
+
+
 # ---- encoding ----------------------------------------------------------------------------------------------------
 
 
@@ -139,32 +172,26 @@ def _record(sent: Sent) -> bytes:
     indices = sent.indices
     indices.clear()
     for index, op in enumerate(request.ops):
-        indices.setdefault(op.code, []).append(index)
-    ops = {code: [request.ops[index] for index in places] for code, places in indices.items()}
+        if op.code in indices:
+            indices[op.code].append(index)
+        else:
+            indices[op.code] = [index]
     parts = [
-        struct.pack(">i", _RECORD_FIELDS),
-        _INT8_FIELD.pack(_INT8, 8, sent.sequence),
-        _INT8_FIELD.pack(_INT8, 8, min(request.start_version, _I64_MAX)),
-        _INT8_FIELD.pack(_INT8, 8, request.read_time),
-        struct.pack(">Iih", _INT2, 2, request.flags & (RequestFlags.BLIND | RequestFlags.JUDGE_ONLY)),
+        _RECORD_HEAD.pack(
+            _RECORD_FIELDS,
+            *(_INT8, 8, sent.sequence),
+            *(_INT8, 8, min(request.start_version, _I64_MAX)),
+            *(_INT8, 8, request.read_time),
+            *(_INT2, 2, int(request.flags) & _JUDGED_FLAGS),
+        )
     ]
-    found = ops.get(OpCode.READ, ())
-    parts += _keys(found), _versions(found)
-    found = ops.get(OpCode.RANGE, ())
-    parts += _keys(found), _values(found)
-    found = ops.get(OpCode.CAS, ())
-    parts += _keys(found), _versions(found)
-    found = ops.get(OpCode.DELETE_RANGE, ())
-    parts += _keys(found), _values(found), _flags(found)
-    found = ops.get(OpCode.PUT, ())
-    parts += _keys(found), _values(found), _expiries(found), _flags(found)
-    found = ops.get(OpCode.DELETE, ())
-    parts += _keys(found), _flags(found)
-    found = ops.get(OpCode.ADD, ())
-    parts += _keys(found), _bigints([op.argument for op in found])
-    bounds = [decode_bounds(op.value) if op.value else (None, None) for op in found]
-    parts += _bounds([most for most, _ in bounds]), _bounds([least for _, least in bounds]), _flags(found)
-    parts.append(_order(request))
+    for code, fields, nothing in _FIELDS:
+        if code in indices:
+            ops = [request.ops[index] for index in indices[code]]
+            parts += [one(ops) for one in fields]
+        else:
+            parts.append(nothing)
+    parts.append(_order(request, indices))
     return b"".join(parts)
 
 
@@ -186,21 +213,32 @@ def _expiries(ops: Sequence[Op]) -> bytes:
 
 
 def _flags(ops: Sequence[Op]) -> bytes:
-    return _smallints(
-        [op.flags & (OpFlags.UNCHECKED | OpFlags.WANT_RESULT | OpFlags.EPHEMERAL) for op in ops]
-    )
+    return _smallints([int(op.flags) & 7 for op in ops])
 
 
-def _bounds(numbers: Sequence[int | None]) -> bytes:
-    return _byteas([None if number is None else bytes(_integers.encode(number)) for number in numbers])
+def _deltas(ops: Sequence[Op]) -> bytes:
+    return _bigints([op.argument for op in ops])
 
 
-def _order(request: Request) -> bytes:
+def _most(ops: Sequence[Op]) -> bytes:
+    return _byteas([_integer(decode_bounds(op.value)[0]) if op.value else None for op in ops])
+
+
+def _least(ops: Sequence[Op]) -> bytes:
+    return _byteas([_integer(decode_bounds(op.value)[1]) if op.value else None for op in ops])
+
+
+def _integer(number: int | None) -> bytes | None:
+    return None if number is None else bytes(_integers.encode(number))
+
+
+def _order(request: Request, indices: dict[OpCode, list[int]]) -> bytes:
     """The kinds of the effects on single keys in their order, if some key has more than one."""
-    effects = [op for op in request.ops if op.code in _ORDER]
-    if len({op.key for op in effects}) == len(effects):
-        return _null(_INT2_ARRAY)
-    return _smallints([_ORDER[op.code] for op in effects])
+    if sum(len(indices.get(code, ())) for code in _ORDER) > 1:
+        effects = [op for op in request.ops if op.code in _ORDER]
+        if len({op.key for op in effects}) < len(effects):
+            return _smallints([_ORDER[op.code] for op in effects])
+    return _null(_INT2_ARRAY)
 
 
 def _null(kind: int) -> bytes:
@@ -238,3 +276,28 @@ def _numbers(items: Sequence[int], array: int, element: int, form: str, size: in
         flat += size, item
     body = _ARRAY.pack(1, 0, element, count, 1) + struct.pack(">" + form * count, *flat)
     return _FIELD.pack(array, len(body)) + body
+
+
+_Encoder = Callable[[Sequence[Op]], bytes]
+
+
+def _fields(code: OpCode, *fields: _Encoder) -> tuple[OpCode, tuple[_Encoder, ...], bytes]:
+    kinds: dict[_Encoder, int] = {
+        _versions: _INT8_ARRAY,
+        _expiries: _INT8_ARRAY,
+        _deltas: _INT8_ARRAY,
+        _flags: _INT2_ARRAY,
+    }
+    return code, fields, b"".join(_null(kinds.get(one, _BYTEA_ARRAY)) for one in fields)
+
+
+# The fields of the type `request` behind its header, by kind of operation, and what stands there when there is none.
+_FIELDS = (
+    _fields(OpCode.READ, _keys, _versions),
+    _fields(OpCode.RANGE, _keys, _values),
+    _fields(OpCode.CAS, _keys, _versions),
+    _fields(OpCode.DELETE_RANGE, _keys, _values, _flags),
+    _fields(OpCode.PUT, _keys, _values, _expiries, _flags),
+    _fields(OpCode.DELETE, _keys, _flags),
+    _fields(OpCode.ADD, _keys, _deltas, _most, _least, _flags),
+)

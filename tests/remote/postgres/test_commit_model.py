@@ -69,6 +69,9 @@ bounds = st.sampled_from(
 )
 
 
+RIGHT = {OpCode.READ: "right", OpCode.CAS: "right"}
+
+
 @st.composite
 def operations(draw: Any) -> list[tuple[Any, ...]]:
     """Checks and effects, with versions and times to be filled in: (code, key, value, flags, extra)."""
@@ -203,6 +206,28 @@ class Machine(RuleBasedStateMachine):
         if reply.status is Status.COMMITTED and expected.version and reply.results:
             assert reply.committed_at == self.model.expiry_time
 
+    @rule(
+        target=snapshots,
+        first=operations(),
+        second=operations(),
+        seconds=st.sampled_from([0, 0, 1, 5, 20]),
+        order=st.sampled_from(["time first", "commit first", "time alone"]),
+    )
+    def overlap(
+        self, first: list[tuple[Any, ...]], second: list[tuple[Any, ...]], seconds: int, order: str
+    ) -> Begun:
+        """A transaction during which time passes and another one commits."""
+        begun = self.begin()
+        if order != "commit first":
+            self.time_passes(seconds)
+        if order != "time alone":
+            other = self.begin()
+            self.commit(other, [op[:4] + (RIGHT.get(op[0], op[4]),) for op in first], 0)
+        if order == "commit first":
+            self.time_passes(seconds)
+        self.commit(begun, [op[:4] + (RIGHT.get(op[0], op[4]),) for op in second], 0)
+        return begun
+
     def request(self, begun: Begun, ops: list[tuple[Any, ...]], flags: RequestFlags) -> Request:
         at = self.model.rows(begun.version) if begun.version in self.model.history else {}
         made = []
@@ -308,8 +333,8 @@ def test_commits_against_the_model(server: OnePostgres, monkeypatch: pytest.Monk
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=60,
-            stateful_step_count=40,
+            max_examples=25,
+            stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
@@ -357,8 +382,8 @@ def test_the_model_notices_a_broken_rule(
         run_state_machine_as_test(
             Machine,
             settings=settings(
-                max_examples=300,
-                stateful_step_count=40,
+                max_examples=60,
+                stateful_step_count=30,
                 deadline=None,
                 phases=[Phase.generate],
                 database=None,

@@ -38,7 +38,7 @@ create table {s}.now (
     expires_at bigint not null default 0,
     session bigint not null default 0,          -- that the key is bound to
     value bytea,
-    primary key (ns, key)
+    primary key (key)
 ) with (fillfactor = 80);
 create index now_due on {s}.now (ns, expires_at) where expires_at <> 0 and value is not null;
 create index now_bound on {s}.now (session, ns) where session <> 0;
@@ -53,7 +53,7 @@ create table {s}.old (
     expires_at bigint not null,
     session bigint not null,
     value bytea not null,
-    primary key (ns, key, version)
+    primary key (key, version)
 );
 
 -- What each commit after the floor changed: 1 put, 2 delete, 3 removal of an expired value. Sweeping follows it.

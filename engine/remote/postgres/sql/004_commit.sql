@@ -11,7 +11,7 @@ begin
     insert into {s}.now (ns, key, version, ts, expires_at, session, value)
         select p_ns, w.key, p_version, p_now, coalesce(w.expires, 0), coalesce(w.session, 0), w.value
         from unnest(p_key, p_value, p_expires, p_session) w(key, value, expires, session)
-        on conflict (ns, key) do update set version = p_version, ts = p_now, expires_at = excluded.expires_at,
+        on conflict (key) do update set version = p_version, ts = p_now, expires_at = excluded.expires_at,
             session = excluded.session, value = excluded.value;
     insert into {s}.change (ns, version, key, kind, ts)
         select p_ns, p_version, w.key, 1, p_now from unnest(p_key) w(key)
