@@ -29,7 +29,6 @@ from occamdb.engine.model.bounds import encode_bounds
 from occamdb.engine.model.errors import SnapshotExpired
 from occamdb.engine.remote.etcd import EtcdBackend, open_backend
 from occamdb.engine.remote.etcd.upkeep import sweep
-from tests.support.etcd_servers import EtcdCluster
 from tests.support.timeless_namespace_model import ModelReply, NamespaceModel, Stored
 
 from .conftest import BASE, Opening
