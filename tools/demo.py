@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 LOOK_S = 0.05
 STOP_TIMEOUT_S = 10.0
 SERVER_NAMESPACE = "demo"
-# A server learns of a death by silence. The demo does not make its audience wait for it as long as others should.
-SESSION_GRACE_S = 3.0
 
 
 def register(app: typer.Typer) -> None:
@@ -144,12 +142,7 @@ def _on_server(url: str, durability: str) -> Iterator[Database]:
     """The namespace of demos on a server."""
     import occamdb
 
-    with occamdb.open(
-        url,
-        durability=occamdb.Durability(durability),
-        tenant=SERVER_NAMESPACE,
-        session_grace=SESSION_GRACE_S,
-    ) as db:
+    with occamdb.open(url, durability=occamdb.Durability(durability), tenant=SERVER_NAMESPACE) as db:
         yield db
 
 
