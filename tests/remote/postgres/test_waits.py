@@ -80,8 +80,7 @@ def until_asleep(backend: PostgresBackend) -> None:
 
 
 def test_without_notifications_it_looks(backend: PostgresBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener.Listener, "_heard", lambda self, payload: None)
-    monkeypatch.setattr(listener.Listener, "hears", property(lambda self: False, lambda self, value: None))
+    monkeypatch.setattr(listener.Listener, "_listen", lambda self: self._wait_for_another_server())
     since = backend.newest()
     thread, found = waiting(backend, since)
     until_asleep(backend)
