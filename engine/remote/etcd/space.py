@@ -51,7 +51,7 @@ class Space:
         self._cluster = 0
         self._head = Head()
         self._mod_revision = -1
-        self._row_size = 256
+        self._row_size = _PAGE_BYTES // 64  # of a scan, as far as is known
         self._seen: dict[bytes, tuple[int, int]] = {}  # by key: the snapshot it was read at, and its version
 
     # ---- the head -----------------------------------------------------------------------------------------
