@@ -19,10 +19,10 @@ from starlette.routing import Route
 import occamdb
 from occamdb import Snapshot
 from occamdb.engine.model.errors import InvalidArgumentError, NotFoundError, OccamError
-from occamdb.engine.model.public_types import RESERVED_RUN, RunId
+from occamdb.engine.model.public_types import RunId
 from occamdb.tools.inspector import pages
 from occamdb.tools.inspector.feed import Feed
-from occamdb.tools.inspector.reading import events, holdings, runs, traces
+from occamdb.tools.inspector.reading import events, holdings, runs, timelines, traces
 from occamdb.tools.inspector.reading.safely import PAGE_ROWS, part, problem
 from occamdb.tools.inspector.source import Source
 
@@ -30,6 +30,8 @@ __all__ = ["make_app", "refusal"]
 
 WORDS_MAX = 500  # characters of what is typed into a filter
 ACTIVE_SHOWN = 12
+# Snapshots show the index of runs whichever run they are of.
+ANY_RUN = RunId.new()
 
 
 class Inspector:
@@ -45,7 +47,7 @@ class Inspector:
         self.feed = feed
 
     @contextmanager
-    def view(self, run: RunId = RESERVED_RUN) -> Iterator[Snapshot]:
+    def view(self, run: RunId = ANY_RUN) -> Iterator[Snapshot]:
         """One snapshot, for one request."""
         self.feed.want()
         with self.source.reading() as db, db.snapshot(run) as view:
@@ -102,7 +104,12 @@ class Inspector:
         with self.view() as view:
             version, found = view.version, runs.runs_page(view, wanted)
         return self.page(
-            "runs.html", request, found=found, wanted=wanted, statuses=list(occamdb.RunStatus), snapshot_version=version
+            "runs.html",
+            request,
+            found=found,
+            wanted=wanted,
+            statuses=list(occamdb.RunStatus),
+            snapshot_version=version,
         )
 
     # --- One run ---
@@ -110,10 +117,22 @@ class Inspector:
     def run(self, request: Request) -> Response:
         """A run: its facts, the timeline, its children."""
 
-        def read(view: Snapshot) -> dict[str, Any]:
-            return {"children": part(runs.children_of, view, view.runs_of)}
+        window = _window(request)
 
-        return self._of_run(request, "run.html", "timeline", _timeline)
+        def read(view: Snapshot, run_id: RunId) -> dict[str, Any]:
+            lane = part(timelines.read_lane, view, run_id, "")
+            return {"children": part(runs.children_of, view, run_id), "lane": lane}
+
+        def draw(values: dict[str, Any]) -> dict[str, Any]:
+            lane = values.pop("lane")
+            drawn = (
+                lane
+                if lane.value is None
+                else part(timelines.draw, [lane.value], window, "Timeline of the run")
+            )
+            return {"picture": drawn}
+
+        return self._of_run(request, "run.html", "timeline", read, draw)
 
     def run_traces(self, request: Request) -> Response:
         """The traces of a run, as trees or filtered."""
@@ -160,7 +179,10 @@ class Inspector:
         prefix, after = _word(request, "prefix"), _word(request, "after")
 
         def read(view: Snapshot, run_id: RunId) -> dict[str, Any]:
-            return {"found": part(holdings.keys_page, view, tag, prefix=prefix, after=after), "prefix": prefix}
+            return {
+                "found": part(holdings.keys_page, view, tag, prefix=prefix, after=after),
+                "prefix": prefix,
+            }
 
         return read
 
@@ -185,8 +207,12 @@ class Inspector:
         template: str,
         tab: str,
         read: Callable[[Snapshot, RunId], dict[str, Any]],
+        finish: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> Response:
-        """A page about one run: what all of them have, and what `read` gives."""
+        """A page about one run: what all of them have, what `read` gives, and what `finish` makes of it.
+
+        `finish` is called when the snapshot was given back.
+        """
         run_id = runs.run_id_of(request.path_params["run"])
         with self.view(run_id) as view:
             metadata = part(view.runs.get_run, run_id)
@@ -197,6 +223,8 @@ class Inspector:
                 "counts": holdings.counts_of(view),
                 "snapshot_version": view.version,
             } | read(view, run_id)
+        if finish is not None:
+            values |= finish(values)
         return self.page(
             template,
             request,
@@ -228,8 +256,10 @@ def _runs_by_status(view: Snapshot) -> dict[str, int]:
     return {str(status): view.runs.count(status=status) for status in occamdb.RunStatus}
 
 
-def _timeline(view: Snapshot, run_id: RunId) -> dict[str, Any]:
-    return {"children": part(runs.children_of, view, run_id)}
+def _window(request: Request) -> timelines.Window:
+    """The piece of a timeline that is asked for; None: all of it."""
+    first, last = _number(request, "first"), _number(request, "last")
+    return None if first is None or last is None or last <= first else (first, last)
 
 
 def _word(request: Request, name: str) -> str:

@@ -20,7 +20,7 @@ __all__ = ["Commit", "Follower", "RawChange", "commits_after", "newest_version"]
 
 # A change as it is stored: "put", "delete", "expire" or "range", key, value (of a range its end).
 RawChange = tuple[str, bytes, bytes | None]
-FIRST_STEP = 256
+_ANY_RUN = occamdb.RunId.new()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Commit:
 
 def newest_version(db: occamdb.Database) -> int:
     """The newest version that can be read."""
-    with db.snapshot(occamdb.RunId(int=0)) as view:
+    with db.snapshot(_ANY_RUN) as view:
         return view.version
 
 
@@ -49,9 +49,12 @@ def _range_of(db: occamdb.Database) -> tuple[bytes, bytes]:
 
 
 def commits_after(
-    db: occamdb.Database, since: int, until: int, most: int
+    db: occamdb.Database, since: int, until: int, most: int, log: str | None = None
 ) -> tuple[list[Commit], int, str | None]:
     """Commits after `since` up to `until`, oldest first, about `most` changes.
+
+    Args:
+      log: the directory whose log may be read, for what the ring has not got; None: there is none.
 
     Returns:
       The commits; up to which version they are all that there are; why earlier ones are missing, None if none are.
@@ -65,7 +68,7 @@ def commits_after(
         try:
             polled = ring.poll(most)
         except WatchLagged as lag:
-            logged, upto = _from_log(db, reached, until, start, end, lag)
+            logged, upto = _from_log(log, reached, until, start, end, lag)
             if logged is None:
                 missing = f"what was committed before version {lag.oldest:,} is no longer kept"
                 reached = max(reached, lag.oldest - 1)
@@ -79,7 +82,7 @@ def commits_after(
         if reached == before:
             break
     if ring is None:
-        logged, upto = _from_log(db, since, until, start, end, None)
+        logged, upto = _from_log(log, since, until, start, end, None)
         if logged is None:
             return [], until, "the history of commits is not kept where this database is read from"
         return logged, upto, None
@@ -96,15 +99,13 @@ def _ring(db: occamdb.Database, since: int, start: bytes, end: bytes) -> ChangeF
 
 
 def _from_log(
-    db: occamdb.Database, since: int, until: int, start: bytes, end: bytes, lag: WatchLagged | None
+    log: str | None, since: int, until: int, start: bytes, end: bytes, lag: WatchLagged | None
 ) -> tuple[list[Commit] | None, int]:
     """Commits from the log files; None if they do not have them."""
-    if db.path is None or db.handle.log_mode == "none":
+    if log is None:
         return None, until
     try:
-        rows, reached = logged_changes(
-            db.path, since, until, start, end, until if lag is None else lag.oldest
-        )
+        rows, reached = logged_changes(log, since, until, start, end, until if lag is None else lag.oldest)
     except WatchLagged:
         return None, until
     return [Commit(*row) for row in rows], reached
@@ -146,7 +147,11 @@ class Follower:
             self._feed = None
             return newest, [], False
         self._version = feed.version
-        return feed.version, [Commit(at, ns, [("", *each) for each in changes]) for at, ns, changes in rows], True
+        return (
+            feed.version,
+            [Commit(at, ns, [("", *each) for each in changes]) for at, ns, changes in rows],
+            True,
+        )
 
     def _feed_at(self, db: occamdb.Database, version: int) -> ChangeFeed | None:
         if db.path is None:

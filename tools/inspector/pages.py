@@ -16,6 +16,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from occamdb.tools.inspector import shown
+from occamdb.tools.inspector.reading.traces import input_and_output
+from occamdb.tools.pictures import CSS, sparkline_svg
 from occamdb.tools.printable import without_controls
 
 __all__ = ["render", "static_file"]
@@ -39,6 +41,8 @@ def _environment() -> Environment:
     for name in shown.__all__:
         environment.filters[name] = getattr(shown, name)
     environment.globals["query"] = _query
+    environment.globals["input_and_output"] = input_and_output
+    environment.globals["sparkline"] = _sparkline
     return environment
 
 
@@ -60,6 +64,11 @@ def _query(**parts: Any) -> str:
     return "?" + urlencode(given, errors="replace") if given else ""
 
 
+def _sparkline(values: Any, label: str = "") -> Markup:
+    """A line that shows the last minutes."""
+    return Markup(sparkline_svg(values, width=200, height=32, title=label))
+
+
 def render(template: str, **values: Any) -> bytes:
     """A page."""
     # Lone surrogates, which UTF-8 has not got, were escaped by `_finalized`.
@@ -68,7 +77,7 @@ def render(template: str, **values: Any) -> bytes:
 
 @cache
 def _static() -> dict[str, tuple[bytes, str]]:
-    found = {}
+    found = {"pictures.css": (CSS.encode(), _KINDS[".css"])}
     for path in (FOLDER / "static").iterdir():
         if path.suffix in _KINDS:
             found[path.name] = (path.read_bytes(), _KINDS[path.suffix])

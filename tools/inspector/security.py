@@ -180,7 +180,10 @@ class Gate:
             send,
             200,
             b"",
-            [(b"set-cookie", cookie.encode()), (b"refresh", f"0; url={_in_header(target)}".encode("latin-1"))],
+            [
+                (b"set-cookie", cookie.encode()),
+                (b"refresh", f"0; url={_in_header(target)}".encode("latin-1")),
+            ],
         )
 
     def _cookie_of(self, headers: dict[str, str]) -> str:

@@ -78,7 +78,6 @@ def clock(when: datetime | None) -> str:
     return "" if when is None else f"{when.astimezone(UTC):%H:%M:%S.%f}"[:-3]
 
 
-
 def _json(value: Any, indent: int | None, most: int) -> str:
     """JSON of a stored value; cut short, and marked as that, long before a huge value is written out."""
     budget = [most]

@@ -60,10 +60,12 @@ class Source(Protocol):
     Attributes:
       name: its path or address, for people.
       condition: how it is read at present.
+      log: the directory whose log may be read; None: there is none.
     """
 
     name: str
     condition: Condition
+    log: str | None
 
     def reading(self) -> Any:
         """A context manager: a database to read from; closed by nobody else."""
@@ -170,6 +172,7 @@ class DirectorySource:
     def __init__(self, path: Path, namespace: str | None) -> None:
         self.path = path
         self.name = str(path)
+        self.log: str | None = str(path)
         self.condition = Condition("unreadable", ("The database is being opened.",))
         self._namespace = namespace
         self._current = _Replaceable()
@@ -233,13 +236,11 @@ class DirectorySource:
 
     def _attach(self) -> None:
         seen = self._meta()
-        durability = getattr(seen, "durability", None) or "standard"
+        durability = occamdb.Durability(getattr(seen, "durability", None) or "standard")
         with ExitStack() as closing:
             try:
                 db = closing.enter_context(
-                    occamdb.open(
-                        self.path, durability=durability, start="never", timeout=ATTACH_TIMEOUT_S
-                    )
+                    occamdb.open(self.path, durability=durability, start="never", timeout=ATTACH_TIMEOUT_S)
                 )
             except (occamdb.OccamError, OSError) as error:
                 # It may be starting, or have just ended: what is open stays, and the next look tries again.
@@ -341,6 +342,7 @@ class ServerSource:
     def __init__(self, address: str, namespace: str | None) -> None:
         self.name = without_password(address)
         self.condition = Condition("unreadable", ("The server is being asked.",))
+        self.log: str | None = None
         self._address = address
         self._namespace = namespace
         self._current = _Replaceable()

@@ -75,8 +75,8 @@ def events_page(view: Snapshot, *, start: int | None, whole: bool, event_type: s
     if whole or length <= VERIFIED_AT_ONCE:
         page.chain = view.events.verify_chain()
     if event_type:
-        for event in view.events.read_by_type(event_type, start=start, limit=PAGE_ROWS):
-            page.rows.append(EventRow(event.sequence, event, None))
+        for each in view.events.read_by_type(event_type, start=start, limit=PAGE_ROWS):
+            page.rows.append(EventRow(each.sequence, each, None))
         return page
     expected = start
     previous = FIRST_PREV_HASH if start == 0 else _hash_at(view, start - 1)

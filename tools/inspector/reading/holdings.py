@@ -6,15 +6,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import occamdb
-from occamdb import LeaseHolder, QueueStats, Snapshot, Step, Task, TypeTag
+from occamdb import QueueStats, Snapshot, Step, Task, TypeTag
 from occamdb.engine.model.errors import InvalidArgumentError, OccamError
 from occamdb.engine.model.keys import decode_user_key, encode_user_key
-from occamdb.primitives import layout
+from occamdb.primitives import LeaseHolder, layout
 from occamdb.tools.inspector.reading.safely import PAGE_ROWS, Part, part, problem
 
-__all__ = ["Counts", "KeyRow", "KeysPage", "LeaseRow", "TasksPage", "counts_of", "keys_page", "leases_of", "steps_of", "tasks_page"]
+__all__ = [
+    "Counts",
+    "KeyRow",
+    "KeysPage",
+    "LeaseRow",
+    "TasksPage",
+    "counts_of",
+    "keys_page",
+    "leases_of",
+    "steps_of",
+    "tasks_page",
+]
 
-COUNTED_MAX = 100_000
 STEPS_MAX = 1_000
 
 
@@ -46,7 +56,9 @@ class KeysPage:
     next: str = ""
 
 
-def keys_page(view: Snapshot, tag: TypeTag, *, prefix: str = "", after: str = "", rows_max: int = PAGE_ROWS) -> KeysPage:
+def keys_page(
+    view: Snapshot, tag: TypeTag, *, prefix: str = "", after: str = "", rows_max: int = PAGE_ROWS
+) -> KeysPage:
     """The keys of a run, or the names of its cells, a page of them.
 
     Args:
@@ -83,7 +95,9 @@ def _key_after(cursor: str) -> bytes:
     try:
         return bytes.fromhex(cursor) + b"\0"
     except ValueError:
-        raise InvalidArgumentError("this address has a wrong cursor", hint="begin at the first page") from None
+        raise InvalidArgumentError(
+            "this address has a wrong cursor", hint="begin at the first page"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,16 @@ from occamdb.primitives import layout
 from occamdb.primitives.run_types import NAME, STATUS, STATUS_NUMBER, TAGS, decode_run
 from occamdb.tools.inspector.reading.safely import PAGE_ROWS, problem
 
-__all__ = ["RunRow", "RunsPage", "RunsWanted", "ancestors", "children_of", "run_id_of", "runs_page", "seconds_of"]
+__all__ = [
+    "RunRow",
+    "RunsPage",
+    "RunsWanted",
+    "ancestors",
+    "children_of",
+    "run_id_of",
+    "runs_page",
+    "seconds_of",
+]
 
 LOOKED_AT_MAX = 20_000  # records of one page, where a filter refuses most of them
 TREE_ROWS = 500
@@ -120,12 +129,10 @@ def runs_page(view: Snapshot, wanted: RunsWanted) -> RunsPage:
 
 def _fill(view: Snapshot, wanted: RunsWanted, page: RunsPage) -> None:
     prefix = _index_of(wanted)
-    looked_at = 0
-    for suffix in _suffixes(view, prefix, wanted.before):
+    for looked_at, suffix in enumerate(_suffixes(view, prefix, wanted.before)):
         if len(page.rows) == PAGE_ROWS or looked_at == LOOKED_AT_MAX:
             page.looked_at_all = looked_at < LOOKED_AT_MAX
             break
-        looked_at += 1
         row, record = _row(view, suffix[-layout.ID_SIZE :])
         if record is None or _meets(row, record, wanted):
             page.rows.append(row)
@@ -203,7 +210,9 @@ def _add_tree(view: Snapshot, top: bytes, page: RunsPage) -> None:
     while stack:
         depth, raw = stack.pop()
         row, _ = _row(view, raw, depth)
-        below = [suffix[-layout.ID_SIZE :] for suffix in _suffixes(view, layout.runs_under(raw), "", TREE_ROWS)]
+        below = [
+            suffix[-layout.ID_SIZE :] for suffix in _suffixes(view, layout.runs_under(raw), "", TREE_ROWS)
+        ]
         page.rows.append(RunRow(row.run_id, depth, row.run, row.error, len(below)))
         if len(page.rows) >= TREE_ROWS:
             page.looked_at_all = False

@@ -15,7 +15,15 @@ from occamdb.tools.inspector.reading.runs import cursor_bytes
 from occamdb.tools.inspector.reading.safely import PAGE_ROWS, problem
 from occamdb.tools.trace_view import headline, state
 
-__all__ = ["Node", "TracesPage", "input_and_output", "one_trace", "read_traces", "trace_trees", "traces_listed"]
+__all__ = [
+    "Node",
+    "TracesPage",
+    "input_and_output",
+    "one_trace",
+    "read_traces",
+    "trace_trees",
+    "traces_listed",
+]
 
 TREE_NODES = 300  # of one page
 DEPTH_OPEN = 3  # levels that are open at first
@@ -144,7 +152,9 @@ def _grow(view: Snapshot, root: bytes, top: Node, names: Names, most: int) -> in
     return count
 
 
-def traces_listed(view: Snapshot, *, kind: str = "", tag: str = "", failed: bool = False, after: str = "") -> TracesPage:
+def traces_listed(
+    view: Snapshot, *, kind: str = "", tag: str = "", failed: bool = False, after: str = ""
+) -> TracesPage:
     """The traces of a run in time order that meet the filters, a page of them.
 
     Args:
@@ -181,7 +191,9 @@ def one_trace(view: Snapshot, trace_id: str) -> Node:
     """
     raw = id_bytes(trace_id)
     if not view.traces.space.exists(layout.trace(raw)):
-        raise NotFoundError(f"there is no trace {id_text(raw)} in this run", hint="it may be one of another run")
+        raise NotFoundError(
+            f"there is no trace {id_text(raw)} in this run", hint="it may be one of another run"
+        )
     return _node(view, raw, Names(view.traces.space.codec))
 
 
