@@ -39,8 +39,8 @@ WORDS = {
     "refused": "commits refused for another reason: a limit, a full store, a failed log",
     "snapshots_revoked": "snapshots taken away from their workers because the store needed the room that they held",
     "hot_keys": "the keys with the most conflicts, as run/kind of data/key",
-    "recent_conflicts": "the last commits that were refused, the newest first, each with its first conflict; every worker "
-    "keeps ten of its own",
+    "recent_conflicts": "the last commits that were refused, the newest first, each with its first conflict; every "
+    "worker keeps ten of its own",
     "recent_conflicts.at": "when it was refused, in seconds since 1970",
     "recent_conflicts.pid": "the process that lost",
     "recent_conflicts.session": "the connection that lost",

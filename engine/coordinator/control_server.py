@@ -37,9 +37,9 @@ from ..model.errors import CoordinatorUnavailable, InvalidArgumentError, StoreFu
 from .complaints import complain, complain_of
 from .event_fds import EventFds
 from .figures import core_figures
+from .recent_conflicts import KeptConflicts, conflict_figures, read_conflicts
 from .services import Services
 from .sessions import Sessions
-from .recent_conflicts import KeptConflicts, conflict_figures, read_conflicts
 from .tally import Tallies
 
 __all__ = ["ControlServer", "dispose_segment", "no_descriptors", "segment_named"]
