@@ -22,6 +22,7 @@ from occamdb.tools import (
     data,
     demo,
     doctor,
+    inspect_command,
     leases,
     mcp_command,
     migrating,
@@ -64,6 +65,7 @@ for group in (
     wal,
     doctor,
     demo,
+    inspect_command,
     mcp_command,
     mounted,
 ):
