@@ -199,8 +199,10 @@ class _Draft:
         self._items = list({id(item): item for item in self._at.values()}.values())
         self._labels = {id(item): _label(item) for item in self._items}
         # The labels may still turn out to take too many rows; nothing is lost then but some room.
+        # That of a group only says how many it holds, so no room is kept for it.
         self._widths = {
-            each: min(text_width(label), LABEL_PIXELS_MAX) for each, label in self._labels.items()
+            id(item): 0.0 if item.node is None else min(text_width(self._labels[id(item)]), LABEL_PIXELS_MAX)
+            for item in self._items
         }
 
     def extent_needed(self) -> int:
@@ -290,7 +292,7 @@ def _css_kind(type_name: str) -> str:
 
 def _label(item: Item) -> str:
     if item.node is None:
-        return f"{item.count:,} traces"
+        return f"{item.count:,}×"
     return _words(item.node.trace)
 
 
