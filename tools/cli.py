@@ -21,6 +21,7 @@ from occamdb.tools import (
     data,
     demo,
     doctor,
+    inspect_command,
     leases,
     mcp_command,
     mounted,
@@ -62,6 +63,7 @@ for group in (
     wal,
     doctor,
     demo,
+    inspect_command,
     mcp_command,
     mounted,
 ):

@@ -110,6 +110,9 @@ class LocalHandle:
     def keep_session(self) -> None:
         """Nothing to do: the keys of an in-memory database end with it."""
 
+    def of(self, base: bytes) -> LocalHandle:
+        return self  # all namespaces have one order
+
     def attachment(self) -> StoreAttachment:
         self._check_usable()
         attachment = self._attachment

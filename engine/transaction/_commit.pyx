@@ -25,7 +25,7 @@ from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.string cimport memcpy
 
-from ...ipc._atomics cimport clock_monotonic_ns, i64, load_acquire_u32, load_acquire_u64, u8, u16, u32, u64
+from ...ipc._atomics cimport clock_monotonic_ns, i64, load_acquire_u64, u8, u16, u32, u64
 from ..commit._turn_table cimport TURN_NS
 from ..commit._wire cimport (
     CONFLICTS_LISTED_MAX, KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE_RANGE, OP_EPHEMERAL, OP_HEADER_SIZE, OP_RANGE,
@@ -40,7 +40,7 @@ from ._core cimport (
     STATE_ABORTED, STATE_ACTIVE, STATE_COMMITTED, STATE_VALIDATING, Effect, ScanRange, TransactionCore, op_cost,
 )
 from ._guard cimport admit, records_moved
-from ._view cimport fork_generation
+from ._view cimport StoreAttachment, fork_generation
 
 from ..commit.messages import decode_reply, decode_request
 from ..model.conflict_records import cas_conflict, read_conflict, write_conflict
@@ -68,7 +68,7 @@ cdef bint has_live(TransactionCore txn, bytes key, u64 newest, Found *found):
     bytes. That a key has no value is not certain; the commit core can tell, and it can tell a delete from an
     expiry.
     """
-    cdef Reader *reader = &txn.attachment.reader
+    cdef Reader *reader = &(<StoreAttachment>txn.attachment).reader
     cdef const u8 *data = <const u8 *>PyBytes_AS_STRING(key)
     cdef u32 size = <u32>PyBytes_GET_SIZE(key)
     return reader_get(reader, data, size, key_hash(data, size, reader.hash_seed), newest, found) == 1
@@ -77,7 +77,7 @@ cdef bint has_live(TransactionCore txn, bytes key, u64 newest, Found *found):
 cdef bint has_changed(TransactionCore txn, bytes key, u64 version, u64 newest, u64 *current):
     """Whether a key certainly no longer has this version; `current` is the version it has, 0 if its value has
     expired."""
-    cdef i64 expiry_time = <i64>load_acquire_u64(&txn.attachment.header.expiry_time)
+    cdef i64 expiry_time = <i64>load_acquire_u64(&(<StoreAttachment>txn.attachment).header.expiry_time)
     cdef Found found
     if not has_live(txn, key, newest, &found):
         return False
@@ -119,16 +119,16 @@ cdef list certain_conflicts(TransactionCore txn, u64 newest):
 cdef void refuse_stale(TransactionCore txn) except *:
     """Abort if a version that the transaction relies on is certainly gone.
 
+    REQUIRES of the rest of this section: a source that names a newest version of its own is the store of this machine.
+
     This is not a second validation: it compares the versions of single keys, and it can only refuse. A
     transaction that walked or deletes a range is left to the commit core, which has to judge the range and
     then names all conflicts.
     """
-    cdef u64 newest = load_acquire_u64(&txn.attachment.header.committed_version)
+    cdef u64 newest = txn.attachment.newest(txn.version)
     cdef bytes stale
     cdef bint cas = False
-    # A newer coordinator's commits are not in this store: a version learnt from them would look wrong here.
-    # Acquire: the mark was set before anything that the caller can have learnt was acknowledged.
-    if newest == txn.version or load_acquire_u32(&txn.attachment.header.superseded):
+    if newest == txn.version:
         return
     if txn.scans is not None or txn.cleared is not None:
         return

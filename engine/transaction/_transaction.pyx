@@ -25,7 +25,7 @@ from ._pending cimport (
 )
 from ._scan cimport ROWS_KEYS, new_scan
 from ._space cimport bounds_argument, delta_argument, make_space, with_tag
-from ._view cimport fork_generation
+from ._view cimport SnapshotSource, fork_generation
 
 from ..model.errors import ConflictError, InvalidArgumentError, TransactionStateError
 from ..model.keys import Namespace, RunId
@@ -417,10 +417,10 @@ cdef class DatabaseBase:
             raise TypeError(f"transaction_class must be a TransactionBase, got {self.transaction_class!r}")
         self.transaction_type = self.transaction_class
         self.deferred = self.awaits_commits
-        self.handle = handle
         self.codec = Codec() if codec is None else codec
         self.namespace_ = Namespace() if namespace is None else namespace
         self.base = self.namespace_.base
+        self.handle = handle.of(self.base)
         self.serializable = is_serializable(isolation)
         self.guard = None if run_rule is None else RunGuard(self.base, run_rule)
         self.key_size_max = handle.limits.key_size_max
@@ -432,8 +432,8 @@ cdef class DatabaseBase:
         """Which runs may be written to; None: all."""
         return None if self.guard is None else self.guard.rule
 
-    cdef StoreAttachment attach(self):
-        """The current store. Asks the handle when the store at hand can no longer be used, when a key is due
+    cdef SnapshotSource attach(self):
+        """Where snapshots begin now. Asks the handle when the store at hand can no longer be used, when a key is due
         to expire and has not expired yet, and once a second.
 
         A store whose name was lost together with its coordinator is never marked superseded; only the handle
@@ -446,7 +446,7 @@ cdef class DatabaseBase:
         return self.current
 
     def attachment(self):
-        """The store that new snapshots begin on."""
+        """The source of new snapshots."""
         return self.attach()
 
     @property
@@ -521,7 +521,7 @@ cdef class DatabaseBase:
     cdef TransactionCore new_reader(self, bytes prefix):
         cdef TransactionCore core = self.new_core(prefix)
         core.read_only = True
-        core.open(self.attach())
+        core.open(self.attach(), True)
         return core
 
     def begin(self, run_id, *, isolation=None, bint read_only=False, timeout=None, u64 attempts=1, bint may_wait=False,

@@ -51,7 +51,13 @@ _DEFAULT_RETRY = RetryPolicy()
 
 
 class AsyncEngineHandle(EngineHandle, Protocol):
-    """An engine whose commits are awaited."""
+    """An engine whose commits are awaited.
+
+    Attributes:
+      begins_afar: to begin a snapshot means to ask a server, so `ready` is awaited before each one.
+    """
+
+    begins_afar: bool
 
     async def commit(self, pending: Any) -> Any:
         """Carry a `PendingCommit` out; what its caller is given, or the error it gets."""
@@ -160,7 +166,7 @@ class AsyncDatabase(Extensible, Generic[X]):
         return Beginning(functools.partial(self._open, run_id, **given))
 
     async def _open(self, run_id: Run, **keywords: Any) -> X:
-        if not self._base.attached:
+        if self._handle.begins_afar or not self._base.attached:
             await self._handle.ready()
         txn: X = self._base.begin(run_id, **keywords)
         return txn
