@@ -6,7 +6,7 @@ holds up no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
@@ -22,7 +22,8 @@ from occamdb.engine.model.errors import InvalidArgumentError, NotFoundError, Occ
 from occamdb.engine.model.public_types import RunId
 from occamdb.tools.inspector import pages
 from occamdb.tools.inspector.feed import Feed
-from occamdb.tools.inspector.reading import events, holdings, runs, timelines, traces
+from occamdb.tools.inspector.reading import commits, compare, events, holdings, runs, timelines, traces
+from occamdb.tools.inspector.reading.committers import Committers
 from occamdb.tools.inspector.reading.safely import PAGE_ROWS, part, problem
 from occamdb.tools.inspector.source import Source
 
@@ -30,6 +31,9 @@ __all__ = ["make_app", "refusal"]
 
 WORDS_MAX = 500  # characters of what is typed into a filter
 ACTIVE_SHOWN = 12
+CONFLICTS_SHOWN = 60
+LANES_MAX = 12
+LANE_TRACES_MAX = 5_000
 # Snapshots show the index of runs whichever run they are of.
 ANY_RUN = RunId.new()
 
@@ -45,6 +49,7 @@ class Inspector:
     def __init__(self, source: Source, feed: Feed) -> None:
         self.source = source
         self.feed = feed
+        self._committers = Committers(source.log)
 
     @contextmanager
     def view(self, run: RunId = ANY_RUN) -> Iterator[Snapshot]:
@@ -52,6 +57,13 @@ class Inspector:
         self.feed.want()
         with self.source.reading() as db, db.snapshot(run) as view:
             yield view
+
+    @contextmanager
+    def reading(self) -> Iterator[occamdb.Database]:
+        """The database, for one request that takes its snapshots itself."""
+        self.feed.want()
+        with self.source.reading() as db:
+            yield db
 
     def page(self, template: str, request: Request, **values: Any) -> Response:
         """A page made of a template."""
@@ -111,6 +123,68 @@ class Inspector:
             statuses=list(occamdb.RunStatus),
             snapshot_version=version,
         )
+
+    def conflicts(self, request: Request) -> Response:
+        """Which keys conflict, when, and who lost to whom."""
+        self.feed.want()
+        log, figures = self.feed.conflicts, self.feed.history.newest
+        newest = log.newest(CONFLICTS_SHOWN)
+        sessions = self._committers.sessions(row.found for row in newest)
+        return self.page(
+            "conflicts.html",
+            request,
+            figures=figures,
+            heat=log.heat_map(),
+            rows=log.newest(CONFLICTS_SHOWN, sessions),
+            series=self.feed.history.series(),
+        )
+
+    def commits(self, request: Request) -> Response:
+        """Commits, each on one row whatever it changed."""
+        before, run = _number(request, "before"), _word(request, "run")
+        run_id = runs.run_id_of(run) if run else None
+        with self.reading() as db:
+            found = part(commits.commits_page, db, self.source.log, before=before, run=run_id)
+            names = {} if found.value is None else _names(db, found.value.rows)
+        return self.page("commits.html", request, found=found, wanted=run_id, names=names, before=before)
+
+    def commit(self, request: Request) -> Response:
+        """One commit with everything that it changed."""
+        version = commits.wanted_version(request.path_params["version"])
+        with self.reading() as db:
+            found = commits.commit_detail(db, self.source.log, version)
+            names = _names(db, [found.row])
+        session = self._committers.sessions([version]).get(version)
+        pid = self.feed.conflicts.pid_of(session)
+        return self.page("commit.html", request, found=found, names=names, session=session, pid=pid)
+
+    def lanes(self, request: Request) -> Response:
+        """Runs side by side on one time axis."""
+        window = _window(request)
+        asked = [runs.run_id_of(text) for text in request.query_params.getlist("run")[:LANES_MAX]]
+        with self.reading() as db:
+            shown = asked if len(asked) != 1 else [*asked, *_below(db, asked[0])][:LANES_MAX]
+            if not shown:
+                with db.snapshot(ANY_RUN) as view:
+                    shown = [row.run_id for row in runs.runs_page(view, runs.RunsWanted()).rows[:LANES_MAX]]
+            found = [part(_lane, db, run_id) for run_id in shown]
+        faults = [lane.error for lane in found if lane.value is None]
+        lanes = [lane.value for lane in found if lane.value is not None]
+        picture = part(timelines.draw, lanes, window, "Runs side by side") if lanes else None
+        return self.page("lanes.html", request, picture=picture, asked=asked, shown=shown, faults=faults)
+
+    def compare(self, request: Request) -> Response:
+        """Two runs: what is alike and what differs."""
+        left, right = _word(request, "left"), _word(request, "right")
+        found, names = None, {}
+        if left and right:
+            one, two = runs.run_id_of(left), runs.run_id_of(right)
+            with self.reading() as db, db.snapshot(one) as view, db.snapshot(two) as other:
+                found = part(compare.compare, view, other, one, two)
+        else:
+            with self.view() as view:
+                names = {row.run_id: row for row in runs.runs_page(view, runs.RunsWanted()).rows}
+        return self.page("compare.html", request, left=left, right=right, found=found, choices=names)
 
     # --- One run ---
 
@@ -256,6 +330,28 @@ def _runs_by_status(view: Snapshot) -> dict[str, int]:
     return {str(status): view.runs.count(status=status) for status in occamdb.RunStatus}
 
 
+def _names(db: occamdb.Database, rows: Iterable[commits.CommitRow]) -> dict[RunId, str]:
+    """The names of the runs that some commits changed, as far as the index has them."""
+    found = {}
+    with db.snapshot(ANY_RUN) as view:
+        for run_id in {run_id for row in rows for run_id, _ in row.runs}:
+            metadata = part(view.runs.get_run, run_id).value if run_id != commits.INDEX_RUN else None
+            found[run_id] = metadata.name if metadata is not None and metadata.name else ""
+    return found
+
+
+def _below(db: occamdb.Database, run_id: RunId) -> list[RunId]:
+    with db.snapshot(run_id) as view:
+        return [row.run_id for row in runs.children_of(view, run_id)][::-1]
+
+
+def _lane(db: occamdb.Database, run_id: RunId) -> timelines.LaneOfRun:
+    with db.snapshot(run_id) as view:
+        metadata = part(view.runs.get_run, run_id).value
+        name = metadata.name if metadata is not None and metadata.name else str(run_id)
+        return timelines.read_lane(view, run_id, name, LANE_TRACES_MAX)
+
+
 def _window(request: Request) -> timelines.Window:
     """The piece of a timeline that is asked for; None: all of it."""
     first, last = _number(request, "first"), _number(request, "last")
@@ -315,6 +411,11 @@ def make_app(source: Source, feed: Feed) -> Starlette:
     routes = [
         Route("/", inspector.overview),
         Route("/runs", inspector.runs),
+        Route("/conflicts", inspector.conflicts),
+        Route("/commits", inspector.commits),
+        Route("/commit/{version}", inspector.commit),
+        Route("/lanes", inspector.lanes),
+        Route("/compare", inspector.compare),
         Route("/run/{run}", inspector.run),
         Route("/run/{run}/traces", inspector.run_traces),
         Route("/run/{run}/trace/{trace}", inspector.trace),

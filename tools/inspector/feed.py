@@ -26,6 +26,7 @@ from typing import Any
 import occamdb
 from occamdb.engine.model.errors import CorruptionError
 from occamdb.engine.model.keys import decode_key
+from occamdb.tools.inspector.conflicts import ConflictLog
 from occamdb.tools.inspector.figures import History
 from occamdb.tools.inspector.following import Commit, Follower
 from occamdb.tools.inspector.source import Source
@@ -86,11 +87,13 @@ class Feed:
 
     Attributes:
       history: the figures of the last minutes.
+      conflicts: the conflicts of the last minutes.
       version: the newest version that was seen; None: none yet.
     """
 
     def __init__(self, source: Source) -> None:
         self.history = History()
+        self.conflicts = ConflictLog()
         self.version: int | None = None
         self._source = source
         self._follower = Follower(COMMITS_TOLD_MAX)
@@ -147,6 +150,7 @@ class Feed:
     def _look_at_figures(self) -> None:
         figures = self._source.figures()
         sample = self.history.add(figures)
+        conflicts = self.conflicts.add(figures)
         condition = self._source.condition
         data = {
             "sample": None if sample is None else asdict(sample),
@@ -154,6 +158,7 @@ class Feed:
             "gone": condition.is_gone,
             "notes": list(condition.notes),
             "version": self.version,
+            "conflicts": conflicts,
         }
         self._latest = Message("figures", json.dumps(data))
         self._tell(self._latest)

@@ -13,7 +13,7 @@ from typing import Any
 
 import occamdb
 from occamdb.engine.model.errors import WatchLagged
-from occamdb.engine.transaction._feed import ChangeFeed
+from occamdb.engine.transaction.feeds import Feed, feed_of
 from occamdb.engine.transaction.logged_changes import logged_changes
 
 __all__ = ["Commit", "Follower", "RawChange", "commits_after", "newest_version"]
@@ -54,61 +54,57 @@ def commits_after(
     """Commits after `since` up to `until`, oldest first, about `most` changes.
 
     Args:
-      log: the directory whose log may be read, for what the ring has not got; None: there is none.
+      log: the directory whose log may be read, for what is not at hand; None: there is none.
 
     Returns:
-      The commits; up to which version they are all that there are; why earlier ones are missing, None if none are.
+      The commits; up to which version they are all that there are; why some are missing, None if none are.
     """
-    start, end = _range_of(db)
-    missing = None
     found: list[Commit] = []
+    missing = None
     reached = since
-    ring = _ring(db, since, start, end)
-    while ring is not None and reached < until and sum(len(commit.changes) for commit in found) < most:
-        try:
-            polled = ring.poll(most)
-        except WatchLagged as lag:
-            logged, upto = _from_log(log, reached, until, start, end, lag)
-            if logged is None:
-                missing = f"what was committed before version {lag.oldest:,} is no longer kept"
-                reached = max(reached, lag.oldest - 1)
-            else:
-                found += logged
-                reached = max(reached, upto)
-            ring.skip_to(reached)
-            continue
-        found += [Commit(*row) for row in polled if row[0] <= until]
-        before, reached = reached, min(ring.version, until)
-        if reached == before:
-            break
-    if ring is None:
-        logged, upto = _from_log(log, since, until, start, end, None)
-        if logged is None:
-            return [], until, "the history of commits is not kept where this database is read from"
-        return logged, upto, None
-    return found, reached, missing
+    while reached < until and sum(len(commit.changes) for commit in found) < most:
+        rows, upto = _some_commits(db, reached, until, log)
+        if rows is None:
+            missing = f"what was committed up to version {max(upto, reached + 1):,} is no longer kept"
+        else:
+            found += rows
+        reached = max(reached + 1, upto)
+    return found, min(reached, until), missing
 
 
-def _ring(db: occamdb.Database, since: int, start: bytes, end: bytes) -> ChangeFeed | None:
-    """A feed from the shared store; None where there is none: no coordinator, or another kind of engine."""
-    if db.path is None:
-        return None
-    with suppress(occamdb.TransactionStateError, AttributeError, TypeError):
-        return ChangeFeed(db.handle.attachment(), since, start, end)
-    return None
-
-
-def _from_log(
-    log: str | None, since: int, until: int, start: bytes, end: bytes, lag: WatchLagged | None
+def _some_commits(
+    db: occamdb.Database, since: int, until: int, log: str | None
 ) -> tuple[list[Commit] | None, int]:
-    """Commits from the log files; None if they do not have them."""
-    if log is None:
-        return None, until
-    try:
-        rows, reached = logged_changes(log, since, until, start, end, until if lag is None else lag.oldest)
-    except WatchLagged:
-        return None, until
-    return [Commit(*row) for row in rows], reached
+    """The next commits, and up to which version they are all; None if they are kept nowhere."""
+    start, end = _range_of(db)
+    oldest = until
+    ring = _ring(db, since, start, end)
+    if ring is not None:
+        try:
+            rows = ring.poll()
+            return [Commit(*row) for row in rows if row[0] <= until], ring.version
+        except WatchLagged as lag:
+            oldest = lag.oldest
+    if log is not None:
+        with suppress(WatchLagged):
+            logged, reached = logged_changes(log, since, until, start, end, oldest)
+            return [Commit(*row) for row in logged], reached
+    # Of a commit that deleted a range, or wrote a large value that is gone, at least the keys are at hand.
+    bare = _ring(db, since, start, end, bare=True)
+    if bare is not None:
+        with suppress(WatchLagged):
+            for version, at_ns, changes in bare.poll():
+                known = [("", key, None) if last is None else ("range", key, last) for key, last in changes]
+                return [Commit(version, at_ns, known)] if version <= until else [], version
+            return [], bare.version
+    return None, min(oldest - 1, until)
+
+
+def _ring(db: occamdb.Database, since: int, start: bytes, end: bytes, *, bare: bool = False) -> Feed | None:
+    """The changes that the engine keeps at hand; None where it keeps none."""
+    with suppress(occamdb.TransactionStateError):
+        return feed_of(db.handle.attachment(), since, start, end, bare=bare)
+    return None
 
 
 class Follower:
@@ -120,7 +116,7 @@ class Follower:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._feed: ChangeFeed | None = None
+        self._feed: Feed | None = None
         self._version: int | None = None
 
     def look(self, db: occamdb.Database) -> tuple[int, list[Commit], bool]:
@@ -153,12 +149,8 @@ class Follower:
             True,
         )
 
-    def _feed_at(self, db: occamdb.Database, version: int) -> ChangeFeed | None:
-        if db.path is None:
-            return None
-        attachment = db.handle.attachment()
+    def _feed_at(self, db: occamdb.Database, version: int) -> Feed | None:
         feed = self._feed
-        if feed is None or feed.attachment is not attachment or feed.version != version:
-            with suppress(occamdb.TransactionStateError):
-                feed = self._feed = ChangeFeed(attachment, version, *_range_of(db), bare=True)
+        if feed is None or feed.attachment is not db.handle.attachment() or feed.version != version:
+            feed = self._feed = _ring(db, version, *_range_of(db), bare=True)
         return feed

@@ -13,7 +13,7 @@ from occamdb.tools.inspector.reading.traces import read_traces
 from occamdb.tools.pictures import Bar, Timeline, swim_lanes, timeline_svg
 from occamdb.tools.pictures.axis import duration_words
 
-__all__ = ["Picture", "Window", "draw", "read_lane"]
+__all__ = ["LaneOfRun", "Picture", "Window", "draw", "read_lane"]
 
 TRACES_READ_MAX = 50_000  # of one run; more than that takes longer than a person waits
 WINDOW_US_MIN = 10
