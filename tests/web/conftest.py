@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import occamdb
+from occamdb import RunMetadata
 from tests.conftest import stop_coordinator
 from tests.support import browser as browsers
 from tests.support import large_database, leaks
@@ -175,6 +176,20 @@ def large_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def large(large_path: Path) -> Iterator[Inspector]:
     with inspecting(large_path) as inspector:
         yield inspector
+
+
+@pytest.fixture(params=["demo", "large"])
+def anywhere(request: pytest.FixtureRequest, demo: Inspector, large: Inspector) -> Inspector:
+    """One after the other."""
+    return {"demo": demo, "large": large}[request.param]
+
+
+@pytest.fixture(scope="session")
+def agent(demo_path: Path) -> RunMetadata:
+    """The run of the demo that did the most and was not killed."""
+    with occamdb.open(demo_path) as db:
+        done = db.runs.query_runs(tag="agent", status="completed")
+        return max(done, key=lambda run: db.traces.count(run))
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """The pages without a mouse."""
 
 from collections.abc import Callable
-from pathlib import Path
 
+from occamdb import RunMetadata
 from tests.support.browser import Inspector
 from tests.web.conftest import Look, path_of
-from tests.web.test_pages import run_named
 
 Open = Callable[..., Look]
 
@@ -41,9 +40,9 @@ def test_rows_are_walked_and_opened(look: Open, demo: Inspector) -> None:
     seen.page.wait_for_url(f"**/run/{focused}")
 
 
-def test_digits_are_the_tabs_of_a_run(look: Open, demo: Inspector, demo_path: Path) -> None:
+def test_digits_are_the_tabs_of_a_run(look: Open, demo: Inspector, agent: RunMetadata) -> None:
     seen = look(demo)
-    run_id = run_named(demo_path, "indexer-1")
+    run_id = agent.run_id
     seen.go(f"/run/{run_id}")
     for digit, tab in (
         ("2", "/traces"),
@@ -58,9 +57,9 @@ def test_digits_are_the_tabs_of_a_run(look: Open, demo: Inspector, demo_path: Pa
         seen.page.wait_for_selector("#tabs")
 
 
-def test_the_timeline_is_zoomed_by_keys(look: Open, demo: Inspector, demo_path: Path) -> None:
+def test_the_timeline_is_zoomed_by_keys(look: Open, demo: Inspector, agent: RunMetadata) -> None:
     seen = look(demo)
-    seen.go(f"/run/{run_named(demo_path, 'indexer-1')}")
+    seen.go(f"/run/{agent.run_id}")
     press(seen, "+")
     seen.page.wait_for_url("**?*")
     zoomed = path_of(seen.page.url)
@@ -91,9 +90,9 @@ def test_a_question_mark_shows_the_keys(look: Open, demo: Inspector) -> None:
     seen.page.wait_for_selector("#help:not([open])", state="attached")
 
 
-def test_everything_is_reached_by_tab_and_has_a_name(look: Open, demo: Inspector, demo_path: Path) -> None:
+def test_everything_is_reached_by_tab_and_has_a_name(look: Open, demo: Inspector, agent: RunMetadata) -> None:
     seen = look(demo)
-    seen.go(f"/run/{run_named(demo_path, 'indexer-1')}")
+    seen.go(f"/run/{agent.run_id}")
     names = []
     for _ in range(14):
         press(seen, "Tab")

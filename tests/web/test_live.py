@@ -1,14 +1,17 @@
 """Pages follow the database by themselves, without a reload."""
 
-import subprocess
+import os
+import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 import occamdb
 from occamdb import RunId, Thought
-from tests.support.browser import Inspector
+from occamdb.tools.coordinator import coordinator_of
+from tests.support.browser import Inspector, inspecting
 from tests.support.shell import command, run
 from tests.web.conftest import Look
 
@@ -137,36 +140,23 @@ def test_several_browsers_are_told_of_the_same_commit(
         assert_stayed(seen)
 
 
-def test_a_coordinator_that_dies_is_told_of_and_its_return_too(
-    look: Open, database_path: Path, tmp_path: Path
-) -> None:
-    from tests.support.browser import inspecting
-
-    def serve() -> subprocess.Popen[bytes]:
-        started = subprocess.Popen(
-            command("serve", database_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        with occamdb.open(database_path, timeout=30) as db:
-            db.kv.put(run_id, "served", 1)
-        return started
-
+def test_a_coordinator_that_dies_is_told_of_and_its_return_too(look: Open, database_path: Path) -> None:
     run_id = RunId.new()
-    coordinator = serve()
-    try:
-        with inspecting(database_path) as inspector:
-            seen = look(inspector)
-            seen.expect("503|Failed to load resource")
-            seen.go(f"/run/{run_id}/keys")
-            stay(seen)
-            coordinator.kill()
-            coordinator.wait()
-            seen.page.wait_for_selector('#live[data-state="lost"], #condition[data-gone="yes"]')
-            seen.picture("coordinator-gone")
-            coordinator = serve()
-            commit(database_path, str(run_id), "again", '"back"')
-            seen.page.wait_for_selector("text=back", timeout=30_000)
-            seen.page.wait_for_selector('#live[data-state="live"]', timeout=30_000)
-            assert_stayed(seen)
-    finally:
-        coordinator.terminate()
-        coordinator.wait()
+    with ExitStack() as opened:
+        db = opened.enter_context(occamdb.open(database_path))
+        db.kv.put(run_id, "k", 1)
+        seen = look(opened.enter_context(inspecting(database_path)))
+        seen.expect("503|Failed to load resource")
+        seen.go(f"/run/{run_id}/keys")
+        stay(seen)
+        holder = coordinator_of(database_path)
+        assert holder is not None
+        os.kill(holder.pid, signal.SIGKILL)
+        seen.page.wait_for_selector('#live[data-state="lost"]')
+        assert seen.page.locator('tr[data-key="k"]').count() == 1, "what was seen last stays"
+        seen.picture("coordinator-gone")
+        # The next commit starts another one.
+        db.kv.put(run_id, "again", "back")
+        seen.page.wait_for_selector("text=back", timeout=30_000)
+        seen.page.wait_for_selector('#live[data-state="live"]', timeout=30_000)
+        assert_stayed(seen)
