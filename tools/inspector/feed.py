@@ -109,11 +109,15 @@ class Feed:
 
     def start(self) -> None:
         """Look once, and begin to look again and again."""
+        self.look()
+        self.want()
+        self._thread.start()
+
+    def look(self) -> None:
+        """Look once. Only before `start`, or by the thread."""
         self._source.look()
         self._look_at_figures()
         self._look_at_commits()
-        self.want()
-        self._thread.start()
 
     def stop(self) -> None:
         """End the thread and every subscription. Any thread, but not twice at once."""
