@@ -55,17 +55,19 @@ def chromium() -> Iterator[Any]:
             browser.close()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Inspector:
     """A running `occamdb inspect`.
 
     Attributes:
       address: what it printed, with the token.
       process: it.
+      is_ending: it is being stopped, so browsers may find it gone.
     """
 
     address: str
     process: subprocess.Popen[bytes]
+    is_ending: bool = False
 
     @property
     def root(self) -> str:
@@ -83,9 +85,13 @@ def inspecting(path: Path | str, *options: str) -> Iterator[Inspector]:
     """`occamdb inspect` of a database, on a free port."""
     words = command("inspect", path, "--no-browser", "--port", "0", *options)
     process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, bufsize=0)
+    found = None
     try:
-        yield Inspector(_printed_address(process), process)
+        found = Inspector(_printed_address(process), process)
+        yield found
     finally:
+        if found is not None:
+            found.is_ending = True
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(20)

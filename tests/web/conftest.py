@@ -75,17 +75,21 @@ class Look:
         self.name = name
         self.wrong: list[str] = []
         self.expected: list[str] = []
-        self._pictures = 0
+        self.has_picture = False
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.wrong.append(f"uncaught: {error}"))
-        page.on("dialog", lambda dialog: (self.wrong.append("a dialog opened"), dialog.dismiss()))
+        page.on("dialog", self._interrupted)
         page.on("request", self._asked)
         page.goto(inspector.address)
         page.wait_for_selector("main h1")
 
     def _heard(self, message: Any) -> None:
-        if message.type in ("error", "warning"):
+        if message.type in ("error", "warning") and not self.inspector.is_ending:
             self.wrong.append(f"console: {message.text} {message.location.get('url', '')}")
+
+    def _interrupted(self, dialog: Any) -> None:
+        self.wrong.append("a dialog opened")
+        dialog.dismiss()
 
     def _asked(self, request: Any) -> None:
         if not request.url.startswith((self.inspector.root, "data:", "file:")):
@@ -107,8 +111,8 @@ class Look:
 
     def picture(self, of: str = "") -> Path:
         """Keep what is seen, as an artefact."""
-        self._pictures += 1
-        target = SCREENSHOTS / f"{self.name}-{of or self._pictures}.png"
+        self.has_picture = True
+        target = SCREENSHOTS / f"{self.name}{'-' if of else ''}{of}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=str(target))
         return target
@@ -136,8 +140,8 @@ def look(chromium: Any, request: pytest.FixtureRequest) -> Iterator[Callable[...
 
         yield open_window
         for one in opened:
-            if not one.page.is_closed():
-                one.picture("end")
+            if not one.page.is_closed() and not one.has_picture:
+                one.picture()
     for one in opened:
         one.check()
 

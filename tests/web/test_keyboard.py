@@ -61,10 +61,13 @@ def test_the_timeline_is_zoomed_by_keys(look: Open, demo: Inspector, agent: RunM
     seen = look(demo)
     seen.go(f"/run/{agent.run_id}")
     press(seen, "+")
-    seen.page.wait_for_url("**?*")
+    seen.page.wait_for_function("() => location.search.includes('first=')")
+    seen.wait_live()
     zoomed = path_of(seen.page.url)
     press(seen, "ArrowRight")
     seen.page.wait_for_function(f"() => location.pathname + location.search !== {zoomed!r}")
+    seen.wait_live()
+    assert "first=" in seen.page.url
     press(seen, "0")
     seen.page.wait_for_function("() => location.search === ''")
 
