@@ -325,6 +325,12 @@ class Inspector:
             raise NotFoundError("there is no such file")
         return Response(found[0], media_type=found[1], headers={"cache-control": "no-cache"})
 
+    def icon(self, request: Request) -> Response:
+        """What browsers ask for beside a page that names no icon."""
+        found = pages.static_file("icon.svg")
+        assert found is not None
+        return Response(found[0], media_type=found[1])
+
     async def events(self, request: Request) -> Response:
         """Server-sent events, for as long as the browser listens."""
         seen = request.headers.get("last-event-id", "")
@@ -433,6 +439,7 @@ def make_app(source: Source, feed: Feed) -> Starlette:
         Route("/run/{run}/work", inspector.run_work),
         Route("/events", inspector.events),
         Route("/static/{name}", inspector.static),
+        Route("/favicon.ico", inspector.icon),
     ]
     return Starlette(routes=routes, exception_handlers={OccamError: fault, OSError: fault, 404: missing})
 

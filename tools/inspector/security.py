@@ -33,11 +33,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TICKET_LIFE_S = 60.0
-OPEN_PATHS = ("/static/",)
-# Names the icon: without that, browsers ask for /favicon.ico, which there is not.
-_ADMITTED = (
-    b'<!doctype html><html lang="en"><title>occamdb</title><link rel="icon" href="/static/icon.svg"></html>'
-)
+OPEN_PATHS = ("/static/", "/favicon.ico")  # what does not depend on the database
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -183,7 +179,7 @@ class Gate:
         await _send(
             send,
             200,
-            _ADMITTED,
+            b"",
             [
                 (b"set-cookie", cookie.encode()),
                 (b"refresh", f"0; url={_in_header(target)}".encode("latin-1")),

@@ -14,7 +14,19 @@ from typing import Any
 from occamdb.tools.console import ago, binary_key, duration, plain, size
 from occamdb.tools.printable import printable, without_controls
 
-__all__ = ["ago", "block", "clock", "duration", "key", "line", "moment", "number", "size", "value_line"]
+__all__ = [
+    "ago",
+    "block",
+    "clock",
+    "duration",
+    "key",
+    "line",
+    "moment",
+    "number",
+    "size",
+    "span",
+    "value_line",
+]
 
 LINE_MAX = 200
 BLOCK_MAX = 20_000
@@ -59,6 +71,11 @@ def _exact(text: str, most: int) -> str:
 def number(value: float) -> str:
     """A count with thousands apart."""
     return f"{value:,.0f}"
+
+
+def span(seconds: float) -> str:
+    """A time span, of less than a millisecond too."""
+    return f"{seconds * 1e6:,.0f} µs" if 0 < seconds < 0.001 else duration(seconds)
 
 
 def moment(when: datetime | float | int | None) -> str:
