@@ -17,7 +17,8 @@ from occamdb import Database
 from occamdb.engine.model.public_types import IsolationName
 from occamdb.ipc import layout
 from tests.support.engine_selection import SERVERS
-from tests.support.engines import Engine, Place, make_engine, memory_database, open_shared_database
+from tests.support.engines import Engine, Place, memory_database, open_shared_database
+from tests.support.server_engines import make_engine
 
 __all__ = [
     "DatabaseFactory",
@@ -64,7 +65,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def own_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """`engine` for one module alone. A module that steps its clock, say, overrides `engine` with this."""
-    with make_engine(request.param, tmp_path_factory.mktemp(request.param), _url(request)) as made:
+    with make_engine(request.param, tmp_path_factory.mktemp(request.param), _url(request), own=True) as made:
         yield made
 
 

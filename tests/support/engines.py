@@ -10,9 +10,7 @@ One Engine of each kind lives for a whole session of tests (or for a module, whe
 
 from __future__ import annotations
 
-import contextlib
 import uuid
-from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,23 +21,15 @@ import occamdb.aio
 from occamdb import Database
 from occamdb.aio import AsyncDatabase
 from occamdb.engine.client.local_handle import LocalHandle
-from occamdb.engine.model.keys import Namespace, prefix_range
 from occamdb.engine.model.public_types import IsolationName
 from occamdb.engine.model.settings import Settings
-from occamdb.engine.remote.handle import RemoteHandle
-from occamdb.primitives.run_rule import ActiveRuns
 from tests.support import clocks
 from tests.support.aio import open_async
-from tests.support.dict_backend import DictBackend, DictServer
 
-__all__ = ["Engine", "Memory", "Place", "Shared", "make_engine", "memory_database", "open_shared_database"]
-
-
-# Settings of a store in the memory of this machine, which a server has no use for.
-OF_LOCAL_STORES = {"max_store_size", "watch_history", "idle_timeout", "ring_size"}
+__all__ = ["Engine", "Memory", "Place", "Shared", "memory_database", "new_tenant", "open_shared_database"]
 
 
-def _new_tenant() -> str:
+def new_tenant() -> str:
     """Whose namespace nobody else has."""
     return f"test-{uuid.uuid4()}"
 
@@ -137,6 +127,8 @@ class Engine:
 
 
 class Memory(Engine):
+    """A database in this process for each test."""
+
     name = "memory"
     has_sessions = False
 
@@ -169,7 +161,7 @@ class Shared(Engine):
         return open_shared_database(directory / f"db-{uuid.uuid4().hex[:8]}", isolation, **settings)
 
     def fresh(self) -> Database:
-        return self.common.namespace(tenant=_new_tenant())
+        return self.common.namespace(tenant=new_tenant())
 
     def discard(self, database: Database) -> None:
         if database.handle is not self.common.handle:
@@ -183,136 +175,10 @@ class Shared(Engine):
         return Place(database.path, database.current_namespace.tenant).open()
 
     def place(self) -> Place:
-        return Place(str(self.path), _new_tenant())
+        return Place(str(self.path), new_tenant())
 
     def examples(self, count: int) -> int:
         return (count + 1) // 2
 
     def close(self) -> None:
         self.common.close()
-
-
-class Served(Engine):
-    """A server. Each database that is asked for is a namespace of its own on it."""
-
-    local = False
-
-    def __init__(self) -> None:
-        self._common: Database | None = None
-
-    def connect(self, tenant: str, isolation: IsolationName = "serializable", **settings: Any) -> Database:
-        """A handle with a session and connections of its own."""
-        raise NotImplementedError
-
-    @property
-    def common(self) -> Database:
-        """The handle whose session and connections most tests share."""
-        if self._common is None:
-            self._common = self.connect("default")
-        return self._common
-
-    def database(
-        self, directory: Path, isolation: IsolationName = "serializable", **settings: Any
-    ) -> Database:
-        kept = {name: value for name, value in settings.items() if name not in OF_LOCAL_STORES}
-        if isolation == "serializable" and not kept:
-            return self.fresh()
-        return self.connect(_new_tenant(), isolation, **kept)
-
-    def fresh(self) -> Database:
-        return self.common.namespace(tenant=_new_tenant())
-
-    def discard(self, database: Database) -> None:
-        # Namespaces of the common handle close with it.
-        if database.session != self.common.session:
-            database.close()
-
-    def opening(self, path: Path, **settings: Any) -> AbstractAsyncContextManager[AsyncDatabase]:
-        return self._opening(**settings)
-
-    @contextlib.asynccontextmanager
-    async def _opening(self, **settings: Any) -> AsyncIterator[AsyncDatabase]:
-        database = occamdb.aio.wrap(self.connect(_new_tenant(), **settings))
-        try:
-            yield database
-        finally:
-            await database.close()
-
-    def again(self, database: Database) -> Database:
-        return self.connect(database.current_namespace.tenant)
-
-    def has_removed_expired(self, database: Database) -> bool:
-        handle: Any = database.handle
-        start, end = prefix_range(database.current_namespace.base)
-        rows, _ = handle.backend.scan(start, end, handle.backend.newest(), 1000)
-        now = self.expiry_clock(database)
-        return not any(0 < row.expires_at <= now for row in rows)
-
-    def close(self) -> None:
-        if self._common is not None:
-            self._common.close()
-
-
-class OnDict(Served):
-    name = "dict"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._server = DictServer()
-
-    def connect(self, tenant: str, isolation: IsolationName = "serializable", **settings: Any) -> Database:
-        rule = ActiveRuns() if settings.pop("strict_runs", False) else None
-        limits = Settings.of(settings).limits
-
-        def opener(base: bytes) -> Any:
-            return DictBackend(self._server, base, limits)
-
-        namespace = Namespace(tenant)
-        return Database(RemoteHandle(opener, namespace.base), isolation, namespace, run_rule=rule)
-
-    def expiry_clock(self, database: Database) -> int:
-        return self._server.clock()
-
-    def step_clock(self, database: Database, when: int) -> None:
-        self._server.step_clock(when)
-
-
-class AtUrl(Served):
-    """A server that runs elsewhere, and is opened as a user opens it."""
-
-    def __init__(self, name: str, url: str) -> None:
-        super().__init__()
-        self.name = name
-        self.url = url
-
-    def connect(self, tenant: str, isolation: IsolationName = "serializable", **settings: Any) -> Database:
-        return occamdb.open(self.url, tenant=tenant, isolation=isolation, **settings)
-
-    def place(self) -> Place:
-        return Place(self.url, _new_tenant())
-
-    def examples(self, count: int) -> int:
-        return (count + 3) // 4
-
-
-@contextlib.contextmanager
-def make_engine(name: str, directory: Path, url: str = "") -> Iterator[Engine]:
-    """An engine of this kind, until the block ends.
-
-    Args:
-      directory: where it may keep files.
-      url: of a server that runs.
-    """
-    engine: Engine
-    if name == "memory":
-        engine = Memory()
-    elif name == "shared":
-        engine = Shared(directory / "db")
-    elif name == "dict":
-        engine = OnDict()
-    else:
-        engine = AtUrl(name, url)
-    try:
-        yield engine
-    finally:
-        engine.close()
