@@ -93,6 +93,7 @@ class PostgresBackend:
                 rows = self._server.rows(statements.find, [self._base])
             self._number = int(rows[0][0])
             self._server.numbers.add(self._number)
+            self._server.keeper.start()
         return self._number
 
     # ---- snapshots -----------------------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ class PostgresBackend:
 
     def _combined(self) -> Combiner:
         server = self._server.here()
-        server.keeper.start()
+        server.keeper.start()  # again in a forked child
         with self._lock:
             if self._combiner is None or self._combiner_of is not server.token:
                 self._combiner = Combiner(server, self.number)

@@ -29,6 +29,7 @@ __all__ = ["Keeper", "remove_ended"]
 _log = logging.getLogger("occamdb")
 
 SWEEP_SECONDS = 5.0
+SESSION_SECONDS = 1.0
 OUTCOME_SECONDS = 60.0
 PIECE = 1000  # keys in one transaction: a pause of some milliseconds for the commits of the namespace
 _TURN_SECONDS = 30.0  # of one round over the namespaces
@@ -60,23 +61,22 @@ class Keeper:
             self._thread.join(2.0)
 
     def _run(self) -> None:
-        beat_every = self._server.session_ns / 3e9
-        every = min(SWEEP_SECONDS, max(0.05, self._server.age_ns / 4e9))
-        next_beat = next_sweep = next_outcomes = time.monotonic() + min(beat_every, every)
-        while not self._stop.wait(max(0.01, min(next_beat, next_sweep) - time.monotonic())):
-            now = time.monotonic()
-            if now >= next_beat:
-                next_beat = now + beat_every
-                if self._server.kept:
-                    self._try(self._beat)
-            if now >= next_sweep and self._server.housekeeping:
-                self._try(lambda: self._sweep(every))
-                self._try(lambda: remove_ended(self._server))
-                if now >= next_outcomes:
-                    next_outcomes = now + OUTCOME_SECONDS
-                    self._try(lambda: self._server.rows(self._server.statements.forget_outcomes, None))
-            if now >= next_sweep:
-                next_sweep = time.monotonic() + every
+        server = self._server
+        beat_every = server.session_ns / 3e9
+        sweep_every = min(SWEEP_SECONDS, max(0.05, server.age_ns / 4e9))
+        tasks: list[tuple[float, Callable[[], Any]]] = [(beat_every, self._beat)]
+        if server.housekeeping:
+            tasks += [
+                (sweep_every, lambda: self._sweep(sweep_every)),
+                (min(SESSION_SECONDS, beat_every), lambda: remove_ended(server)),
+                (OUTCOME_SECONDS, lambda: server.rows(server.statements.forget_outcomes, None)),
+            ]
+        due = [time.monotonic() + every for every, _ in tasks]
+        while not self._stop.wait(max(0.01, min(due) - time.monotonic())):
+            for index, (every, task) in enumerate(tasks):
+                if due[index] <= time.monotonic():
+                    self._try(task)
+                    due[index] = time.monotonic() + every
 
     def _try(self, task: Callable[[], Any]) -> None:
         if self._stop.is_set():
@@ -88,6 +88,8 @@ class Keeper:
 
     def _beat(self) -> None:
         server = self._server
+        if not server.kept:
+            return
         session = server.session
         rows = server.rows(server.statements.keep_alive, [Int8(session), Int8(server.session_ns), False])
         if not rows[0][0]:

@@ -222,10 +222,10 @@ class Machine(RuleBasedStateMachine):
             self.time_passes(seconds)
         if order != "time alone":
             other = self.begin()
-            self.commit(other, [op[:4] + (RIGHT.get(op[0], op[4]),) for op in first], 0)
+            self.commit(other, [(*op[:4], RIGHT.get(op[0], op[4])) for op in first], 0)
         if order == "commit first":
             self.time_passes(seconds)
-        self.commit(begun, [op[:4] + (RIGHT.get(op[0], op[4]),) for op in second], 0)
+        self.commit(begun, [(*op[:4], RIGHT.get(op[0], op[4])) for op in second], 0)
         return begun
 
     def request(self, begun: Begun, ops: list[tuple[Any, ...]], flags: RequestFlags) -> Request:

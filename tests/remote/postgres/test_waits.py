@@ -32,7 +32,9 @@ def put(key: bytes = KEY, expires_at: int = 0) -> bytes:
     return encode_request(Request(0, ops=ops, flags=RequestFlags.BLIND))
 
 
-def waiting(backend: PostgresBackend, since: int, timeout: float = SECONDS) -> tuple[threading.Thread, list[Any]]:
+def waiting(
+    backend: PostgresBackend, since: int, timeout: float = SECONDS
+) -> tuple[threading.Thread, list[Any]]:
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(backend.wait(since, timeout)))
     thread.start()
@@ -78,8 +80,7 @@ def until_asleep(backend: PostgresBackend) -> None:
 
 
 def test_without_notifications_it_looks(backend: PostgresBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener.Listener, "_heard", lambda self, payload: None)
-    monkeypatch.setattr(listener.Listener, "hears", property(lambda self: False, lambda self, value: None))
+    monkeypatch.setattr(listener.Listener, "_listen", lambda self: self._wait_for_another_server())
     since = backend.newest()
     thread, found = waiting(backend, since)
     until_asleep(backend)
@@ -115,13 +116,17 @@ def test_a_wait_goes_on_over_a_lost_connection(backend: PostgresBackend, server:
     thread, found = waiting(backend, since)
     until_asleep(backend)
     with server.connect() as admin:
-        admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'occamdb'")
+        admin.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'occamdb'"
+        )
     backend.commit(put(), None)
     thread.join(SECONDS)
     assert found == [True]
 
 
-def test_nobody_listens_nobody_is_notified(backend: PostgresBackend, server: OnePostgres, schema: str) -> None:
+def test_nobody_listens_nobody_is_notified(
+    backend: PostgresBackend, server: OnePostgres, schema: str
+) -> None:
     backend.commit(put(), None)
     with server.connect() as admin:
         admin.execute(f'listen "{backend._server.location.channel}"')
