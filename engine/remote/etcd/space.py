@@ -51,7 +51,7 @@ class Space:
         self._cluster = 0
         self._head = Head()
         self._mod_revision = -1
-        self._row_size = 256
+        self._row_size = _PAGE_BYTES // 64  # of a scan, as far as is known
         self._seen: dict[bytes, tuple[int, int]] = {}  # by key: the snapshot it was read at, and its version
 
     # ---- the head -----------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ class Space:
         """Rows of a range at a revision; see `Backend.scan`."""
         rows: list[Row] = []
         while True:
-            size = max(16, min(_PAGE_ROWS, _PAGE_BYTES // self._row_size))
+            size = max(1, min(_PAGE_ROWS, _PAGE_BYTES // self._row_size))
             ask = {
                 "key": self.keys.record(start),
                 "end": self.keys.record(end),

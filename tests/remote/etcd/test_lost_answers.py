@@ -160,9 +160,9 @@ def test_a_commit_that_nobody_can_be_asked_about_is_resolved_later(opened: Openi
         assert backend.outcome(*unknown.value.txn_id) == found
 
 
-@pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
-    cluster = EtcdCluster(tmp_path_factory.mktemp("three"), 3)
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[EtcdCluster]:
+    cluster = EtcdCluster(tmp_path, 3)
     cluster.start()
     yield cluster
     cluster.stop()
@@ -207,9 +207,7 @@ def grown(done: Done, by: int) -> None:
         time.sleep(0.02)
 
 
-def test_without_a_majority_nothing_is_committed_and_waiting_goes_on(
-    three: EtcdCluster, tmp_path: Path
-) -> None:
+def test_without_a_majority_nothing_is_committed_and_waiting_goes_on(three: EtcdCluster) -> None:
     url = three.url(f"majority-{time.time_ns()}")
     backend = open_backend(url, BASE, timeout=3.0, call_timeout=0.3, compact=False)
     version = backend.newest()
