@@ -85,14 +85,15 @@ cdef class RemoteSource(SnapshotSource):
         cdef object prepared
         if self.generation != fork_generation:
             raise ForkedHandleError("this connection to the server belongs to the parent process")
+        prepared = self.prepared
+        if prepared is not None and prepared[0] == PyThread_get_thread_ident():
+            self.prepared = None
+            return self.take(view, prepared[1])
         if lazily:
             view.rows = {}
             view.late = True
             self.hold(view)
             return 0
-        prepared, self.prepared = self.prepared, None
-        if prepared is not None and prepared[0] == PyThread_get_thread_ident():
-            return self.take(view, prepared[1])
         return self.take(view, self.backend.begin())
 
     cdef int take(self, PinnedView view, object begun) except -1:
@@ -117,8 +118,11 @@ cdef class RemoteSource(SnapshotSource):
         self.pin_count -= 1
 
     def prepare(self, begun):
-        """Let the next snapshot of this thread be `begun`, which was awaited. Nothing may be awaited before that."""
-        self.prepared = PyThread_get_thread_ident(), begun
+        """Let the next snapshot of this thread be `begun`, which was awaited. Nothing may be awaited before that.
+
+        None: there is no such snapshot any longer.
+        """
+        self.prepared = None if begun is None else (PyThread_get_thread_ident(), begun)
 
     cdef i64 clock(self) noexcept:
         return clock_monotonic_ns() + self.server_clock.offset
