@@ -53,6 +53,7 @@ class Member:
         if len(keys) > len(first):
             rows.extend(space.read(keys[len(first) :], look.revision))
         head = look.head
+        space.saw(keys, rows, head.version)
         return Begun(head.version, head.clock, max(space.client.clock.now(), head.clock), rows)
 
     def _begin_all(self, futures: list[Future[Begun]]) -> None:
@@ -181,7 +182,9 @@ class EtcdBackend:
 
     def read(self, keys: Sequence[bytes], version: int) -> Sequence[Row | None]:
         space = self._member.space
-        return space.read(keys, space.revision_of(version, exact=True)) if keys else []
+        rows = space.read(keys, space.revision_of(version, exact=True)) if keys else []
+        space.saw(keys, rows, version)
+        return rows
 
     def scan(
         self, start: bytes, end: bytes, version: int, limit: int, *, reverse: bool = False

@@ -187,7 +187,7 @@ class Committer:
         head, mod_revision = known
         if head.cluster != self._space.cluster or head.due(max(self._client.clock.now(), head.clock)):
             return None
-        if not all(may_trust(item.request, head) for item in items):
+        if not all(may_trust(item.request, head, self._space.was_read) for item in items):
             return None
         return View(head, mod_revision, unchanged=True)
 

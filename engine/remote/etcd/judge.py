@@ -15,7 +15,7 @@ local engine (`commit/_apply.pyx`). Nothing here talks to a server.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ...commit.messages import (
@@ -83,13 +83,18 @@ class View:
         }
 
 
-def may_trust(request: Request, head: Head) -> bool:
-    """Whether a request can be judged by a view that is `unchanged`."""
+def may_trust(request: Request, head: Head, was_read: Callable[[bytes, int, int], bool]) -> bool:
+    """Whether a request can be judged by a view that is `unchanged`.
+
+    Args:
+      was_read: whether a key is known to have had a version at a snapshot. So a request that claims another version
+        than it can have read is judged by the records, like every other one.
+    """
     return (
         not request.flags & RequestFlags.JUDGE_ONLY
         and (request.start_version == head.version or bool(request.flags & RequestFlags.BLIND))
         and all(op.code in _NEEDS_NOTHING for op in request.ops)
-        and not (request.flags & RequestFlags.BLIND and any(op.code is OpCode.READ for op in request.ops))
+        and all(was_read(op.key, head.version, op.argument) for op in request.ops if op.code is OpCode.READ)
     )
 
 

@@ -188,7 +188,8 @@ class Head:
         if not all(type(number) is int and number >= 0 for number in [*fields[1:10], *fields[10]]):
             raise _damaged("a head")
         numbers: Any = fields[1:10]
-        head = cls(*numbers, tuple(fields[10]))
+        head = cls(*numbers)
+        head = replace(head, bound=tuple(fields[10]))
         if not head.floor <= head.mark <= head.version or head.range_deleted > head.version:
             raise _damaged("a head")
         return head

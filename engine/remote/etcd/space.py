@@ -26,6 +26,7 @@ __all__ = ["RANGES_MAX", "Look", "Space"]
 
 RANGES_MAX: Final = 100  # ranges in one transaction; a default server takes 128
 _REMEMBERED: Final = 4096  # versions
+_SEEN: Final = 10_000  # keys
 _PAGE_BYTES: Final = 4 << 20  # about so much a page of a scan has
 _PAGE_ROWS: Final = 1000
 
@@ -50,7 +51,8 @@ class Space:
         self._cluster = 0
         self._head = Head()
         self._mod_revision = -1
-        self._row_size = 256
+        self._row_size = _PAGE_BYTES // 64  # of a scan, as far as is known
+        self._seen: dict[bytes, tuple[int, int]] = {}  # by key: the snapshot it was read at, and its version
 
     # ---- the head -----------------------------------------------------------------------------------------
 
@@ -136,6 +138,19 @@ class Space:
             return None
         key = self.keys.stored(found.key)
         return Row(key, record.value, record.version, record.timestamp, record.expires_at, record.session)
+
+    def saw(self, keys: Sequence[bytes], rows: Sequence[Row | None], version: int) -> None:
+        """Remember what was read at a snapshot."""
+        if len(self._seen) > _SEEN:
+            self._seen = {}
+        self._seen.update(
+            (key, (version, row.version if row is not None else 0))
+            for key, row in zip(keys, rows, strict=True)
+        )
+
+    def was_read(self, key: bytes, version: int, found: int) -> bool:
+        """Whether we know that a key had this version at a snapshot."""
+        return self._seen.get(key) == (version, found)
 
     def read(self, keys: Sequence[bytes], revision: int) -> list[Row | None]:
         """The rows of some keys at a revision."""
