@@ -16,6 +16,7 @@ DIST ?= dist
 # Tests wait for processes half of their time: two for each core that may be used.
 TEST_WORKERS ?= $(shell echo $$((2 * $$(nproc))))
 DIR ?=
+DB ?=
 ARGS ?=
 # The same examples every time; `make test HYPOTHESIS_PROFILE=dev` looks for new ones, `deep` for many.
 export HYPOTHESIS_PROFILE ?= ci
@@ -33,7 +34,8 @@ COMPILED = $(addprefix occamdb.,$(subst /,.,$(STUBBED:src/occamdb/%=%)))
 .PHONY: help install demo test test-cluster test-plugins check lint format types stubs bench bench-smoke coverage dist clean distclean
 
 help:
-	@echo "make demo         [DIR=path] [AGENTS=n]  several processes index the files below DIR together"
+	@echo "make demo         [DIR=path] [AGENTS=n]  several processes index the files below DIR together;"
+	@echo "                  [DB=postgresql://…]    on a server"
 	@echo "make test         [ARGS='-k name']       the test suite, in TEST_WORKERS processes"
 	@echo "make test-cluster [ARGS='-k name']       the semantic tests on PostgreSQL and etcd, which it gets with apt-get"
 	@echo "make test-plugins [ARGS='-k name']       the plug-ins against the real frameworks, in $(PLUGIN_VENV)"
@@ -59,8 +61,9 @@ $(BUILT): $(DEPS) setup.py $(SOURCES)
 
 install: $(BUILT)
 
-demo: $(BUILT)
-	$(BIN)/occamdb demo $(DIR) --agents $(AGENTS)
+# A URL may hold a password, so the command is not shown.
+demo: $(if $(DB),$(VENV)/.occamdb-servers,$(BUILT))
+	@$(BIN)/occamdb demo $(DIR) --agents $(AGENTS) $(if $(DB),--db '$(DB)')
 
 test: $(BUILT)
 	@status=0; $(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS) || status=$$?; \

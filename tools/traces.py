@@ -13,7 +13,7 @@ from occamdb.tools.console import (
     JsonOption,
     LimitOption,
     NamespaceOption,
-    PathArgument,
+    PlaceArgument,
     RunArgument,
 )
 from occamdb.tools.naming import run_of, short_ids, trace_of
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def traces(
-    path: PathArgument,
+    path: PlaceArgument,
     run: RunArgument,
     trace_id: Annotated[
         str | None,

@@ -18,6 +18,7 @@ from occamdb.stress.clusters.proxy import Proxy
 __all__ = ["READY_TIMEOUT", "Cluster", "Server"]
 
 READY_TIMEOUT = 60.0
+ASK_EVERY = 0.06  # seconds between two questions to a server: each may be a process
 
 
 @dataclass(slots=True)
@@ -154,6 +155,6 @@ class Cluster:
             return bool(condition())
 
         try:
-            poll_until(look, timeout, what)
+            poll_until(look, timeout, what, every=ASK_EVERY)
         except ClusterError as error:
             raise ClusterError(f"{error}; the log of {server.name}: {tail(server.log)}") from None

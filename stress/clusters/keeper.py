@@ -42,7 +42,7 @@ def free_port() -> int:
             return port
 
 
-def poll_until(condition: Callable[[], Any], timeout: float, what: str) -> Any:
+def poll_until(condition: Callable[[], Any], timeout: float, what: str, *, every: float = POLL) -> Any:
     """What `condition` returns once that is true.
 
     Raises:
@@ -52,7 +52,7 @@ def poll_until(condition: Callable[[], Any], timeout: float, what: str) -> Any:
     while not (found := condition()):
         if time.monotonic() > end:
             raise ClusterError(f"{what} did not happen within {timeout:g} s")
-        time.sleep(POLL)
+        time.sleep(every)
     return found
 
 

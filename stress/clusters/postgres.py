@@ -27,7 +27,7 @@ from occamdb.stress.clusters.keeper import ClusterError, poll_until
 __all__ = ["PostgresCluster"]
 
 ADMIN, USER, DATABASE = "postgres", "app", "app"
-QUERY_TIMEOUT = 5.0
+QUERY_TIMEOUT, START_TIMEOUT = 5.0, 60.0
 # How a standby says that it has replayed all of its own log: its startup process waits for more.
 WAITS_FOR_MORE = (
     "select count(*) from pg_stat_activity where backend_type = 'startup'"
@@ -102,8 +102,15 @@ class PostgresCluster(Cluster):
         lines = "".join(f"{name} = '{value}'\n" for name, value in self.settings.items())
         self.keeper.write(primary.directory / "postgresql.conf", lines)
         self._start(primary)
-        self.query(primary.name, f"create role {USER} login password '{self.password}'", local=True)
-        self.query(primary.name, f"create database {DATABASE} owner {USER}", local=True)
+        self.query(
+            primary.name,
+            f"create role {USER} login password '{self.password}'",
+            local=True,
+            timeout=START_TIMEOUT,
+        )
+        self.query(
+            primary.name, f"create database {DATABASE} owner {USER}", local=True, timeout=START_TIMEOUT
+        )
         for server in self.servers.values():
             if server is not primary:
                 self._copy(server)

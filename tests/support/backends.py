@@ -6,8 +6,9 @@ Every test has namespaces of its own.
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,17 +17,21 @@ from occamdb.engine.model.keys import successor
 from occamdb.engine.model.values import Codec
 from occamdb.engine.remote.backend import Backend, Begun, Outcome, Row
 from occamdb.engine.remote.opening import module_of
+from occamdb.ipc.errors import OccamError
 from tests.support.dict_backend import DictBackend, DictServer
+from tests.support.processes import Peer, Worker
 
 __all__ = [
     "DIRECTORY",
     "FAR",
     "Kind",
+    "RemoteClient",
     "Sent",
     "adding",
     "base_of_its_own",
     "binding",
     "cas",
+    "client_process",
     "commit",
     "decoded",
     "deleting",
@@ -39,6 +44,7 @@ __all__ = [
     "range_read",
     "reading",
     "request_of",
+    "shift_clock",
 ]
 
 _codec = Codec()
@@ -212,3 +218,61 @@ def every_row(
             end = rows[-1].key
         elif not done:
             start = rows[-1].key + b"\0"
+
+
+# ---- a client in a process of its own ---------------------------------------------------------------------------
+
+
+def client_process(peer: Peer, url: str, base: bytes, clock_shift: float = 0.0) -> None:
+    """A client that does what it is told: `(method, *arguments)` of a backend, or "session". None ends it.
+
+    Args:
+      clock_shift: the clock of this process is wrong by so many seconds.
+    """
+    if clock_shift:
+        shift_clock(clock_shift)
+    backend = opened_by_url(url, base)
+    peer.say(backend.session)
+    try:
+        while (asked := peer.hear()) is not None:
+            name, *arguments = asked
+            found = getattr(backend, name)
+            try:
+                peer.say(found(*arguments) if callable(found) else found)
+            except OccamError as error:
+                peer.say(error)
+    finally:
+        backend.close()
+
+
+def shift_clock(seconds: float) -> None:
+    """Put the wall clock of this process wrong. What was imported from `time` by name before keeps the right one."""
+    shift_ns = int(seconds * 1e9)
+    right, right_ns = time.time, time.time_ns
+    time.time = lambda: right() + seconds
+    time.time_ns = lambda: right_ns() + shift_ns
+
+
+class RemoteClient:
+    """The test's end of a `client_process`."""
+
+    def __init__(self, start: Callable[..., Worker], url: str, base: bytes, clock_shift: float = 0.0) -> None:
+        self.worker = start(client_process, url, base, clock_shift)
+        self.session = int(self.worker.hear())
+
+    def ask(self, name: str, *arguments: Any) -> Any:
+        """What a method returns there, or raises."""
+        self.worker.say((name, *arguments))
+        answer = self.worker.hear()
+        if isinstance(answer, OccamError):
+            raise answer
+        return answer
+
+    def commit(self, *ops: Op, begun: Begun | None = None) -> Sent:
+        """As `commit`."""
+        return Sent(self.ask("commit", request_of(ops, begun), None))
+
+    def end(self) -> None:
+        """Close it in order."""
+        self.worker.say(None)
+        self.worker.result()

@@ -19,7 +19,7 @@ from ...model.errors import ServerSetupError
 from .errors import grants
 from .location import Location
 
-__all__ = ["FORMAT", "SERVER_VERSION_MIN", "check_schema", "migrate_on", "statements_of"]
+__all__ = ["FORMAT", "SERVER_VERSION_MIN", "check_schema", "migrate_on", "script_of", "statements_of"]
 
 FORMAT = 5
 SERVER_VERSION_MIN = 140000
@@ -122,6 +122,21 @@ def _create_schema(connection: Connection, schema: str) -> None:
     # Not "if not exists": that needs the right to create one even where it exists.
     if connection.execute("select from pg_namespace where nspname = %s", [schema]).fetchone() is None:
         connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
+
+
+def script_of(location: Location, before: int) -> str:
+    """The SQL that `migrate_on` runs where the schema has format `before`, for an administrator to run."""
+    if before == FORMAT:
+        return f"-- the schema {location.schema} has format {FORMAT}: there is nothing to do\n"
+    lines = ["begin;", f"select pg_advisory_xact_lock({_LOCK});"]
+    if before == 0:
+        lines.append(filled("create schema if not exists {s};", location))
+    lines += [statements_of(location, number).rstrip() for number in range(before + 1, FORMAT + 1)]
+    lines.append(
+        filled(f"insert into {{s}}.meta (program, format) values ('{PROGRAM}', {FORMAT})", location)
+        + " on conflict (one) do update set format = excluded.format;"
+    )
+    return "\n".join([*lines, "commit;", f"-- for another role that uses it: {grants(location)}", ""])
 
 
 def migrate_on(connection: Connection, location: Location) -> tuple[int, int]:

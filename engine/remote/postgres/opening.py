@@ -9,11 +9,11 @@ from ...model.errors import SettingsError
 from ...model.limits import KIB, Limits, check_number
 from .backend import PostgresBackend
 from .location import parse_url
-from .migrations import FORMAT, check_schema, migrate_on
+from .migrations import FORMAT, check_schema, migrate_on, script_of
 from .pool import Pool
 from .server import Server
 
-__all__ = ["describe", "migrate", "open_backend"]
+__all__ = ["describe", "migrate", "migration_script", "open_backend"]
 
 # An index of PostgreSQL holds entries of up to 2,704 bytes: the stored key, its namespace and version.
 KEY_SIZE_MAX = 2 * KIB
@@ -76,6 +76,16 @@ def migrate(url: str, *, timeout: float = 10.0) -> tuple[int, int]:
     try:
         with pool.connection(time.monotonic() + timeout) as connection:
             return migrate_on(connection, location)
+    finally:
+        pool.close()
+
+
+def migration_script(url: str, *, timeout: float = 10.0) -> str:
+    """The SQL that `migrate` would run just now, for an administrator to run. Writes nothing."""
+    location = parse_url(url)
+    pool = Pool(location, timeout)
+    try:
+        return script_of(location, pool.run(lambda connection: check_schema(connection, location)))
     finally:
         pool.close()
 
