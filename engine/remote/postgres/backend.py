@@ -23,6 +23,7 @@ from ...model.limits import Limits
 from ..backend import Begun, ChangedKey, Changes, CommitOfChanges, Outcome, Row
 from .calls import arrays_of_bytes, int4, int8, number
 from .combiner import Combiner, Commit
+from .facts import schema_facts
 from .server import Server
 
 __all__ = ["PostgresBackend"]
@@ -273,7 +274,9 @@ class PostgresBackend:
 
     def stats(self) -> dict[str, Any]:
         """Figures, for `status`."""
-        return {"engine": self.engine, "location": self.location}
+        server = self._server.here()
+        facts = server.pool.run(lambda connection: schema_facts(connection, server.location))
+        return {"engine": self.engine, "location": self.location, "incarnation": self.incarnation} | facts
 
     def close(self) -> None:
         """End the session and the connections."""
