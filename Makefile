@@ -12,6 +12,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 AGENTS ?= 4
+# Where `make demo` leaves its database, for a look with the inspector; `make clean` removes it.
+DEMO_DB ?= build/demo.db
 DIST ?= dist
 # Tests wait for processes half of their time: two for each core that may be used.
 TEST_WORKERS ?= $(shell echo $$((2 * $$(nproc))))
@@ -59,7 +61,7 @@ $(BUILT): $(DEPS) setup.py $(SOURCES)
 install: $(BUILT)
 
 demo: $(BUILT)
-	$(BIN)/occamdb demo $(DIR) --agents $(AGENTS)
+	$(BIN)/occamdb demo $(DIR) --agents $(AGENTS) --keep $(DEMO_DB)
 
 test: $(BUILT)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)
