@@ -74,7 +74,8 @@ def demo(
         report = run(db, source, files, agents, batch)
         show(report, out)
         if keep is not None:
-            out.print(f"\nThe database is in {keep}. Look at it in a browser:\n{_command()} inspect {keep}", soft_wrap=True)
+            out.print(f"\nThe database is in {keep}. Look at it in a browser:")
+            out.print(f"{_command()} inspect {keep}", soft_wrap=True)
     if report.faults:
         raise typer.Exit(1)
 
