@@ -146,7 +146,15 @@ class Inspector:
         with self.reading() as db:
             found = part(commits.commits_page, db, self.source.log, before=before, run=run_id)
             names = {} if found.value is None else _names(db, found.value.rows)
-        return self.page("commits.html", request, found=found, wanted=run_id, names=names, before=before)
+        return self.page(
+            "commits.html",
+            request,
+            found=found,
+            wanted=run_id,
+            names=names,
+            before=before,
+            runs_shown=commits.RUNS_SHOWN,
+        )
 
     def commit(self, request: Request) -> Response:
         """One commit with everything that it changed."""
@@ -340,7 +348,7 @@ def _names(db: occamdb.Database, rows: Iterable[commits.CommitRow]) -> dict[RunI
     """The names of the runs that some commits changed, as far as the index has them."""
     found = {}
     with db.snapshot(ANY_RUN) as view:
-        for run_id in {run_id for row in rows for run_id, _ in row.runs}:
+        for run_id in {run_id for row in rows for run_id, _ in row.runs[: commits.RUNS_SHOWN]}:
             metadata = part(view.runs.get_run, run_id).value if run_id != commits.INDEX_RUN else None
             found[run_id] = metadata.name if metadata is not None and metadata.name else ""
     return found

@@ -7,23 +7,26 @@
 """
 
 from occamdb.tools.pictures.forest import BARS_MAX
-from occamdb.tools.pictures.sparkline import sparkline, sparkline_svg
+from occamdb.tools.pictures.sparkline import ASCII_BLOCKS, sparkline, sparkline_svg
 from occamdb.tools.pictures.style import CSS
-from occamdb.tools.pictures.texts import brief, xml_text
+from occamdb.tools.pictures.texts import brief, pretty, xml_lines, xml_text
 from occamdb.tools.pictures.timeline import Bar, Lane, Timeline, swim_lanes, timeline
 from occamdb.tools.pictures.timeline_svg import timeline_svg
 
 __all__ = [
+    "ASCII_BLOCKS",
     "BARS_MAX",
     "CSS",
     "Bar",
     "Lane",
     "Timeline",
     "brief",
+    "pretty",
     "sparkline",
     "sparkline_svg",
     "swim_lanes",
     "timeline",
     "timeline_svg",
+    "xml_lines",
     "xml_text",
 ]

@@ -17,8 +17,10 @@ __all__ = ["Item", "items_of"]
 
 # In groups, deeper traces are only counted: nobody scrolls through more levels.
 DEPTH_MAX = 100
+# A trace that takes less than this part of the run is hardly seen as a bar: it goes into a group unless it is notable.
+LENGTHS = 500
 # How many pieces of time a group may lie in, at first.
-PIECES = 250
+PIECES = 32
 
 
 class Item:
@@ -84,12 +86,13 @@ def items_of(forest: Forest, bars_max: int) -> tuple[list[Item], dict[int, Item]
 def _important(nodes: Sequence[Node], count: int) -> Iterable[Node]:
     """At most so many nodes, each with its parent. A parent takes at least as long as what is below it, and is
     notable if that is; the sorts are stable and have parents first."""
+    whole = max(node.last for node in nodes) - min(node.first for node in nodes)
     near = [node for node in nodes if node.depth < DEPTH_MAX]
     by_length = sorted(near, key=lambda node: node.first - node.last)
     notable = [node for node in by_length if node.notable]
     chosen = {id(node): node for node in notable[: count // 2]}
     for node in by_length:
-        if len(chosen) >= count:
+        if len(chosen) >= count or (node.last - node.first) * LENGTHS < whole:
             break
         # Its parent comes before it in this order, or is among the notable ones.
         chosen[id(node)] = node

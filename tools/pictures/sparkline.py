@@ -10,24 +10,26 @@ from occamdb.tools.pictures.texts import xml_text
 __all__ = ["sparkline", "sparkline_svg"]
 
 BLOCKS = "▁▂▃▄▅▆▇█"
+ASCII_BLOCKS = "_.:-=+*#"  # for terminals that have no others
 MISSING = " "
 
 
-def sparkline(values: Iterable[float | None], length_max: int | None = None) -> str:
+def sparkline(values: Iterable[float | None], length_max: int | None = None, *, blocks: str = BLOCKS) -> str:
     """One block a value, from the lowest for 0 to a full one for the largest.
 
     Args:
       values: in order of time; None, NaN and infinities are gaps, numbers below 0 count as 0.
       length_max: only the last so many.
+      blocks: the characters, lowest first.
     """
     known = _known(values, length_max)
     most = max((value for value in known if value is not None), default=0.0)
-    return "".join(MISSING if value is None else _block(value, most) for value in known)
+    return "".join(MISSING if value is None else _block(value, most, blocks) for value in known)
 
 
-def _block(value: float, most: float) -> str:
+def _block(value: float, most: float, blocks: str) -> str:
     # Rounded up: only a true 0 looks like one.
-    return BLOCKS[0] if most <= 0 else BLOCKS[math.ceil(value / most * (len(BLOCKS) - 1))]
+    return blocks[0] if most <= 0 else blocks[math.ceil(value / most * (len(blocks) - 1))]
 
 
 def sparkline_svg(

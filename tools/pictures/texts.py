@@ -14,11 +14,15 @@ from typing import Any
 
 from occamdb.tools.printable import printable
 
-__all__ = ["brief", "cut", "one_line", "xml_text"]
+__all__ = ["brief", "cut", "one_line", "pretty", "xml_lines", "xml_text"]
 
 # Beside what `printable` escapes, XML 1.0 cannot hold these two at all.
 _NOT_XML = re.compile("[\ufffe\uffff]")
 BYTES_SHOWN = 64
+LINE_LENGTH_MAX = 80
+KEY_LENGTH_MAX = 1_000
+INDENTS_MAX = 20
+_OPENING, _CLOSING, _BETWEEN = ("{", "["), ("}", "]"), ", "
 
 
 def xml_text(text: str, length_max: int | None = None) -> str:
@@ -30,6 +34,12 @@ def xml_text(text: str, length_max: int | None = None) -> str:
     """
     shown = printable(text if length_max is None else cut(text, length_max))
     return escape(_NOT_XML.sub(lambda found: f"\\u{ord(found[0]):04x}", shown))
+
+
+def xml_lines(text: str, length_max: int | None = None) -> str:
+    """The same for text of several lines."""
+    shown = text if length_max is None else cut(text, length_max)
+    return "\n".join(xml_text(line) for line in shown.replace("\r\n", "\n").split("\n"))
 
 
 def cut(text: str, length_max: int) -> str:
@@ -61,6 +71,40 @@ def brief(value: Any, length_max: int) -> str:
     return cut("".join(parts), length_max)
 
 
+def pretty(value: Any, length_max: int) -> str:
+    """The beginning of a value over several lines, an item a line; on one line if it is short. Text as it is.
+
+    Args:
+      value: anything that can be stored.
+      length_max: at most so many characters.
+    """
+    if isinstance(value, str):
+        return cut(value, length_max)
+    line = brief(value, min(length_max, LINE_LENGTH_MAX + 1))
+    if len(line) <= LINE_LENGTH_MAX:
+        return line
+    parts: list[str] = []
+    size = depth = 0
+    for part in _parts(value, length_max):
+        if part in _OPENING:
+            depth += 1
+            part += _indented(depth)
+        elif part in _CLOSING:
+            depth -= 1
+            part = _indented(depth) + part
+        elif part == _BETWEEN:
+            part = "," + _indented(depth)
+        parts.append(part)
+        size += len(part)
+        if size > length_max:
+            break
+    return cut("".join(parts), length_max)
+
+
+def _indented(depth: int) -> str:
+    return "\n" + "  " * min(depth, INDENTS_MAX)
+
+
 def _parts(value: Any, length_max: int) -> Iterator[str]:
     """The pieces of a value's text, in order. Without recursion: values nest deeper than Python calls may."""
     stack: list[Iterator[str | tuple[Any]]] = [iter([(value,)])]
@@ -90,7 +134,9 @@ def _inside(value: Any) -> Iterator[str | tuple[Any]] | None:
 def _mapping(items: Any) -> Iterator[str | tuple[Any]]:
     yield "{"
     for at, (key, value) in enumerate(items):
-        yield f"{', ' if at else ''}{key}: "
+        if at:
+            yield _BETWEEN
+        yield f"{_scalar(key, KEY_LENGTH_MAX)[1:-1] if isinstance(key, str) else key}: "
         yield (value,)
     yield "}"
 
@@ -99,7 +145,7 @@ def _sequence(values: Any) -> Iterator[str | tuple[Any]]:
     yield "["
     for at, value in enumerate(values):
         if at:
-            yield ", "
+            yield _BETWEEN
         yield (value,)
     yield "]"
 

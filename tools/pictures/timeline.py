@@ -29,6 +29,7 @@ __all__ = ["Bar", "Lane", "PathPiece", "Timeline", "swim_lanes", "text_width", "
 WIDTH = 1000
 BAR_PIXELS_MIN = 3
 GAP_PIXELS = 2
+LABEL_PADDING = 7  # before and behind a label together
 LABEL_PIXELS_MAX = 180
 LABEL_LENGTH_MAX = 60
 TITLE_LENGTH_MAX = 300
@@ -199,8 +200,10 @@ class _Draft:
         self._items = list({id(item): item for item in self._at.values()}.values())
         self._labels = {id(item): _label(item) for item in self._items}
         # The labels may still turn out to take too many rows; nothing is lost then but some room.
+        # That of a group only says how many it holds, so no room is kept for it.
         self._widths = {
-            each: min(text_width(label), LABEL_PIXELS_MAX) for each, label in self._labels.items()
+            id(item): 0.0 if item.node is None else min(text_width(self._labels[id(item)]), LABEL_PIXELS_MAX)
+            for item in self._items
         }
 
     def extent_needed(self) -> int:
@@ -208,7 +211,7 @@ class _Draft:
         shown = self._last - self._first
         needed = float(shown)
         for item in self._items:
-            pixels = min(self._widths[id(item)] + BAR_PIXELS_MIN + 2 * GAP_PIXELS, WIDTH / 2)
+            pixels = min(self._widths[id(item)] + LABEL_PADDING + BAR_PIXELS_MIN + GAP_PIXELS, WIDTH / 2)
             end = min(max(self._clipped(item.end), self._clipped(item.start)), shown)
             needed = max(needed, end / (1 - pixels / WIDTH))
         return int(needed) + 1
@@ -234,7 +237,7 @@ class _Draft:
         def until(item: Item) -> int:
             left = self._clipped(item.start)
             bar = max(self._clipped(item.end), left + BAR_PIXELS_MIN * pixel)
-            label = (self._widths[id(item)] + GAP_PIXELS) * pixel if labelled else 0.0
+            label = (self._widths[id(item)] + LABEL_PADDING) * pixel if labelled else 0.0
             # A label that fits into its bar takes no more room than that.
             right = bar if bar - left >= label else bar + label
             return self._begin + self._first + int(right + GAP_PIXELS * pixel) + 1
@@ -290,7 +293,7 @@ def _css_kind(type_name: str) -> str:
 
 def _label(item: Item) -> str:
     if item.node is None:
-        return f"{item.count:,} traces"
+        return f"{item.count:,}×"
     return _words(item.node.trace)
 
 

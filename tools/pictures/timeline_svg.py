@@ -18,6 +18,7 @@ ROW_HEIGHT = 20
 BAR_HEIGHT = 15
 TEXT_PIXELS_MIN = 24  # room for less than this gets no label
 NOTE_HEIGHT = 20
+PATH_PIXELS_MIN = 4
 
 Link = Callable[[Bar], str | None]
 
@@ -82,7 +83,8 @@ class _Drawing:
         for moment, words in ticks(self._layout.first, self._layout.last):
             x = self._x(moment)
             yield f'<line x1="{x:.1f}" y1="{AXIS_HEIGHT - 6}" x2="{x:.1f}" y2="{height}"/>'
-            yield f'<text x="{x + 2:.1f}" y="{AXIS_HEIGHT - 10}">{xml_text(words)}</text>\n'
+            at = min(x + 2, MARGIN + WIDTH - text_width(words))
+            yield f'<text x="{at:.1f}" y="{AXIS_HEIGHT - 10}">{xml_text(words)}</text>\n'
         yield "</g>\n"
 
     def lane(self, lane: Lane) -> Iterator[str]:
@@ -135,25 +137,26 @@ class _Drawing:
         return f'<text x="{left:.1f}" y="{y + 11}">{xml_text(shown)}</text>'
 
     def _path(self, lane: Lane) -> Iterator[str]:
-        """One connected line along the lower edges, and thick where a trace was busy. Pieces too short to see join
-        those before them."""
+        """One connected line along the lower edges, and thick where a trace was busy.
+
+        It goes to another row for pieces that are long enough to be seen; the others are drawn where it just is.
+        """
         line: list[str] = []
         busy: list[str] = []
-        x = row = None
+        row = None
         for piece in lane.path:
             left, right = self._x(piece.start), self._x(piece.end)
-            y = AXIS_HEIGHT + piece.row * ROW_HEIGHT + BAR_HEIGHT + 1
-            if x is None:
+            seen = row is None or right - left >= PATH_PIXELS_MIN
+            y = AXIS_HEIGHT + (piece.row if seen or row is None else row) * ROW_HEIGHT + BAR_HEIGHT + 1
+            if row is None:
                 line.append(f"M{left:.1f} {y}")
-            elif right - x < 0.5 and piece is not lane.path[-1]:
-                continue
-            elif piece.row != row:
+            elif seen and piece.row != row:
                 line.append(f"H{left:.1f}V{y}")
-            line.append(f"H{right:.1f}")
-            if piece.busy:
+            if piece.busy and seen:
                 busy.append(f"M{left:.1f} {y}H{right:.1f}")
-            x, row = right, piece.row
-        if line:
+            row = piece.row if seen else row
+        if lane.path:
+            line.append(f"H{self._x(lane.path[-1].end):.1f}")
             yield f'<path class="tl-path" d="{"".join(line)}"/>\n'
         if busy:
             yield f'<path class="tl-busy" d="{"".join(busy)}"/>\n'

@@ -72,6 +72,16 @@ def test_each_bar_has_its_colour_its_tooltip_and_its_link() -> None:
     assert bars[identity(1)].get("data-critical") == "1"
 
 
+def test_every_label_of_a_small_run_is_drawn_whole() -> None:
+    labels = [f"step {n} has {n * 'long '}words" for n in range(4)]
+    traces = [made(n, n * 1000, 10, content=Thought(label)) for n, label in enumerate(labels)]
+    traces.append(made(9, 4000, parent=3, content=ToolCall("the very last moment")))
+    drawn = parsed(timeline_svg(timeline(traces)))
+    shown = {each.text: float(each.get("x", "")) for each in drawn.iter(f"{SVG}text")}
+    assert {*labels, "the very last moment"} <= set(shown)
+    assert all(0 <= x < 1000 for x in shown.values())
+
+
 def test_every_class_that_is_drawn_has_a_style() -> None:
     traces = [
         made(1, 0, 100, error="x"),

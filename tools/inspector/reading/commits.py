@@ -31,6 +31,8 @@ __all__ = [
 
 CHANGES_MAX = 5_000  # of one page
 CHANGES_SHOWN = 500  # of one commit
+CHANGES_OF_PAGE_MAX = 50_000  # a page with so many ends early: it takes long to say what they are
+RUNS_SHOWN = 12  # of one row
 SCANNED_MAX = 20_000  # versions looked at for the commits of one run
 INDEX_RUN = RunId(int=0)
 
@@ -58,7 +60,7 @@ class CommitRow:
 
     Attributes:
       version, at: of the commit; seconds since 1970.
-      runs: each run that it changed, and what it did there in words.
+      runs: each run that it changed, and what it did there in words. A page shows the first `RUNS_SHOWN`.
       index_entries: keys that only help to find others.
     """
 
@@ -142,13 +144,14 @@ def commits_page(
     until = newest if before is None else min(before - 1, newest)
     rows: list[CommitRow] = []
     missing = None
-    span = PAGE_ROWS if run is None else SCANNED_MAX // 10
-    looked_at = 0
+    span = PAGE_ROWS // 10 if run is None else SCANNED_MAX // 10
+    looked_at = changes = 0
     # Commits can only be read forwards: a piece before the end, then the one before that, until the page is full.
     while until > 0 and len(rows) < PAGE_ROWS and looked_at < SCANNED_MAX:
         since = max(0, until - span)
         found, missing = _piece(db, log, since, until)
         looked_at += until - since
+        changes += sum(len(commit.changes) for commit in found)
         kept = [
             row
             for row in map(_row, reversed(found))
@@ -162,6 +165,8 @@ def commits_page(
         until = since
         if missing is not None:
             until = 0
+        if changes > CHANGES_OF_PAGE_MAX:
+            break
         span *= 2
     return CommitsPage(rows, until + 1 if until > 0 else None, missing)
 
@@ -183,8 +188,9 @@ def _piece(db: occamdb.Database, log: str | None, since: int, until: int) -> tup
 def _row(commit: Commit) -> CommitRow:
     counts: dict[RunId, Counter[str]] = {}
     index_entries = 0
+    keys = _Keys()
     for kind, key, _ in commit.changes:
-        run, tag, user_key = _taken_apart(key)
+        run, tag, user_key = keys.taken_apart(key)
         if run is None:
             counts.setdefault(INDEX_RUN, Counter())["key that cannot be read"] += 1
             continue
@@ -210,15 +216,25 @@ def _plural(noun: str) -> str:
     return f"{verb}{space}{_PLURALS.get(name, name + 's')}"
 
 
-def _taken_apart(key: bytes) -> tuple[RunId | None, int, bytes]:
-    try:
-        # A byte more, since the end of a range may be a bare prefix; it is taken off again.
-        decoded = decode_key(key + b"\0")
-    except CorruptionError:
-        return None, 0, key
-    prefix = decoded.namespace.prefix
-    run_id = decoded.namespace.run_id
-    return run_id, int(decoded.tag), key[len(prefix) + 1 :]
+class _Keys:
+    """Takes keys apart. Most keys of a commit are of the run of the one before, so that its prefix is kept."""
+
+    def __init__(self) -> None:
+        self._prefix: bytes | None = None
+        self._run: RunId | None = None
+
+    def taken_apart(self, key: bytes) -> tuple[RunId | None, int, bytes]:
+        """The run, the tag and the user's part of a key; the run is None where the key cannot be read."""
+        prefix = self._prefix
+        if prefix is None or not key.startswith(prefix) or len(key) == len(prefix):
+            try:
+                # A byte more, since the end of a range may be a bare prefix; it is taken off again.
+                decoded = decode_key(key + b"\0")
+            except CorruptionError:
+                return None, 0, key
+            prefix = self._prefix = decoded.namespace.prefix
+            self._run = decoded.namespace.run_id
+        return self._run, key[len(prefix)], key[len(prefix) + 1 :]
 
 
 def commit_detail(db: occamdb.Database, log: str | None, version: int) -> CommitDetail:
@@ -242,8 +258,9 @@ def commit_detail(db: occamdb.Database, log: str | None, version: int) -> Commit
 
 def _shown(changes: Sequence[RawChange], codec: Codec) -> Iterator[ChangeRow]:
     count = 0
+    keys = _Keys()
     for kind, key, stored in changes:
-        run, tag, user_key = _taken_apart(key)
+        run, tag, user_key = keys.taken_apart(key)
         noun = noun_of(tag, user_key) if run is not None else "key that cannot be read"
         if noun is None and kind != "range":
             continue
