@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from occamdb.tools import console
-from occamdb.tools.console import JsonOption, PathArgument
+from occamdb.tools.console import JsonOption, PlaceArgument
+from occamdb.tools.places import PLACE, Place
 from occamdb.tools.printable import markup
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 HOT_KEYS_SHOWN = 5
+if TYPE_CHECKING:
+    OptionalPlace: TypeAlias = Place | None
+else:
+    OptionalPlace = Annotated[Any, PLACE]  # see places.py
 SPACES = ("used", "nodes", "records", "superseded", "index", "quarantine", "free")
 
 
@@ -33,21 +38,26 @@ def register(app: typer.Typer) -> None:
 
 
 def stats(
-    path: Annotated[
-        Path | None,
-        typer.Argument(metavar="PATH", help="The database directory.", parser=console.path_given),
-    ] = None,
+    path: OptionalPlace = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what every figure of stats and top means instead.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the running coordinator's figures: commits, conflicts, latencies, store, log, workers."""
+    """Print the running coordinator's figures: commits, conflicts, latencies, store, log, workers.
+
+    Of a server: the figures that its backend gives.
+    """
     if explain:
         _explain(as_json)
         return
     if path is None:
         raise typer.BadParameter("it is missing; only --explain needs none", param_hint="PATH")
+    if isinstance(path, str):
+        from occamdb.tools.server_status import show_server_figures
+
+        show_server_figures(path, as_json)
+        return
     figures = figures_of(path)
     if as_json:
         console.print_json(figures)
@@ -77,11 +87,16 @@ def _explain(as_json: bool) -> None:
 
 
 def top(
-    path: PathArgument,
+    path: PlaceArgument,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 1.0,
     count: Annotated[int | None, typer.Option(min=1, help="End after so many updates.")] = None,
 ) -> None:
     """Show the figures live, with rates and sparklines, until Ctrl-C. In a pipe: one line an update, without them."""
+    if isinstance(path, str):
+        from occamdb.tools.server_status import watch_server_figures
+
+        watch_server_figures(path, interval, count)
+        return
     before = figures_of(path)
     if not console.is_terminal():
         for figures in _updates(path, interval, count):

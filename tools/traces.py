@@ -14,7 +14,7 @@ from occamdb.tools.console import (
     JsonOption,
     LimitOption,
     NamespaceOption,
-    PathArgument,
+    PlaceArgument,
     RunArgument,
 )
 from occamdb.tools.naming import run_of, short_ids, trace_of
@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def traces(
-    path: PathArgument,
+    path: PlaceArgument,
     run: RunArgument,
     trace_id: Annotated[
         str | None,

@@ -209,6 +209,9 @@ class AwaitedHandle:
                 return
         await self._once("attachment", inner.attachment)
 
+    def unready(self) -> None:
+        """Nothing to take back: `ready` has begun nothing."""
+
     async def _once(self, what: str, call: Callable[[], Any]) -> None:
         """Call in a thread, once for all tasks of this loop that want it at the same time."""
         key = asyncio.get_running_loop(), what

@@ -20,7 +20,7 @@ from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.string cimport memcpy
 
-from ...ipc._atomics cimport clock_monotonic_ns, clock_realtime_ns, i64, u8, u32, u64
+from ...ipc._atomics cimport clock_monotonic_ns, i64, u8, u32, u64
 from ..store._layout cimport KEY_SIZE_MAX
 from ..store._reader cimport Found
 from ..transaction._view cimport NO_SLOT, PinnedView, SnapshotSource, fork_generation
@@ -37,6 +37,19 @@ cdef enum:
 
 @cython.no_gc
 @cython.auto_pickle(False)
+cdef class ServerClock:
+    """The clock of a server, for all namespaces of one connection: what it showed last, moved on by our monotonic one.
+
+    Args:
+      now: what it shows.
+    """
+
+    cdef i64 offset                 # the server's clock minus our monotonic one
+
+    def __cinit__(self, i64 now):
+        self.offset = now - clock_monotonic_ns()
+
+
 cdef class RemoteSource(SnapshotSource):
     """One process's snapshots of one namespace of a server.
 
@@ -44,6 +57,7 @@ cdef class RemoteSource(SnapshotSource):
       backend: of the namespace.
       base: what its stored keys begin with.
       end: the first key behind those.
+      clock: of the server.
     """
 
     cdef readonly object backend
@@ -52,10 +66,10 @@ cdef class RemoteSource(SnapshotSource):
     cdef readonly u64 pin_count     # snapshots that are open
     cdef readonly u64 retries       # transactions tried again, for `stats`
     cdef u64 words[2]               # of slot 0, which all snapshots share: it is never revoked
-    cdef i64 clock_offset           # the server's clock minus our monotonic one
+    cdef ServerClock server_clock
     cdef object prepared            # (thread, Begun) for the next snapshot of an event loop's thread
 
-    def __cinit__(self, backend not None, bytes base not None, bytes end not None):
+    def __cinit__(self, backend not None, bytes base not None, bytes end not None, ServerClock clock not None):
         self.backend = backend
         self.base = base
         self.end = end
@@ -65,27 +79,28 @@ cdef class RemoteSource(SnapshotSource):
         self.words[0] = 1
         self.words[1] = 0
         self.slots = <u8 *>self.words
-        self.clock_offset = clock_realtime_ns() - clock_monotonic_ns()
+        self.server_clock = clock
 
     cdef int begin(self, PinnedView view, bint lazily) except -1:
         cdef object prepared
         if self.generation != fork_generation:
             raise ForkedHandleError("this connection to the server belongs to the parent process")
+        prepared = self.prepared
+        if prepared is not None and prepared[0] == PyThread_get_thread_ident():
+            self.prepared = None
+            return self.take(view, prepared[1])
         if lazily:
             view.rows = {}
             view.late = True
             self.hold(view)
             return 0
-        prepared, self.prepared = self.prepared, None
-        if prepared is not None and prepared[0] == PyThread_get_thread_ident():
-            return self.take(view, prepared[1])
         return self.take(view, self.backend.begin())
 
     cdef int take(self, PinnedView view, object begun) except -1:
         """Let a view hold a snapshot that has just begun."""
         cdef u64 version = begun.version
         cdef i64 expiry_time = begun.expiry_time
-        self.clock_offset = <i64>begun.clock - clock_monotonic_ns()
+        self.server_clock.offset = <i64>begun.clock - clock_monotonic_ns()
         view.version = version
         view.expiry_time = expiry_time
         if view.rows is None:
@@ -103,11 +118,14 @@ cdef class RemoteSource(SnapshotSource):
         self.pin_count -= 1
 
     def prepare(self, begun):
-        """Let the next snapshot of this thread be `begun`, which was awaited. Nothing may be awaited before that."""
-        self.prepared = PyThread_get_thread_ident(), begun
+        """Let the next snapshot of this thread be `begun`, which was awaited. Nothing may be awaited before that.
+
+        None: there is no such snapshot any longer.
+        """
+        self.prepared = None if begun is None else (PyThread_get_thread_ident(), begun)
 
     cdef i64 clock(self) noexcept:
-        return clock_monotonic_ns() + self.clock_offset
+        return clock_monotonic_ns() + self.server_clock.offset
 
     cdef void note_retry(self) noexcept:
         self.retries += 1

@@ -41,7 +41,11 @@ class AwaitedRemote:
 
     def of(self, base: bytes) -> AwaitedRemote:
         inner = self.inner.of(base)
-        return self if inner is self.inner else AwaitedRemote(inner)
+        if inner is self.inner:
+            return self
+        other = AwaitedRemote(inner)
+        other._under_way = self._under_way  # they close together
+        return other
 
     @property
     def limits(self) -> Limits:
@@ -110,6 +114,10 @@ class AwaitedRemote:
         source = self.inner.attachment()
         source.prepare(await self.inner.backend.begin_async())
 
+    def unready(self) -> None:
+        """Nothing begins behind `ready` after all."""
+        self.inner.attachment().prepare(None)
+
     async def commit(self, pending: Any) -> Any:
         """Carry a commit out. What its caller is given, or the error it gets."""
         if not pending.done:
@@ -133,9 +141,8 @@ class AwaitedRemote:
                 )
                 pending.accept(answer_of(outcome))
         except BaseException as error:
-            if isinstance(error, CommitOutcomeUnknown) and "sequence" in error.details:
-                # Its name, so that `outcome` can ask for it later.
-                pending.seal(error.details["session"], error.details["sequence"], False)
+            if isinstance(error, CommitOutcomeUnknown) and error.txn_id is not None and not pending.done:
+                pending.seal(*error.txn_id, False)  # so that `outcome` can ask for it later
             if not pending.done:
                 pending.refuse(error if isinstance(error, Exception) else DatabaseClosedError())
             if not isinstance(error, Exception):

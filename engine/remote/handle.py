@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from ..model.public_types import BackupSummary
 from ..model.settings import Settings
 from ..transaction._answer import Answer
 from ..transaction.waiting import WaitHub
-from ._source import RemoteSource
+from ._source import RemoteSource, ServerClock
 
 if TYPE_CHECKING:
     from ..transaction.engine_handle import PinnedSnapshot
@@ -33,6 +34,21 @@ __all__ = ["Opener", "RemoteHandle", "answer_of", "wants_sync"]
 Opener = Callable[[bytes], "Backend"]  # opens the backend of a namespace; picklable
 
 _FLAGS = 6  # the low byte of a request's flags
+
+
+class _Family:
+    """What the handles of one connection share.
+
+    Attributes:
+      clock: of the server. A ttl counts from it, also before the first snapshot of a namespace.
+      handles: by namespace, as long as a database uses them.
+      lock: while one is made, or all are closed.
+    """
+
+    def __init__(self, clock: ServerClock) -> None:
+        self.clock = clock
+        self.handles: weakref.WeakValueDictionary[bytes, RemoteHandle] = weakref.WeakValueDictionary()
+        self.lock = threading.Lock()
 
 
 class RemoteHandle:
@@ -47,27 +63,25 @@ class RemoteHandle:
     path = None  # and no directory
 
     def __init__(self, opener: Opener, base: bytes) -> None:
-        self._begin(opener, base, opener(base), {})
+        backend = opener(base)
+        self._begin(opener, base, backend, _Family(ServerClock(backend.begin().clock)))
 
-    def _begin(
-        self, opener: Opener, base: bytes, backend: Backend, family: dict[bytes, RemoteHandle]
-    ) -> None:
+    def _begin(self, opener: Opener, base: bytes, backend: Backend, family: _Family) -> None:
         self._opener = opener
         self._base = base
         self._backend = backend
-        self._family = family  # by namespace: all that share connections
-        self._lock = threading.Lock()
+        self._family = family
         self._pid = os.getpid()
         self._source = self._new_source()
         self.closed = False
         self.waits = WaitHub(self)
         self.settings = Settings.of({})
-        family[base] = self
+        family.handles[base] = self
 
     def _new_source(self) -> RemoteSource:
         end = successor(self._base)
         assert end is not None, "a namespace ends in a NUL"
-        return RemoteSource(self._backend, self._base, end)
+        return RemoteSource(self._backend, self._base, end, self._family.clock)
 
     def __reduce__(self) -> Any:
         return RemoteHandle, (self._opener, self._base)
@@ -75,8 +89,8 @@ class RemoteHandle:
     def of(self, base: bytes) -> RemoteHandle:
         if base == self._base:
             return self
-        with self._lock:
-            other = self._family.get(base)
+        with self._family.lock:
+            other = self._family.handles.get(base)
             if other is None:
                 other = RemoteHandle.__new__(RemoteHandle)
                 other._begin(self._opener, base, self.backend.of(base), self._family)
@@ -147,9 +161,9 @@ class RemoteHandle:
 
     def close(self) -> None:
         """End the session and the connections, of all namespaces."""
-        with self._lock:
-            family = list(self._family.values())
-        for handle in family:
+        with self._family.lock:
+            handles = list(self._family.handles.values())
+        for handle in handles:
             handle.closed = True
             handle._source.shut_down()
         self._backend.close()

@@ -424,6 +424,7 @@ cdef bytearray prepare_commit(TransactionCore txn, bint durable):
         txn.finish(STATE_ABORTED)
         raise ConflictError(conflicts=conflicts)
     if not txn.effects and not txn.cleared and not txn.checks:
+        txn.begin_now()
         txn.finish(STATE_COMMITTED)
         # It wrote nothing. What it read is as durable as the engine makes every commit.
         txn.receipt = make_receipt(txn.version, txn.now(), txn.handle.log_mode, txn.attempts)

@@ -73,6 +73,7 @@ cdef class TransactionBase(Space):
     @property
     def start_version(self):
         """The version of the snapshot it reads."""
+        self.core.begin_now()
         return self.core.version
 
     @property
@@ -540,7 +541,7 @@ cdef class DatabaseBase:
         return core
 
     def begin(self, run_id, *, isolation=None, bint read_only=False, timeout=None, u64 attempts=1, bint may_wait=False,
-              u64 turn=0, bint patient=False):
+              u64 turn=0, bint patient=False, bint late=False):
         """An explicit transaction on a fresh snapshot. It does not retry by itself.
 
         As a context manager it commits on a clean exit and aborts on an exception.
@@ -553,6 +554,8 @@ cdef class DatabaseBase:
           attempts: which attempt this is, for the receipt.
           may_wait: the caller catches the WaitSignal of `txn.wait`.
           turn: ask for a turn if it loses; the same number for each attempt, and for no other transaction. 0: do not ask.
+          late: on a server, begin the snapshot with the first access, in one round trip with it. For a function that is
+            called at once, and again if it conflicts.
           patient: without a `turn`: ask only if it loses after it had to wait for the turns of others.
         """
         cdef bytes prefix = self.kv_prefix(run_id)
@@ -573,7 +576,7 @@ cdef class DatabaseBase:
             core.patient = True
         if timeout is not None:
             core.deadline_ns = deadline_after(timeout)
-        core.open(self.attach())
+        core.open(self.attach(), late)
         if attempts > 1:
             core.attachment.note_retry()
         return make_transaction(self, core, prefix)

@@ -96,7 +96,7 @@ cdef class PinnedView:
     cdef void release(self) noexcept
     cdef bint revoked(self) noexcept
     cdef int require_alive(self) except -1
-    cdef i64 now(self) noexcept
+    cdef i64 now(self) except? -1
     cdef int find(self, const u8 *key, u32 key_size, Found *found) except -1
     cdef object value_of(self, const Found *found)
     cdef bytes bytes_of(self, const u8 *data, u32 size)

@@ -425,10 +425,11 @@ cdef class PinnedView:
             )
         return 0
 
-    cdef i64 now(self) noexcept:
+    cdef i64 now(self) except? -1:
         """The one clock reading from which a ttl counts and with which own writes are stamped. It is taken
         when first needed. It does not decide whether a key has expired; `expiry_time` does."""
         if self.clock == 0:
+            self.begin_now()        # a server tells its clock then
             self.clock = clock_realtime_ns() if self.attachment is None else self.attachment.clock()
         return self.clock
 

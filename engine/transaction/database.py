@@ -102,6 +102,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
             may_wait: bool = False,
             turn: int = 0,
             patient: bool = False,
+            late: bool = False,
         ) -> X: ...
 
     def transaction(

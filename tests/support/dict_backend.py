@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,7 @@ class Space:
     range_deletes: list[RangeDelete] = field(default_factory=list)
     log: list[CommitOfChanges] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=lambda: threading.Condition(threading.RLock()))
+    clock: Callable[[], int] = time.time_ns
 
     # ---- what conflict_model asks -------------------------------------------------------------------------
 
@@ -115,7 +116,7 @@ class Space:
 
     def expire(self) -> None:
         """Remove what has expired, as a commit of its own, and raise the expiry time to that moment."""
-        now = time.time_ns()
+        now = self.clock()
         due = [
             key
             for key, records in self.records.items()
@@ -142,9 +143,18 @@ class DictServer:
 
     def __init__(self) -> None:
         self.spaces: dict[bytes, Space] = {}
+        self._ahead = 0
 
     def space(self, base: bytes) -> Space:
-        return self.spaces.setdefault(base, Space())
+        return self.spaces.setdefault(base, Space(clock=self.clock))
+
+    def clock(self) -> int:
+        """What this server's clock shows, in ns since the epoch."""
+        return time.time_ns() + self._ahead
+
+    def step_clock(self, when: int) -> None:
+        """Step it forward to `when`, unless it is there."""
+        self._ahead += max(0, when - self.clock())
 
 
 class DictBackend:
@@ -181,7 +191,7 @@ class DictBackend:
         with space.changed:
             space.expire()
             rows = [space.at(key, space.version) for key in keys]
-            return Begun(space.version, space.expiry_time, time.time_ns(), rows)
+            return Begun(space.version, space.expiry_time, space.clock(), rows)
 
     def read(self, keys: Sequence[bytes], version: int) -> Sequence[Row | None]:
         self._client.require_open()
@@ -276,7 +286,7 @@ class DictBackend:
                     if records[-1].value is not None and records[-1].session == self._client.session
                 ]
                 if bound:
-                    version, now = space.version + 1, time.time_ns()
+                    version, now = space.version + 1, space.clock()
                     for key in sorted(bound):
                         space.add(key, Record(version, now, None))
                     space.publish(
@@ -321,7 +331,7 @@ class _Judge:
         self.sequence = sequence
         self.session = session
         space.expire()
-        self.now = max(time.time_ns(), space.expiry_time, request.read_time)
+        self.now = max(space.clock(), space.expiry_time, request.read_time)
 
     def reply(self) -> Reply:
         found = [entry for op in self.request.ops for entry in self.conflicts(op)]
@@ -371,6 +381,11 @@ class _Judge:
         if version:
             yield ConflictEntry(ConflictKind.WRITE, op.key, start, version)
 
+    def holds_value(self, key: bytes) -> bool:
+        """Whether a key has a value, expired or not."""
+        records = self.space.records.get(key)
+        return records is not None and records[-1].value is not None
+
     def apply(self) -> Reply:
         space, version = self.space, self.space.version + 1
         written: dict[bytes, Record] = {}
@@ -388,7 +403,8 @@ class _Judge:
                 session = self.session if op.flags & OpFlags.EPHEMERAL else 0
                 written[op.key] = Record(version, self.now, op.value, op.expires_at, session)
             elif op.code is OpCode.DELETE:
-                written[op.key] = Record(version, self.now, None)
+                if op.key in written or self.holds_value(op.key):
+                    written[op.key] = Record(version, self.now, None)
                 if op.flags & OpFlags.WANT_RESULT:
                     results.append(ResultEntry(index, ResultKind.EXISTED, int(before is not None)))
             elif op.code is OpCode.ADD:
