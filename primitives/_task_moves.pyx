@@ -171,6 +171,7 @@ def put_task(Space space not None, queue, payload, key, priority, delay, max_att
         if known is not None:
             return known
     now = space.core.now() // 1000
+    space.core.begin_now()
     suffix = new_suffix(priority, space.core.version)
     raw = suffix[2:]
     record = [queue, priority, key, now, payload]

@@ -14,6 +14,8 @@ from ..engine.client import opening
 from ..engine.client.awaited_handle import ASYNC_LINKS, AwaitedHandle, check_async_links, in_thread
 from ..engine.model.public_types import IsolationName
 from ..engine.model.values import Codec
+from ..engine.remote.awaited import AwaitedRemote
+from ..engine.remote.handle import RemoteHandle
 from ..engine.transaction.async_database import AsyncDatabase as EngineAsyncDatabase
 from ..engine.transaction.async_database import AwaitedBase
 from ..engine.transaction.async_transaction import AsyncTransaction as EngineAsyncTransaction
@@ -218,7 +220,9 @@ class _Opener(Generic[D]):
 
 def _wrapped(database: EngineDatabase[Any], async_links: int) -> AsyncDatabase:
     handle: Any = database.handle
-    wrapped = AwaitedHandle(handle, async_links)
+    wrapped: Any = (
+        AwaitedRemote(handle) if isinstance(handle, RemoteHandle) else AwaitedHandle(handle, async_links)
+    )
     return AsyncDatabase(
         wrapped, database.isolation, database.current_namespace, database.codec, database.run_rule
     )

@@ -43,6 +43,7 @@ from .extension import (
     to_microseconds,
 )
 from .following import Follower
+from .read_ahead import read_ahead
 
 if TYPE_CHECKING:
     from ..engine.transaction.async_database import AsyncDatabase
@@ -317,7 +318,8 @@ class EventLog(Primitive[H_co]):
         first = prefix + layout.u64(_checked_sequence(start, "start"))
         last = None if end is None else prefix + layout.u64(_checked_sequence(end, "end"))
         found = []
-        for key in self.space.keys(prefix, start=first, end=last, limit=limit, reverse=reverse):
+        entries = self.space.keys(prefix, start=first, end=last, limit=limit, reverse=reverse)
+        for key in read_ahead(self.space, entries, lambda key: layout.event(layout.event_sequence(key))):
             sequence = layout.event_sequence(key)
             # Events never change: the index entry in the read set is enough.
             found.append(self._event(sequence, self.space.get(layout.event(sequence), track=False)))

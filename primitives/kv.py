@@ -258,7 +258,9 @@ class KVStore(Primitive[H_co]):
           values = db.kv.get_many(run_id, ["a", "b"])
         """
         found = {}
-        for key in _keys(keys, "get_many"):
+        names = [*_keys(keys, "get_many")]
+        self.space.fetch(names)
+        for key in names:
             value = self.space.get(key, _MISSING)
             if value is not _MISSING:
                 found[decode_user_key(key) if isinstance(key, bytes) else key] = value

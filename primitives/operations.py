@@ -229,7 +229,7 @@ def _snapshot(body: Callable[..., Any]) -> Outside:
     """One snapshot, given back at the end of the call."""
 
     def outside(instance: Any, run_id: RunLike, /, *args: Any, **kwargs: Any) -> Any:
-        with instance._handle.begin(run_id, read_only=True) as txn:
+        with instance._handle.begin(run_id, read_only=True, late=True) as txn:
             return body(type(instance)(txn), *args, **kwargs)
 
     return outside

@@ -31,6 +31,7 @@ from .planner import Record
 from .run_operations import awaited, indexed, lookup
 from .run_queries import RunFilter, child_ids, descendants, find_runs
 from .run_records import (
+    begin_names,
     check_run_name,
     checked_run_error,
     existing_run,
@@ -157,15 +158,8 @@ class RunIndex(Primitive[H_co]):
             raise not_in_index(above)
         labels, now = checked_tags(tags), self.now_us
         record = [name, STATUS_NUMBER[RunStatus.ACTIVE], above, labels, checked_metadata(metadata) or {}]
-        self._begin_names()
+        begin_names(self.space)
         return self._save(raw, None, [*record, now, now, None, None])
-
-    def _begin_names(self) -> None:
-        """Mark a new index as one whose runs all have entries by name."""
-        if not self.space.exists(layout.RUN_NAMES_WHOLE) and not any(
-            True for _ in self.space.keys(layout.RUN_BY_CREATION, limit=1)
-        ):
-            self.space.put(layout.RUN_NAMES_WHOLE, None)
 
     @overload
     def start(

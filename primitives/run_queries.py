@@ -11,6 +11,7 @@ from . import layout
 from .extension import to_microseconds
 from .operations import RunLike
 from .planner import Choice, IndexRange, Record, Test, beyond, checked_limit, choose, window
+from .read_ahead import read_ahead
 from .run_records import check_run_name, existing_run, raw_run_id
 from .run_types import CREATED, NAME, PARENT, STATUS, STATUS_NUMBER, TAGS, RunMetadata, RunStatus, decode_run
 
@@ -51,7 +52,8 @@ def find_runs(
     if name is not None:  # whichever index is read: the entries by name hold only a digest of it
         tests = [*tests, lambda record: record[NAME] == name]
     found: list[RunMetadata] = []
-    for key in index.keys(space, limit=None if tests else limit, reverse=reverse):
+    entries = index.keys(space, limit=None if tests else limit, reverse=reverse)
+    for key in read_ahead(space, entries, lambda key: layout.run(layout.suffix_id(key))):
         raw = layout.suffix_id(key)
         record = existing_run(space, raw)
         if all(test(record) for test in tests):

@@ -18,6 +18,7 @@ from .spans import error_text
 from .trace_types import explain
 
 __all__ = [
+    "begin_names",
     "check_run_name",
     "existing_run",
     "not_in_index",
@@ -96,6 +97,14 @@ def with_field(record: Record, position: int, value: Any) -> Record:
     changed = [*record]
     changed[position] = value
     return changed
+
+
+def begin_names(space: Space) -> None:
+    """Mark a new index as one whose runs all have entries by name. Called before a run is added."""
+    if not space.exists(layout.RUN_NAMES_WHOLE) and not any(
+        True for _ in space.keys(layout.RUN_BY_CREATION, limit=1)
+    ):
+        space.put(layout.RUN_NAMES_WHOLE, None)
 
 
 def save_run(space: Space, raw: bytes, old: Record | None, new: Record | None, now_us: int) -> RunMetadata:

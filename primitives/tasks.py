@@ -20,6 +20,7 @@ from ._task_moves import claim_task, complete_task, extend_claim, give_up, put_t
 from .extension import DatabaseBase, H_co, Primitive, RunLike, operation, reader
 from .layout import TASK_DEAD, TASK_DELAYED, TASK_DONE, TASK_OPEN
 from .operations import Form, Operation
+from .read_ahead import read_ahead
 from .spans import error_text
 from .task_claiming import claim_outside
 from .task_records import (
@@ -424,7 +425,8 @@ class Tasks(Primitive[H_co]):
         for kind in kinds:
             if limit is not None and len(found) >= limit:
                 break
-            for place in walk_queue(self.space, prefix, kind, start):
+            places = walk_queue(self.space, prefix, kind, start)
+            for place in read_ahead(self.space, places, _record_key):
                 if wanted is not None and place.state(now) is not wanted:
                     continue
                 if limit is not None and len(found) >= limit:
@@ -514,7 +516,7 @@ class Tasks(Primitive[H_co]):
         checked_number(limit, "limit", 1, 1 << 31)
         prefix, now, removed = layout.task_queue(queue), self.now_us, 0
         for kind in _KINDS[wanted]:
-            for place in walk_queue(self.space, prefix, kind):
+            for place in read_ahead(self.space, walk_queue(self.space, prefix, kind), _record_key):
                 if removed >= limit:
                     break
                 if place.state(now) is not wanted:
@@ -551,3 +553,8 @@ def _unknown(raw: bytes) -> NotFoundError:
         hint="it was purged, its run was deleted, or it belongs to another run",
         details={"task": raw.hex()},
     )
+
+
+def _record_key(place: Place) -> bytes:
+    """The key of the record of a task that waits at a place of its queue."""
+    return layout.task(layout.suffix_id(place.key))

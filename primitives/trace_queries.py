@@ -11,6 +11,7 @@ from ..engine.model.errors import InvalidArgumentError
 from ..engine.transaction._transaction import Space
 from . import layout
 from .planner import Choice, IndexRange, Test, beyond, checked_limit, choose, window
+from .read_ahead import read_ahead
 from .trace_records import decoded_trace, existing_trace, fetch_trace
 from .trace_types import (
     CUSTOM,
@@ -84,7 +85,8 @@ def find_traces(space: Space, wanted: TraceFilter, limit: int | None, reverse: b
     index, tests = plan
     found: list[Trace] = []
     names = Names(space.codec)
-    for key in index.keys(space, limit=None if tests else limit, reverse=reverse):
+    entries = index.keys(space, limit=None if tests else limit, reverse=reverse)
+    for key in read_ahead(space, entries, lambda key: layout.trace(layout.suffix_id(key))):
         raw = key[-layout.ID_SIZE :]
         record = decode_record(raw, fetch_trace(space, raw), names.codec)
         if all(test(record) for test in tests):

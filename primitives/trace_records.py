@@ -7,6 +7,7 @@ from typing import Any
 from ..engine.model.errors import NotFoundError
 from ..engine.transaction._transaction import Space
 from . import layout
+from .read_ahead import read_ahead
 from .trace_types import (
     FORM,
     PARENT,
@@ -82,7 +83,7 @@ def _grow_whole(space: Space, root: bytes, tree: TraceTree, names: Names) -> Non
     start, end = len(family), len(family) + layout.ID_SIZE
     nodes, links = {root: tree}, []
     ends = {key[-layout.ID_SIZE :]: row.value for key, row in space.scan(layout.span_end(root))}
-    for key in space.keys(family):
+    for key in read_ahead(space, space.keys(family), _trace_key):
         raw = key[-layout.ID_SIZE :]
         # The same as `fetch_trace`, without a call for each of many traces.
         node = nodes[raw] = TraceTree(raw, get(layout.TRACE + raw, track=False), names, ends.get(raw))
@@ -96,8 +97,13 @@ def _grow_branch(space: Space, root: bytes, top: bytes, tree: TraceTree, names: 
     open_nodes = [(top, tree)]
     while open_nodes:
         parent, node = open_nodes.pop()
-        for key in space.keys(layout.traces_of_family(root, parent)):
+        for key in read_ahead(space, space.keys(layout.traces_of_family(root, parent)), _trace_key):
             raw = layout.suffix_id(key)
             child = TraceTree(raw, fetch_trace(space, raw), names, space.get(layout.span_end(root, raw)))
             node.adopt(child)
             open_nodes.append((raw, child))
+
+
+def _trace_key(entry: bytes) -> bytes:
+    """The key of the trace that an entry of a family names."""
+    return layout.trace(layout.suffix_id(entry))

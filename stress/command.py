@@ -13,10 +13,13 @@ from typing import Annotated
 import typer
 
 from occamdb.stress.campaigns.chaos import CHOICES, chaos_campaign
+from occamdb.stress.campaigns.cluster import CHOICES as CLUSTER_CHOICES
+from occamdb.stress.campaigns.cluster import ENGINES, cluster_campaign
 from occamdb.stress.campaigns.crash import crash_campaign
 from occamdb.stress.campaigns.faults import NAMES
 from occamdb.stress.campaigns.worker_kills import kill_campaign
 from occamdb.stress.checker import check_history
+from occamdb.stress.clusters import ClusterError
 from occamdb.stress.history import HistoryFormatError
 from occamdb.stress.runner import run_workload
 from occamdb.stress.worker import Settings
@@ -149,6 +152,32 @@ def chaos(
         faults=chosen,
         progress=_progress,
     )
+    _progress("")
+    typer.echo(verdict.text())
+    _finish(base, verdict.valid, keep=directory is not None)
+
+
+@app.command()
+def cluster(
+    engine: Annotated[str, typer.Option(help=" or ".join(ENGINES))] = "postgres",
+    minutes: Annotated[float, typer.Option(min=0.01, help="For how long.")] = 10.0,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes at a time.")] = 4,
+    seed: Annotated[int, typer.Option(help="Draws sessions and faults.")] = 1,
+    workloads: Annotated[str, typer.Option(help="Workloads to draw from, comma separated.")] = "",
+    directory: Annotated[Path | None, typer.Option("--dir", help="Keep failing sessions here.")] = None,
+) -> None:
+    """Kill, stop and cut off the servers of a cluster under workloads, and verify that nothing is lost."""
+    if engine not in ENGINES:
+        raise typer.BadParameter(f"{engine!r} is not an engine with a cluster: {', '.join(ENGINES)}")
+    loads = _names(workloads, WORKLOADS) or CLUSTER_CHOICES
+    base = _empty_base(directory, "cluster")
+    try:
+        verdict = cluster_campaign(
+            engine, minutes, base, workers=workers, seed=seed, workloads=loads, progress=_progress
+        )
+    except ClusterError as error:
+        typer.echo(f"no cluster of {engine}: {error}", err=True)
+        raise typer.Exit(2) from None
     _progress("")
     typer.echo(verdict.text())
     _finish(base, verdict.valid, keep=directory is not None)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 OUTCOMES = ("ok", "conflict", "refused", "unknown")
-BASE = ("begun", *OUTCOMES, "retries", "operations", "problems")
+BASE = ("begun", *OUTCOMES, "resolved", "retries", "operations", "problems")
 SLOTS = 64
 _NUMBER = struct.Struct("<q")
 

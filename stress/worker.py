@@ -26,6 +26,7 @@ from occamdb.stress.tally import Tally
 from occamdb.stress.workloads.base import RUN
 
 CHECK_SECONDS = 0.5  # at most so long between two looks for the stop file, unless one step takes longer
+RESOLVE_SECONDS = 120.0  # how long a server is asked for an outcome
 PAUSE_AFTER_ERROR = 0.01  # seconds: a full store or a missing coordinator is not asked again at once
 
 
@@ -165,6 +166,12 @@ class Context:
             except BaseException:
                 _abort(txn)
                 raise
+            version = receipt.version
+        except CommitOutcomeUnknown as error:
+            found = self.resolved(error)
+            if not found:
+                return self.failed(error, resolved=found is not None)
+            version = found
         except OccamError as error:
             return self.failed(error)
         if sums_of is not None:
@@ -172,7 +179,24 @@ class Context:
         for name, amount in sums.items():  # before `ok`: a kill in between leaves the transaction unresolved
             self.tally.add(name, amount)
         self.tally.add("ok")
-        return Outcome("ok", receipt.version, result)
+        return Outcome("ok", version, result)
+
+    def resolved(self, error: CommitOutcomeUnknown) -> int | None:
+        """Ask a server what became of a commit: its version, 0: it did not happen; None: nobody can say."""
+        backend = getattr(self.db.handle, "backend", None)
+        if backend is None or error.txn_id is None:
+            return None
+        end = time.monotonic() + RESOLVE_SECONDS
+        while time.monotonic() < end:
+            try:
+                found = backend.outcome(*error.txn_id)
+            except OccamError as refusal:
+                self._say(f"{refusal.code}: {refusal}", f"outcome {refusal.code}")
+                time.sleep(PAUSE_AFTER_ERROR)
+                continue
+            self.tally.add("resolved")
+            return int(found[0]) if found is not None else 0
+        return None
 
     def retried(self, body: Callable[[occamdb.Transaction], Any], *, run: Any = RUN, **sums: int) -> Outcome:
         """Run one transaction with the database's own retries and count its outcome."""
@@ -186,6 +210,11 @@ class Context:
         self.tally.add("begun")
         try:
             result = self.db.transaction(run, counted)
+        except CommitOutcomeUnknown as error:
+            found = self.resolved(error)
+            if not found:
+                return self.failed(error, resolved=found is not None)
+            result = None
         except OccamError as error:
             return self.failed(error)
         finally:
@@ -195,9 +224,13 @@ class Context:
         self.tally.add("ok")
         return Outcome("ok", 0, result)
 
-    def failed(self, error: OccamError) -> Outcome:
-        """Count a transaction that ended with an error, by what the error promises."""
-        if isinstance(error, CommitOutcomeUnknown):
+    def failed(self, error: OccamError, *, resolved: bool = False) -> Outcome:
+        """Count a transaction that ended with an error, by what the error promises.
+
+        Args:
+          resolved: it is known by now that the transaction did not happen.
+        """
+        if isinstance(error, CommitOutcomeUnknown) and not resolved:
             name = "unknown"
         elif isinstance(error, ConflictError):
             name = "conflict"

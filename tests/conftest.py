@@ -19,6 +19,30 @@ from occamdb import RunId
 from occamdb.engine.disk import failpoints
 from occamdb.ipc.errors import LockHeldError
 from tests.support import leaks, processes
+from tests.support.engine_selection import (
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_generate_tests,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
+from tests.support.servers import clustered, etcd, postgres, server_url
+
+__all__ = [
+    "clustered",
+    "etcd",
+    "postgres",
+    "pytest_addoption",
+    "pytest_collection_modifyitems",
+    "pytest_configure",
+    "pytest_generate_tests",
+    "pytest_sessionfinish",
+    "pytest_terminal_summary",
+    "pytest_testnodedown",
+    "server_url",
+]
 
 # Thousands of processes import the package: each would compile it anew, and every run the rewritten tests.
 sys.dont_write_bytecode = False

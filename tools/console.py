@@ -19,6 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from occamdb.tools.places import PathArgument as PathArgument
+from occamdb.tools.places import Place, require_schema
+from occamdb.tools.places import PlaceArgument as PlaceArgument
+from occamdb.tools.places import path_given as path_given
 from occamdb.tools.printable import escape_json, markup, printable, without_controls
 
 if TYPE_CHECKING:
@@ -28,20 +32,6 @@ if TYPE_CHECKING:
     from occamdb.engine.log.recovery import Progress
 
 
-def path_given(text: str) -> Path:
-    """The path that was typed. Empty text is refused, although `Path` takes it for the current directory.
-
-    Raises:
-      BadParameter: the text is empty, as of a shell variable that is not set.
-    """
-    if not text:
-        raise typer.BadParameter('it is empty: is a shell variable not set? The current directory is "."')
-    return Path(text)
-
-
-PathArgument = Annotated[
-    Path, typer.Argument(metavar="PATH", help="The database directory.", parser=path_given)
-]
 RunArgument = Annotated[
     str,
     typer.Argument(metavar="RUN", help="A run's id, its name in the run index, or the beginning of either."),
@@ -227,7 +217,7 @@ def print_json(value: Any) -> None:
 
 
 def has_database(path: Path) -> bool:
-    """Whether a database was made there."""
+    """Whether a database was made in a directory."""
     return (path / "meta").exists()
 
 
@@ -247,16 +237,16 @@ def require_database(path: Path) -> Path:
 
 @contextmanager
 def database(
-    path: Path,
+    path: Place,
     namespace: str | None = None,
     *,
     create: bool = False,
     start: Literal["auto", "never"] = "auto",
 ) -> Iterator[Database]:
-    """Open a database for one command, through its coordinator.
+    """Open a database for one command, through its coordinator or on its server.
 
     Args:
-      path: its directory.
+      path: its directory, or the URL of its server.
       namespace: "tenant/app/agent", trailing parts optional.
       create: make it if there is none.
       start: "auto" starts a coordinator if none runs.
@@ -268,6 +258,12 @@ def database(
     import occamdb
     from occamdb.engine.disk.directory import read_meta
 
+    if isinstance(path, str):
+        if not create:
+            require_schema(path)
+        with occamdb.open(path) as db:
+            yield _in_namespace(db, namespace)
+        return
     if not create:
         require_database(path)
     meta = read_meta(path)
@@ -279,7 +275,7 @@ def database(
 
 @contextmanager
 def reading(
-    path: Path, namespace: str | None = None, *, progress: Progress | None = None
+    path: Place, namespace: str | None = None, *, progress: Progress | None = None
 ) -> Iterator[Database]:
     """Open a database for a command that only reads, without starting a coordinator or changing a byte.
 
@@ -287,7 +283,7 @@ def reading(
     the memory of this process. A coordinator that starts or ends meanwhile makes it begin again.
 
     Args:
-      path: its directory.
+      path: its directory, or the URL of its server.
       namespace: as for `database`.
       progress: of the recovery, as `recovery.recover` calls it.
 
@@ -295,6 +291,11 @@ def reading(
       NotFoundError: there is none.
       CoordinatorUnavailable: one holds the directory and does not answer.
     """
+    if isinstance(path, str):
+        require_schema(path, current=True)
+        with database(path, namespace, create=True) as served:
+            yield served
+        return
     require_database(path)
     with ExitStack() as opened:
         while True:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
 from occamdb.tools import console
-from occamdb.tools.console import JsonOption, LimitOption, NamespaceOption, PathArgument, RunArgument
+from occamdb.tools.console import JsonOption, LimitOption, NamespaceOption, PlaceArgument, RunArgument
 from occamdb.tools.naming import run_of
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 def get(
-    path: PathArgument,
+    path: PlaceArgument,
     run: RunArgument,
     key: KeyArgument,
     as_json: JsonOption = False,
@@ -67,7 +68,7 @@ def get(
 
 
 def put(
-    path: PathArgument,
+    path: PlaceArgument,
     run: RunArgument,
     key: KeyArgument,
     value: Annotated[
@@ -100,7 +101,7 @@ def put(
             return db.kv.put(run_id, wanted, parsed, ttl=ttl)
         return db.kv.cas(run_id, wanted, expect, parsed, ttl=ttl)
 
-    if not console.has_database(path):
+    if isinstance(path, Path) and not console.has_database(path):
         # Opening creates the database, so what would be refused must be refused before it.
         with console.rehearsal(path, namespace) as db:
             write(db)
@@ -110,7 +111,7 @@ def put(
 
 
 def delete(
-    path: PathArgument,
+    path: PlaceArgument,
     run: RunArgument,
     key: KeyArgument,
     in_hex: HexOption = False,
@@ -133,7 +134,7 @@ def _absent(key: str) -> typer.Exit:
 
 
 def list_keys(
-    path: PathArgument,
+    path: PlaceArgument,
     run: RunArgument,
     prefix: PrefixArgument = "",
     start: StartOption = None,
@@ -152,7 +153,7 @@ def list_keys(
 
 
 def scan(
-    path: PathArgument,
+    path: PlaceArgument,
     run: RunArgument,
     prefix: PrefixArgument = "",
     start: StartOption = None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from occamdb.tools import console, corpus
+from occamdb.tools.places import url_given
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.05
 STOP_TIMEOUT_S = 10.0
+SERVER_NAMESPACE = "demo"
 
 
 def register(app: typer.Typer) -> None:
@@ -54,12 +57,23 @@ def demo(
             parser=console.path_given,
         ),
     ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--db",
+            metavar="URL",
+            help=f"Work on this server, in its namespace {SERVER_NAMESPACE}, and leave the runs there.",
+            parser=url_given,
+        ),
+    ] = None,
     durability: Annotated[str, typer.Option(help="none, standard or always.")] = "standard",
 ) -> None:
     """Index a tree of files with several agent processes at once, and check the result against a plain recount.
 
     With two agents or more, one is killed half-way on purpose, and another takes its work over.
     """
+    if server is not None:
+        console.refuse("with --db", keep=keep)
     from occamdb.tools.demo_report import show
 
     source = (directory or corpus.default_directory()).resolve()
@@ -69,11 +83,16 @@ def demo(
         raise typer.Exit(1)
     out = console.out()
     out.print(f"{len(files):,} text files below {source}, {agents} agents, durability {durability}")
-    with _database(keep, durability) as db:
+    with _database(keep, durability) if server is None else _on_server(server, durability) as db:
         report = run(db, source, files, agents, batch)
         show(report, out)
+        if server is not None:
+            out.print(
+                f"\nThe runs are in {db.path}: try `occamdb inspect URL --namespace {SERVER_NAMESPACE}`."
+            )
         if keep is not None:
-            out.print(f"\nThe database is in {keep}: try `occamdb runs {keep}`.")
+            out.print(f"\nThe database is in {keep}. Look at it in a browser:")
+            out.print(f"{_command()} inspect {keep}", soft_wrap=True)
     if report.faults:
         raise typer.Exit(1)
 
@@ -106,6 +125,12 @@ def run(db: Database, source: Path, files: list[str], agents: int, batch: int) -
     return report
 
 
+def _command() -> str:
+    """The command line as it was called, for the next call."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "occamdb" else "occamdb"
+
+
 @contextmanager
 def _database(keep: Path | None, durability: str) -> Iterator[Database]:
     """A database for the demo, its coordinator stopped at the end; in a temporary directory unless kept."""
@@ -120,6 +145,15 @@ def _database(keep: Path | None, durability: str) -> Iterator[Database]:
         finally:
             db.close()
             stop_coordinator(path)
+
+
+@contextmanager
+def _on_server(url: str, durability: str) -> Iterator[Database]:
+    """The namespace of demos on a server."""
+    import occamdb
+
+    with occamdb.open(url, durability=occamdb.Durability(durability), tenant=SERVER_NAMESPACE) as db:
+        yield db
 
 
 @contextmanager

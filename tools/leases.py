@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from occamdb.tools import console
-from occamdb.tools.console import JsonOption, NamespaceOption, PathArgument, RunArgument
+from occamdb.tools.console import JsonOption, NamespaceOption, PlaceArgument, RunArgument
 from occamdb.tools.naming import run_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def leases(
-    path: PathArgument, run: RunArgument, as_json: JsonOption = False, namespace: NamespaceOption = None
+    path: PlaceArgument, run: RunArgument, as_json: JsonOption = False, namespace: NamespaceOption = None
 ) -> None:
     """Print the holders of a run's leases: name, slot, token, pid, since when, until when, how many wait."""
     with console.reading(path, namespace) as db:

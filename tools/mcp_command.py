@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from occamdb.tools import console
-from occamdb.tools.console import NamespaceOption, PathArgument
+from occamdb.tools.console import NamespaceOption, PlaceArgument
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def mcp(
-    path: PathArgument,
+    path: PlaceArgument,
     write: Annotated[bool, typer.Option("--write", help="Let clients change data too.")] = False,
     memory: Annotated[
         bool,

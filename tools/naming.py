@@ -29,12 +29,13 @@ def run_of(db: Database, text: str, *, create: bool = False) -> RunId:
     Raises:
       NotFoundError: no run is meant, and `create` is false.
       InvalidArgumentError: several runs are meant.
+      TransactionStateError: the run was not copied to its end.
     """
     from occamdb import RunId
     from occamdb.engine.model.errors import InvalidArgumentError, NotFoundError
 
     try:
-        return RunId.of(text)
+        return _require_whole(db, RunId.of(text))
     except InvalidArgumentError:
         runs = db.runs.list_runs()
     named = [run for run in runs if run.name == text]
@@ -57,6 +58,19 @@ def run_of(db: Database, text: str, *, create: bool = False) -> RunId:
         hint="`occamdb runs PATH` lists them, `occamdb put --create-run` makes one; an id (UUID) works too, "
         "and so does the beginning of a name or id",
     )
+
+
+def _require_whole(db: Database, run_id: RunId) -> RunId:
+    """The run, unless it is a copy that was interrupted. Such a run has no record in the index."""
+    from occamdb.engine.model.errors import TransactionStateError
+    from occamdb.tools.copy_runs import is_half
+
+    if is_half(db, run_id):
+        raise TransactionStateError(
+            f"run {run_id} was not copied to its end: `occamdb copy` is at work, or was interrupted",
+            hint="run the same `occamdb copy` again, which begins this run anew",
+        )
+    return run_id
 
 
 def trace_of(db: Database, run_id: RunId, text: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from occamdb.tools import console
+from occamdb.tools.copy_runs import MARK_TAG
 
 if TYPE_CHECKING:
     from occamdb import Database, RunId
@@ -111,6 +112,9 @@ class Part(NamedTuple):
         """The finding if this primitive's keys cannot be in such a run."""
         from occamdb.engine.model.public_types import RESERVED_RUN
 
+        if self.tag == MARK_TAG:
+            message = "a copy of this run was interrupted: copy it again, or delete it"
+            return Finding(*self._place(), "", message, repairable=False)
         may_be_here = self.primitive is not None and self.primitive.reserved
         if (self.run_id is RESERVED_RUN) == may_be_here:
             return None

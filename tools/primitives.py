@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from occamdb.tools import console
-from occamdb.tools.console import JsonOption, LimitOption, NamespaceOption, PathArgument, RunArgument
+from occamdb.tools.console import JsonOption, LimitOption, NamespaceOption, PlaceArgument, RunArgument
 from occamdb.tools.naming import run_of
 from occamdb.tools.printable import markup, printable
 
@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def events(
-    path: PathArgument,
+    path: PlaceArgument,
     run: RunArgument,
     event_type: Annotated[str | None, typer.Option("--type", help="Only events of this type.")] = None,
     start: Annotated[int, typer.Option(min=0, help="The first sequence to show.")] = 0,
@@ -103,7 +103,7 @@ def _show_event(event: Event, as_json: bool) -> None:
 
 
 def cells(
-    path: PathArgument,
+    path: PlaceArgument,
     run: RunArgument,
     prefix: Annotated[
         str, typer.Argument(metavar="[PREFIX]", help="Only cells whose name begins with it.")

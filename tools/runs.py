@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from occamdb.tools import console
-from occamdb.tools.console import FullOption, JsonOption, LimitOption, NamespaceOption, PathArgument
+from occamdb.tools.console import FullOption, JsonOption, LimitOption, NamespaceOption, PlaceArgument
 from occamdb.tools.naming import run_of, short_ids
 from occamdb.tools.printable import markup, printable
 
@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
 
 
 def runs(
-    path: PathArgument,
+    path: PlaceArgument,
     run: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="Show this one in full, or the tree below it.")
     ] = None,

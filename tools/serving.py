@@ -1,4 +1,4 @@
-"""`occamdb serve`, `stop`, `status`: the coordinator of a directory."""
+"""`occamdb serve`, `stop`, `status`: the coordinator of a directory; `status` of a server too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from occamdb.tools import console
-from occamdb.tools.console import JsonOption, PathArgument
+from occamdb.tools.console import JsonOption, PathArgument, PlaceArgument
 from occamdb.tools.printable import markup
 
 PANEL = "Coordinator"
@@ -82,14 +82,34 @@ def stop(
     console.echo(f"stopped (pid {pid})" if pid else "no coordinator was running")
 
 
-def status(path: PathArgument, as_json: JsonOption = False) -> None:
-    """Tell whether the directory is served and how it was left. Starts nothing; exit code 3 if nobody serves it."""
+def status(path: PlaceArgument, as_json: JsonOption = False) -> None:
+    """Tell whether the directory is served and how it was left. Starts nothing; exit code 3 if nobody serves it.
+
+    Of a server: its version, our role and schema there, durability, namespaces and sizes. Exit code 3 if there is no
+    schema, or an older one.
+    """
+    if isinstance(path, str):
+        _server_status(path, as_json)
+        return
     found = describe(console.require_database(path))
     if as_json:
         console.print_json(found)
     else:
         _show(found)
     if found["coordinator"] is None:
+        raise typer.Exit(3)
+
+
+def _server_status(url: str, as_json: bool) -> None:
+    from occamdb.tools.server_status import describe_server, show_facts
+
+    found = describe_server(url)
+    if as_json:
+        console.print_json(found)
+    else:
+        show_facts(found)
+    if found.get("format") != found.get("format_known"):
+        console.echo("the schema has to be made or upgraded: occamdb migrate URL", err=True)
         raise typer.Exit(3)
 
 

@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from occamdb.tools import console
-from occamdb.tools.console import JsonOption, PathArgument
+from occamdb.tools.console import JsonOption, PlaceArgument
+from occamdb.tools.places import PLACE, Place
 from occamdb.tools.printable import markup
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 HOT_KEYS_SHOWN = 5
+if TYPE_CHECKING:
+    OptionalPlace: TypeAlias = Place | None
+else:
+    OptionalPlace = Annotated[Any, PLACE]  # see places.py
 SPACES = ("used", "nodes", "records", "superseded", "index", "quarantine", "free")
 
 
@@ -33,21 +38,26 @@ def register(app: typer.Typer) -> None:
 
 
 def stats(
-    path: Annotated[
-        Path | None,
-        typer.Argument(metavar="PATH", help="The database directory.", parser=console.path_given),
-    ] = None,
+    path: OptionalPlace = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what every figure of stats and top means instead.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the running coordinator's figures: commits, conflicts, latencies, store, log, workers."""
+    """Print the running coordinator's figures: commits, conflicts, latencies, store, log, workers.
+
+    Of a server: the figures that its backend gives.
+    """
     if explain:
         _explain(as_json)
         return
     if path is None:
         raise typer.BadParameter("it is missing; only --explain needs none", param_hint="PATH")
+    if isinstance(path, str):
+        from occamdb.tools.server_status import show_server_figures
+
+        show_server_figures(path, as_json)
+        return
     figures = figures_of(path)
     if as_json:
         console.print_json(figures)
@@ -77,11 +87,16 @@ def _explain(as_json: bool) -> None:
 
 
 def top(
-    path: PathArgument,
+    path: PlaceArgument,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 1.0,
     count: Annotated[int | None, typer.Option(min=1, help="End after so many updates.")] = None,
 ) -> None:
-    """Show the figures live, with rates, until Ctrl-C. In a pipe: one line an update."""
+    """Show the figures live, with rates and sparklines, until Ctrl-C. In a pipe: one line an update, without them."""
+    if isinstance(path, str):
+        from occamdb.tools.server_status import watch_server_figures
+
+        watch_server_figures(path, interval, count)
+        return
     before = figures_of(path)
     if not console.is_terminal():
         for figures in _updates(path, interval, count):
@@ -90,10 +105,15 @@ def top(
         return
     from rich.live import Live
 
+    from occamdb.tools.top_history import History
+
+    history = History()
+    history.add(before)
     shown = render(before, None)
     with Live(shown, console=console.out(), auto_refresh=False, screen=True) as live:
         for figures in _updates(path, interval, count):
-            shown = render(figures, before)
+            history.add(figures)
+            shown = render(figures, before, history.lines(console.out().options.ascii_only))
             live.update(shown, refresh=True)
             before = figures
     # The screen that showed it is gone; the last figures stay.
@@ -148,16 +168,19 @@ def rate(name: str, figures: dict[str, Any], before: dict[str, Any] | None) -> s
     return f" ({(figures[name] - before[name]) / seconds:,.0f}/s)"
 
 
-def render(figures: dict[str, Any], before: dict[str, Any] | None) -> RenderableType:
+def render(
+    figures: dict[str, Any], before: dict[str, Any] | None, sparklines: dict[str, str] | None = None
+) -> RenderableType:
     """All of it, for people.
 
     Args:
       figures: what the coordinator answered.
       before: the reading before, for rates.
+      sparklines: more lines of the summary, each under its name.
     """
     from rich.console import Group
 
-    return Group(_summary(figures, before), "", _workers(figures), *_hot_keys(figures))
+    return Group(_summary(figures, before, sparklines or {}), "", _workers(figures), *_hot_keys(figures))
 
 
 def rows(figures: dict[str, Any], before: dict[str, Any] | None) -> Iterator[list[str]]:
@@ -179,11 +202,11 @@ def rows(figures: dict[str, Any], before: dict[str, Any] | None) -> Iterator[lis
         yield ["hot key", f"{item['conflicts']:,} conflicts", item["key"]]
 
 
-def _summary(figures: dict[str, Any], before: dict[str, Any] | None) -> Table:
+def _summary(figures: dict[str, Any], before: dict[str, Any] | None, sparklines: dict[str, str]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name, text in _lines(figures, before).items():
+    for name, text in (_lines(figures, before) | sparklines).items():
         table.add_row(f"[bold]{name}[/]", text)
     return table
 

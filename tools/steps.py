@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from occamdb.tools import console
-from occamdb.tools.console import JsonOption, NamespaceOption, PathArgument, RunArgument
+from occamdb.tools.console import JsonOption, NamespaceOption, PlaceArgument, RunArgument
 from occamdb.tools.naming import run_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def steps(
-    path: PathArgument, run: RunArgument, as_json: JsonOption = False, namespace: NamespaceOption = None
+    path: PlaceArgument, run: RunArgument, as_json: JsonOption = False, namespace: NamespaceOption = None
 ) -> None:
     """Print the steps of a run: name, state, attempts, seconds, and the result or the error."""
     with console.reading(path, namespace) as db:

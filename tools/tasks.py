@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from occamdb.tools import console
-from occamdb.tools.console import FullOption, JsonOption, NamespaceOption, PathArgument, RunArgument
+from occamdb.tools.console import FullOption, JsonOption, NamespaceOption, PlaceArgument, RunArgument
 from occamdb.tools.naming import run_of
 from occamdb.tools.printable import markup, printable
 
@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def tasks(
-    path: PathArgument,
+    path: PlaceArgument,
     run: RunArgument,
     queue: Annotated[
         str | None, typer.Argument(metavar="[QUEUE]", help="List the tasks of this queue.")

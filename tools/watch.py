@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from occamdb.tools import console
-from occamdb.tools.console import JsonOption, LimitOption, NamespaceOption, PathArgument, RunArgument
+from occamdb.tools.console import JsonOption, LimitOption, NamespaceOption, PlaceArgument, RunArgument
 from occamdb.tools.naming import run_of
 from occamdb.tools.printable import printable
 
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def watch(
-    path: PathArgument,
+    path: PlaceArgument,
     run: RunArgument,
     prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin with it.")] = "",
     since: Annotated[

@@ -68,6 +68,8 @@ class AwaitedHandle:
       async_links: the most links of one event loop.
     """
 
+    begins_afar = False
+
     def __init__(self, inner: SharedHandle | LocalHandle, async_links: int = ASYNC_LINKS) -> None:
         self.inner = inner
         self._async_links = check_async_links(async_links)
@@ -109,6 +111,9 @@ class AwaitedHandle:
     def closed(self) -> bool:
         """Whether it was closed."""
         return self.inner.closed
+
+    def of(self, base: bytes) -> AwaitedHandle:
+        return self  # all namespaces have one order
 
     def attachment(self) -> StoreAttachment:
         return self.inner.attachment()
@@ -203,6 +208,9 @@ class AwaitedHandle:
             if primary.attachment.usable:
                 return
         await self._once("attachment", inner.attachment)
+
+    def unready(self) -> None:
+        """Nothing to take back: `ready` has begun nothing."""
 
     async def _once(self, what: str, call: Callable[[], Any]) -> None:
         """Call in a thread, once for all tasks of this loop that want it at the same time."""

@@ -12,7 +12,9 @@ from ..model.limits import TIMEOUT_MAX
 from ..model.public_types import Durability, Isolation, IsolationName
 from ..model.settings import Settings
 from ..model.values import Codec
+from ..remote.opening import is_url, open_server
 from ..transaction.database import Database
+from ..transaction.engine_handle import EngineHandle
 from ..transaction.guard import RunRule
 from .local_handle import LocalHandle
 from .main_module import refuse_in_rerun_main
@@ -45,6 +47,8 @@ def open_database(
     **settings: Any,
 ) -> D:
     """Open the database in the directory `path`. Attaches to its coordinator, and starts one if none runs.
+
+    A URL opens a database on a server: "postgresql://user@host1,host2/app", "etcd://host1:2379,host2:2379/prefix".
 
     Any number of processes may open the same directory. The result may be used from several threads, goes
     through fork, and pickles as a way to attach.
@@ -82,7 +86,12 @@ def open_database(
     given = {name: value for name, value in settings.items() if value is not None}
     # Names and ranges are checked here, where the caller can see the error, and not only by the coordinator.
     asked = Settings.asked(given, _KEYWORDS)
-    handle = open_handle(_directory(path), str(durability), asked, start, float(min(timeout, TIMEOUT_MAX)))
+    seconds = float(min(timeout, TIMEOUT_MAX))
+    handle: EngineHandle
+    if is_url(path):
+        handle = open_server(os.fspath(path), namespace.base, str(durability), seconds, given)
+    else:
+        handle = open_handle(_directory(path), str(durability), asked, start, seconds)
     try:
         return database(handle, isolation, namespace, codec, run_rule)
     except BaseException:

@@ -124,6 +124,9 @@ class SharedHandle:
     def keep_session(self) -> None:
         self.pool.keep_session(time.monotonic() + self._timeout)
 
+    def of(self, base: bytes) -> SharedHandle:
+        return self  # all namespaces have one order
+
     def attachment(self) -> StoreAttachment:
         primary = self.pool.primary
         if primary is not None:

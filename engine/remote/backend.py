@@ -23,10 +23,12 @@ The rules. A backend that keeps them is serializable, and strictly so in real ti
    of them. With JUDGE_ONLY it applies nothing.
 5. **Effects.** Deleted ranges are applied first, then puts, deletes and increments in the order of the
    request. An increment adds to the newest committed integer, an absent or expired key counts as 0, and the
-   value keeps its expiry time and session. A request is applied as a whole or not at all.
+   value keeps its expiry time and session. A delete of a key that holds no value is no write: it leaves no
+   record. A request is applied as a whole or not at all.
 6. **One outcome.** A request that was sent has exactly one outcome, whatever is lost, repeated or arrives
    late. A backend names it by (session, sequence) on the server, and asks again by that name. Only when no
-   server can be reached before the deadline does it raise CommitOutcomeUnknown.
+   server can be reached before the deadline does it raise CommitOutcomeUnknown, whose `txn_id` is that
+   name.
 7. **Sessions.** A key that a request binds (EPHEMERAL) carries the session. When the session ends, by `close`
    or because nothing was heard of it for its time to live by the server's clock, a commit deletes its keys.
    Nothing that the session sends afterwards is committed: the backend begins another session, and says so by

@@ -25,10 +25,10 @@ from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.string cimport memcpy
 
-from ...ipc._atomics cimport clock_monotonic_ns, i64, load_acquire_u32, load_acquire_u64, u8, u16, u32, u64
+from ...ipc._atomics cimport clock_monotonic_ns, i64, load_acquire_u64, u8, u16, u32, u64
 from ..commit._turn_table cimport TURN_NS
 from ..commit._wire cimport (
-    CONFLICTS_LISTED_MAX, KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE_RANGE, OP_EPHEMERAL, OP_HEADER_SIZE, OP_RANGE,
+    CONFLICT_CAS, CONFLICT_READ, CONFLICTS_LISTED_MAX, KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE_RANGE, OP_EPHEMERAL, OP_HEADER_SIZE, OP_RANGE,
     OP_READ, OP_UNCHECKED, OP_WANT_RESULT, REPLY_HEADER_SIZE, REPLY_MAGIC, REPLY_TURN, REQUEST_BLIND, REQUEST_HEADER_SIZE,
     REQUEST_JUDGE_ONLY, REQUEST_MAGIC, REQUEST_PATIENT, REQUEST_SYNC, RESULT_SIZE, STATUS_COMMITTED, STATUS_CONFLICT, ReplyHeader,
     RequestHeader, ResultEntry, put_op,
@@ -40,7 +40,7 @@ from ._core cimport (
     STATE_ABORTED, STATE_ACTIVE, STATE_COMMITTED, STATE_VALIDATING, Effect, ScanRange, TransactionCore, op_cost,
 )
 from ._guard cimport admit, records_moved
-from ._view cimport fork_generation
+from ._view cimport SnapshotSource, StoreAttachment, fork_generation
 
 from ..commit.messages import decode_reply, decode_request
 from ..model.conflict_records import cas_conflict, read_conflict, write_conflict
@@ -68,7 +68,7 @@ cdef bint has_live(TransactionCore txn, bytes key, u64 newest, Found *found):
     bytes. That a key has no value is not certain; the commit core can tell, and it can tell a delete from an
     expiry.
     """
-    cdef Reader *reader = &txn.attachment.reader
+    cdef Reader *reader = &(<StoreAttachment>txn.attachment).reader
     cdef const u8 *data = <const u8 *>PyBytes_AS_STRING(key)
     cdef u32 size = <u32>PyBytes_GET_SIZE(key)
     return reader_get(reader, data, size, key_hash(data, size, reader.hash_seed), newest, found) == 1
@@ -77,7 +77,7 @@ cdef bint has_live(TransactionCore txn, bytes key, u64 newest, Found *found):
 cdef bint has_changed(TransactionCore txn, bytes key, u64 version, u64 newest, u64 *current):
     """Whether a key certainly no longer has this version; `current` is the version it has, 0 if its value has
     expired."""
-    cdef i64 expiry_time = <i64>load_acquire_u64(&txn.attachment.header.expiry_time)
+    cdef i64 expiry_time = <i64>load_acquire_u64(&(<StoreAttachment>txn.attachment).header.expiry_time)
     cdef Found found
     if not has_live(txn, key, newest, &found):
         return False
@@ -119,16 +119,16 @@ cdef list certain_conflicts(TransactionCore txn, u64 newest):
 cdef void refuse_stale(TransactionCore txn) except *:
     """Abort if a version that the transaction relies on is certainly gone.
 
+    REQUIRES of the rest of this section: a source that names a newest version of its own is the store of this machine.
+
     This is not a second validation: it compares the versions of single keys, and it can only refuse. A
     transaction that walked or deletes a range is left to the commit core, which has to judge the range and
     then names all conflicts.
     """
-    cdef u64 newest = load_acquire_u64(&txn.attachment.header.committed_version)
+    cdef u64 newest = txn.attachment.newest(txn.version)
     cdef bytes stale
     cdef bint cas = False
-    # A newer coordinator's commits are not in this store: a version learnt from them would look wrong here.
-    # Acquire: the mark was set before anything that the caller can have learnt was acknowledged.
-    if newest == txn.version or load_acquire_u32(&txn.attachment.header.superseded):
+    if newest == txn.version:
         return
     if txn.scans is not None or txn.cleared is not None:
         return
@@ -142,8 +142,17 @@ cdef void refuse_stale(TransactionCore txn) except *:
     if not conflicts:
         return          # the value was deleted between the two looks: the commit core tells what became of it
     txn.attachment.note_conflict(cas, stale)
+    keep_stale(txn, stale, cas, newest)
     txn.finish(STATE_ABORTED)
     raise explained(txn, ConflictError(conflicts=conflicts[:CONFLICTS_LISTED_MAX], conflicts_found=len(conflicts)))
+
+
+cdef void keep_stale(TransactionCore txn, bytes key, bint cas, u64 newest) except *:
+    """Remember that this key, of the reads or of the checks, has another version than the transaction relies on."""
+    cdef u64 expected = PyLong_AsUnsignedLongLong((txn.checks if cas else txn.reads)[key])
+    cdef u64 found = 0
+    has_changed(txn, key, expected, newest, &found)
+    txn.attachment.keep_conflict(CONFLICT_CAS if cas else CONFLICT_READ, key, expected, found, txn.attempts)
 
 
 # ---- conflicts with oneself ------------------------------------------------------------------------------------------
@@ -408,10 +417,14 @@ cdef bytearray prepare_commit(TransactionCore txn, bint durable):
     if txn.doomed is not None:
         if txn.attachment is not None:
             txn.attachment.note_conflict(True, txn.doomed_key)
+            txn.attachment.keep_conflict(
+                CONFLICT_CAS, txn.doomed_key, txn.doomed[0].expected_version, txn.doomed[0].found_version, txn.attempts
+            )
         conflicts = txn.doomed
         txn.finish(STATE_ABORTED)
         raise ConflictError(conflicts=conflicts)
     if not txn.effects and not txn.cleared and not txn.checks:
+        txn.begin_now()
         txn.finish(STATE_COMMITTED)
         # It wrote nothing. What it read is as durable as the engine makes every commit.
         txn.receipt = make_receipt(txn.version, txn.now(), txn.handle.log_mode, txn.attempts)
@@ -509,8 +522,9 @@ cdef object accept_reply(TransactionCore txn, bytearray request, Answer answer, 
         raise ProtocolError(f"the reply of {size} bytes does not answer commit {txn.sequence}")
     if header.status != STATUS_COMMITTED:
         txn.turn_granted = header.flags & REPLY_TURN
+        source = txn.attachment
         txn.finish(STATE_ABORTED)
-        raise explained(txn, refusal(txn, request, decode_reply(reply)))
+        raise explained(txn, refused(txn, source, request, decode_reply(reply)))
     if header.result_count and size >= REPLY_HEADER_SIZE + RESULT_SIZE:
         txn.result_kind = result.kind
         txn.result = result.value
@@ -524,8 +538,9 @@ cdef object accept_outcome(TransactionCore txn, bytearray request, Answer answer
     """Finish the transaction by an outcome that the handle recovered, because the reply message was lost."""
     outcome = answer.reply
     if outcome.status != STATUS_COMMITTED:
+        source = txn.attachment
         txn.finish(STATE_ABORTED)
-        raise explained(txn, refusal(txn, request, outcome))
+        raise explained(txn, refused(txn, source, request, outcome))
     if outcome.results:
         txn.result_kind = outcome.results[0].kind
         txn.result = outcome.results[0].value & U64_MAX
@@ -551,6 +566,14 @@ cdef int leave_turn(TransactionCore txn) except -1:
     except OccamError:
         pass
     return 0
+
+
+cdef object refused(TransactionCore txn, SnapshotSource source, bytearray request, object outcome):
+    """`refusal`, of a commit that was not only asked about: its first conflict is remembered."""
+    if source is not None and outcome.status == STATUS_CONFLICT and outcome.conflicts:
+        first = outcome.conflicts[0]
+        source.keep_conflict(first.kind, first.key, first.expected, first.found, txn.attempts)
+    return refusal(txn, request, outcome)
 
 
 cdef object refusal(TransactionCore txn, bytearray request, object outcome):

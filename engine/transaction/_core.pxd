@@ -4,7 +4,7 @@ from cpython.object cimport PyObject
 
 from ...ipc._atomics cimport i64, u8, u16, u32, u64
 from ..store._reader cimport Found
-from ._view cimport PinnedView, StoreAttachment
+from ._view cimport PinnedView
 
 cdef enum:
     TAG_KV = 1                      # TypeTag.KV: of the keys that `db.get` and `db.put` work on
@@ -44,7 +44,7 @@ cdef class ScanRange:               # how far a scan has walked; the transaction
     cdef bint exhausted
     cdef const u8 *last             # key of the last row that was returned: in the store, while the pin holds, or in `owner`
     cdef u32 last_size
-    cdef bytes owner
+    cdef object owner
     cdef u64 rows
     cdef tuple bounds(self, u64 stored_size_max)
 

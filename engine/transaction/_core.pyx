@@ -291,6 +291,7 @@ cdef class TransactionCore(PinnedView):
 
     cdef int set_effect(self, bytes key, Effect effect) except -1:
         cdef PyObject *old = NULL
+        self.begin_now()
         if self.effects is None:
             self.effects = {}
         else:
@@ -383,6 +384,7 @@ cdef class TransactionCore(PinnedView):
 
     cdef int clear_range(self, bytes start, bytes end) except -1:
         cdef u64 freed = 0
+        self.begin_now()
         for key in self.own_between(start, end):
             freed += op_cost(key, (<Effect>self.effects.pop(key)).value)
             self.order = self.unordered = None

@@ -7,8 +7,6 @@ from ._core cimport Effect, ScanRange, TransactionCore
 cdef enum:
     ROWS_ITEMS = 0                  # (user key, VersionedValue)
     ROWS_KEYS = 1                   # user key
-    FIRST_PAGE_ROWS = 16
-    PAGE_ROWS = 128
     RESUME_SIZE = 65536             # KEY_SIZE_MAX + 1
 
 
@@ -25,6 +23,7 @@ cdef class ScanIterator:
     cdef bint finished
     cdef Found *page
     cdef u32 page_size
+    cdef object held                # what the rows of the page point into; None: the store
     cdef u32 index
     cdef u32 count
     cdef bint page_done

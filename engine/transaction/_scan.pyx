@@ -20,8 +20,8 @@ from libc.string cimport memcpy
 from ..commit._wire cimport OP_DELETE
 from ..model._records cimport make_versioned
 from ..store._layout cimport key_compare
-from ..store._reader cimport reader_scan
 from ._core cimport STACK_KEY_SIZE
+from ._view cimport SnapshotSource
 
 from ..model.errors import CorruptionError, InvalidArgumentError
 
@@ -129,12 +129,13 @@ cdef class ScanIterator:
         cdef u32 start_size = <u32>PyBytes_GET_SIZE(self.low)
         cdef const u8 *end = <const u8 *>PyBytes_AS_STRING(self.high)
         cdef u32 end_size = <u32>PyBytes_GET_SIZE(self.high)
-        cdef u32 wanted = FIRST_PAGE_ROWS
-        cdef int count
+        cdef SnapshotSource source = self.txn.attachment
+        cdef u32 wanted = source.page_rows if self.resumed else source.first_page_rows
+        cdef int count = 0
         if self.resume == NULL:
             self.resume = take_resume()
-        if self.page_size:
-            wanted = PAGE_ROWS
+        if self.own is None and not self.resumed and 0 < self.left < wanted:
+            wanted = <u32>self.left
         if self.page_size < wanted:
             free(self.page)
             self.page_size = 0
@@ -148,9 +149,8 @@ cdef class ScanIterator:
         elif self.resumed:
             start = self.resume
             start_size = self.resume_size
-        count = reader_scan(&self.txn.attachment.reader, start, start_size, self.resumed and not self.reverse, end, end_size,
-                            self.reverse, self.txn.version, self.page, wanted, self.resume, &self.resume_size,
-                            &self.page_done)
+        self.held = source.page(self.txn, start, start_size, self.resumed and not self.reverse, end, end_size, self.reverse,
+                                self.page, wanted, self.resume, &self.resume_size, &self.page_done, &count)
         # The rows are those of the snapshot only if the pin held throughout the walk.
         self.txn.require_alive()
         if count < 0:
@@ -230,6 +230,7 @@ cdef class ScanIterator:
                 self.walked.last = <const u8 *>PyBytes_AS_STRING(self.own_key)
                 self.walked.last_size = <u32>PyBytes_GET_SIZE(self.own_key)
             else:
+                self.walked.owner = self.held
                 self.walked.last = self.stored.key
                 self.walked.last_size = self.stored.key_size
         if self.left > 0:

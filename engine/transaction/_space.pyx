@@ -21,6 +21,7 @@ from ..store._reader cimport Found
 from ._core cimport (
     SEEN_ABSENT, SEEN_DELTA, SEEN_OWN, SEEN_STORED, STACK_KEY_SIZE, STATE_ABORTED, TAG_KV, Effect, expiry_of, join_key,
 )
+from ._view cimport StoreAttachment
 from ._scan cimport ROWS_ITEMS, ROWS_KEYS, count_rows, new_scan
 
 from ..model.bounds import encode_bounds
@@ -189,6 +190,21 @@ cdef class Space:
         if seen == SEEN_ABSENT:
             return default
         return core.own_value(full, <Effect>own, NULL if seen == SEEN_OWN or seen == SEEN_DELTA else &found)
+
+    @property
+    def is_far(self):
+        """Whether a read may be a round trip to a server: then it pays to `fetch` many keys at once."""
+        return self.core.attachment is not None and type(self.core.attachment) is not StoreAttachment
+
+    def fetch(self, keys):
+        """Have these keys at hand for the reads that follow. On the store of this machine nothing is done.
+
+        They enter the read set only when they are read.
+        """
+        cdef TransactionCore core = self.core
+        core.require_active()
+        if self.is_far:
+            core.attachment.fetch(core, [self.full_key(key) for key in keys])
 
     def get_checked(self, key, default=None):
         """Like `get`, but the commit checks this read whatever the isolation.

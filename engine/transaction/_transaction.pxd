@@ -5,7 +5,7 @@ from ..model._values cimport Codec
 from ._core cimport RunGuard, TransactionCore
 from ._pending cimport PendingCommit
 from ._space cimport Space
-from ._view cimport StoreAttachment
+from ._view cimport SnapshotSource
 
 
 cdef class TransactionBase(Space):
@@ -28,7 +28,7 @@ cdef class DatabaseBase:
     cdef readonly Codec codec       # of the values
     cdef type transaction_type      # its `transaction_class`, looked up once
     cdef readonly object namespace_
-    cdef StoreAttachment current
+    cdef SnapshotSource current
     cdef i64 next_look              # at which the handle is asked whether `current` will do, though it seems so
     cdef bytes base                 # encoded namespace
     cdef object last_run            # of `last_prefix`
@@ -40,7 +40,7 @@ cdef class DatabaseBase:
     cdef u64 key_size_max
     cdef u64 value_size_max
     cdef u64 transaction_size_max
-    cdef StoreAttachment attach(self)
+    cdef SnapshotSource attach(self)
     cdef bytes kv_prefix(self, object run)
     cdef bytes tag_prefix(self, object run, object tag)
     cdef TransactionCore new_core(self, bytes prefix)

@@ -11,7 +11,7 @@ from ..model.public_types import CommitReceipt, HasRunId, IsolationName, Transac
 from ._pending import PendingCommit
 from ._scan import ScanIterator
 from ._space import Space as Space
-from ._view import StoreAttachment
+from ._view import SnapshotSource
 from .engine_handle import EngineHandle
 from .guard import RunRule
 from .wait_signal import WaitSignal
@@ -199,7 +199,7 @@ class DatabaseBase:
     ) -> None: ...
     @property
     def run_rule(self) -> RunRule | None: ...
-    def attachment(self) -> StoreAttachment: ...
+    def attachment(self) -> SnapshotSource: ...
     def begin(
         self,
         run_id: _Run,
@@ -211,6 +211,7 @@ class DatabaseBase:
         may_wait: bool = False,
         turn: int = 0,
         patient: bool = False,
+        late: bool = False,
     ) -> Any: ...
     def space(self, run_id: _Run, tag: int, *, raw: bool = False) -> ImplicitSpace: ...
     def first_key(self, start: bytes) -> bytes | None: ...

@@ -17,6 +17,7 @@ from libc.string cimport memcpy
 
 from ...ipc._atomics cimport clock_coarse_ns, clock_monotonic_ns
 from ..commit._interest cimport tag_prefix_size
+from ..commit._wire cimport CONFLICT_CAS
 from ..model._values cimport Codec
 from ._commit cimport commit_transaction, find_conflicts, leave_turn, require_log
 from ._core cimport STATE_ABORTED, STATE_ACTIVE, TAG_KV, RunGuard, ScanRange
@@ -25,10 +26,10 @@ from ._pending cimport (
 )
 from ._scan cimport ROWS_KEYS, new_scan
 from ._space cimport bounds_argument, delta_argument, make_space, with_tag
-from ._view cimport fork_generation
+from ._view cimport SnapshotSource, fork_generation
 
-from ..model.errors import ConflictError, InvalidArgumentError, TransactionStateError
-from ..model.keys import Namespace, RunId
+from ..model.errors import ConflictError, InvalidArgumentError, OccamError, TransactionStateError
+from ..model.keys import Namespace, RunId, encode_user_key
 from ..model.key_types import tag_name, tag_of
 from ..model.public_types import RESERVED_RUN, TransactionStatus
 from ._pending import DeferredCommit
@@ -72,6 +73,7 @@ cdef class TransactionBase(Space):
     @property
     def start_version(self):
         """The version of the snapshot it reads."""
+        self.core.begin_now()
         return self.core.version
 
     @property
@@ -260,6 +262,19 @@ cdef TransactionBase make_transaction(DatabaseBase db, TransactionCore core, byt
     return txn
 
 
+cdef void keep_blind_conflict(DatabaseBase db, bytes prefix, error) except *:
+    """Remember a CAS that lost, for people. A blind commit has no snapshot, and so no source that would."""
+    if not error.conflicts:
+        return
+    lost = error.conflicts[0]
+    try:
+        db.attach().keep_conflict(
+            CONFLICT_CAS, prefix + encode_user_key(lost.key), lost.expected_version, lost.found_version, 1
+        )
+    except OccamError:
+        pass                            # the coordinator has ended since it answered
+
+
 @cython.auto_pickle(False)
 cdef class ImplicitSpace:
     """One tag of one run outside any transaction: each call is a transaction of its own.
@@ -294,6 +309,7 @@ cdef class ImplicitSpace:
         try:
             commit_transaction(space.core, False)
         except ConflictError as error:
+            keep_blind_conflict(self.db, self.prefix, error)
             shown = shown_error(error, wanted)
             if shown is error:
                 raise
@@ -417,10 +433,10 @@ cdef class DatabaseBase:
             raise TypeError(f"transaction_class must be a TransactionBase, got {self.transaction_class!r}")
         self.transaction_type = self.transaction_class
         self.deferred = self.awaits_commits
-        self.handle = handle
         self.codec = Codec() if codec is None else codec
         self.namespace_ = Namespace() if namespace is None else namespace
         self.base = self.namespace_.base
+        self.handle = handle.of(self.base)
         self.serializable = is_serializable(isolation)
         self.guard = None if run_rule is None else RunGuard(self.base, run_rule)
         self.key_size_max = handle.limits.key_size_max
@@ -432,8 +448,8 @@ cdef class DatabaseBase:
         """Which runs may be written to; None: all."""
         return None if self.guard is None else self.guard.rule
 
-    cdef StoreAttachment attach(self):
-        """The current store. Asks the handle when the store at hand can no longer be used, when a key is due
+    cdef SnapshotSource attach(self):
+        """Where snapshots begin now. Asks the handle when the store at hand can no longer be used, when a key is due
         to expire and has not expired yet, and once a second.
 
         A store whose name was lost together with its coordinator is never marked superseded; only the handle
@@ -446,7 +462,7 @@ cdef class DatabaseBase:
         return self.current
 
     def attachment(self):
-        """The store that new snapshots begin on."""
+        """The source of new snapshots."""
         return self.attach()
 
     @property
@@ -521,11 +537,11 @@ cdef class DatabaseBase:
     cdef TransactionCore new_reader(self, bytes prefix):
         cdef TransactionCore core = self.new_core(prefix)
         core.read_only = True
-        core.open(self.attach())
+        core.open(self.attach(), True)
         return core
 
     def begin(self, run_id, *, isolation=None, bint read_only=False, timeout=None, u64 attempts=1, bint may_wait=False,
-              u64 turn=0, bint patient=False):
+              u64 turn=0, bint patient=False, bint late=False):
         """An explicit transaction on a fresh snapshot. It does not retry by itself.
 
         As a context manager it commits on a clean exit and aborts on an exception.
@@ -538,6 +554,8 @@ cdef class DatabaseBase:
           attempts: which attempt this is, for the receipt.
           may_wait: the caller catches the WaitSignal of `txn.wait`.
           turn: ask for a turn if it loses; the same number for each attempt, and for no other transaction. 0: do not ask.
+          late: on a server, begin the snapshot with the first access, in one round trip with it. For a function that is
+            called at once, and again if it conflicts.
           patient: without a `turn`: ask only if it loses after it had to wait for the turns of others.
         """
         cdef bytes prefix = self.kv_prefix(run_id)
@@ -558,7 +576,7 @@ cdef class DatabaseBase:
             core.patient = True
         if timeout is not None:
             core.deadline_ns = deadline_after(timeout)
-        core.open(self.attach())
+        core.open(self.attach(), late)
         if attempts > 1:
             core.attachment.note_retry()
         return make_transaction(self, core, prefix)

@@ -32,10 +32,11 @@ from ...ipc._layout cimport (
     BELL_SEGMENT_SIZE, CLOSED_OFFSET, RINGS_OFFSET, SLOT_SIZE, SLOTS_HIGH_OFFSET, SLOTS_OFFSET, TALLY_OFFSET, TALLY_SIZE,
 )
 from ..commit._hot_keys cimport note_hot_key
+from ..commit._recent_conflicts cimport note_recent_conflict
 from ..disk._failpoints cimport FP_WORKER_AFTER_PIN, failpoint_armed, failpoint_hit
 from ..model._value_reader cimport decode_value
 from ..store._layout cimport STORE_HEADER_SIZE
-from ..store._reader cimport key_hash, reader_get, reader_open
+from ..store._reader cimport key_hash, reader_get, reader_open, reader_scan
 
 from ..model.errors import CorruptionError, DatabaseClosedError, ForkedHandleError, LimitExceeded, SnapshotExpired, TransactionStateError
 
@@ -54,7 +55,90 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 @cython.no_gc
 @cython.auto_pickle(False)
-cdef class StoreAttachment:
+cdef class SnapshotSource:
+    """Where snapshots come from: the store of this machine, or a server (engine/remote).
+
+    What a source gives for one snapshot never changes. Views and scans call the methods below; each source has its own.
+    The pointers of a `Found` are valid as long as the view holds its snapshot, or its scan the page.
+    """
+
+    cdef int begin(self, PinnedView view, bint lazily) except -1:
+        """Take the newest snapshot into `view`: its slot, version and expiry time.
+
+        With `lazily` the source may begin it with the first read: nobody looks at the version before that.
+        """
+        raise NotImplementedError
+
+    cdef void unpin(self, u32 slot) noexcept:
+        """Let go of a snapshot."""
+
+    cdef int get(self, PinnedView view, const u8 *key, u32 key_size, Found *found) except -2:
+        """Find a key in the snapshot: 1 found, expired or not; 0 absent; -1 the store is damaged."""
+        raise NotImplementedError
+
+    cdef object page(self, PinnedView view, const u8 *start, u32 start_size, bint exclusive, const u8 *end, u32 end_size,
+                     bint reverse, Found *out, u32 count_max, u8 *resume, u32 *resume_size, bint *done, int *count):
+        """One page of a scan, with the arguments of `reader_scan`; `count` is what that returns.
+
+        Returns what has to live as long as the rows of the page are used; None: nothing.
+        """
+        raise NotImplementedError
+
+    cdef int fetch(self, PinnedView view, list keys) except -1:
+        """These stored keys are read next: a source with a long way to its data reads them together."""
+        return 0
+
+    cdef u64 newest(self, u64 own) noexcept:
+        """The newest version with which a commit may be compared here; `own`, that of its snapshot, if there is none."""
+        return own
+
+    cdef bint is_due(self, i64 now) noexcept:
+        """Whether the handle should be asked for its source, because a key has expired by `now`."""
+        return False
+
+    cdef i64 clock(self) noexcept:
+        """The clock by which keys expire, in ns since the epoch. A ttl is added to it."""
+        return clock_realtime_ns()
+
+    cdef bint is_usable(self) noexcept:
+        """Whether new snapshots may begin here."""
+        return not self.retired and self.generation == fork_generation
+
+    cdef void note_retry(self) noexcept:
+        """Count that a transaction is tried again, for `stats`."""
+
+    cdef void note_conflict(self, bint cas, bytes key) noexcept:
+        """Count a commit that was refused early because of this stored key, for `stats`."""
+
+    cdef void keep_conflict(self, u8 kind, bytes key, u64 expected, u64 found, u64 attempt) noexcept:
+        """Remember the first conflict of a commit that was refused, early or not, for people."""
+
+    def retire(self):
+        """Let no snapshot begin here from now on. Those that are open stay readable."""
+        self.retired = True
+
+    def shut_down(self):
+        """The handle is closed: calls on open snapshots raise DatabaseClosedError from now on."""
+        self.shut = self.retired = True
+
+    def feed(self, since, start, end=None, *, codec=None, skip=0, bare=False):
+        """The changes of [start, end) after `since`; see feeds.py."""
+        raise NotImplementedError
+
+    def bell(self):
+        """Where to sleep until something changes; see feeds.py."""
+        raise NotImplementedError
+
+    @property
+    def usable(self):
+        """Whether new snapshots may begin here: not retired, superseded, thrown out, or inherited through a
+        fork."""
+        return self.is_usable()
+
+
+@cython.no_gc
+@cython.auto_pickle(False)
+cdef class StoreAttachment(SnapshotSource):
     """One process's mapping of one store, and the pin slots through which it holds snapshots.
 
     Args:
@@ -94,6 +178,8 @@ cdef class StoreAttachment:
         self.closed = channel_base + CLOSED_OFFSET
         self.tally = <Tally *>(channel_base + TALLY_OFFSET)
         self.generation = fork_generation
+        self.first_page_rows = FIRST_PAGE_ROWS
+        self.page_rows = PAGE_ROWS
         cdef u32 index
         # A stack with the lowest slot on top: slots_high, which the coordinator scans up to, stays small.
         for index in range(<u32>SLOT_COUNT):
@@ -107,6 +193,25 @@ cdef class StoreAttachment:
             PyBuffer_Release(&self.store_buffer)
         if self.bell_held:
             PyBuffer_Release(&self.bell_buffer)
+
+    cdef int begin(self, PinnedView view, bint lazily) except -1:
+        view.slot = self.pin(&view.version, &view.expiry_time)
+        return 0
+
+    cdef int get(self, PinnedView view, const u8 *key, u32 key_size, Found *found) except -2:
+        return reader_get(&self.reader, key, key_size, key_hash(key, key_size, self.reader.hash_seed), view.version, found)
+
+    cdef object page(self, PinnedView view, const u8 *start, u32 start_size, bint exclusive, const u8 *end, u32 end_size,
+                     bint reverse, Found *out, u32 count_max, u8 *resume, u32 *resume_size, bint *done, int *count):
+        count[0] = reader_scan(&self.reader, start, start_size, exclusive, end, end_size, reverse, view.version, out,
+                               count_max, resume, resume_size, done)
+        return None
+
+    cdef u64 newest(self, u64 own) noexcept:
+        cdef u64 committed = load_acquire_u64(&self.header.committed_version)
+        # A newer coordinator's commits are not in this store: a version learnt from them would look wrong here.
+        # Acquire: the mark was set before anything that the caller can have learnt was acknowledged.
+        return own if load_acquire_u32(&self.header.superseded) else committed
 
     cdef u32 pin(self, u64 *version, i64 *expiry_time) except 0x7FFFFFFF:
         """Pin the newest committed version. Returns the slot; `version` and `expiry_time` are those of the
@@ -194,12 +299,11 @@ cdef class StoreAttachment:
         return load_acquire_u64(words + 8) == load_relaxed_u64(words)
 
     cdef i64 clock(self) noexcept:
-        """The clock by which keys expire, in ns since the epoch. A ttl is added to it."""
         # Relaxed: see _expiry_time.pxd.
         return clock_monotonic_ns() + <i64>load_relaxed_u64(&self.header.clock_offset)
 
     cdef bint is_due(self, i64 now) noexcept:
-        """Whether the expiry time should have been raised by `now`, a coarse monotonic time."""
+        # Whether the expiry time should have been raised by `now`, a coarse monotonic time.
         cdef i64 due = <i64>load_relaxed_u64(&self.header.next_due)
         # The exact clock is read only shortly before that time, or after it.
         return due != 0 and now + COARSE_NS_MAX >= due and clock_monotonic_ns() >= due
@@ -211,12 +315,11 @@ cdef class StoreAttachment:
                 and load_acquire_u32(&self.header.superseded) == 0 and load_acquire_u32(self.closed) == 0)
 
     cdef void note_retry(self) noexcept:
-        """Count that a transaction is tried again, for `stats`: the coordinator cannot see it."""
+        # The coordinator cannot see it.
         if self.generation == fork_generation:
             self.tally.retries += 1
 
     cdef void note_conflict(self, bint cas, bytes key) noexcept:
-        """Count a commit that was refused early because of this stored key, for `stats`."""
         if self.generation != fork_generation:
             return
         if cas:
@@ -225,23 +328,16 @@ cdef class StoreAttachment:
             self.tally.conflicts_read += 1
         note_hot_key(self.tally.hot, TALLY_KEYS, <const u8 *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
 
+    cdef void keep_conflict(self, u8 kind, bytes key, u64 expected, u64 found, u64 attempt) noexcept:
+        if self.generation != fork_generation:
+            return
+        self.tally.conflicts += 1
+        note_recent_conflict(self.tally.recent, self.tally.conflicts, self.clock(), kind,
+                             <const u8 *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), expected, found, attempt)
+
     def note_unserved(self):
         """The coordinator is gone: judge expiry by our own clock until another one supersedes the store."""
         self.unserved = True
-
-    def retire(self):
-        """Let no snapshot begin on this store from now on. Those that are open stay readable."""
-        self.retired = True
-
-    def shut_down(self):
-        """The handle is closed: calls on open snapshots raise DatabaseClosedError from now on."""
-        self.shut = self.retired = True
-
-    @property
-    def usable(self):
-        """Whether new snapshots may begin here: not retired, superseded, thrown out, or inherited through a
-        fork."""
-        return self.is_usable()
 
     @property
     def address(self):
@@ -281,17 +377,25 @@ cdef class PinnedView:
     def __dealloc__(self):
         self.release()
 
-    cdef int open(self, StoreAttachment attachment) except -1:
-        self.attachment = attachment
-        self.slot = attachment.pin(&self.version, &self.expiry_time)
+    cdef int open(self, SnapshotSource source, bint lazily=False) except -1:
+        self.attachment = source
+        source.begin(self, lazily)
         if failpoint_armed():
             failpoint_hit(FP_WORKER_AFTER_PIN)
+        return 0
+
+    cdef int begin_now(self) except -1:
+        """Begin the snapshot of a view that was opened lazily."""
+        if self.late:
+            self.require_alive()
+            self.attachment.begin(self, False)
         return 0
 
     cdef void release(self) noexcept:
         if self.slot != NO_SLOT:
             self.attachment.unpin(self.slot)
             self.slot = NO_SLOT
+            self.rows = None
 
     cdef bint revoked(self) noexcept:
         cdef u8 *words
@@ -321,18 +425,18 @@ cdef class PinnedView:
             )
         return 0
 
-    cdef i64 now(self) noexcept:
+    cdef i64 now(self) except? -1:
         """The one clock reading from which a ttl counts and with which own writes are stamped. It is taken
         when first needed. It does not decide whether a key has expired; `expiry_time` does."""
         if self.clock == 0:
+            self.begin_now()        # a server tells its clock then
             self.clock = clock_realtime_ns() if self.attachment is None else self.attachment.clock()
         return self.clock
 
     cdef int find(self, const u8 *key, u32 key_size, Found *found) except -1:
         """1 if the key has a live value at `version`, 0 if it is absent or expired. REQUIRES: require_alive
         was called."""
-        cdef Reader *reader = &self.attachment.reader
-        cdef int status = reader_get(reader, key, key_size, key_hash(key, key_size, reader.hash_seed), self.version, found)
+        cdef int status = self.attachment.get(self, key, key_size, found)
         # The answer is good only if the pin held throughout the walk, absence included.
         if self.revoked():
             self.require_alive()
@@ -359,6 +463,12 @@ cdef class PinnedView:
         if self.revoked():
             self.require_alive()
         return copied
+
+    @property
+    def version(self):
+        """The version of the snapshot."""
+        self.begin_now()
+        return self.version
 
     @property
     def closed(self):

@@ -12,7 +12,19 @@ import functools
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, ClassVar, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import (
+    Any,
+    ClassVar,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+    cast,
+    overload,
+)
 from uuid import UUID
 
 from ..model.keys import Namespace
@@ -51,13 +63,22 @@ _DEFAULT_RETRY = RetryPolicy()
 
 
 class AsyncEngineHandle(EngineHandle, Protocol):
-    """An engine whose commits are awaited."""
+    """An engine whose commits are awaited.
+
+    Attributes:
+      begins_afar: to begin a snapshot means to ask a server, so `ready` is awaited before each one.
+    """
+
+    begins_afar: bool
 
     async def commit(self, pending: Any) -> Any:
         """Carry a `PendingCommit` out; what its caller is given, or the error it gets."""
 
     async def ready(self) -> None:
         """Wait until `attachment` returns at once."""
+
+    def unready(self) -> None:
+        """Nothing begins behind `ready` after all."""
 
     async def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         """`admin`, in a thread."""
@@ -107,8 +128,8 @@ class AsyncDatabase(Extensible, Generic[X]):
         codec: Codec | None = None,
         run_rule: RunRule | None = None,
     ) -> None:
-        self._handle = handle
         self._base = self.base_class(handle, isolation, namespace, codec, run_rule)
+        self._handle = cast("AsyncEngineHandle", self._base.handle)  # of the namespace
         self._isolation: Literal["serializable", "snapshot"] = (
             "serializable" if isolation == "serializable" else "snapshot"
         )
@@ -140,6 +161,7 @@ class AsyncDatabase(Extensible, Generic[X]):
         isolation: IsolationName | None = None,
         read_only: bool = False,
         timeout: float | None = None,
+        late: bool = False,
     ) -> Beginning[X]:
         """A transaction on a fresh snapshot: `async with` it, or await it. It never retries by itself.
 
@@ -152,17 +174,22 @@ class AsyncDatabase(Extensible, Generic[X]):
           isolation: "serializable" or "snapshot"; None: as the database was opened.
           read_only: refuse writes, and track no reads. A plain `with` will do for such a transaction.
           timeout: seconds after which every call raises TransactionTimeout; None: none.
+          late: of a read-only one that is entered with a plain `with`: on a server it begins with its first read.
         """
         given: dict[str, Any] = {"isolation": isolation, "timeout": timeout}
         if read_only:
-            now = functools.partial(self._base.begin, run_id, read_only=True, **given)
+            now = functools.partial(self._base.begin, run_id, read_only=True, late=late, **given)
             return Reading(functools.partial(self._open, run_id, read_only=True, **given), now)
         return Beginning(functools.partial(self._open, run_id, **given))
 
     async def _open(self, run_id: Run, **keywords: Any) -> X:
-        if not self._base.attached:
+        if self._handle.begins_afar or not self._base.attached:
             await self._handle.ready()
-        txn: X = self._base.begin(run_id, **keywords)
+        try:
+            txn: X = self._base.begin(run_id, **keywords)
+        except BaseException:
+            self._handle.unready()
+            raise
         return txn
 
     @overload

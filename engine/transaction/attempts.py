@@ -203,6 +203,7 @@ class Retrying(Generic[X]):
             may_wait=True,
             turn=self._turn,
             patient=patient,
+            late=True,
         )
 
     def wait(self, txn: X, signal: WaitSignal) -> None:
@@ -311,7 +312,8 @@ def run_transaction(
     if timeout is not None or wait_timeout is not None or retry.turn_after == 1:
         retrying = Retrying(begin, run_id, retry, timeout, isolation, wait_timeout=wait_timeout)
     if retrying is None:
-        txn = begin(run_id, isolation=isolation, may_wait=True, patient=retry.turn_after is not None)
+        patient = retry.turn_after is not None
+        txn = begin(run_id, isolation=isolation, may_wait=True, patient=patient, late=True)
     else:
         txn = retrying.begin()
     reason: ConflictError | SnapshotExpired | WaitSignal

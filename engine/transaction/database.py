@@ -102,6 +102,7 @@ class Database(Extensible, DatabaseBase, Generic[X]):
             may_wait: bool = False,
             turn: int = 0,
             patient: bool = False,
+            late: bool = False,
         ) -> X: ...
 
     def transaction(
@@ -363,9 +364,9 @@ class Database(Extensible, DatabaseBase, Generic[X]):
 
     @property
     def path(self) -> str | None:
-        """The directory of the database; None for one in memory."""
-        path: str | None = getattr(self.handle, "path", None)
-        return path
+        """The directory of the database, or the URL of its server without secrets; None for one in memory."""
+        place: str | None = getattr(self.handle, "location", None) or getattr(self.handle, "path", None)
+        return place
 
     @property
     def isolation(self) -> Literal["serializable", "snapshot"]:

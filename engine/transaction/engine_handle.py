@@ -1,9 +1,8 @@
 """The interface between the worker's side of a database and the engine that commits for it.
 
-There are two engines: a coordinator process reached through shared-memory rings (client/shared_handle.py),
-and the in-process commit core of `open_in_memory` (client/local_handle.py). Everything above them
-(transactions, retries, snapshots, primitives) is the same code for both. Another engine, a distributed one
-for instance, would implement these few methods.
+There are three kinds of engine: a coordinator process reached through shared-memory rings
+(client/shared_handle.py), the in-process commit core of `open_in_memory` (client/local_handle.py), and a server
+(remote/handle.py). Everything above them (transactions, retries, snapshots, primitives) is the same code for all.
 
 1. A handle may be used from several threads; each call of `submit` is one commit request and waits for its
    answer.
@@ -23,7 +22,7 @@ from ..model.settings import Settings
 
 if TYPE_CHECKING:
     from ._answer import Answer
-    from ._view import StoreAttachment
+    from ._view import SnapshotSource
     from .waiting import WaitHub
 
 __all__ = ["EngineHandle", "PinnedSnapshot"]
@@ -61,8 +60,11 @@ class EngineHandle(Protocol):
     def durability(self) -> str:
         """What an acknowledged commit survives: "none", "standard" or "always"."""
 
-    def attachment(self) -> StoreAttachment:
-        """The store to begin snapshots on.
+    def of(self, base: bytes) -> EngineHandle:
+        """The same engine for a namespace, whose stored keys begin with `base`: itself, where all share one order."""
+
+    def attachment(self) -> SnapshotSource:
+        """The source to begin snapshots on: the store of this machine, or a server.
 
         Attaches anew after a fork, when a new coordinator marked the store superseded, or when no coordinator
         can mark it any longer. Otherwise it returns the same object. A database asks when it cannot use its

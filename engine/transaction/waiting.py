@@ -31,13 +31,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..disk import failpoints
 from ..model.errors import CoordinatorUnavailable, CorruptionError, WatchLagged
-from ._feed import ChangeFeed
-from ._watch_bell import WatchBell
+from .feeds import Bell, Feed, bell_of, feed_of, hub_feed
 from .pace import Pace
 from .wait_signal import WaitSignal
 
 if TYPE_CHECKING:
-    from ._view import StoreAttachment
+    from ._view import SnapshotSource
 
 __all__ = ["Interest", "StaleCheck", "WaitHub", "Waiter", "wait_for_change"]
 
@@ -103,7 +102,7 @@ class Waiter:
 class Attached(Protocol):
     """What a WaitHub needs of its handle."""
 
-    def attachment(self) -> StoreAttachment:
+    def attachment(self) -> SnapshotSource:
         """The store to begin snapshots on."""
 
     @property
@@ -139,8 +138,8 @@ class WaitHub:
         self._by_key: dict[bytes, set[Waiter]] = {}
         self._ranged: set[Waiter] = set()
         self._held: dict[bytes, list[int]] = {}  # prefix: [how many need it, its slot]
-        self._bell: WatchBell | None = None
-        self._feed: ChangeFeed | None = None
+        self._bell: Bell | None = None
+        self._feed: Feed | None = None
         self._leader: Waiter | None = None
         self._beat = 0.0
         self._dispatched = -1  # the bell's word before the last dispatch
@@ -266,14 +265,14 @@ class WaitHub:
 
     # ---- following the store --------------------------------------------------------------------------------
 
-    def attachment(self) -> StoreAttachment | None:
+    def attachment(self) -> SnapshotSource | None:
         """The store to follow; None while there is none. May block while a coordinator starts."""
         try:
             return self._handle.attachment()
         except CoordinatorUnavailable:
             return None
 
-    def _follow(self, attachment: StoreAttachment, *, shared: bool) -> None:
+    def _follow(self, attachment: SnapshotSource, *, shared: bool) -> None:
         """Follow this store: register with it what is waited for, and let everybody look at it if it is another one.
 
         Args:
@@ -281,14 +280,14 @@ class WaitHub:
         """
         bell = self._bell
         if bell is None or bell.attachment is not attachment:
-            self._bell = bell = WatchBell(attachment)
+            self._bell = bell = bell_of(attachment)
             self._feed = None
             self._dispatched = -1
             for prefix, entry in tuple(self._held.items()):
                 entry[1] = bell.add(prefix)
             self._wake_all()
         if self._feed is None and shared:
-            self._feed = ChangeFeed(attachment, attachment.committed_version, b"", bare=True)
+            self._feed = hub_feed(bell)
             # This feed begins after their registration: what lies before it they look for themselves.
             self._wake_all()
 
@@ -408,7 +407,7 @@ class StaleCheck:
         self._hub = hub
         self._interest = interest
         self._version = version
-        self._feed: ChangeFeed | None = None
+        self._feed: Feed | None = None
 
     def __call__(self) -> bool:
         try:
@@ -423,11 +422,11 @@ class StaleCheck:
                     self._version = feed.version
                 if attachment is None:
                     return False
-                self._feed = ChangeFeed(attachment, self._version, b"", bare=True)
+                self._feed = feed_of(attachment, self._version, b"", bare=True)
         except WatchLagged:
             return True
 
-    def _found(self, feed: ChangeFeed) -> bool:
+    def _found(self, feed: Feed) -> bool:
         until = feed.attachment.committed_version
         while feed.version < until:
             if any(self._interest.concerns(key, end) for key, end in feed.poll_keys()):

@@ -22,15 +22,16 @@ from ..model.errors import InvalidArgumentError, TransactionStateError, WatchLag
 from ..model.keys import decode_user_key, encode_user_key, successor
 from ..model.limits import TIMEOUT_MAX
 from ._change import Change
-from ._feed import ChangeFeed
+from .feeds import feed_of
 from .logged_changes import logged_changes
 from .pace import Pace
 from .waiting import Interest
 
 if TYPE_CHECKING:
     from ..model.values import Codec
-    from ._view import StoreAttachment
+    from ._view import SnapshotSource
     from .engine_handle import EngineHandle
+    from .feeds import Feed
     from .logged_changes import Kind
 
 __all__ = ["Change", "ChangeReader", "Watch", "ready_changes", "wait_deadline"]
@@ -210,8 +211,8 @@ class ChangeReader:
                 continue  # the coordinator of the old store is dead: read it to its end
             self._feed = self._follow(attachment, feed.version)
 
-    def _follow(self, attachment: StoreAttachment, version: int) -> ChangeFeed:
-        return ChangeFeed(attachment, version, self._start, self._end, codec=self._codec, skip=self._skip)
+    def _follow(self, attachment: SnapshotSource, version: int) -> Feed:
+        return feed_of(attachment, version, self._start, self._end, codec=self._codec, skip=self._skip)
 
     def read_log(self, lag: WatchLagged) -> None:
         """Take from the log what the ring has no longer.

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,7 +129,8 @@ def test_while_the_coordinator_is_dead(database_path: Path, run: RunId, factory:
     run_in(factory, main())
 
 
-def test_in_the_block_and_before_any_commit(database_path: Path, run: RunId, factory: LoopFactory) -> None:
+@pytest.mark.by_default("shared")
+def test_in_the_block_and_before_any_commit(opened: Any, run: RunId, factory: LoopFactory) -> None:
     seen: list[AsyncTransaction] = []
 
     async def block(db: AsyncDatabase) -> None:
@@ -138,7 +140,7 @@ def test_in_the_block_and_before_any_commit(database_path: Path, run: RunId, fac
             await asyncio.Event().wait()
 
     async def main() -> None:
-        async with open_async(database_path) as db:
+        async with opened() as db:
             task = asyncio.create_task(block(db))
             await until(lambda: seen)
             with pytest.raises(TransactionStateError, match="no commit was begun"):
@@ -151,9 +153,10 @@ def test_in_the_block_and_before_any_commit(database_path: Path, run: RunId, fac
     run_in(factory, main())
 
 
-def test_between_the_answer_and_the_task(database_path: Path, run: RunId, factory: LoopFactory) -> None:
+@pytest.mark.by_default("shared")
+def test_between_the_answer_and_the_task(opened: Any, run: RunId, factory: LoopFactory) -> None:
     async def main() -> None:
-        async with open_async(database_path) as db:
+        async with opened() as db:
             await db.put(run, "warm", 1)
             txn = await begun(db, run, "k")
             task = asyncio.create_task(txn.commit())

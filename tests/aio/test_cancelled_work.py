@@ -1,33 +1,13 @@
 """Cancelling what works together: no task, no lease and no step is left in the hands of a task that is gone."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-import occamdb.aio
 from occamdb import RunId, TypeTag
-from occamdb.aio import AsyncDatabase
 from occamdb.primitives import layout
-from tests.support.aio import LoopFactory, open_async, run_in, until
+from tests.support.aio import LoopFactory, run_in, until
 
 STEPS = 12  # of the event loop; a claim takes fewer
-
-
-@pytest.fixture(params=["memory", "directory"])
-def opened(request: pytest.FixtureRequest, database_path: Path) -> Any:
-    """Opens a database of either kind."""
-
-    @asynccontextmanager
-    async def opener() -> AsyncIterator[AsyncDatabase]:
-        opening = occamdb.aio.open_in_memory() if request.param == "memory" else open_async(database_path)
-        async with opening as db:
-            yield db
-
-    return opener
 
 
 async def cancel_after(work: Any, steps: int, *, again: int = -1) -> bool:

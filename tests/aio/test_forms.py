@@ -2,8 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +29,6 @@ from occamdb.primitives.operations import Operation, ReadOperation
 from tests.support.aio import LoopFactory, open_async, run_in
 
 Body = Any
-
-
-@pytest.fixture(params=["memory", "directory"])
-def opened(request: pytest.FixtureRequest, database_path: Path) -> Any:
-    """Opens a database of either kind."""
-
-    @asynccontextmanager
-    async def opener() -> AsyncIterator[AsyncDatabase]:
-        opening = occamdb.aio.open_in_memory() if request.param == "memory" else open_async(database_path)
-        async with opening as db:
-            yield db
-
-    return opener
 
 
 def test_operations_of_the_database_itself(opened: Any, run: RunId, factory: LoopFactory) -> None:
@@ -369,9 +355,10 @@ def test_commits_in_memory_let_others_run(run: RunId, factory: LoopFactory) -> N
     run_in(factory, main())
 
 
-def test_many_transactions_at_once(database_path: Path, run: RunId, factory: LoopFactory) -> None:
+@pytest.mark.by_default("shared")
+def test_many_transactions_at_once(opened: Any, run: RunId, factory: LoopFactory) -> None:
     async def main() -> None:
-        async with open_async(database_path) as db:
+        async with opened() as db:
 
             def move(txn: AsyncTransaction, number: int) -> None:
                 txn.put(f"k{number}", txn.get(f"k{number}", 0) + 1)
@@ -388,9 +375,10 @@ def test_many_transactions_at_once(database_path: Path, run: RunId, factory: Loo
     run_in(factory, main())
 
 
-def test_contended_transactions_at_once(database_path: Path, run: RunId, factory: LoopFactory) -> None:
+@pytest.mark.by_default("shared")
+def test_contended_transactions_at_once(opened: Any, run: RunId, factory: LoopFactory) -> None:
     async def main() -> None:
-        async with open_async(database_path) as db:
+        async with opened() as db:
             policy = RetryPolicy(max_attempts=10_000, max_backoff=0.002)
 
             def bump(txn: AsyncTransaction) -> None:

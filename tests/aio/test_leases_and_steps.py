@@ -1,31 +1,14 @@
 """Leases and steps of an asynchronous database: the same as of the plain one, awaited."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import occamdb.aio
 from occamdb import BoundReached, InvalidArgumentError, LeaseLost, RetryPolicy, RunId, TransactionTimeout
 from occamdb.aio import AsyncDatabase
 from occamdb.engine.model.errors import TransactionStateError
-from tests.support.aio import LoopFactory, open_async, run_in, until
-
-
-@pytest.fixture(params=["memory", "directory"])
-def opened(request: pytest.FixtureRequest, database_path: Path) -> Any:
-    """Opens a database of either kind."""
-
-    @asynccontextmanager
-    async def opener() -> AsyncIterator[AsyncDatabase]:
-        opening = occamdb.aio.open_in_memory() if request.param == "memory" else open_async(database_path)
-        async with opening as db:
-            yield db
-
-    return opener
+from tests.support.aio import LoopFactory, run_in, until
 
 
 async def in_line(db: AsyncDatabase, run: RunId, count: int) -> None:

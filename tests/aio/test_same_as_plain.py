@@ -14,8 +14,8 @@ import occamdb
 import occamdb.aio
 from occamdb import OccamError, RetryPolicy, RunId
 from occamdb.aio import AsyncDatabase
-from tests.support.aio import open_async
-from tests.support.processes import open_database, stop_coordinator
+from tests.support.engines import Engine
+from tests.support.processes import stop_coordinator
 
 KEYS = st.sampled_from(["a", "b", "c", ""])
 VALUES = st.one_of(st.integers(-3, 3), st.text(max_size=2), st.none())
@@ -91,36 +91,29 @@ async def awaited(db: AsyncDatabase, run: RunId, step: tuple[Any, ...]) -> Any:
 
 
 class Both:
-    """A database of each kind, and the loop of the second.
+    """A database of each form, with nothing in it, and the loop of the second."""
 
-    Args:
-      directory: where to make them; None: in memory.
-    """
-
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, engine: Engine, directory: Path) -> None:
+        self.engine = engine
         self.runner = asyncio.Runner()
-        self.paths = [] if directory is None else [directory / "plain", directory / "awaited"]
-        if self.paths:
-            self.plain = open_database(self.paths[0])
-            opening = open_async(self.paths[1])
-        else:
-            self.plain = occamdb.open_in_memory()
-            opening = occamdb.aio.open_in_memory()
-        self.awaited = self.runner.run(opening._opened())
+        self.plain: Any = engine.database(directory, max_store_size="64MiB")
+        self._opening = engine.opening(directory / "awaited")
+        self.awaited: Any = self.runner.run(self._opening.__aenter__())
 
     def close(self) -> None:
-        self.runner.run(self.awaited.close())
+        self.runner.run(self._opening.__aexit__(None, None, None))
         self.runner.close()
-        self.plain.close()
-        for path in self.paths:
-            stop_coordinator(path)
+        self.engine.discard(self.plain)
 
 
-@pytest.fixture(scope="module", params=["memory", "directory"])
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
-    databases = Both(None if request.param == "memory" else tmp_path_factory.mktemp("both"))
+@pytest.fixture(scope="module")
+def both(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
+    directory = tmp_path_factory.mktemp("both")
+    databases = Both(engine, directory)
     yield databases
     databases.close()
+    for path in directory.iterdir():
+        stop_coordinator(path)
 
 
 @given(steps=STEPS)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 import occamdb.aio
 from occamdb import RunNotActive
-from tests.support.aio import LoopFactory, open_async, run_in
+from tests.support.aio import LoopFactory, run_in
 
 
-def test_writes_to_a_run_that_is_not_active_are_refused(database_path: Path, factory: LoopFactory) -> None:
+@pytest.mark.by_default("shared")
+def test_writes_to_a_run_that_is_not_active_are_refused(opened: Any, factory: LoopFactory) -> None:
     async def main() -> None:
-        async with open_async(database_path, strict_runs=True) as db:
+        async with opened(strict_runs=True) as db:
             run = (await db.runs.create_run("r")).run_id
             await db.put(run, "k", 1)
             await db.runs.complete_run(run)
@@ -29,11 +30,12 @@ def test_writes_to_a_run_that_is_not_active_are_refused(database_path: Path, fac
     run_in(factory, main())
 
 
-def test_blind_writes_look_again_when_the_record_changed(database_path: Path, factory: LoopFactory) -> None:
+@pytest.mark.by_default("shared")
+def test_blind_writes_look_again_when_the_record_changed(opened: Any, factory: LoopFactory) -> None:
     """Changes of the run's record run into the writes all the time, and no write conflicts."""
 
     async def main() -> None:
-        async with open_async(database_path, strict_runs=True) as db:
+        async with opened(strict_runs=True) as db:
             run = (await db.runs.create_run("r")).run_id
             for _ in range(20):
                 changes = [db.runs.add_tags(run, [f"t{number}"]) for number in range(4)]

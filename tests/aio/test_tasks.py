@@ -1,21 +1,17 @@
 """Tasks from event loops: the calls are awaited, the loop is asynchronous, and a claim waits without a thread."""
 
 import asyncio
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-import occamdb.aio
 from occamdb import LeaseLost, RunId
-from tests.support.aio import LoopFactory, open_async, run_in
+from tests.support.aio import LoopFactory, run_in
 
 
-@pytest.mark.parametrize("kind", ["memory", "directory"])
-def test_tasks_are_put_claimed_and_completed(
-    kind: str, database_path: Path, run: RunId, factory: LoopFactory
-) -> None:
+def test_tasks_are_put_claimed_and_completed(opened: Any, run: RunId, factory: LoopFactory) -> None:
     async def main() -> None:
-        async with occamdb.aio.open_in_memory() if kind == "memory" else open_async(database_path) as db:
+        async with opened() as db:
             await db.tasks.put_many(run, "q", range(3))
             seen = []
             async with db.tasks.worker(run, "q", timeout=0) as tasks:

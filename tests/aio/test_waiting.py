@@ -3,8 +3,6 @@
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +14,6 @@ from occamdb.aio import AsyncDatabase, AsyncTransaction
 from tests.aio.test_loops import _reaped
 from tests.support.aio import LoopFactory, open_async, run_in, until
 from tests.support.processes import kill_coordinator, open_database
-
-
-@pytest.fixture(params=["memory", "directory"])
-def opened(request: pytest.FixtureRequest, database_path: Path) -> Any:
-    """Opens a database of either kind."""
-
-    @asynccontextmanager
-    async def opener() -> AsyncIterator[AsyncDatabase]:
-        opening = occamdb.aio.open_in_memory() if request.param == "memory" else open_async(database_path)
-        async with opening as db:
-            yield db
-
-    return opener
 
 
 def waiting(db: AsyncDatabase) -> int:
@@ -205,11 +190,10 @@ def test_cancelled_waits_leave_nothing(opened: Any, run: RunId, factory: LoopFac
     run_in(factory, main())
 
 
-def test_a_thousand_tasks_wait_for_keys_of_their_own(
-    database_path: Path, run: RunId, factory: LoopFactory
-) -> None:
+@pytest.mark.by_default("shared")
+def test_a_thousand_tasks_wait_for_keys_of_their_own(opened: Any, run: RunId, factory: LoopFactory) -> None:
     async def main() -> None:
-        async with open_async(database_path) as db:
+        async with opened() as db:
             tasks = [asyncio.create_task(db.kv.wait(run, f"k{number}")) for number in range(1000)]
             await until(lambda: waiting(db) == 1000)
             threads = threading.active_count()

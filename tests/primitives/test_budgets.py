@@ -1,6 +1,5 @@
 """Bounds of increments: decided in the order of commits, refused as a whole, never overspent."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,8 @@ from occamdb import BoundReached, Database, RunId, TransactionStatus
 from occamdb.engine.commit import messages
 from occamdb.engine.model.bounds import decode_bounds, encode_bounds, join_bounds
 from occamdb.engine.model.errors import IntegerOverflowError, InvalidArgumentError, ProtocolError
-from tests.support.processes import Peer, open_database, workers
+from tests.support.engines import Place
+from tests.support.processes import Peer, workers
 
 MIN, MAX = -(2**63), 2**64 - 1
 
@@ -170,8 +170,8 @@ def test_damaged_bounds_in_a_request_are_refused(damage: bytes) -> None:
 # ---- processes ---------------------------------------------------------------------------------------------
 
 
-def spend(peer: Peer, path: Path, run: RunId, budget: int) -> int:
-    with open_database(path) as db:
+def spend(peer: Peer, place: Place, run: RunId, budget: int) -> int:
+    with place.open() as db:
         peer.say("ready")
         peer.hear()
         spent = 0
@@ -184,11 +184,12 @@ def spend(peer: Peer, path: Path, run: RunId, budget: int) -> int:
             spent += 3
 
 
-def test_sixteen_processes_never_overspend(shared_path: Path, shared_database: Database) -> None:
-    db = shared_database
+@pytest.mark.by_default("shared")
+def test_sixteen_processes_never_overspend(place: Place, placed: Database) -> None:
+    db = placed
     run, budget = RunId.new(), 4_000
     with workers() as start:
-        spenders = [start(spend, shared_path, run, budget) for _ in range(16)]
+        spenders = [start(spend, place, run, budget) for _ in range(16)]
         for worker in spenders:
             worker.hear()
         for worker in spenders:

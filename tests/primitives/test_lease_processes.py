@@ -9,12 +9,15 @@ import pytest
 
 from occamdb import Database, ForkedHandleError, LeaseLost, RunId
 from occamdb.engine.model.errors import ConflictError
+from tests.support.engines import Place
 from tests.support.processes import Peer, open_database, wait_until, workers
 
+pytestmark = pytest.mark.by_default("shared")
 
-def hold(peer: Peer, path: Path, run: RunId, name: str, options: dict[str, Any]) -> str:
+
+def hold(peer: Peer, place: Place, run: RunId, name: str, options: dict[str, Any]) -> str:
     """Hold a lease until told; then commit under it."""
-    with open_database(path) as db:
+    with place.open() as db:
         peer.say("open")
         lease = db.leases.acquire(run, name, **options)
         peer.say(("held", lease.token, time.monotonic()))
@@ -44,16 +47,16 @@ def held(worker: Any) -> tuple[int, float]:
 
 
 def test_the_lease_of_a_killed_holder_goes_to_the_next_within_a_second(
-    shared_path: Path, shared_database: Database
+    place: Place, placed: Database
 ) -> None:
     run = RunId.new()
     with workers() as start:
-        first = start(hold, shared_path, run, "leader", {})
+        first = start(hold, place, run, "leader", {})
         assert first.hear() == "open"
         token, _ = held(first)
-        second = start(hold, shared_path, run, "leader", {})
+        second = start(hold, place, run, "leader", {})
         assert second.hear() == "open"
-        in_line(shared_database, run, 1)
+        in_line(placed, run, 1)
         killed = time.monotonic()
         first.kill()
         successor, when = held(second)
@@ -61,16 +64,16 @@ def test_the_lease_of_a_killed_holder_goes_to_the_next_within_a_second(
         assert when - killed < 1.0
         second.say("go")
         assert second.result() == "committed"
-    assert shared_database.get(run, "by") == successor
+    assert placed.get(run, "by") == successor
 
 
-def test_a_killed_waiter_leaves_the_line(shared_path: Path, shared_database: Database) -> None:
-    run, db = RunId.new(), shared_database
+def test_a_killed_waiter_leaves_the_line(place: Place, placed: Database) -> None:
+    run, db = RunId.new(), placed
     with workers() as start:
         with db.leases.hold(run, "leader"):
             waiting = []
             for count in range(1, 4):
-                waiting.append(start(hold, shared_path, run, "leader", {}))
+                waiting.append(start(hold, place, run, "leader", {}))
                 assert waiting[-1].hear() == "open"
                 in_line(db, run, count)
             waiting[0].kill()
@@ -87,11 +90,11 @@ def test_a_killed_waiter_leaves_the_line(shared_path: Path, shared_database: Dat
 
 @pytest.mark.parametrize("isolation", ["serializable", "snapshot"])
 def test_a_stopped_holder_loses_a_lease_with_a_time_limit_and_its_commit_never_lands(
-    shared_path: Path, shared_database: Database, isolation: Any
+    place: Place, placed: Database, isolation: Any
 ) -> None:
-    run, db = RunId.new(), shared_database
+    run, db = RunId.new(), placed
     with workers() as start:
-        hung = start(hold, shared_path, run, "leader", {"lease": 1.0})
+        hung = start(hold, place, run, "leader", {"lease": 1.0})
         assert hung.hear() == "open"
         token, _ = held(hung)
         hung.stop()
@@ -107,9 +110,9 @@ def test_a_stopped_holder_loses_a_lease_with_a_time_limit_and_its_commit_never_l
         db.leases.release(run, lease)
 
 
-def compete(peer: Peer, path: Path, run: RunId, rounds: int) -> int:
+def compete(peer: Peer, place: Place, run: RunId, rounds: int) -> int:
     """Under the lease, count without any transaction around the read and the write."""
-    with open_database(path) as db:
+    with place.open() as db:
         peer.say("open")
         peer.hear()
         for _ in range(rounds):
@@ -122,25 +125,25 @@ def compete(peer: Peer, path: Path, run: RunId, rounds: int) -> int:
         return rounds
 
 
-def test_what_is_done_under_a_lease_is_done_by_one(shared_path: Path, shared_database: Database) -> None:
+def test_what_is_done_under_a_lease_is_done_by_one(place: Place, placed: Database) -> None:
     run, rounds = RunId.new(), 40
     with workers() as start:
-        all_of_them = [start(compete, shared_path, run, rounds) for _ in range(8)]
+        all_of_them = [start(compete, place, run, rounds) for _ in range(8)]
         for worker in all_of_them:
             assert worker.hear() == "open"
         for worker in all_of_them:
             worker.say("go")
         assert sum(worker.result() for worker in all_of_them) == 8 * rounds
-    assert shared_database.get(run, "count") == 8 * rounds
-    assert shared_database.leases.list(run) == []
+    assert placed.get(run, "count") == 8 * rounds
+    assert placed.leases.list(run) == []
 
 
 # ---- steps -------------------------------------------------------------------------------------------------
 
 
-def fetch(path: Path, run: RunId, peer: Peer | None) -> str:
+def fetch(place: Place, run: RunId, peer: Peer | None) -> str:
     """A plain function: counts its calls outside the record, and may be killed before it returns."""
-    with open_database(path) as db:
+    with place.open() as db:
         db.kv.increment(run, "calls")
     if peer is not None:
         peer.say("in fetch")
@@ -148,21 +151,19 @@ def fetch(path: Path, run: RunId, peer: Peer | None) -> str:
     return "page"
 
 
-def run_step(peer: Peer, path: Path, run: RunId, stays: bool) -> Any:
-    with open_database(path) as db:
+def run_step(peer: Peer, place: Place, run: RunId, stays: bool) -> Any:
+    with place.open() as db:
         peer.say("open")
-        result = db.steps.run(run, "fetch", fetch, path, run, peer if stays else None)
+        result = db.steps.run(run, "fetch", fetch, place, run, peer if stays else None)
         return result, time.monotonic()
 
 
-def test_a_step_whose_process_was_killed_is_run_by_the_next_caller(
-    shared_path: Path, shared_database: Database
-) -> None:
-    run, db = RunId.new(), shared_database
+def test_a_step_whose_process_was_killed_is_run_by_the_next_caller(place: Place, placed: Database) -> None:
+    run, db = RunId.new(), placed
     with workers() as start:
-        first = start(run_step, shared_path, run, True)
+        first = start(run_step, place, run, True)
         assert first.hear() == "open" and first.hear() == "in fetch"
-        second = start(run_step, shared_path, run, False)
+        second = start(run_step, place, run, False)
         assert second.hear() == "open"
         step = db.steps.get(run, "fetch")
         assert step is not None and step.state == "running" and step.attempts == 1
@@ -173,16 +174,16 @@ def test_a_step_whose_process_was_killed_is_run_by_the_next_caller(
     assert db.kv.get(run, "calls") == 2
     step = db.steps.get(run, "fetch")
     assert step is not None and (step.state, step.attempts, step.result) == ("done", 2, "page")
-    assert db.steps.run(run, "fetch", fetch, shared_path, run, None) == "page"
+    assert db.steps.run(run, "fetch", fetch, place, run, None) == "page"
     assert db.kv.get(run, "calls") == 2
 
 
-def test_concurrent_callers_of_one_step_run_it_once(shared_path: Path, shared_database: Database) -> None:
-    run, db = RunId.new(), shared_database
+def test_concurrent_callers_of_one_step_run_it_once(place: Place, placed: Database) -> None:
+    run, db = RunId.new(), placed
     with workers() as start:
-        first = start(run_step, shared_path, run, True)
+        first = start(run_step, place, run, True)
         assert first.hear() == "open" and first.hear() == "in fetch"
-        others = [start(run_step, shared_path, run, False) for _ in range(4)]
+        others = [start(run_step, place, run, False) for _ in range(4)]
         for other in others:
             assert other.hear() == "open"
         first.say("go")
@@ -196,9 +197,9 @@ def pay(txn: Any, amount: int) -> int:
     return amount
 
 
-def pay_forever(peer: Peer, path: Path, run: RunId) -> None:
+def pay_forever(peer: Peer, place: Place, run: RunId) -> None:
     """Run the steps of one pipeline over and over until killed."""
-    with open_database(path) as db:
+    with place.open() as db:
         peer.say("open")
         number = 0
         while True:
@@ -206,13 +207,11 @@ def pay_forever(peer: Peer, path: Path, run: RunId) -> None:
             number += 1
 
 
-def test_effects_of_a_step_in_a_transaction_happen_once_over_kills(
-    shared_path: Path, shared_database: Database
-) -> None:
-    run, db = RunId.new(), shared_database
+def test_effects_of_a_step_in_a_transaction_happen_once_over_kills(place: Place, placed: Database) -> None:
+    run, db = RunId.new(), placed
     with workers() as start:
         for round_ in range(1, 13):
-            payers = [start(pay_forever, shared_path, run) for _ in range(2)]
+            payers = [start(pay_forever, place, run) for _ in range(2)]
             for payer in payers:
                 assert payer.hear() == "open"
             paid(db, run, 20 * round_)

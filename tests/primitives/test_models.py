@@ -8,7 +8,8 @@ from hypothesis.stateful import rule
 
 from occamdb.engine.model.errors import AlreadyExistsError, ConflictError, NotAnIntegerError, NotFoundError
 from occamdb.primitives import ChainVerification
-from tests.support.state_machines import MACHINE_SETTINGS, Machine
+from tests.support.engines import Engine
+from tests.support.state_machines import Machine, run_machine
 
 keys = st.sampled_from(["a", "ab", "b", "é", "\x00", "z" * 40])
 prefixes = st.sampled_from(["", "a", "z", "q"])
@@ -164,8 +165,8 @@ class CellMachine(Machine):
 
     primitive = "cells"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
         self.versions: dict[str, int] = {}
 
     def empty_model(self) -> dict[str, Any]:
@@ -225,9 +226,7 @@ class CellMachine(Machine):
         assert {name: state and state.value for name, state in states.items()} == self.committed
 
 
-for machine in (KVMachine, EventMachine, CellMachine):
-    machine.TestCase.settings = MACHINE_SETTINGS
-
-TestKVModel = KVMachine.TestCase
-TestEventModel = EventMachine.TestCase
-TestCellModel = CellMachine.TestCase
+@pytest.mark.by_default("memory")
+@pytest.mark.parametrize("machine", [KVMachine, EventMachine, CellMachine])
+def test_any_sequence_of_calls_agrees_with_the_model(machine: type[Machine], engine: Engine) -> None:
+    run_machine(machine, engine)

@@ -11,7 +11,8 @@ from occamdb.engine.model.errors import InvalidTransition
 from occamdb.engine.model.public_types import RunId
 from occamdb.primitives import Custom, Error, RunStatus, Thought, ToolCall
 from tests.primitives.test_run_index import ALLOWED
-from tests.support.state_machines import MACHINE_SETTINGS, Machine
+from tests.support.engines import Engine
+from tests.support.state_machines import Machine, run_machine
 
 tags = st.lists(st.sampled_from(["x", "y", "xy"]), max_size=3, unique=True)
 a_tag = st.sampled_from(["x", "y", "xy", "none"])
@@ -231,8 +232,7 @@ class RunMachine(Machine):
         assert self.db.runs.count() == len(self.committed)
 
 
-for machine in (TraceMachine, RunMachine):
-    machine.TestCase.settings = MACHINE_SETTINGS
-
-TestTraceModel = TraceMachine.TestCase
-TestRunModel = RunMachine.TestCase
+@pytest.mark.by_default("memory")
+@pytest.mark.parametrize("machine", [TraceMachine, RunMachine])
+def test_any_sequence_of_calls_agrees_with_the_model(machine: type[Machine], engine: Engine) -> None:
+    run_machine(machine, engine)

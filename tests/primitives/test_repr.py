@@ -15,25 +15,26 @@ from tests.support.databases import memory_database
 from tests.support.processes import open_database
 
 
-def test_a_database_shows_where_it_is_and_its_modes(shared_path: Path, shared_database: Database) -> None:
-    assert shared_database.path == str(shared_path)
-    shown = repr(shared_database)
-    assert repr(str(shared_path)) in shown and "durability='standard'" in shown and "serializable" in shown
+def test_a_database_shows_where_it_is_and_its_modes(database_path: Path) -> None:
+    with open_database(database_path) as db:
+        assert db.path == str(database_path)
+        shown = repr(db)
+        other = repr(db.namespace(tenant="acme", app="chat"))
+    assert repr(str(database_path)) in shown and "durability='standard'" in shown and "serializable" in shown
     assert "namespace=" not in shown
-    other = repr(shared_database.namespace(tenant="acme", app="chat"))
     assert "namespace=acme/chat/default" in other
 
 
-def test_a_closed_database_says_so(shared_path: Path) -> None:
+def test_a_closed_database_says_so(database_path: Path) -> None:
     with memory_database() as db:
         assert db.path is None
         assert repr(db).startswith("<Database in memory durability='none'") and "closed" not in repr(db)
     assert repr(db) == "<Database in memory closed>"
     with pytest.raises(occamdb.DatabaseClosedError), db:
         pass
-    with open_database(shared_path) as second:
-        assert "closed" not in repr(second)
-    assert repr(second) == f"<Database {str(shared_path)!r} closed>"
+    with open_database(database_path) as second:
+        assert not repr(second).endswith(" closed>")
+    assert repr(second) == f"<Database {str(database_path)!r} closed>"
 
 
 def test_facades_and_transactions_show_what_they_are_of(db: Database, run: RunId) -> None:

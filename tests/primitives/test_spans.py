@@ -5,12 +5,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import occamdb
 from occamdb.engine.model.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 from occamdb.engine.model.public_types import RunId, TypeTag
 from occamdb.engine.model.values import encode_value
@@ -18,6 +16,7 @@ from occamdb.primitives import Custom, Decision, Query, Thought, ToolCall, layou
 from occamdb.primitives.auditors import audit_traces
 from occamdb.primitives.trace_types import id_bytes
 from tests.support.audit import audit
+from tests.support.engines import Place
 
 
 def faults(db: Any, run: RunId) -> list[str]:
@@ -157,16 +156,17 @@ def test_it_ends_once(do: Any) -> None:
     assert (trace.status, trace.error, trace.duration_ms) == ("failed", "no", 2)
 
 
-def _die_in_a_span(path: Path, run: RunId, parent: str) -> None:
-    with occamdb.open(path) as db, db.traces.span(run, ToolCall("slow"), parent=parent):
+def _die_in_a_span(place: Place, run: RunId, parent: str) -> None:
+    with place.open() as db, db.traces.span(run, ToolCall("slow"), parent=parent):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_process_leaves_it_open(shared_path: Path, shared_database: Any) -> None:
-    db, run = shared_database, RunId.new()
+@pytest.mark.by_default("shared")
+def test_a_killed_process_leaves_it_open(place: Place, placed: Any) -> None:
+    db, run = placed, RunId.new()
     with db.traces.span(run, Thought("boss")) as boss:
         worker = multiprocessing.get_context("spawn").Process(
-            target=_die_in_a_span, args=(shared_path, run, boss.id)
+            target=_die_in_a_span, args=(place, run, boss.id)
         )
         worker.start()
         worker.join(60)

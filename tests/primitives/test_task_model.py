@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,15 +13,18 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from occamdb import InvalidTransition, LeaseLost, RunId, Task, TypeTag
 from occamdb.primitives.task_auditor import audit_tasks
-from tests.support import clocks
-from tests.support.databases import memory_database
-from tests.support.processes import open_database, stop_coordinator, wait_until
+from tests.support.databases import own_engine
+from tests.support.engines import Engine
+from tests.support.processes import wait_until
 
 SESSIONS = 3
 QUEUE = "q"
 # Seconds; time is stepped by much less, or more, than the test itself takes.
 SPANS = st.sampled_from([100.0, 1000.0])
 STEPS = st.sampled_from([150.0, 1500.0])
+
+# The tests step its clock.
+engine = own_engine
 
 
 @dataclass
@@ -53,20 +55,18 @@ class Entry:
 class TaskMachine(RuleBasedStateMachine):
     """The model is a list of entries, and a clock."""
 
-    path: Path | None = None
-
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
         super().__init__()
+        self.engine = engine
         self.run = RunId.new()
-        self.handles: list[Any] = [self._open() for _ in range(1 if self.path is None else SESSIONS)]
+        self.handles: list[Any] = [engine.fresh()]
+        if engine.has_sessions:
+            self.handles += [engine.again(self.handles[0]) for _ in range(1, SESSIONS)]
         self.tasks: dict[str, Entry] = {}
         self.puts = 0
         self.held: list[tuple[Task, int]] = []  # every claim ever made, with the model's number of it
         self.now = 0.0
-        self.began = clocks.expiry_clock(self.handles[0])
-
-    def _open(self) -> Any:
-        return memory_database(max_store_size="16MiB") if self.path is None else open_database(self.path)
+        self.began = engine.expiry_clock(self.handles[0])
 
     def teardown(self) -> None:
         try:
@@ -74,15 +74,15 @@ class TaskMachine(RuleBasedStateMachine):
             with self.handles[0].begin(self.run, read_only=True) as txn:
                 assert list(audit_tasks(txn.space(TypeTag.TASK, raw=True))) == []
         finally:
-            for handle in self.handles:
-                handle.close()
+            for handle in reversed(self.handles):
+                self.engine.discard(handle)
 
     def compare(self) -> None:
         """The states of all tasks, and what a listing says of them."""
         wanted = {task_id: (entry.state, entry.attempts) for task_id, entry in self.tasks.items()}
 
         def agree() -> bool:
-            clocks.step_to(self.handles[0], self.began + int(self.now * 1e9))
+            self.engine.step_clock(self.handles[0], self.began + int(self.now * 1e9))
             found = self.handles[0].tasks.list(self.run, QUEUE, limit=None)
             return {task.id: (str(task.state), task.attempts) for task in found} == wanted
 
@@ -172,14 +172,14 @@ class TaskMachine(RuleBasedStateMachine):
             entry.comes_to(self.now)
         self.compare()
 
-    @precondition(lambda self: self.path is not None)
+    @precondition(lambda self: self.engine.has_sessions)
     @rule(session=st.integers(1, SESSIONS - 1))
     def a_session_ends(self, session: int) -> None:
         self.handles[session].close()
         for entry in self.tasks.values():
             if entry.state == "claimed" and entry.holder == session:
                 entry.gives_up()
-        self.handles[session] = self._open()
+        self.handles[session] = self.engine.again(self.handles[0])
         self.compare()
 
     @precondition(lambda self: self.tasks)
@@ -205,29 +205,12 @@ class TaskMachine(RuleBasedStateMachine):
         self.held = [(task, number) for task, number in self.held if task.id in self.tasks]
 
 
-class SharedTaskMachine(TaskMachine):
-    """On a coordinator, with several sessions."""
-
-
-@pytest.fixture
-def shared_machine(tmp_path: Path) -> Iterator[type[TaskMachine]]:
-    keeper = open_database(tmp_path)
-    SharedTaskMachine.path = tmp_path
-    yield SharedTaskMachine
-    SharedTaskMachine.path = None
-    keeper.close()
-    stop_coordinator(tmp_path)
-
-
-def test_tasks_in_memory() -> None:
-    run_state_machine_as_test(TaskMachine, settings=settings(max_examples=20, stateful_step_count=30))
-
-
-def test_tasks_of_several_sessions(shared_machine: type[TaskMachine]) -> None:
+def test_tasks_agree_with_the_model(engine: Engine) -> None:
+    made: Any = functools.partial(TaskMachine, engine)
     run_state_machine_as_test(
-        shared_machine,
+        made,
         settings=settings(
-            max_examples=10,
+            max_examples=engine.examples(20),
             stateful_step_count=30,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
         ),

@@ -2,36 +2,35 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import occamdb
 from occamdb import BoundReached, InvalidArgumentError, Lease, LeaseLost, StepFailed, TransactionTimeout
 from occamdb.engine.model.errors import ConflictError, TransactionStateError
 from occamdb.engine.model.public_types import RunId
 from occamdb.engine.model.retry_policy import RetryPolicy
 from occamdb.primitives.working_auditors import audit_leases, audit_steps
-from tests.support.processes import open_database
+from tests.support.engines import Engine
 
 MODEL = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(params=["memory", "shared"])
-def two_handles(request: pytest.FixtureRequest, shared_path: Path) -> Any:
+@pytest.fixture
+def two_handles(engine: Engine) -> Any:
     """Opens one database twice: two holders in one process. In memory the two are one handle."""
 
     @contextmanager
     def opened() -> Iterator[tuple[Any, Any]]:
-        if request.param == "memory":
-            with occamdb.open_in_memory() as db:
-                yield db, db
-        else:
-            with open_database(shared_path) as one, open_database(shared_path) as two:
-                yield one, two
+        one = engine.fresh()
+        two = engine.again(one)
+        try:
+            yield one, two
+        finally:
+            for handle in (two, one):
+                engine.discard(handle)
 
     return opened
 

@@ -13,7 +13,7 @@ import pytest
 import occamdb
 from occamdb.engine.transaction import watch as watch_module
 from occamdb.engine.transaction._change import Change
-from occamdb.engine.transaction._feed import ChangeFeed
+from occamdb.engine.transaction.feeds import feed_of
 from occamdb.engine.transaction.waiting import WaitHub
 from occamdb.stress.campaigns import chaos
 from occamdb.stress.campaigns.chaos import CHOICES, chaos_campaign
@@ -74,7 +74,7 @@ class BrokenFeed:
     """A feed whose commits pass through a function, every 20th at least."""
 
     def __init__(self, breaks: Callable[[Commits], Commits], *args: Any, **kwargs: Any):
-        self._feed = ChangeFeed(*args, **kwargs)
+        self._feed = feed_of(*args, **kwargs)
         self._breaks = breaks
 
     def __getattr__(self, name: str) -> Any:
@@ -146,9 +146,7 @@ def test_a_broken_feed_is_found(
     breaks: Callable[[Commits], Commits],
     words: str,
 ) -> None:
-    monkeypatch.setattr(
-        watch_module, "ChangeFeed", lambda *args, **kwargs: BrokenFeed(breaks, *args, **kwargs)
-    )
+    monkeypatch.setattr(watch_module, "feed_of", lambda *args, **kwargs: BrokenFeed(breaks, *args, **kwargs))
     stage.follow(60)
     assert re.search(words, stage.said())
 

@@ -1,13 +1,11 @@
-"""Databases for tests that must pass on every engine.
+"""The fixtures of the semantic tests: `engine`, and the databases that tests open on it.
 
-`db_factory` is parametrised over the engines there are: "memory", and "shared" with a coordinator process
-(OCCAMDB_TEST_ENGINES=memory leaves the latter out). Tests use a fresh run each, so one shared database serves a whole
-session; a test that asks for settings of its own gets a database of its own.
+`engine` is parametrised by engine_selection.py. Tests use a fresh run each, so one database serves a whole session; a
+test that asks for settings of its own gets a database of its own.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +14,11 @@ from typing import Any
 import pytest
 
 from occamdb import Database
-from occamdb.engine.client.local_handle import LocalHandle
 from occamdb.engine.model.public_types import IsolationName
-from occamdb.engine.model.settings import Settings
 from occamdb.ipc import layout
+from tests.support.engine_selection import SERVERS
+from tests.support.engines import Engine, Place, memory_database, open_shared_database
+from tests.support.server_engines import make_engine
 
 __all__ = [
     "DatabaseFactory",
@@ -29,27 +28,12 @@ __all__ = [
     "memory_database",
     "open_shared_database",
     "own_engine",
+    "place",
+    "placed",
     "revoke_snapshots",
 ]
 
 DatabaseFactory = Callable[..., Database]
-ENGINES = os.environ.get("OCCAMDB_TEST_ENGINES", "memory,shared").split(",")
-
-
-def memory_database(isolation: IsolationName = "serializable", **settings: Any) -> Database:
-    """An in-memory database with these settings."""
-    settings.setdefault("max_store_size", "64MiB")
-    return Database(LocalHandle(Settings.of(settings)), isolation)
-
-
-def open_shared_database(
-    path: os.PathLike[str], isolation: IsolationName = "serializable", **settings: Any
-) -> Database:
-    """A database with a coordinator process."""
-    import occamdb
-
-    settings.setdefault("idle_timeout", 0.2)  # so that the coordinator is gone soon after the test
-    return occamdb.open(path, isolation=occamdb.Isolation(isolation), **settings)
 
 
 def revoke_snapshots(db: Database) -> int:
@@ -65,52 +49,54 @@ def revoke_snapshots(db: Database) -> int:
     return revoked
 
 
-@pytest.fixture(scope="session", params=ENGINES)
-def engine(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database | None]:
-    """The shared database of the session, or None for "memory". Started before any test that uses it is guarded."""
-    if request.param == "memory":
-        yield None
-    else:
-        database = open_shared_database(tmp_path_factory.mktemp("shared") / "db")
-        yield database
-        database.close()
+def _url(request: pytest.FixtureRequest) -> str:
+    """Of the server that the engine is, which servers.py starts; empty for others."""
+    name = str(request.param)
+    return str(request.getfixturevalue(name).url()) if name in SERVERS else ""
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def own_engine(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database | None]:
+@pytest.fixture(scope="session")
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """The engine under test. What it started runs before any test that uses it is guarded."""
+    with make_engine(request.param, tmp_path_factory.mktemp(request.param), _url(request)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def own_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """`engine` for one module alone. A module that steps its clock, say, overrides `engine` with this."""
-    if request.param == "memory":
-        yield None
-    else:
-        database = open_shared_database(tmp_path_factory.mktemp("shared") / "db")
-        yield database
-        database.close()
+    with make_engine(request.param, tmp_path_factory.mktemp(request.param), _url(request), own=True) as made:
+        yield made
 
 
 @pytest.fixture
-def db_factory(engine: Database | None, tmp_path: Path) -> Iterator[DatabaseFactory]:
+def db_factory(engine: Engine, tmp_path: Path) -> Iterator[DatabaseFactory]:
     """Makes databases: `db_factory()`, or with isolation and settings. Closes them at the end."""
     opened: list[Database] = []
 
     def make(isolation: IsolationName = "serializable", **settings: Any) -> Database:
-        if engine is None:
-            opened.append(memory_database(isolation, **settings))
-        elif isolation == "serializable" and not settings:
-            return engine
-        else:
-            opened.append(open_shared_database(tmp_path / f"db{len(opened)}", isolation, **settings))
+        opened.append(engine.database(tmp_path, isolation, **settings))
         return opened[-1]
 
     yield make
     for database in opened:
-        database.close()
+        engine.discard(database)
 
 
 @pytest.fixture
 def db(db_factory: DatabaseFactory) -> Database:
     """A database with default settings."""
     return db_factory()
+
+
+@pytest.fixture
+def place(engine: Engine) -> Place:
+    """Where a database is in which there is nothing yet, for other processes."""
+    return engine.place()
+
+
+@pytest.fixture
+def placed(place: Place) -> Iterator[Database]:
+    """This process's handle on the database at `place`."""
+    with place.open() as database:
+        yield database

@@ -9,6 +9,7 @@ not enough. Invariants:
    directory, or if this process created it through `posix_ipc`.
 3. The helpers multiprocessing keeps for a process's whole life (resource tracker, fork server) are not a
    leak.
+4. The processes of a server belong to its keeper, which ends them: the keeper may be a leak, and they are not.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ _KEPT_BY_MULTIPROCESSING = (
     "multiprocessing.resource_tracker",
     "multiprocessing.forkserver",
 )
+_KEEPER = b"stress/clusters/keeper_main.py"
 _META_MAGIC = b"OCCAMDB\0"  # engine/disk/directory.py; the database id follows at 16
 _SEGMENT_NAME = re.compile(r"^occam-")
 _created: set[str] = set()
@@ -76,7 +78,7 @@ def own_processes(marker: str, besides: set[int] | None = None) -> dict[int, psu
                 found[pid] = psutil.Process(pid)
             except psutil.NoSuchProcess:
                 continue
-    return {pid: process for pid, process in found.items() if _counts(process)}
+    return {pid: process for pid, process in found.items() if _counts(process) and not _is_kept(pid)}
 
 
 def own_segments(directory: Path | None) -> set[str]:
@@ -126,16 +128,27 @@ def unlink(names: list[str]) -> None:
 
 
 def _descends_from_us(pid: int) -> bool:
+    return os.getpid() in _ancestors(pid)
+
+
+def _is_kept(pid: int) -> bool:
+    """Whether a process belongs to the keeper of a cluster."""
+    for ancestor in _ancestors(pid):
+        with contextlib.suppress(OSError):
+            if _KEEPER in Path(f"/proc/{ancestor}/cmdline").read_bytes():
+                return True
+    return False
+
+
+def _ancestors(pid: int) -> Iterator[int]:
     while pid > 1:
         try:
             stat = Path(f"/proc/{pid}/stat").read_bytes()
         except OSError:
-            return False
+            return
         # The command may hold anything: the parent's pid is the second field after its closing parenthesis.
         pid = int(stat[stat.rindex(b")") + 2 :].split()[1])
-        if pid == os.getpid():
-            return True
-    return False
+        yield pid
 
 
 def _environment(pid: int) -> bytes:

@@ -1,14 +1,13 @@
-"""A namespace of a server as a plain model: every record of every key, judged by `conflict_model.py`.
+"""The model of one namespace of a server, in plain Python: commits, snapshots, expiry, sweeping and changes.
 
-It has no clock. Each call says by which time it is judged, so that a test can compare a backend whose clock it sets, or
-replay commits by the times that they came back with.
+What conflicts is `conflict_model.py`'s business; this adds effects, history and time. The clock is the caller's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 from occamdb.engine.commit.messages import (
     Op,
@@ -16,153 +15,228 @@ from occamdb.engine.commit.messages import (
     OpFlags,
     Request,
     RequestFlags,
+    ResultEntry,
     ResultKind,
     Status,
 )
 from occamdb.engine.model.bounds import decode_bounds
-from occamdb.engine.model.values import Codec
+from occamdb.engine.model.values import decode_value, encode_value
 
-from .conflict_model import CommitSets, Newest, RangeDelete, Validation, validate_transaction
+from .conflict_model import CommitSets, Newest, Validation, validate_transaction
 
-__all__ = ["ModelReply", "NamespaceModel", "Stored"]
-
-_codec = Codec()
+__all__ = ["ModelReply", "NamespaceModel", "Record"]
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A record. `value` None: a delete."""
+class Record(NamedTuple):
+    """The newest record of a key; `value` None: a delete, or with `expires_at` the removal of an expired value."""
 
     version: int
-    timestamp: int
     value: bytes | None
-    expires_at: int = 0
+    timestamp: int
+    expires_at: int
+    bound: bool
 
-    def live(self, now: int) -> bool:
-        return self.value is not None and not 0 < self.expires_at <= now
 
-
-@dataclass
-class ModelReply:
-    """What a commit should answer."""
+class ModelReply(NamedTuple):
+    """What a commit is answered with."""
 
     status: Status
     version: int = 0
-    results: list[tuple[int, ResultKind, int]] = field(default_factory=list)
-    validation: Validation = field(default_factory=Validation)
+    detail: int = 0
+    results: tuple[ResultEntry, ...] = ()
+    validation: Validation = Validation()
+
+
+class _Failed(Exception):
+    def __init__(self, status: Status, index: int, held: int | None = None) -> None:
+        self.reply = ModelReply(status, detail=index, results=() if held is None else (_number(index, held),))
+
+
+def _number(index: int, value: int) -> ResultEntry:
+    return ResultEntry(index, ResultKind.SIGNED if value < 0 else ResultKind.UNSIGNED, value)
 
 
 @dataclass
 class NamespaceModel:
-    """See the module. `state` is what readers see at the newest version; `newest_of` what validation asks."""
+    """The state of a namespace."""
 
+    clock: int
     version: int = 0
-    state: dict[bytes, Stored] = field(default_factory=dict)
-    newest_of: dict[bytes, Newest] = field(default_factory=dict)
-    range_deletes: list[RangeDelete] = field(default_factory=list)
-    log: list[tuple[int, list[tuple[str, bytes, bytes | None]]]] = field(default_factory=list)
+    expiry_time: int = 0
+    floor: int = 0
+    newest_records: dict[bytes, Record] = field(default_factory=dict)
+    history: dict[int, dict[bytes, Record]] = field(default_factory=lambda: {0: {}})  # values at each version
+    range_deletes: list[tuple[bytes, bytes, int]] = field(default_factory=list)
+    commits: list[tuple[int, int, dict[bytes, tuple[str, bytes | None]]]] = field(default_factory=list)
 
-    # ---- what conflict_model asks -------------------------------------------------------------------------
+    # ---- VersionSource ---------------------------------------------------------------------------------------
 
     def newest(self, key: bytes) -> Newest | None:
-        return self.newest_of.get(key)
+        record = self.newest_records.get(key)
+        if record is None:
+            return None
+        gone = record.value is None and not record.expires_at
+        return Newest(0 if gone else record.version, record.version, record.expires_at)
 
-    def newest_in_range(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, Newest]]:
-        return ((key, self.newest_of[key]) for key in sorted(self.newest_of) if start <= key < end)
+    def newest_in_range(self, start: bytes, end: bytes) -> Iterable[tuple[bytes, Newest]]:
+        for key in sorted(self.newest_records):
+            if start <= key < end:
+                found = self.newest(key)
+                assert found is not None
+                yield key, found
 
-    # ---- what a server does -------------------------------------------------------------------------------
+    # ---- snapshots -------------------------------------------------------------------------------------------
 
-    def expire(self, now: int) -> None:
-        """Remove what has expired, as a commit of its own; it changes nothing that validation asks."""
-        due = sorted(key for key, record in self.state.items() if not record.live(now))
-        if due:
-            self.version += 1
-            for key in due:
-                del self.state[key]
-            self.log.append((self.version, [("expire", key, None) for key in due]))
+    def rows(self, version: int) -> dict[bytes, Record]:
+        """The values at a version, those that have expired included."""
+        return self.history[version]
 
-    def commit(self, request: Request, now: int) -> ModelReply:
-        """Judge and apply; nothing may be due at `now`."""
-        found = validate_transaction(self, _sets(request, now), range_deletes=self.range_deletes)
-        if not found.ok:
-            return ModelReply(Status.CONFLICT, validation=found)
+    def _publish(self, changed: dict[bytes, tuple[str, bytes | None]], now: int) -> None:
+        self.version += 1
+        self.expiry_time = now
+        self.history[self.version] = {k: r for k, r in self.newest_records.items() if r.value is not None}
+        if changed:
+            self.commits.append((self.version, now, dict(sorted(changed.items()))))
+
+    @property
+    def now(self) -> int:
+        """The time by which the next commit judges."""
+        return max(self.clock, self.expiry_time)
+
+    # ---- commits ---------------------------------------------------------------------------------------------
+
+    def commit(self, request: Request) -> ModelReply:
+        """Judge and apply."""
+        blind = bool(request.flags & RequestFlags.BLIND)
+        validation = self._judge(request, blind)
+        if not validation.ok:
+            return ModelReply(Status.CONFLICT, validation=validation)
         if request.flags & RequestFlags.JUDGE_ONLY:
             return ModelReply(Status.COMMITTED)
         if all(op.code.is_check for op in request.ops):
             return ModelReply(Status.COMMITTED, self.version)
-        return self._apply(request, now)
+        before = dict(self.newest_records)
+        changed: dict[bytes, tuple[str, bytes | None]] = {}
+        results: list[ResultEntry] = []
+        try:
+            for index, op in sorted(
+                enumerate(request.ops), key=lambda item: item[1].code != OpCode.DELETE_RANGE
+            ):
+                results += self._apply(index, op, changed)
+        except _Failed as failed:
+            self.newest_records = before
+            return failed.reply
+        for op in request.ops:
+            if op.code is OpCode.DELETE_RANGE:
+                self.range_deletes.append((op.key, op.value, self.version + 1))
+        self._publish(changed, self.now)
+        version = self.version
+        self.remove_expired()
+        ordered = tuple(sorted(results, key=lambda result: result.op_index))
+        return ModelReply(Status.COMMITTED, version, results=ordered)
 
-    def _apply(self, request: Request, now: int) -> ModelReply:
-        version = self.version + 1
-        after = dict(self.state)
-        written: dict[bytes, Stored] = {}
-        reply = ModelReply(Status.COMMITTED, version)
-        ranges = [(op.key, op.value) for op in request.ops if op.code is OpCode.DELETE_RANGE]
-        for start, end in ranges:
-            for key in [key for key in after if start <= key < end and after[key].live(now)]:
-                del after[key]
-                written[key] = Stored(version, now, None)
-        for index, op in enumerate(request.ops):
-            before = after.get(op.key)
-            before = before if before is not None and before.live(now) else None
-            if op.code is OpCode.PUT:
-                written[op.key] = after[op.key] = Stored(version, now, op.value, op.expires_at)
-            elif op.code is OpCode.DELETE:
-                if before is not None:
-                    del after[op.key]
-                    written[op.key] = Stored(version, now, None)
-                if op.flags & OpFlags.WANT_RESULT:
-                    reply.results.append((index, ResultKind.EXISTED, int(before is not None)))
-            elif op.code is OpCode.ADD:
-                total = _sum(op, before)
-                if isinstance(total, Status):
-                    return ModelReply(total)
-                expires_at = before.expires_at if before is not None else 0
-                written[op.key] = after[op.key] = Stored(version, now, _codec.encode(total), expires_at)
-                if op.flags & OpFlags.WANT_RESULT:
-                    kind = ResultKind.SIGNED if total < 0 else ResultKind.UNSIGNED
-                    reply.results.append((index, kind, total))
-        self.version, self.state = version, after
-        for key, record in written.items():
-            self.newest_of[key] = Newest(
-                version if record.value is not None else 0, version, record.expires_at
+    def _judge(self, request: Request, blind: bool) -> Validation:
+        ops = request.ops
+        checked = [op for op in ops if not op.flags & OpFlags.UNCHECKED]
+        sets = CommitSets(
+            None if blind else request.start_version,
+            request.read_time,
+            reads={op.key: op.argument for op in ops if op.code is OpCode.READ},
+            ranges=[(op.key, op.value) for op in ops if op.code is OpCode.RANGE],
+            cas={op.key: op.argument for op in ops if op.code is OpCode.CAS},
+            writes={op.key for op in checked if op.code in (OpCode.PUT, OpCode.DELETE)},
+            adds={op.key for op in checked if op.code is OpCode.ADD},
+            deleted_ranges=[(op.key, op.value) for op in checked if op.code is OpCode.DELETE_RANGE],
+            commit_time=self.now,
+        )
+        return validate_transaction(self, sets, range_deletes=self.range_deletes)
+
+    def _visible(self, key: bytes) -> Record | None:
+        record = self.newest_records.get(key)
+        if record is None or record.value is None or 0 < record.expires_at <= self.now:
+            return None
+        return record
+
+    def _apply(
+        self, index: int, op: Op, changed: dict[bytes, tuple[str, bytes | None]]
+    ) -> Iterator[ResultEntry]:
+        held = self._visible(op.key)
+        if op.code is OpCode.PUT:
+            self._put(op.key, op.value, op.expires_at, bool(op.flags & OpFlags.EPHEMERAL), changed)
+        elif op.code is OpCode.DELETE:
+            if held is not None:
+                self._delete(op.key, changed)
+            if op.flags & OpFlags.WANT_RESULT:
+                yield ResultEntry(index, ResultKind.EXISTED, int(held is not None))
+        elif op.code is OpCode.ADD:
+            total = self._add(index, op, held)
+            self._put(
+                op.key,
+                encode_value(total),
+                held.expires_at if held else 0,
+                held is not None and held.bound,
+                changed,
             )
-        self.range_deletes.extend((start, end, version) for start, end in ranges)
-        changes = [
-            ("put" if r.value is not None else "delete", k, r.value) for k, r in sorted(written.items())
+            if op.flags & OpFlags.WANT_RESULT:
+                yield _number(index, total)
+        elif op.code is OpCode.DELETE_RANGE:
+            for key, record in list(self.newest_records.items()):
+                if op.key <= key < op.value and record.value is not None:
+                    self._delete(key, changed)
+
+    def _add(self, index: int, op: Op, held: Record | None) -> int:
+        value = 0
+        if held is not None:
+            assert held.value is not None
+            value = decode_value(held.value)
+            if type(value) is not int:
+                raise _Failed(Status.NOT_AN_INTEGER, index)
+        total = value + op.argument
+        if not -(2**63) <= total < 2**64:
+            raise _Failed(Status.INTEGER_OVERFLOW, index)
+        most, least = decode_bounds(op.value) if op.value else (None, None)
+        if (most is not None and total > most) or (least is not None and total < least):
+            raise _Failed(Status.BOUND_REACHED, index, value)
+        return total
+
+    def _put(
+        self,
+        key: bytes,
+        value: bytes,
+        expires_at: int,
+        bound: bool,
+        changed: dict[bytes, tuple[str, bytes | None]],
+    ) -> None:
+        self.newest_records[key] = Record(self.version + 1, value, self.now, expires_at, bound)
+        changed[key] = "put", value
+
+    def _delete(self, key: bytes, changed: dict[bytes, tuple[str, bytes | None]]) -> None:
+        self.newest_records[key] = Record(self.version + 1, None, self.now, 0, False)
+        changed[key] = "delete", None
+
+    # ---- housekeeping ----------------------------------------------------------------------------------------
+
+    def remove_expired(self) -> bool:
+        """Remove what has expired, as a commit of its own; whether there was anything."""
+        now = self.now
+        due = [
+            key
+            for key, record in self.newest_records.items()
+            if record.value is not None and 0 < record.expires_at <= now
         ]
-        self.log.append((version, changes))
-        return reply
+        for key in due:
+            self.newest_records[key] = self.newest_records[key]._replace(value=None)
+        if due:
+            self._publish(dict.fromkeys(due, ("expire", None)), now)
+        return bool(due)
 
-
-def _sets(request: Request, now: int) -> CommitSets:
-    ops = request.ops
-    blind = bool(request.flags & RequestFlags.BLIND)
-    checked = [op for op in ops if not op.flags & OpFlags.UNCHECKED]
-    writes: dict[bytes, Any] = dict.fromkeys(
-        op.key for op in checked if op.code in (OpCode.PUT, OpCode.DELETE)
-    )
-    return CommitSets(
-        None if blind else request.start_version,
-        request.read_time,
-        {op.key: op.argument for op in ops if op.code is OpCode.READ},
-        [(op.key, op.value) for op in ops if op.code is OpCode.RANGE],
-        {op.key: op.argument for op in ops if op.code is OpCode.CAS},
-        writes.keys(),
-        dict.fromkeys(op.key for op in checked if op.code is OpCode.ADD).keys(),
-        [(op.key, op.value) for op in checked if op.code is OpCode.DELETE_RANGE],
-        now,
-    )
-
-
-def _sum(op: Op, before: Stored | None) -> int | Status:
-    base = 0 if before is None or before.value is None else _codec.decode(before.value)
-    if type(base) is not int:
-        return Status.NOT_AN_INTEGER
-    total = base + op.argument
-    if not -(2**63) <= total < 2**64:
-        return Status.INTEGER_OVERFLOW
-    at_most, at_least = decode_bounds(op.value) if op.value else (None, None)
-    if (at_most is not None and total > at_most) or (at_least is not None and total < at_least):
-        return Status.BOUND_REACHED
-    return total
+    def end_session(self) -> bool:
+        """Delete the keys that are bound to the session; whether there were any."""
+        bound = [key for key, record in self.newest_records.items() if record.bound and self._visible(key)]
+        changed: dict[bytes, tuple[str, bytes | None]] = {}
+        for key in bound:
+            self._delete(key, changed)
+        if bound:
+            self._publish(changed, self.now)
+            self.remove_expired()
+        return bool(bound)

@@ -19,6 +19,9 @@ DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "reference.md"
 # What to do about an error that has no hint of its own: its hint is written where it is raised.
 REMEDIES = {
     "AlreadyExistsError": "choose another name, or read what is there",
+    "ServerUnavailable": "`occamdb status` with the same URL; raise `timeout`",
+    "ServerSetupError": "what the hint names",
+    "UnsupportedError": "what the hint says",
     "CoordinatorUnavailable": "read `coordinator.log` in the directory; raise `timeout`",
     "InvalidArgumentError": "correct the argument that the message names",
     "InvalidKeyError": "give a non-empty `str` or `bytes`",

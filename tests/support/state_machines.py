@@ -5,24 +5,32 @@ the model, which replaces the model on commit and is dropped on abort; otherwise
 """
 
 import copy
+import functools
 from typing import Any
 
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from occamdb.engine.model.public_types import RunId
 from tests.support.audit import audit
-from tests.support.databases import memory_database
+from tests.support.engines import Engine
 
-MACHINE_SETTINGS = settings(max_examples=25, stateful_step_count=30)
+
+def run_machine(machine: type["Machine"], engine: Engine) -> None:
+    """Any sequence of calls that hypothesis finds, on databases of this engine."""
+    made: Any = functools.partial(machine, engine)
+    run_state_machine_as_test(
+        made, settings=settings(max_examples=engine.examples(25), stateful_step_count=30)
+    )
 
 
 class Machine(RuleBasedStateMachine):
     primitive = ""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
         super().__init__()
-        self.db = memory_database(max_store_size="16MiB")
+        self.engine = engine
+        self.db: Any = engine.fresh()
         self.run_id = RunId.new()
         self.txn: Any = None
         self.committed: Any = self.empty_model()
@@ -61,7 +69,7 @@ class Machine(RuleBasedStateMachine):
             self.abort()
         self.check_all()
         audit(self.db, self.run_id)
-        self.db.close()
+        self.engine.discard(self.db)
 
     def check_all(self) -> None:
         """Compare everything that can be read."""

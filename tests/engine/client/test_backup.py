@@ -13,6 +13,8 @@ from occamdb import AlreadyExistsError, Database, RunId, SnapshotExpired
 from tests.support.databases import DatabaseFactory, revoke_snapshots
 from tests.support.processes import stop_coordinator
 
+pytestmark = pytest.mark.local_only("a server's own tools make backups; occamdb copy copies runs")
+
 
 @pytest.fixture
 def destination(tmp_path: Path) -> Iterator[Path]:

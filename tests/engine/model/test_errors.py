@@ -28,6 +28,9 @@ CODES = {
     "CommitOutcomeUnknown": "occam.commit.outcome_unknown",
     "ConflictError": "occam.conflict",
     "CoordinatorUnavailable": "occam.coordinator.unavailable",
+    "ServerSetupError": "occam.server.setup",
+    "ServerUnavailable": "occam.coordinator.unavailable.server",
+    "UnsupportedError": "occam.unsupported",
     "CorruptionError": "occam.corruption",
     "DatabaseClosedError": "occam.database.closed",
     "ForkedHandleError": "occam.handle.forked",
@@ -72,6 +75,7 @@ CONFLICTS = (
 RETRYABLE = {
     "ConflictError",
     "CoordinatorUnavailable",
+    "ServerUnavailable",
     "SnapshotExpired",
     "TransactionTimeout",
 }

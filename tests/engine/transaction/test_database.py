@@ -133,14 +133,15 @@ def test_many_runs_and_run_objects(db: Database) -> None:
 
 
 def test_namespaces_are_apart_and_share_the_engine(db: Database, run: RunId) -> None:
+    here = db.current_namespace
     acme = db.namespace("acme", agent="planner")
     assert acme.current_namespace == Namespace("acme", "default", "planner")
     assert acme.namespace(app="chat").current_namespace == Namespace("acme", "chat", "planner")
-    assert db.namespace().current_namespace == db.current_namespace == Namespace()
+    assert db.namespace().current_namespace == db.current_namespace == here
     acme.put(run, "k", "theirs")
     db.put(run, "k", "ours")
     assert (acme.get(run, "k"), db.get(run, "k")) == ("theirs", "ours")
-    assert acme.handle is db.handle
+    assert acme.session == db.session and acme.handle is db.handle.of(acme.current_namespace.base)
     with pytest.raises(InvalidArgumentError):
         db.namespace("")
 
@@ -271,6 +272,7 @@ def test_one_database_serves_many_threads(db: Database) -> None:
     assert sum(row.value for _, row in db.begin(run).scan("account")) == count * 100
 
 
+@pytest.mark.local_only("figures of the coordinator: retries, conflicts by kind, hot keys, turns, expiries")
 def test_retries_and_early_conflicts_are_counted(db_factory: DatabaseFactory, run: RunId) -> None:
     db = db_factory(max_store_size="64MiB")  # its own: the table of hot keys has 32 places for all tests
     before = db.stats()

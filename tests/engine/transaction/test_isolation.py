@@ -370,10 +370,8 @@ def test_rule_6_versions_count_commits_and_never_go_back(db: Database, run: RunI
     assert db.get_versioned(run, "a").version == db.get_versioned(run, "b").version  # type: ignore[union-attr]
 
 
-def test_rule_6_one_commit_is_one_version(run: RunId) -> None:
-    from tests.support.databases import memory_database
-
-    db = memory_database()
+@pytest.mark.by_default("memory")
+def test_rule_6_one_commit_is_one_version(db: Database, run: RunId) -> None:
     versions = [db.put(run, "k", index) for index in range(10)]
     assert versions == list(range(versions[0], versions[0] + 10))
     txn = db.begin(run)
@@ -381,7 +379,6 @@ def test_rule_6_one_commit_is_one_version(run: RunId) -> None:
     db.put(run, "k", 2)
     conflicts_of(txn.commit)
     assert db.put(run, "k", 3) == versions[-1] + 2  # a refused commit takes none
-    db.close()
 
 
 def test_rule_7_open_transactions_block_nobody(db: Database, run: RunId) -> None:
@@ -455,6 +452,7 @@ def txn_conflicts(found: tuple[Any, ...], version: int, run: RunId) -> list[Any]
     return [ReadConflict("k", version, 0, None, run, TypeTag.KV) if c.key == "k" else c for c in found]
 
 
+@pytest.mark.local_only("a server judges every commit itself; here a stale one is refused before it is sent")
 def test_stale_transactions_are_refused_without_a_round_trip(db: Database, run: RunId) -> None:
     db.put(run, "k", 1)
     txn = db.begin(run)

@@ -68,7 +68,8 @@ def test_validate_neither_commits_nor_counts(db: Database, run: RunId) -> None:
     after = db.stats()
     changed = {name for name in before if "conflict" in name and before[name] != after[name]}
     assert not changed
-    assert (before["commits"], before["refused"]) == (after["commits"], after["refused"])
+    for figure in ("commits", "refused"):
+        assert before.get(figure) == after.get(figure)
     assert txn.status is TransactionStatus.ACTIVE and txn.txn_id is None
     txn.abort()
 
@@ -82,6 +83,7 @@ def test_a_transaction_that_was_validated_commits(db: Database, run: RunId) -> N
     assert db.get(run, "k") == "new"
 
 
+@pytest.mark.local_only("a server judges every commit itself; here a stale one is refused before it is sent")
 def test_an_early_refusal_names_every_changed_read_and_every_failed_expectation(
     db: Database, run: RunId
 ) -> None:

@@ -89,6 +89,7 @@ def test_deletions_side_by_side_do_not(db_factory: DatabaseFactory) -> None:
     second.commit()
 
 
+@pytest.mark.local_only("the ranges deleted last are remembered, 256 of them; a server forgets none")
 def test_more_deletions_than_are_remembered_refuse_what_is_older(db_factory: DatabaseFactory) -> None:
     """A new key is refused, because its history is forgotten; a key that kept its value is not."""
     db = db_factory()

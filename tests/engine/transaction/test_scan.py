@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from occamdb import Database
 from occamdb.engine.model.errors import TransactionStateError
 from occamdb.engine.model.public_types import RunId
-from tests.support.databases import memory_database
+from tests.support.engines import Engine
 
 
 def fill(db: Database, run: RunId, count: int) -> list[str]:
@@ -181,6 +181,7 @@ BOUND = st.none() | st.binary(max_size=3).map(lambda raw: bytes(byte % 4 for byt
 CHANGES = st.lists(st.tuples(KEYS, st.none() | st.integers(0, 9)), max_size=30)
 
 
+@pytest.mark.by_default("memory")
 @given(
     stored=CHANGES,
     own=CHANGES,
@@ -193,6 +194,7 @@ CHANGES = st.lists(st.tuples(KEYS, st.none() | st.integers(0, 9)), max_size=30)
     reverse=st.booleans(),
 )
 def test_scans_agree_with_a_sorted_dict(
+    engine: Engine,
     stored: list[tuple[bytes, int | None]],
     own: list[tuple[bytes, int | None]],
     cleared: tuple[bytes, bytes] | None,
@@ -203,7 +205,7 @@ def test_scans_agree_with_a_sorted_dict(
     limit: int | None,
     reverse: bool,
 ) -> None:
-    db, run = memory_database(max_store_size="4MiB"), RunId.new()
+    db, run = engine.fresh(), RunId.new()
     model: dict[bytes, int] = {}
 
     def change(target: Any, key: bytes, value: int | None) -> None:
@@ -235,4 +237,4 @@ def test_scans_agree_with_a_sorted_dict(
     for key, value in late:
         change(txn, key, value)
     assert [(key, row.value) for key, row in rows] == expected[:limit]
-    db.close()
+    engine.discard(db)

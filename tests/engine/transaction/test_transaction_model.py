@@ -13,14 +13,22 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from occamdb import Database, Transaction
 from occamdb.engine.model.errors import ConflictError
 from occamdb.engine.model.keys import successor
 from occamdb.engine.model.public_types import IsolationName, RunId
 from tests.support.conflict_model import CommitSets, Newest, validate_transaction
-from tests.support.databases import memory_database
+from tests.support.engines import Engine, memory_database
 
 KEYS = st.sampled_from(["a", "ab", "b", "ba", "c"])
 BOUNDS = st.none() | st.sampled_from(["a", "ab", "b", "c"])
@@ -31,10 +39,10 @@ ABSENT = object()
 class Model:
     """All committed states, by version. Keys are stored keys."""
 
-    def __init__(self) -> None:
-        self.states: dict[int, dict[bytes, tuple[int, int]]] = {0: {}}  # key -> (value, version)
+    def __init__(self, newest_version: int) -> None:
+        self.states: dict[int, dict[bytes, tuple[int, int]]] = {newest_version: {}}  # key -> (value, version)
         self.written: dict[bytes, int] = {}
-        self.newest_version = 0
+        self.newest_version = newest_version
 
     @property
     def state(self) -> dict[bytes, tuple[int, int]]:
@@ -91,14 +99,15 @@ class Interleavings(RuleBasedStateMachine):
     """Several transactions at once, in every order that hypothesis finds interesting."""
 
     sessions = Bundle("sessions")
-    make_database: Callable[..., Database] = staticmethod(memory_database)
+    end: Callable[[Database], None] = staticmethod(Database.close)
+    make_database: Callable[[], Database] = staticmethod(memory_database)
 
     @initialize()
     def open(self) -> None:
-        self.db = self.make_database(max_store_size="4MiB")
+        self.db = self.make_database()
         self.run_id = RunId.new()
         self.prefix = self.db.prefix_of(self.run_id)
-        self.model = Model()
+        self.model = Model(self.db.attachment().committed_version)
         self.open_sessions: list[Session] = []
 
     def teardown(self) -> None:
@@ -106,7 +115,7 @@ class Interleavings(RuleBasedStateMachine):
             for session in self.open_sessions:
                 session.txn.abort()
             assert self.db.attachment().pin_count == 0
-            self.db.close()
+            self.end(self.db)
 
     def key(self, name: str) -> bytes:
         return self.prefix + name.encode()
@@ -282,5 +291,13 @@ def strip(conflicts: Iterable[Any]) -> set[Any]:
     }
 
 
-Interleavings.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
-TestInterleavings = Interleavings.TestCase
+@pytest.mark.by_default("memory")
+def test_interleavings_agree_with_the_model(engine: Engine) -> None:
+    class OnThisEngine(Interleavings):
+        make_database = staticmethod(engine.fresh)
+        end = staticmethod(engine.discard)
+
+    run_state_machine_as_test(
+        OnThisEngine,
+        settings=settings(max_examples=engine.examples(120), stateful_step_count=40, deadline=None),
+    )

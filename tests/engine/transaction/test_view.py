@@ -27,6 +27,10 @@ class Bench:
     durability = log_mode = "none"
     limits = Limits()
 
+    def of(self, base: bytes) -> "Bench":
+        """All namespaces are in the one store."""
+        return self
+
     def __init__(self) -> None:
         self.store = mmap.mmap(-1, SIZE)
         self.channel = mmap.mmap(-1, layout.RINGS_OFFSET + layout.PAGE_SIZE)

@@ -12,7 +12,7 @@ import pytest
 import occamdb
 from occamdb import Database, RunId
 from occamdb.engine.model.errors import CorruptionError, LogWriteError, SettingsError, WatchLagged
-from occamdb.engine.transaction._feed import ChangeFeed
+from occamdb.engine.transaction.feeds import feed_of
 from tests.support.databases import memory_database
 from tests.support.followers import Follower, state_of_run
 from tests.support.processes import Peer, open_database, set_coordinator_failpoint, workers
@@ -131,7 +131,7 @@ def test_whatever_the_ring_holds_a_reader_neither_faults_nor_hangs(run: RunId, s
             where = chance.choice([ring + chance.randrange(HISTORY), 960 + chance.randrange(32)])
             memory[where] = chance.choice([0, 1, 0xFF, chance.randrange(256)])
         for since in (0, 10, 150, 300):
-            feed = ChangeFeed(db.attachment(), since, b"", b"\xff")
+            feed = feed_of(db.attachment(), since, b"", b"\xff")
             try:
                 for _ in range(400):
                     if not feed.poll():

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from occamdb import RunId
-from occamdb.engine.transaction._feed import ChangeFeed
+from occamdb.engine.transaction.feeds import Feed
 from tests.support.processes import kill_coordinator, open_database, stop_coordinator
 
 
@@ -19,7 +19,7 @@ class Interrupted(BaseException):
 class InterruptedFeed:
     """A feed whose first `skip_to` never happens."""
 
-    def __init__(self, feed: ChangeFeed) -> None:
+    def __init__(self, feed: Feed) -> None:
         self._feed = feed
         self.interrupts = 1
 
@@ -42,7 +42,7 @@ def test_what_was_read_from_the_log_is_not_read_again(tmp_path: Path, run: RunId
         # The new coordinator's ring begins after the first three: they come from the log.
         with db.watch(run, since=0, timeout=0) as watch:
             reader = watch._reader
-            reader._feed = feed = InterruptedFeed(reader._feed)  # type: ignore[assignment]
+            reader._feed = feed = InterruptedFeed(reader._feed)
             with pytest.raises(Interrupted):
                 next(watch)
             assert feed.interrupts == 0

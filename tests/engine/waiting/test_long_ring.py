@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from occamdb.engine.model.errors import CorruptionError
-from occamdb.engine.transaction._feed import ChangeFeed
+from occamdb.engine.transaction.feeds import feed_of
 from tests.support.databases import memory_database
 
 RING = 64 << 20
@@ -38,7 +38,7 @@ def forge(memory: Any, back: int) -> int:
 def test_a_watch_goes_back_over_more_than_a_million_commits() -> None:
     with memory_database(watch_history=RING, max_store_size="4MiB") as db:
         newest = forge(db.handle._store, 32)  # type: ignore[attr-defined]
-        feed = ChangeFeed(db.attachment(), 0, b"")
+        feed = feed_of(db.attachment(), 0, b"")
         assert feed.poll() == [(1, 0, [("put", b"k", b"v")])]
         assert feed.version == newest
 
@@ -48,4 +48,4 @@ def test_a_link_that_no_writer_wrote_is_damage_and_no_gap(back: int) -> None:
     with memory_database(watch_history=RING, max_store_size="4MiB") as db:
         forge(db.handle._store, back)  # type: ignore[attr-defined]
         with pytest.raises(CorruptionError):
-            ChangeFeed(db.attachment(), 0, b"").poll()
+            feed_of(db.attachment(), 0, b"").poll()

@@ -88,7 +88,7 @@ def _count_sleeps(monkeypatch: pytest.MonkeyPatch, db: Database) -> list[bool]:
     def lead(*args: Any) -> Any:
         bell = db.handle.waits._bell
         if bell is not None and getattr(bell, "_sleeps", None) is not sleeps:
-            db.handle.waits._bell = _Counting(bell, sleeps)  # type: ignore[assignment]
+            db.handle.waits._bell = _Counting(bell, sleeps)
         return begun(*args)
 
     monkeypatch.setattr(db.handle.waits, "_lead", lead)

@@ -1,0 +1,23 @@
+"""Types of the compiled source of a server's snapshots; see _source.pyx."""
+
+from ..transaction._view import SnapshotSource
+from .backend import Backend, Begun
+
+class ServerClock:
+    """The clock of a server, for all namespaces of one connection."""
+
+    def __init__(self, now: int) -> None: ...
+
+class RemoteSource(SnapshotSource):
+    """One process's snapshots of one namespace of a server."""
+
+    def __init__(self, backend: Backend, base: bytes, end: bytes, clock: ServerClock) -> None: ...
+    @property
+    def backend(self) -> Backend: ...
+    @property
+    def base(self) -> bytes: ...
+    @property
+    def end(self) -> bytes: ...
+    @property
+    def retries(self) -> int: ...
+    def prepare(self, begun: Begun | None) -> None: ...
