@@ -227,6 +227,9 @@ class Machine(RuleBasedStateMachine):
         seconds=st.sampled_from([0, 0, 1, 5, 20]),
         order=st.sampled_from(["time first", "commit first", "time alone"]),
     )
+    def overlap_some(self, first: list[Planned], second: list[Planned], seconds: int, order: str) -> Begun:
+        return self.overlap(first, second, seconds, order)
+
     def overlap(self, first: list[Planned], second: list[Planned], seconds: int, order: str) -> Begun:
         """A transaction during which time passes and another one commits."""
         begun = self.begin()
