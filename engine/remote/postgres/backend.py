@@ -273,7 +273,13 @@ class PostgresBackend:
 
     def stats(self) -> dict[str, Any]:
         """Figures, for `status`."""
-        return {"engine": self.engine, "location": self.location}
+        combiner = self._combined()
+        return {
+            "engine": self.engine,
+            "location": self.location,
+            "commits": combiner.commits,
+            "batches": combiner.batches,
+        }
 
     def close(self) -> None:
         """End the session and the connections."""
