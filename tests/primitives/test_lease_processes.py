@@ -125,8 +125,8 @@ def compete(peer: Peer, place: Place, run: RunId, rounds: int) -> int:
         return rounds
 
 
-def test_what_is_done_under_a_lease_is_done_by_one(place: Place, placed: Database) -> None:
-    run, rounds = RunId.new(), 40
+def test_what_is_done_under_a_lease_is_done_by_one(engine: Engine, place: Place, placed: Database) -> None:
+    run, rounds = RunId.new(), engine.examples(40)
     with workers() as start:
         all_of_them = [start(compete, place, run, rounds) for _ in range(8)]
         for worker in all_of_them:

@@ -112,7 +112,7 @@ class Engine:
         raise NotImplementedError
 
     def examples(self, count: int) -> int:
-        """How many examples hypothesis tries where it tries `count` in memory."""
+        """How many examples or rounds a test does that does `count` in the memory of this machine."""
         return count
 
     def expiry_clock(self, database: Database) -> int:
@@ -181,9 +181,6 @@ class Shared(Engine):
 
     def place(self) -> Place:
         return Place(str(self.path), new_tenant())
-
-    def examples(self, count: int) -> int:
-        return (count + 1) // 2
 
     def close(self) -> None:
         self.common.close()

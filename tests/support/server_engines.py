@@ -134,7 +134,7 @@ class AtUrl(Served):
         return occamdb.open(self.url, tenant=tenant, isolation=isolation, **settings)
 
     def place(self) -> Place:
-        return Place(self.url, new_tenant(), {"session_grace": SESSION_GRACE})
+        return Place(self.url, new_tenant(), {"session_grace": SESSION_GRACE, "timeout": 60.0})
 
     def examples(self, count: int) -> int:
         return (count + 3) // 4

@@ -35,6 +35,7 @@ class EtcdSettings:
       snapshot_max_age: seconds for which a snapshot stays readable and a watcher may lag, at least.
       compact: whether to compact etcd's history of older revisions, of the whole cluster.
       max_txn_ops, max_request_bytes: the servers' flags of these names; commits are combined up to them.
+      key_size_max, value_size_max, transaction_size_max: as of every database; 0: as much as the server takes.
     """
 
     user: str = ""
@@ -49,6 +50,9 @@ class EtcdSettings:
     compact: bool = True
     max_txn_ops: int = 128
     max_request_bytes: int = 3 * MIB // 2
+    key_size_max: int = 0
+    value_size_max: int = 0
+    transaction_size_max: int = 0
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> EtcdSettings:

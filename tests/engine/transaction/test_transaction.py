@@ -455,7 +455,8 @@ def test_longest_keys_work_and_so_do_scans_that_stop_at_them(db: Database, run: 
 
 
 def test_large_values_come_back_whole(db: Database, run: RunId) -> None:
-    for size in (1000, 1024, 1025, 5_000_000):
+    largest = min(5_000_000, db.handle.limits.value_size_max - 16)
+    for size in (1000, 1024, 1025, largest):
         db.put(run, "k", b"x" * size)
         with db.begin(run) as txn:
             assert txn.get("k") == b"x" * size
