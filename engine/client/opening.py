@@ -84,13 +84,13 @@ def open_database(
             f"timeout = {timeout!r} is not a positive number of seconds", hint="the default is 10"
         )
     given = {name: value for name, value in settings.items() if value is not None}
-    # Names and ranges are checked here, where the caller can see the error, and not only by the coordinator.
-    asked = Settings.asked(given, _KEYWORDS)
     seconds = float(min(timeout, TIMEOUT_MAX))
     handle: EngineHandle
     if is_url(path):
         handle = open_server(os.fspath(path), namespace.base, str(durability), seconds, given)
     else:
+        # Names and ranges are checked here, where the caller can see the error, and not only by the coordinator.
+        asked = Settings.asked(given, _KEYWORDS)
         handle = open_handle(_directory(path), str(durability), asked, start, seconds)
     try:
         return database(handle, isolation, namespace, codec, run_rule)

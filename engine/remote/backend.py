@@ -123,7 +123,10 @@ class CommitOfChanges(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """Some commits, oldest first, and the version up to which they are all that there are."""
+    """Some commits, oldest first, and the version up to which they are all that there are.
+
+    Without commits that is the newest version: who waits for a change would sleep through those behind it.
+    """
 
     commits: Sequence[CommitOfChanges]
     reached: int

@@ -13,7 +13,11 @@ from occamdb import RunId, TransactionStateError, TransactionTimeout
 from occamdb.aio import AsyncDatabase, AsyncTransaction
 from tests.aio.test_loops import _reaped
 from tests.support.aio import LoopFactory, open_async, run_in, until
+from tests.support.engines import Engine
 from tests.support.processes import kill_coordinator, open_database
+
+# Calls to a server may use those; a task that waits has none.
+THREADS_OF_A_LOOP = 32
 
 
 def waiting(db: AsyncDatabase) -> int:
@@ -191,7 +195,9 @@ def test_cancelled_waits_leave_nothing(opened: Any, run: RunId, factory: LoopFac
 
 
 @pytest.mark.by_default("shared")
-def test_a_thousand_tasks_wait_for_keys_of_their_own(opened: Any, run: RunId, factory: LoopFactory) -> None:
+def test_a_thousand_tasks_wait_for_keys_of_their_own(
+    engine: Engine, opened: Any, run: RunId, factory: LoopFactory
+) -> None:
     async def main() -> None:
         async with opened() as db:
             tasks = [asyncio.create_task(db.kv.wait(run, f"k{number}")) for number in range(1000)]
@@ -200,7 +206,7 @@ def test_a_thousand_tasks_wait_for_keys_of_their_own(opened: Any, run: RunId, fa
             await db.put(run, "k7", 7)
             assert (await tasks[7]).value == 7
             assert sum(task.done() for task in tasks) == 1
-            assert threading.active_count() <= threads + 1
+            assert threading.active_count() <= threads + (1 if engine.local else THREADS_OF_A_LOOP)
             await db.kv.put_many(run, {f"k{number}": number for number in range(1000)})
             found = await asyncio.gather(*tasks)
             assert [each.value for each in found] == list(range(1000))

@@ -11,7 +11,7 @@ from occamdb import BoundReached, Database, RunId, TransactionStatus
 from occamdb.engine.commit import messages
 from occamdb.engine.model.bounds import decode_bounds, encode_bounds, join_bounds
 from occamdb.engine.model.errors import IntegerOverflowError, InvalidArgumentError, ProtocolError
-from tests.support.engines import Place
+from tests.support.engines import Engine, Place
 from tests.support.processes import Peer, workers
 
 MIN, MAX = -(2**63), 2**64 - 1
@@ -185,9 +185,9 @@ def spend(peer: Peer, place: Place, run: RunId, budget: int) -> int:
 
 
 @pytest.mark.by_default("shared")
-def test_sixteen_processes_never_overspend(place: Place, placed: Database) -> None:
+def test_sixteen_processes_never_overspend(engine: Engine, place: Place, placed: Database) -> None:
     db = placed
-    run, budget = RunId.new(), 4_000
+    run, budget = RunId.new(), engine.examples(4_000)
     with workers() as start:
         spenders = [start(spend, place, run, budget) for _ in range(16)]
         for worker in spenders:

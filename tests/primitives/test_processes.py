@@ -9,7 +9,7 @@ from occamdb.engine.model.public_types import RunId
 from occamdb.primitives import ChainVerification, Database, RunStatus, Thought
 from tests.primitives.test_cross_primitive import prepared, work
 from tests.support.audit import audit
-from tests.support.engines import Place
+from tests.support.engines import Engine, Place
 from tests.support.processes import Peer, Worker
 
 PROCESSES = 6
@@ -38,10 +38,11 @@ def incrementing(peer: Peer, number: int, place: Place, run: RunId, count: int) 
 
 
 def test_processes_increment_one_counter(
-    placed: Database, place: Place, run: RunId, start: Callable[..., Worker]
+    engine: Engine, placed: Database, place: Place, run: RunId, start: Callable[..., Worker]
 ) -> None:
-    results = team_of(start, incrementing, place, run, 200)
-    assert placed.kv.get(run, "n") == 200 * sum(range(1, PROCESSES + 1))
+    each = engine.examples(200)
+    results = team_of(start, incrementing, place, run, each)
+    assert placed.kv.get(run, "n") == each * sum(range(1, PROCESSES + 1))
     seen = [value for values in results for value in values]
     assert len(set(seen)) == len(seen)
     assert all(values == sorted(values) for values in results)
@@ -58,7 +59,7 @@ def appending(peer: Peer, number: int, place: Place, run: RunId, count: int) -> 
 
 
 def test_processes_append_to_one_log(
-    placed: Database, place: Place, run: RunId, start: Callable[..., Worker]
+    engine: Engine, placed: Database, place: Place, run: RunId, start: Callable[..., Worker]
 ) -> None:
     each = 60
     results = team_of(start, appending, place, run, each)
@@ -84,7 +85,7 @@ def transitioning(peer: Peer, number: int, place: Place, run: RunId, count: int)
 
 
 def test_processes_transition_one_cell(
-    placed: Database, place: Place, run: RunId, start: Callable[..., Worker]
+    engine: Engine, placed: Database, place: Place, run: RunId, start: Callable[..., Worker]
 ) -> None:
     placed.cells.init(run, "c", {"n": 0})
     results = team_of(start, transitioning, place, run, 60)
@@ -110,7 +111,7 @@ def claiming(peer: Peer, number: int, place: Place, run: RunId, tasks: int) -> l
 
 
 def test_each_task_is_claimed_once(
-    placed: Database, place: Place, run: RunId, start: Callable[..., Worker]
+    engine: Engine, placed: Database, place: Place, run: RunId, start: Callable[..., Worker]
 ) -> None:
     results = team_of(start, claiming, place, run, 150)
     assert sorted(task for tasks in results for task in tasks) == list(range(150))
@@ -128,7 +129,7 @@ def tracing(peer: Peer, number: int, place: Place, run: RunId, root: str, count:
 
 
 def test_processes_record_under_one_root(
-    placed: Database, place: Place, run: RunId, start: Callable[..., Worker]
+    engine: Engine, placed: Database, place: Place, run: RunId, start: Callable[..., Worker]
 ) -> None:
     root = placed.traces.record(run, Thought("root"))
     results = team_of(start, tracing, place, run, root, 50)
@@ -151,7 +152,7 @@ def running(peer: Peer, number: int, place: Place, parent: RunId, tag: str, coun
 
 
 def test_processes_create_runs_under_one_parent(
-    placed: Database, place: Place, run: RunId, start: Callable[..., Worker]
+    engine: Engine, placed: Database, place: Place, run: RunId, start: Callable[..., Worker]
 ) -> None:
     parent = placed.runs.create_run("parent").run_id
     results = team_of(start, running, place, parent, str(run), 25)
@@ -175,7 +176,7 @@ def working(peer: Peer, number: int, place: Place, run: RunId, count: int) -> No
 
 
 def test_processes_in_contention_over_all_five(
-    placed: Database, place: Place, start: Callable[..., Worker]
+    engine: Engine, placed: Database, place: Place, start: Callable[..., Worker]
 ) -> None:
     run = prepared(placed)
     team_of(start, working, place, run, 25)

@@ -11,8 +11,9 @@ One Engine of each kind lives for a whole session of tests (or for a module, whe
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,16 @@ class Place:
     Attributes:
       where: a directory, or the address of a server.
       tenant: whose namespace it is.
+      settings: with which every process opens it.
     """
 
     where: str
     tenant: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def open(self, **settings: Any) -> Database:
+    def open(self) -> Database:
         """Another handle on it."""
-        return occamdb.open(self.where, tenant=self.tenant, **settings)
+        return occamdb.open(self.where, tenant=self.tenant, **self.settings)
 
 
 class Engine:
@@ -70,6 +73,8 @@ class Engine:
 
     name = ""
     local = True  # its store is in the memory of this machine
+    syncs = True  # a commit can ask to survive a loss of power, where anything is written
+    session_ends_within = 1.0  # seconds after its process was killed
     has_sessions = True  # a second handle, with a session of its own, may be opened and closed
 
     def database(
@@ -107,7 +112,7 @@ class Engine:
         raise NotImplementedError
 
     def examples(self, count: int) -> int:
-        """How many examples hypothesis tries where it tries `count` in memory."""
+        """How many examples or rounds a test does that does `count` in the memory of this machine."""
         return count
 
     def expiry_clock(self, database: Database) -> int:
@@ -176,9 +181,6 @@ class Shared(Engine):
 
     def place(self) -> Place:
         return Place(str(self.path), new_tenant())
-
-    def examples(self, count: int) -> int:
-        return (count + 1) // 2
 
     def close(self) -> None:
         self.common.close()

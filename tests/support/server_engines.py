@@ -29,6 +29,7 @@ from tests.support.engines import Engine, Memory, Place, Shared, new_tenant
 
 __all__ = ["make_engine"]
 
+SESSION_GRACE = 4.0  # seconds: the processes of a test end, or are killed, long before it
 # Settings of a store in the memory of this machine, which a server has no use for.
 OF_LOCAL_STORES = {"max_store_size", "watch_history", "idle_timeout", "ring_size"}
 
@@ -121,16 +122,19 @@ class OnDict(Served):
 class AtUrl(Served):
     """A server that runs elsewhere, and is opened as a user opens it."""
 
+    session_ends_within = SESSION_GRACE + 10.0
+
     def __init__(self, name: str, url: str) -> None:
         super().__init__()
         self.name = name
         self.url = url
+        self.syncs = name != "postgres"  # servers.py starts it without
 
     def connect(self, tenant: str, isolation: IsolationName = "serializable", **settings: Any) -> Database:
         return occamdb.open(self.url, tenant=tenant, isolation=isolation, **settings)
 
     def place(self) -> Place:
-        return Place(self.url, new_tenant())
+        return Place(self.url, new_tenant(), {"session_grace": SESSION_GRACE, "timeout": 60.0})
 
     def examples(self, count: int) -> int:
         return (count + 3) // 4
@@ -158,6 +162,7 @@ class SteppedPostgres(AtUrl):
 
         schema = new_tenant()
         super().__init__("postgres", f"{url}?schema={schema}")
+        self._sessions = f'"{schema}".session'
         self._table = f'"{schema}-clock".ahead'
         self._admin = psycopg.connect(url, autocommit=True)
         self._admin.execute(f'create schema "{schema}-clock"')
@@ -168,7 +173,11 @@ class SteppedPostgres(AtUrl):
         self._patch.setattr(migrations, "_CLOCK", clock)
 
     def _advance(self, ns: int) -> None:
-        self._admin.execute(f"update {self._table} set ns = ns + {ns}")
+        # Sessions live on: the time that is skipped has no heartbeats in it.
+        self._admin.execute(
+            f"update {self._sessions} set alive_until = alive_until + {ns};"
+            f"update {self._table} set ns = ns + {ns}"
+        )
 
     def close(self) -> None:
         super().close()

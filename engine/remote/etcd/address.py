@@ -30,11 +30,12 @@ class EtcdSettings:
       tls: whether to use TLS; given by a file, too.
       ca_file, cert_file, key_file: PEM files; also from ETCDCTL_CACERT, ETCDCTL_CERT and ETCDCTL_KEY.
       call_timeout: after so many seconds without an answer a call goes to another member.
-      session_ttl: how many seconds the session of a process outlives its last sign of life; etcd rounds up to at
+      session_grace: how many seconds the session of a process outlives its last sign of life; etcd rounds up to at
         least its election timeout.
       snapshot_max_age: seconds for which a snapshot stays readable and a watcher may lag, at least.
       compact: whether to compact etcd's history of older revisions, of the whole cluster.
       max_txn_ops, max_request_bytes: the servers' flags of these names; commits are combined up to them.
+      key_size_max, value_size_max, transaction_size_max: as of every database; 0: as much as the server takes.
     """
 
     user: str = ""
@@ -44,11 +45,14 @@ class EtcdSettings:
     cert_file: str = ""
     key_file: str = ""
     call_timeout: float = 1.0
-    session_ttl: float = 10.0
+    session_grace: float = 10.0
     snapshot_max_age: float = 300.0
     compact: bool = True
     max_txn_ops: int = 128
     max_request_bytes: int = 3 * MIB // 2
+    key_size_max: int = 0
+    value_size_max: int = 0
+    transaction_size_max: int = 0
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> EtcdSettings:
@@ -73,7 +77,7 @@ class EtcdSettings:
             chosen[name] = os.fspath(value)
         for name, low, high in (
             ("call_timeout", 0.05, 60.0),
-            ("session_ttl", 1.0, 3600.0),
+            ("session_grace", 1.0, 3600.0),
             ("snapshot_max_age", 1.0, 30 * 86400.0),
         ):
             if name in chosen:

@@ -119,8 +119,11 @@ class EtcdBackend:
         self.location = client.address.location
         size = client.settings.max_request_bytes
         # Larger ones are refused by etcd, with an error that names its flag.
+        asked = client.settings
         self.limits = Limits(
-            key_size_max=8 * KIB, value_size_max=max(size, KIB), transaction_size_max=max(4 * size, 64 * KIB)
+            key_size_max=asked.key_size_max or 8 * KIB,
+            value_size_max=asked.value_size_max or max(size, KIB),
+            transaction_size_max=asked.transaction_size_max or max(4 * size, 64 * KIB),
         )
 
     @classmethod

@@ -140,7 +140,7 @@ class Client:
             if self.kept:
                 return
             session, deadline = self.session, self.deadline()
-            seconds = max(1, round(self.settings.session_ttl))
+            seconds = max(1, round(self.settings.session_grace))
             body = {"ID": str(session), "TTL": str(seconds)}
             try:
                 with contextlib.suppress(Refused):  # a repeated call finds the lease of the first
@@ -164,7 +164,7 @@ class Client:
                 self.session, self.kept = _new_session(), False
 
     def _keep_alive(self) -> None:
-        pause = self.settings.session_ttl / 3
+        pause = self.settings.session_grace / 3
         while not self._stop.wait(pause):
             session = self.session
             if not self.kept:

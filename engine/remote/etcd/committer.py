@@ -396,6 +396,6 @@ def session_ended(session: int) -> ServerUnavailable:
     return ServerUnavailable(
         f"the session {session} of this process ended before the commit; nothing was committed, and the keys that "
         "were bound to it are deleted",
-        hint="begin again: another session has begun. A larger session_ttl outlives longer pauses",
+        hint="begin again: another session has begun. A larger session_grace outlives longer pauses",
         details={"session": session},
     )

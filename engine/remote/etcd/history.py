@@ -20,7 +20,18 @@ _ENTRIES: Final = 256
 def changes_of(
     space: Space, tending: Tending, start: bytes, end: bytes | None, since: int, limit: int, *, values: bool
 ) -> Changes:
-    """See `Backend.changes`."""
+    """See `Backend.changes`. Pages of the log in which nothing concerns the range are passed over."""
+    while True:
+        found, is_all = _page_of_changes(space, tending, start, end, since, limit, values=values)
+        if found.commits or is_all:
+            return found
+        since = found.reached
+
+
+def _page_of_changes(
+    space: Space, tending: Tending, start: bytes, end: bytes | None, since: int, limit: int, *, values: bool
+) -> tuple[Changes, bool]:
+    """What one page of the log tells, and whether that was all."""
     keys = space.keys
     look = tending.look([range_of(keys.log(since + 1), keys.log_end, limit=_ENTRIES)])
     if since < look.head.floor:
@@ -43,8 +54,10 @@ def changes_of(
                 commits.append(CommitOfChanges(commit.version, commit.timestamp, changes))
                 found += len(asked)
                 if found >= limit:
-                    return Changes(commits, reached)
-    return Changes(commits, reached if page.more else max(look.head.version, since))
+                    return Changes(commits, reached), False
+    if page.more:
+        return Changes(commits, reached), False
+    return Changes(commits, max(look.head.version, since)), True
 
 
 def _bare(change: Change) -> ChangedKey:

@@ -68,7 +68,7 @@ def test_a_process_that_is_killed_loses_its_keys(opened: Opening, url: str) -> N
         "import sys, time\n"
         "from tests.remote.etcd.test_commits import ask, put, BASE, OpFlags\n"
         "from occamdb.engine.remote.etcd import open_backend\n"
-        f"backend = open_backend({url!r}, BASE, session_ttl=1)\n"
+        f"backend = open_backend({url!r}, BASE, session_grace=1)\n"
         "ask(backend, put('bound', flags=OpFlags.EPHEMERAL))\n"
         "print('bound', flush=True)\n"
         "time.sleep(600)\n"
@@ -108,7 +108,7 @@ def test_nothing_of_an_ended_session_is_committed(opened: Opening) -> None:
 
 
 def test_a_session_that_is_kept_lives_on(opened: Opening) -> None:
-    backend, other = opened(session_ttl=1), opened()
+    backend, other = opened(session_grace=1), opened()
     ask(backend, put("a", flags=BOUND))
     granted = other._family.client.gateway.ask(
         "/v3/lease/timetolive", {"ID": str(backend.session)}, time.monotonic() + 5
