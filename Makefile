@@ -12,6 +12,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 AGENTS ?= 4
+# Where `make demo` leaves its database, for a look with the inspector; `make clean` removes it.
+DEMO_DB ?= build/demo.db
 DIST ?= dist
 # Tests wait for processes half of their time: two for each core that may be used.
 TEST_WORKERS ?= $(shell echo $$((2 * $$(nproc))))
@@ -65,7 +67,7 @@ install: $(BUILT)
 
 # A URL may hold a password, so the command is not shown.
 demo: $(if $(DB),$(VENV)/.occamdb-servers,$(BUILT))
-	@$(BIN)/occamdb demo $(DIR) --agents $(AGENTS) $(if $(DB),--db '$(DB)')
+	@$(BIN)/occamdb demo $(DIR) --agents $(AGENTS) $(if $(DB),--db '$(DB)',--keep $(DEMO_DB))
 
 test: $(BUILT)
 	@status=0; $(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS) || status=$$?; \

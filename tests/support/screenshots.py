@@ -6,6 +6,7 @@ Only ids, times and figures differ from one time to the next.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
@@ -56,8 +57,8 @@ def plan_a_trip(db: occamdb.Database, run: RunId, slow: float) -> None:
     db.steps.run(run, "pay", lambda txn: {"receipt": "R-42"})
 
 
-def fill(db: occamdb.Database) -> tuple[RunId, RunId]:
-    """The runs; two that can be compared."""
+def fill(db: occamdb.Database) -> tuple[RunId, RunId, RunId]:
+    """The runs: two that can be compared, and one for counters."""
     top = db.runs.create_run("travel desk", tags=["nightly"], metadata={"model": "m1"})
     first = db.runs.create_run("planner", parent=top.run_id, tags=["agent"])
     second = db.runs.create_run("planner, second try", parent=top.run_id, tags=["agent"])
@@ -75,8 +76,8 @@ def fill(db: occamdb.Database) -> tuple[RunId, RunId]:
     db.runs.fail_run(
         db.runs.create_run("booker", parent=top.run_id), "TimeoutError: no answer from the hotel"
     )
-    db.runs.create_run("writer", parent=top.run_id, tags=["agent"])
-    return first.run_id, second.run_id
+    scores = db.runs.create_run("scoreboard", parent=top.run_id)
+    return first.run_id, second.run_id, scores.run_id
 
 
 def compete(path: Path, run: RunId, until: threading.Event) -> None:
@@ -135,11 +136,12 @@ def main() -> None:
     """Make them all."""
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="occamdb-screenshots-") as folder:
-        path = Path(folder) / "agents.db"
+        os.chdir(folder)  # the pages show the path as it was given
+        path = Path("agents.db")
         done = threading.Event()
         with occamdb.open(path) as db:
-            first, second = fill(db)
-            competing = [threading.Thread(target=compete, args=(path, first, done)) for _ in range(4)]
+            first, second, scores = fill(db)
+            competing = [threading.Thread(target=compete, args=(path, scores, done)) for _ in range(4)]
             for each in competing:
                 each.start()
             try:

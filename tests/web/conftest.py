@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 import occamdb
@@ -51,12 +52,19 @@ def nothing_left_behind(request: pytest.FixtureRequest, chromium: Any) -> Iterat
         lambda: {
             pid: process
             for pid, process in leaks.own_processes(request.config.stash[MARKER], besides=before).items()
-            if "chrom" not in process.name()
+            if not _is_of_browser(process)
         }
     )
     description = leaks.describe(left)
     leaks.kill(left)
     assert not left, f"the test left processes behind:\n{description}"
+
+
+def _is_of_browser(process: psutil.Process) -> bool:
+    try:
+        return "chrom" in process.name()
+    except psutil.NoSuchProcess:
+        return True  # it has just ended
 
 
 MARKER = pytest.StashKey[str]()

@@ -99,7 +99,8 @@ class ConflictLog:
             self._before = None
             return 0
         for worker in figures.get("workers") or ():
-            self._remember(worker["session"], worker["pid"])
+            if "session" in worker and "pid" in worker:
+                self._remember(worker["session"], worker["pid"])
         self._count(figures["read_at"], figures.get("hot_keys") or ())
         return self._add_rows(figures.get("recent_conflicts") or ())
 

@@ -33,7 +33,6 @@ from occamdb.tools.inspector.source import Source
 
 __all__ = ["Feed", "Message"]
 
-LOOK_S = 0.1
 FIGURES_S = 1.0
 COMMITS_APART_S = 0.3  # messages of commits are at least so far apart
 IDLE_S = 60.0  # without a browser for so long, the thread rests
@@ -149,7 +148,7 @@ class Feed:
                 self._look_at_figures()
             if now >= commits_due and self._look_at_commits():
                 commits_due = time.monotonic() + COMMITS_APART_S
-            time.sleep(LOOK_S)
+            time.sleep(self._source.look_s)
 
     def _look_at_figures(self) -> None:
         figures = self._source.figures()
@@ -173,7 +172,7 @@ class Feed:
             with self._source.reading() as db:
                 version, commits, complete = self._follower.look(db)
         except (occamdb.OccamError, OSError):
-            return False
+            return False  # the figures say what is wrong
         before, self.version = self.version, version
         if version == before and not commits:
             return False

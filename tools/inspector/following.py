@@ -13,6 +13,7 @@ from typing import Any
 
 import occamdb
 from occamdb.engine.model.errors import WatchLagged
+from occamdb.engine.remote.backend import Backend
 from occamdb.engine.transaction.feeds import Feed, feed_of
 from occamdb.engine.transaction.logged_changes import logged_changes
 
@@ -20,6 +21,7 @@ __all__ = ["Commit", "Follower", "RawChange", "commits_after", "newest_version"]
 
 # A change as it is stored: "put", "delete", "expire" or "range", key, value (of a range its end).
 RawChange = tuple[str, bytes, bytes | None]
+SERVER_CHANGES = 2_000  # asked for at once
 _ANY_RUN = occamdb.RunId.new()
 
 
@@ -62,8 +64,9 @@ def commits_after(
     found: list[Commit] = []
     missing = None
     reached = since
+    step = _commits_of_server if _backend(db) is not None else _some_commits
     while reached < until and sum(len(commit.changes) for commit in found) < most:
-        rows, upto = _some_commits(db, reached, until, log)
+        rows, upto = step(db, reached, until, log)
         if rows is None:
             missing = f"what was committed up to version {max(upto, reached + 1):,} is no longer kept"
         else:
@@ -100,6 +103,26 @@ def _some_commits(
     return None, min(oldest - 1, until)
 
 
+def _backend(db: occamdb.Database) -> Backend | None:
+    """The server of a database that is on one."""
+    found: Backend | None = getattr(db.handle, "backend", None)
+    return found
+
+
+def _commits_of_server(
+    db: occamdb.Database, since: int, until: int, log: str | None
+) -> tuple[list[Commit] | None, int]:
+    """As `_some_commits`, of a server."""
+    backend = _backend(db)
+    assert backend is not None, "asked for a database on a server"
+    try:
+        changes = backend.changes(*_range_of(db), since, SERVER_CHANGES, values=True)
+    except WatchLagged as lag:
+        return None, min(lag.oldest - 1, until)
+    rows = [Commit(commit.version, commit.committed_at, list(commit.changes)) for commit in changes.commits]
+    return [row for row in rows if row.version <= until], changes.reached
+
+
 def _ring(db: occamdb.Database, since: int, start: bytes, end: bytes, *, bare: bool = False) -> Feed | None:
     """The changes that the engine keeps at hand; None where it keeps none."""
     with suppress(occamdb.TransactionStateError):
@@ -134,6 +157,9 @@ class Follower:
         if not before < newest <= before + self._most:
             self._feed = None
             return newest, [], False
+        backend = _backend(db)
+        if backend is not None:
+            return self._from_server(db, backend, before)
         feed = self._feed_at(db, before)
         if feed is None:
             return newest, [], False
@@ -148,6 +174,21 @@ class Follower:
             [Commit(at, ns, [("", *each) for each in changes]) for at, ns, changes in rows],
             True,
         )
+
+    def _from_server(
+        self, db: occamdb.Database, backend: Backend, before: int
+    ) -> tuple[int, list[Commit], bool]:
+        try:
+            found = backend.changes(*_range_of(db), before, SERVER_CHANGES, values=False)
+        except WatchLagged:
+            assert self._version is not None, "it was just set"
+            return self._version, [], False
+        self._version = found.reached
+        told = [
+            Commit(commit.version, commit.committed_at, [("", change.key, None) for change in commit.changes])
+            for commit in found.commits
+        ]
+        return found.reached, told, True
 
     def _feed_at(self, db: occamdb.Database, version: int) -> Feed | None:
         feed = self._feed

@@ -27,7 +27,7 @@ from occamdb.engine.client.offline import recovered_database
 from occamdb.engine.disk.directory import read_meta
 from occamdb.engine.log.salvage import repair
 from occamdb.engine.model.errors import CoordinatorUnavailable
-from occamdb.tools.console import is_served, require_database
+from occamdb.tools.console import is_served, reading, require_database
 from occamdb.tools.coordinator import coordinator_of
 from occamdb.tools.stats import figures_of
 
@@ -61,11 +61,13 @@ class Source(Protocol):
       name: its path or address, for people.
       condition: how it is read at present.
       log: the directory whose log may be read; None: there is none.
+      look_s: how long to wait between two looks at the newest version, in seconds.
     """
 
     name: str
     condition: Condition
     log: str | None
+    look_s: float
 
     def reading(self) -> Any:
         """A context manager: a database to read from; closed by nobody else."""
@@ -168,6 +170,8 @@ class DirectorySource:
       path: of a database.
       namespace: "tenant/app/agent", trailing parts optional; None: the default one.
     """
+
+    look_s = 0.1  # the version is a word in shared memory
 
     def __init__(self, path: Path, namespace: str | None) -> None:
         self.path = path
@@ -339,6 +343,8 @@ class ServerSource:
       namespace: "tenant/app/agent", trailing parts optional; None: the default one.
     """
 
+    look_s = 0.5  # each look is a round trip
+
     def __init__(self, address: str, namespace: str | None) -> None:
         self.name = without_password(address)
         self.condition = Condition("unreadable", ("The server is being asked.",))
@@ -362,12 +368,13 @@ class ServerSource:
             return
         with ExitStack() as closing:
             try:
-                db = closing.enter_context(occamdb.open(self._address))
+                db = closing.enter_context(reading(self._address, self._namespace))
             except (occamdb.OccamError, OSError) as error:
                 self._current.fail(error)
                 self.condition = Condition("unreadable", (str(getattr(error, "message", error)),))
                 return
-            self._current.replace(in_namespace(db, self._namespace), closing.pop_all())
+            self._current.replace(db, closing.pop_all())
+        self.name = db.path or self.name
         self._is_open = True
         self.condition = Condition("server")
 

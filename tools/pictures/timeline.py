@@ -30,7 +30,7 @@ WIDTH = 1000
 BAR_PIXELS_MIN = 3
 GAP_PIXELS = 2
 LABEL_PADDING = 7  # before and behind a label together
-LABEL_PIXELS_MAX = 180
+LABEL_PIXELS_MAX = 220
 LABEL_LENGTH_MAX = 60
 TITLE_LENGTH_MAX = 300
 # With more rows than this a lane is packed closely, and labels are drawn where there happens to be room.

@@ -23,6 +23,7 @@ from ...model.limits import Limits
 from ..backend import Begun, ChangedKey, Changes, CommitOfChanges, Outcome, Row
 from .calls import arrays_of_bytes, int4, int8, number
 from .combiner import Combiner, Commit
+from .facts import schema_facts
 from .server import Server
 
 __all__ = ["PostgresBackend"]
@@ -278,6 +279,7 @@ class PostgresBackend:
         """Figures of this process and of the namespace's head, for `status`."""
         server = self._server.here()
         combiner = self._combiner
+        facts = server.pool.run(lambda connection: schema_facts(connection, server.location))
         row = server.rows(server.statements.figures, [Int4(self.number)])[0]
         names = ("version", "floor", "incarnation", "timeline", "expiry_time", "next_due", "swept_at")
         return {
@@ -294,7 +296,7 @@ class PostgresBackend:
             "fsync": server.durability.fsync,
             "synchronous_standby_names": server.durability.standbys,
             **dict(zip(names, row, strict=True)),
-        }
+        } | facts
 
     def close(self) -> None:
         """End the session and the connections."""

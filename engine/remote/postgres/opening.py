@@ -11,9 +11,10 @@ from ...model.errors import SettingsError
 from ...model.limits import KIB, Limits, check_number
 from .backend import PostgresBackend
 from .errors import Fate, fate_of, server_error, unavailable
-from .location import parse_url
+from .facts import schema_facts, server_facts
+from .location import Location, parse_url
 from .migrations import FORMAT, check_schema, migrate_on, script_of
-from .pool import Pool
+from .pool import Connection, Pool
 from .server import Server
 
 __all__ = ["describe", "migrate", "migration_script", "open_backend"]
@@ -107,11 +108,8 @@ def describe(url: str, *, timeout: float = 10.0) -> dict[str, Any]:
         pool.close()
 
 
-def _described(connection: Any, location: Any) -> dict[str, Any]:
-    return {
-        "engine": "postgres",
-        "location": location.shown,
-        "schema": location.schema,
-        "format": check_schema(connection, location),
-        "format_known": FORMAT,
-    }
+def _described(connection: Connection, location: Location) -> dict[str, Any]:
+    format_ = check_schema(connection, location)
+    found = {"engine": "postgres", "location": location.shown} | server_facts(connection)
+    found |= {"schema": location.schema, "format": format_, "format_known": FORMAT}
+    return found | (schema_facts(connection, location) if format_ else {})

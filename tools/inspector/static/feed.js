@@ -35,6 +35,7 @@ export function follow(page) {
 }
 
 function concern(page, told) {
+  page.isDatabaseBusy = !told.complete;
   if (told.version <= page.version && told.complete) return;
   if (page.run && told.complete && !told.runs.includes(page.run)) {
     // The index of runs holds what the head of the page shows.

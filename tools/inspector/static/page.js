@@ -5,8 +5,10 @@
 // 2. What a person has opened, focused or scrolled stays so.
 // 3. Fetched markup is parsed into a document of its own, in which no script runs.
 
-const PAUSE_MS_MIN = 400;
-const PAUSE_FACTOR = 4;
+// At least so long, and so many times as long as the fetch took. In a busy database the page is always out of date: what
+// it costs to make then goes off the commits.
+const CALM = { least: 500, factor: 20 };
+const BUSY = { least: 2000, factor: 40 };
 
 export class Page {
   constructor(document) {
@@ -15,6 +17,7 @@ export class Page {
     this.wanted = false;
     this.busy = false;
     this.restUntil = 0;
+    this.isDatabaseBusy = false; // commits come faster than the feed tells them one by one
   }
 
   get run() {
@@ -50,7 +53,8 @@ export class Page {
     } catch {
       this.wanted = true; // the feed says that the server is away; when it is back, the page is fetched
     }
-    this.restUntil = performance.now() + Math.max(PAUSE_MS_MIN, PAUSE_FACTOR * (performance.now() - began));
+    const pace = this.isDatabaseBusy ? BUSY : CALM;
+    this.restUntil = performance.now() + Math.max(pace.least, pace.factor * (performance.now() - began));
     this.busy = false;
     if (this.wanted) this.refresh();
   }
