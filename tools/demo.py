@@ -87,7 +87,9 @@ def demo(
         report = run(db, source, files, agents, batch)
         show(report, out)
         if server is not None:
-            out.print(f"\nThe runs are in {db.path}: try `occamdb inspect URL --namespace {SERVER_NAMESPACE}`.")
+            out.print(
+                f"\nThe runs are in {db.path}: try `occamdb inspect URL --namespace {SERVER_NAMESPACE}`."
+            )
         if keep is not None:
             out.print(f"\nThe database is in {keep}. Look at it in a browser:")
             out.print(f"{_command()} inspect {keep}", soft_wrap=True)
