@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
 from occamdb.tools import console
-from occamdb.tools.console import NamespaceOption, PathArgument, RunArgument
+from occamdb.tools.console import NamespaceOption, PlaceArgument, RunArgument
 from occamdb.tools.naming import run_of
 from occamdb.tools.picture_files import ForceOption, write_file
 
@@ -19,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    path: PathArgument,
+    path: PlaceArgument,
     run: RunArgument,
     output: Annotated[
         Path | None,
@@ -46,6 +47,14 @@ def report(
         run_id = run_of(db, run)
         found = read_run(db, run_id)
     target = output or Path(f"run-{run_id}.html")
-    size = write_file(target, report_page(found, path.absolute().name), force=force)
+    size = write_file(target, report_page(found, _name_of(path)), force=force)
     traces, events = len(found.traces.rows), len(found.events.rows)
     console.echo(f"{target}: {console.size(size)}, {traces:,} traces and {events:,} events of run {run_id}")
+
+
+def _name_of(place: Path | str) -> str:
+    """What the report calls the database: neither the folders of this machine nor the address of a server."""
+    if isinstance(place, Path):
+        return place.absolute().name
+    parts = urlsplit(place)
+    return f"{parts.path.strip('/')} ({parts.scheme})"

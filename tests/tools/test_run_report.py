@@ -16,8 +16,9 @@ from occamdb import RunId, ToolCall
 from occamdb.engine.model.public_types import TypeTag
 from occamdb.primitives import Custom, Decision, Error, Query, Thought, layout
 from occamdb.tools.run_report.content import Limits, read_run
-from occamdb.tools.run_report.page import TREE_SIZE_MAX, report_page
-from tests.support.shell import RUN, Shell
+from occamdb.tools.run_report.page import TREE_SIZE_MAX, VALUES_SIZE_MAX, report_page
+from occamdb.tools.run_report.trace_tree import Room
+from tests.support.shell import ROOT, RUN, Shell
 from tests.support.trace_forests import NASTY
 
 VOID = {"meta", "line", "rect", "path", "br"}
@@ -228,6 +229,15 @@ def test_a_large_run_is_cut_and_says_so(memory: occamdb.Database) -> None:
     assert "Cut: 20 of more cells" in page.words
     page = page_of(db, limits=Limits(traces=100))
     assert f"Cut: 100 of {TREE_SIZE_MAX + 10:,} traces" in page.words
+
+
+def test_the_document_says_where_a_report_is_cut() -> None:
+    text = (ROOT / "docs" / "pictures.md").read_text(encoding="utf-8")
+    table = text.partition("| what | at most |")[2].partition("\n\n")[0]
+    limits, room = Limits(), Room(0)
+    for number in (limits.traces, TREE_SIZE_MAX, limits.rows, limits.rows // 2, room.each, room.short):
+        assert f"{number:,}" in table
+    assert f"{VALUES_SIZE_MAX // 1_000_000} million" in table
 
 
 def test_long_values_are_cut(memory: occamdb.Database) -> None:

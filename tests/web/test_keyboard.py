@@ -10,6 +10,8 @@ Open = Callable[..., Look]
 
 
 def press(seen: Look, *keys: str) -> None:
+    """Press keys, when the page's script has begun to listen to them."""
+    seen.page.wait_for_selector('#live:not([data-state="starting"])')
     for key in keys:
         seen.page.keyboard.press(key)
 
