@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Sequence
@@ -30,12 +31,20 @@ class EtcdMember:
     """One process of etcd."""
 
     def __init__(
-        self, name: str, directory: Path, port: int, peer: int, peers: str, flags: Sequence[str]
+        self,
+        name: str,
+        directory: Path,
+        ports: tuple[int, int],
+        peers: str,
+        flags: Sequence[str],
+        tls: tuple[Path, Path] | None,
     ) -> None:
         self.name = name
-        self.port = port
+        self.port, peer = ports
+        self._tls = tls
         self._log = directory / f"{name}.log"
-        client_url, peer_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer}"
+        client_url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        peer_url = f"http://127.0.0.1:{peer}"
         self._command = [
             shutil.which("etcd") or "etcd",
             *("--name", name),
@@ -45,6 +54,7 @@ class EtcdMember:
             *("--listen-peer-urls", peer_url),
             *("--initial-advertise-peer-urls", peer_url),
             *("--initial-cluster", peers),
+            *(["--cert-file", str(tls[0]), "--key-file", str(tls[1])] if tls else []),
             *flags,
         ]
         self._process: subprocess.Popen[bytes] | None = None
@@ -76,6 +86,9 @@ class EtcdMember:
     def ask(self, path: str, body: dict[str, object] | None = None) -> dict[str, object]:
         """A call of the JSON gateway; OSError when it does not answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+        if self._tls is not None:
+            context = ssl.create_default_context(cafile=str(self._tls[0]))
+            connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=2, context=context)
         try:
             connection.request("POST", path, json.dumps(body or {}))
             answer: dict[str, object] = json.loads(connection.getresponse().read())
@@ -93,14 +106,22 @@ class EtcdCluster:
       directory: for their data; the caller removes it.
       size: how many members.
       flags: of etcd, for each.
+      tls: its certificate and key, for clients.
     """
 
-    def __init__(self, directory: Path, size: int = 1, flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        size: int = 1,
+        flags: Sequence[str] = (),
+        tls: tuple[Path, Path] | None = None,
+    ) -> None:
         ports = free_ports(2 * size)
         names = [f"m{index}" for index in range(size)]
         peers = ",".join(f"{n}=http://127.0.0.1:{ports[size + i]}" for i, n in enumerate(names))
         self.members = [
-            EtcdMember(n, directory, ports[i], ports[size + i], peers, flags) for i, n in enumerate(names)
+            EtcdMember(n, directory, (ports[i], ports[size + i]), peers, flags, tls)
+            for i, n in enumerate(names)
         ]
 
     def start(self) -> None:

@@ -37,7 +37,7 @@ from .judge import Batch, View, may_trust
 from .records import LogEntry
 from .refusals import commit_refused
 from .space import Look, Space
-from .tending import Tending
+from .tending import Tending, is_full
 from .views import Plan, expired, needs_floor
 from .wire import mod_is, present, range_of, read_txn, txn
 from .writes import Writes
@@ -254,14 +254,20 @@ class Committer:
         deadline = max(item.deadline for item in items)
         try:
             answer = read_txn(self._client.gateway.send("/v3/kv/txn", asked, deadline))
-        except Unanswered:
+        except (Refused, Unanswered) as error:
+            # etcd answers the very transaction that uses up its quota with an error, and does it all the same.
+            full = isinstance(error, Refused)
+            if isinstance(error, Refused) and not is_full(error):
+                raise
             try:
-                done = self._settle(sent, asked, versions, items, deadline)
+                done = self._settle(sent, None if full else asked, versions, items, deadline)
             except CommitOutcomeUnknown:
                 self._leave_open(judged, versions)
                 return None
             if done:
                 self._won(judged, versions)
+            elif full:
+                raise
             return None
         if answer.succeeded:
             self._space.note(head, answer.revision, answer.revision, answer.cluster)
@@ -294,12 +300,15 @@ class Committer:
     def _settle(
         self,
         sent: Sent,
-        asked: dict[str, Any],
+        asked: dict[str, Any] | None,
         versions: dict[int, int],
         items: Sequence[Item],
         deadline: float,
     ) -> bool:
         """Find out what became of a transaction without an answer; whether it was done.
+
+        Args:
+          asked: to be sent again while it may still be done; None: it was answered, so it will not be done later.
 
         Raises:
           CommitOutcomeUnknown: nobody could be asked in time.
@@ -310,7 +319,7 @@ class Committer:
         while True:
             try:
                 look = self.look_for(sent.version, deadline)
-                if look.mod_revision != sent.mod_revision:
+                if look.mod_revision != sent.mod_revision or asked is None:
                     done = is_ours(look, sent)
                     self._forget(items)
                     return done

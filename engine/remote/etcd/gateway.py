@@ -27,6 +27,7 @@ __all__ = ["Gateway", "Refused", "Unanswered"]
 
 _INVALID, _DENIED, _EXHAUSTED, _RANGE, _UNAUTHENTICATED, _UNIMPLEMENTED = 3, 7, 8, 11, 16, 12
 _DEFINITE: Final = frozenset({_INVALID, _DENIED, _EXHAUSTED, _RANGE, _UNAUTHENTICATED, 5, 9})
+_AUTHENTICATE: Final = "/v3/auth/authenticate"
 _IDLE_MAX: Final = 16  # connections kept for each member
 _PAUSE: Final = 0.05  # after every member was tried in vain
 
@@ -61,6 +62,7 @@ class Gateway:
         self._current = 0
         self._token = ""
         self._closed = False
+        self._failure = ""  # the last one
         self.cluster = 0  # the id of the cluster that answered last
         self.calls = 0
         self.failures = 0
@@ -128,7 +130,7 @@ class Gateway:
         body = json.dumps({"name": chosen.user, "password": chosen.password}).encode()
         while True:
             try:
-                answer = self._exchange("/v3/auth/authenticate", body, deadline)
+                answer = self._exchange(_AUTHENTICATE, body, deadline)
                 self._token = str((answer or {}).get("token", ""))
                 return
             except Refused as error:
@@ -179,7 +181,7 @@ class Gateway:
             self._note_cluster(answer.get("header"))
             return answer
         code, text = answer.get("code"), str(answer.get("message") or answer.get("error"))
-        if code == _UNAUTHENTICATED and self._address.settings.user and path != "/v3/auth/authenticate":
+        if code == _UNAUTHENTICATED and self._address.settings.user and path != _AUTHENTICATE:
             return None
         if code in _DEFINITE and isinstance(code, int):
             raise Refused(code, text)
@@ -195,12 +197,12 @@ class Gateway:
         member = self._current
         timeout = min(self._address.settings.call_timeout, deadline - time.monotonic())
         if timeout <= 0:
-            raise Unanswered("no time is left")
+            raise Unanswered(self._failure or "no time is left")
         self.calls += 1
         connection = self._take(member, timeout)
         sent = time.monotonic_ns()
         try:
-            connection.request(method, path, payload, self._headers())
+            connection.request(method, path, payload, self._headers(path))
             response = connection.getresponse()
             data = response.read()
         except ssl.SSLError as error:
@@ -215,7 +217,8 @@ class Gateway:
             self.failures += 1
             self._advance(member)
             host, port = self._address.members[member]
-            raise Unanswered(f"{host}:{port}: {type(error).__name__} {error}") from None
+            self._failure = f"{host}:{port}: {type(error).__name__} {error}"
+            raise Unanswered(self._failure) from None
         except BaseException:  # interrupted: the answer may still come
             connection.close()
             raise
@@ -226,9 +229,9 @@ class Gateway:
             self._give_back(member, connection)
         return response.status, data
 
-    def _headers(self) -> dict[str, str]:
+    def _headers(self, path: str) -> dict[str, str]:
         headers = {"Content-Type": "application/json"}
-        if self._token:
+        if self._token and path != _AUTHENTICATE:  # which refuses a token that is too old, too
             headers["Authorization"] = self._token
         return headers
 
@@ -275,7 +278,7 @@ class Gateway:
         member = self._current
         connection = self.connection(member, timeout)
         try:
-            connection.request("POST", path, json.dumps(body).encode(), self._headers())
+            connection.request("POST", path, json.dumps(body), self._headers(path))
             response = connection.getresponse()
             if response.status != 200:
                 raise http.client.HTTPException(f"HTTP {response.status}")

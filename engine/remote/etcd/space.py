@@ -190,7 +190,7 @@ class Space:
         """Rows of a range at a revision; see `Backend.scan`."""
         rows: list[Row] = []
         while True:
-            size = max(16, min(_PAGE_ROWS, _PAGE_BYTES // self._row_size))
+            size = max(1, min(_PAGE_ROWS, _PAGE_BYTES // self._row_size))
             ask = {
                 "key": self.keys.record(start),
                 "end": self.keys.record(end),

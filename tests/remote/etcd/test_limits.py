@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from occamdb.engine.commit.messages import Status
 from occamdb.engine.model.errors import (
     LimitExceeded,
     SnapshotExpired,
