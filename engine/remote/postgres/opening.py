@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import psycopg
+
 from ...model.errors import SettingsError
 from ...model.limits import KIB, Limits, check_number
 from .backend import PostgresBackend
+from .errors import Fate, fate_of, server_error, unavailable
 from .facts import schema_facts, server_facts
 from .location import Location, parse_url
 from .migrations import FORMAT, check_schema, migrate_on, script_of
@@ -77,6 +80,10 @@ def migrate(url: str, *, timeout: float = 10.0) -> tuple[int, int]:
     try:
         with pool.connection(time.monotonic() + timeout) as connection:
             return migrate_on(connection, location)
+    except psycopg.Error as error:
+        if fate_of(error) is Fate.DEFINITE:
+            raise server_error(error, location) from None
+        raise unavailable(location, str(error)) from None
     finally:
         pool.close()
 

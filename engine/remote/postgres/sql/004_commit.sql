@@ -68,6 +68,9 @@ begin
             a.r_value := array[{s}.integer_bytes(held)];
         end if;
         if a.status <> 0 then
+            if a.status <> 10 then
+                a.r_kind := null;           -- the results of earlier ones are void
+            end if;
             a.place := r.place;
             return a;
         end if;
@@ -238,10 +241,10 @@ begin
     -- The others that have expired, if there are more, are left to `sweep`.
     select coalesce(min(n.expires_at), 0) into h.next_due from {s}.now n
         where n.ns = h.ns and n.expires_at > p_now and n.expires_at <> 0 and n.value is not null;
-    h.expiry_time := p_now;
     if v_key = '{}' then
         return h;
     end if;
+    h.expiry_time := p_now;
     h.version := h.version + 1;
     insert into {s}.old (ns, key, version, superseded, ts, expires_at, session, value)
         select n.ns, n.key, n.version, h.version, n.ts, n.expires_at, n.session, n.value from {s}.now n
