@@ -9,7 +9,7 @@ import itertools
 from collections import Counter
 from pathlib import Path
 from random import Random
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -377,7 +377,7 @@ def drive(machine: type[Machine], seed: int, steps: int) -> None:
                     seconds=rng.choice([0, 0, 1, 5, 20]),
                     order=order,
                 )
-                snapshots = [*snapshots[-4:], cast("Begun", made)]
+                snapshots = [*snapshots[-4:], made]
             elif step < 0.6:
                 driven.commit(begun=begun, ops=some_operations(rng), flags=rng.choice([0, 0, 0, 1, 4]))
             elif step < 0.75:
