@@ -41,8 +41,8 @@ CHOICES = (
     "phantoms",
     "event-log",
 )
-SESSION_SECONDS = (20.0, 40.0)
-FAULT_PAUSE = 0.5  # seconds between two faults on average
+SESSION_SECONDS = (40.0, 80.0)
+FAULT_PAUSE = 0.3  # seconds between two faults on average
 CARRY_ON_TIMEOUT = 60.0
 STOP_TIMEOUT = 150.0  # a worker that asks for an outcome goes on until it has it
 TIMEOUTS = (2.0, 5.0, 60.0)  # of the clients: with a short one some outcomes are unknown at first
