@@ -39,7 +39,7 @@ def inspect(
         console.require_database(console.path_given(path))
     try:
         from occamdb.tools.inspector import serve
-        from occamdb.tools.inspector.source import source_of
+        from occamdb.tools.inspector.opening import source_of
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _PACKAGES:
             raise

@@ -37,6 +37,7 @@ WAITS_FOR_MORE = (
 RECEIVED = (
     "select pg_wal_lsn_diff(greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()), '0/0')::bigint"
 )
+STREAM_TIMEOUT = 15.0  # seconds until a standby that does not stream is made anew
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -175,20 +176,42 @@ class PostgresCluster(Cluster):
         }
 
         def streaming() -> bool:
-            with contextlib.suppress(ClusterError):
-                found = self.query(
-                    primary.name, "select application_name from pg_stat_replication where state = 'streaming'"
-                )
-                return expected <= set(found.split())
-            return False
+            return expected <= self._streaming()
 
         def commits() -> bool:
             with contextlib.suppress(ClusterError):
                 return bool(self.query(primary.name, "select txid_current()"))
             return False
 
-        self._wait(streaming, primary, timeout, "the replication to " + ", ".join(sorted(expected)))
+        what = "the replication to " + ", ".join(sorted(expected))
+        try:
+            self._wait(streaming, primary, min(timeout, STREAM_TIMEOUT), what)
+        except ClusterError:
+            if not self.is_alive(primary.name):
+                raise
+            # As an operator does with a standby that cannot follow the new timeline. What it had acknowledged, the
+            # primary has: it was the furthest when it was promoted.
+            for name in expected - self._streaming():
+                self.remake(name)
+            self._wait(streaming, primary, timeout, what)
         self._wait(commits, primary, timeout, "an acknowledged commit")
+
+    def _streaming(self) -> set[str]:
+        """The standbys that stream from the primary."""
+        with contextlib.suppress(ClusterError):
+            found = self.query(
+                self._primary, "select application_name from pg_stat_replication where state = 'streaming'"
+            )
+            return set(found.split())
+        return set()
+
+    def remake(self, name: str) -> None:
+        """Make a standby anew from a copy of the primary."""
+        server = self.servers[name]
+        self.kill(name)
+        shutil.rmtree(server.directory)
+        self._copy(server)
+        self._start(server)
 
     # ---- failing over ---------------------------------------------------------------------------------------
 

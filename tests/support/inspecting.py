@@ -20,8 +20,9 @@ from starlette.testclient import TestClient
 
 from occamdb.tools.inspector.app import make_app, refusal
 from occamdb.tools.inspector.feed import Feed
+from occamdb.tools.inspector.opening import source_of
 from occamdb.tools.inspector.security import Gate, Secrets
-from occamdb.tools.inspector.source import Source, source_of
+from occamdb.tools.inspector.source import Source
 from tests.support.shell import command, started
 
 PORT = 8790

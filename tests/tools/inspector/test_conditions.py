@@ -14,7 +14,7 @@ from occamdb import Thought
 from occamdb.engine.disk.directory import read_meta
 from occamdb.ipc.stale import remove_dead
 from occamdb.tools.coordinator import coordinator_of, stop_coordinator
-from occamdb.tools.inspector import source as source_module
+from occamdb.tools.inspector import directory_source as source_module
 from occamdb.tools.inspector.serve import PORT, PortTakenError, listen
 from tests.support.inspecting import inspecting, looking_at
 from tests.support.processes import wait_until

@@ -11,8 +11,9 @@ import pytest
 import occamdb
 from occamdb import RunId
 from occamdb.tools.inspector import feed as feed_module
+from occamdb.tools.inspector.directory_source import DirectorySource
 from occamdb.tools.inspector.feed import Feed
-from occamdb.tools.inspector.source import DirectorySource, Source
+from occamdb.tools.inspector.source import Source
 from tests.support.inspecting import inspecting
 from tests.support.processes import kill_coordinator, wait_until
 
