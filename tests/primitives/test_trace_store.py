@@ -237,7 +237,9 @@ def test_get_tree(do: Any) -> None:
     assert do.traces.get_tree(leaf).size == 1
 
 
-@pytest.mark.not_on("etcd", "a commit has at most --max-txn-ops operations, 10,000 on the server of the tests")
+@pytest.mark.not_on(
+    "etcd", "a commit has at most --max-txn-ops operations, 10,000 on the server of the tests"
+)
 def test_a_tree_deeper_than_the_recursion_limit(db: Any, run: RunId) -> None:
     def chain(txn: Any) -> tuple[str, str]:
         root = parent = txn.traces.record(Thought("0"))

@@ -7,7 +7,8 @@ A test is semantic when it uses the fixture `engine`, itself or through another 
     pytest --engine postgres        only the semantic tests, each over PostgreSQL; may be given several times
 
 A test that only the engine in this machine's memory can pass has the mark `local_only` with the documented difference
-as its reason; one that a single engine cannot pass has `not_on`. The summary at the end counts tests by engine, and what was left out by reason.
+as its reason; one that a single engine cannot pass has `not_on`. The summary at the end counts tests by engine, and
+what was left out by reason.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "local_only(reason): a server differs here, by a difference that the documentation names"
     )
-    config.addinivalue_line("markers", "not_on(engine, reason): a documented limit of this engine is in the way")
+    config.addinivalue_line(
+        "markers", "not_on(engine, reason): a documented limit of this engine is in the way"
+    )
     config.stash[_LEFT_OUT] = Counter()
     if set(selected_engines(config)) & set(SERVERS):
         os.environ[servers.SWITCH] = "1"  # who names a server wants it started
