@@ -13,15 +13,19 @@ import occamdb
 from occamdb import Change, Database, RunId
 from occamdb.engine.transaction import watch as watch_module
 from occamdb.engine.transaction.pace import CHANGES_MIN, Pace
-from tests.support.databases import memory_database
+from tests.support.engines import Engine
 
 DEADLINE_S = 60.0
 
 
+pytestmark = pytest.mark.by_default("memory")
+
+
 @pytest.fixture
-def db() -> Iterator[Database]:
-    with memory_database() as database:
-        yield database
+def db(engine: Engine) -> Iterator[Database]:
+    database = engine.fresh()
+    yield database
+    engine.discard(database)
 
 
 def test_a_change_is_a_value(db: Database, run: RunId) -> None:

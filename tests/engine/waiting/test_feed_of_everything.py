@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from occamdb import Database, RunId
-from tests.support.databases import DatabaseFactory, memory_database
+from tests.support.databases import DatabaseFactory
+from tests.support.engines import Engine, memory_database
 from tests.support.followers import Follower, state_of_run
 from tests.support.processes import kill_coordinator, open_database, stop_coordinator, wait_until
 
@@ -31,6 +32,7 @@ class Changes(RuleBasedStateMachine):
 
     database: Database
     watch_history = "64KiB"
+    engine: Engine | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,13 +42,18 @@ class Changes(RuleBasedStateMachine):
         self.followers = [Follower(self.db, self.run, prefix, since=start) for prefix in ("", "a/")]
 
     def make(self) -> Database:
-        return memory_database(watch_history=self.watch_history)
+        if self.engine is None or self.engine.name == "memory":
+            return memory_database(watch_history=self.watch_history)
+        return self.engine.fresh()
 
     def teardown(self) -> None:
         for follower in self.followers:
             self.check(follower)
             follower.watch.close()
-        self.db.close()
+        if self.engine is None:
+            self.db.close()
+        else:
+            self.engine.discard(self.db)
 
     def check(self, follower: Follower) -> None:
         follower.catch_up()
@@ -154,10 +161,12 @@ def test_the_feed_over_restarts() -> None:
     run_state_machine_as_test(ChangesOverRestarts, settings=few)
 
 
+@pytest.mark.by_default("memory")
 @pytest.mark.parametrize("machine", [Changes, ChangesInALargeRing])
-def test_the_feed_gives_what_the_store_has(machine: type[Changes]) -> None:
+def test_the_feed_gives_what_the_store_has(machine: type[Changes], engine: Engine) -> None:
     run_state_machine_as_test(
-        machine, settings=settings(stateful_step_count=30, max_examples=40, deadline=None)
+        type("OnThisEngine", (machine,), {"engine": engine}),
+        settings=settings(stateful_step_count=30, max_examples=engine.examples(40), deadline=None),
     )
 
 
