@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -56,6 +57,20 @@ def memory(
 ) -> None:
     """The memory profile: bytes a key, garbage of old versions, private memory of workers."""
     run("memory", "", None, None, json, None, quick=quick, directory=directory)
+
+
+@app.command()
+def server(
+    url: Annotated[str, typer.Argument(metavar="URL", help="postgresql://… or etcd://…")],
+    seconds: Annotated[float, typer.Option(min=0.01, help="Length of one sample.")] = 2.0,
+    repeat: Annotated[int, typer.Option(min=1, help="Repetitions of each row.")] = 3,
+) -> None:
+    """A server beside the driver by hand, beside itself and beside a directory: ratios. Leaves namespaces bench-…"""
+    from occamdb.stress.bench.servers import server_rows
+
+    with tempfile.TemporaryDirectory(prefix="occamdb-bench-", ignore_cleanup_errors=True) as directory:
+        for title, first, second in server_rows(url, Path(directory), seconds, repeat):
+            typer.echo(f"{title:<56} {first:>12,.1f} {second:>12,.1f}  ratio {first / second:.2f}")
 
 
 def run(

@@ -42,12 +42,16 @@ EMPTY_PATHS = [
     ("backup", "DB", ""),
     ("restore", "", "copy"),
     ("restore", "DB", ""),
+    ("copy", "", "copy"),
+    ("copy", "DB", ""),
+    ("migrate", ""),
     ("wal", "dump", ""),
     ("wal", "verify", ""),
     ("doctor", ""),
     ("doctor", "", "--clean"),
     ("demo", "DB", "--keep", ""),
     ("mcp", ""),
+    ("inspect", ""),
 ]
 
 
@@ -92,7 +96,7 @@ def test_no_command_that_takes_a_database_is_missing_above() -> None:
 
 def _takes_a_path(command: object) -> bool:
     return any(
-        str(parameter.metavar).strip("[]") in ("PATH", "DEST", "BACKUP")
+        str(parameter.metavar).strip("[]") in ("PATH", "SRC", "DEST", "BACKUP", "URL")
         for parameter in command.params  # type: ignore[attr-defined]
     )
 

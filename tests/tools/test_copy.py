@@ -12,7 +12,8 @@ from occamdb.tools import copy_runs
 from occamdb.tools.copy_runs import CopyMismatch, RunCopier, is_half
 from tests.conftest import stop_coordinator
 from tests.support.copies import Point, content, fill, hooks
-from tests.support.shell import Shell
+from tests.support.processes import wait_until
+from tests.support.shell import Shell, command, started
 
 
 @pytest.fixture
@@ -279,6 +280,24 @@ def _copied_with(copier: RunCopier, run: RunId, allowed: int) -> bool:
     except _Killed:
         return False
     return True
+
+
+def test_a_copy_that_is_killed_is_half_and_goes_on_when_repeated(shell: Shell, other: Path) -> None:
+    with occamdb.open(shell.path) as db, occamdb.open(other) as there:
+        run = db.runs.create_run("large").run_id
+        for first in range(0, 20_000, 1000):
+            with db.begin(run) as txn:
+                for number in range(first, first + 1000):
+                    txn.kv.put(f"k{number}", number)
+        copying = started(command("copy", shell.path, other))
+        wait_until(lambda: is_half(there, run) and there.kv.list(run, limit=1))
+        copying.kill()
+        copying.communicate()
+        assert is_half(there, run)
+        assert there.runs.list_runs() == []
+        assert "copied" in shell("copy", "DB", str(other))
+        assert content(there, run) == content(db, run)
+        assert [each.name for each in there.runs.list_runs()] == ["large"]
 
 
 def test_a_half_run_is_shown_as_such(shell: Shell, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
