@@ -142,6 +142,11 @@ def test_status_tells_what_is_on_a_server(shell: Shell, server: str, server_kind
     assert found["durability"] in ("none", "standard", "always")
     assert found["namespace_names"] == ["acme/chat/default"]
     assert "acme/chat/default" in shell("status", server)
+    if server_kind[0] == "postgres":
+        assert (found["role"], found["takes_writes"], found["fsync"]) == ("app", True, "off")
+        assert int(found["server_version"].split(".")[0]) >= 14
+        assert found["schema_size"] > 0
+        assert found["sessions_with_keys"] == 0
 
 
 def test_figures_of_a_server(shell: Shell, server: str) -> None:

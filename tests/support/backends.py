@@ -17,6 +17,7 @@ from occamdb.engine.model.keys import successor
 from occamdb.engine.model.values import Codec
 from occamdb.engine.remote.backend import Backend, Begun, Outcome, Row
 from occamdb.engine.remote.opening import module_of
+from occamdb.ipc.errors import OccamError
 from tests.support.dict_backend import DictBackend, DictServer
 from tests.support.processes import Peer, Worker
 
@@ -236,7 +237,10 @@ def client_process(peer: Peer, url: str, base: bytes, clock_shift: float = 0.0) 
         while (asked := peer.hear()) is not None:
             name, *arguments = asked
             found = getattr(backend, name)
-            peer.say(found(*arguments) if callable(found) else found)
+            try:
+                peer.say(found(*arguments) if callable(found) else found)
+            except OccamError as error:
+                peer.say(error)
     finally:
         backend.close()
 
@@ -257,9 +261,12 @@ class RemoteClient:
         self.session = int(self.worker.hear())
 
     def ask(self, name: str, *arguments: Any) -> Any:
-        """What a method returns there."""
+        """What a method returns there, or raises."""
         self.worker.say((name, *arguments))
-        return self.worker.hear()
+        answer = self.worker.hear()
+        if isinstance(answer, OccamError):
+            raise answer
+        return answer
 
     def commit(self, *ops: Op, begun: Begun | None = None) -> Sent:
         """As `commit`."""

@@ -73,7 +73,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     mark = metafunc.definition.get_closest_marker("by_default")
     names = selected_engines(metafunc.config) or list(mark.args if mark is not None else LOCAL)
-    metafunc.parametrize("engine", names, indirect=True, scope="session")
+    metafunc.parametrize("engine", names, indirect=True)  # in the scope of the fixture
 
 
 def engine_of(item: pytest.Item) -> str | None:

@@ -23,6 +23,7 @@ from ...model.limits import Limits
 from ..backend import Begun, ChangedKey, Changes, CommitOfChanges, Outcome, Row
 from .calls import arrays_of_bytes, int4, int8, number
 from .combiner import Combiner, Commit
+from .facts import schema_facts
 from .server import Server
 
 __all__ = ["PostgresBackend"]
@@ -188,7 +189,10 @@ class PostgresBackend:
         if durable:
             server.durability.check_durable(server.location)
         until = server.pool.deadline(deadline)
-        return Commit(server, decode_request(request), len(request), until, durable, done)
+        decoded = decode_request(request)
+        if not all(op.key.startswith(self._base) for op in decoded.ops):
+            raise ProtocolError("a request names a key of another namespace")
+        return Commit(server, decoded, len(request), until, durable, done)
 
     def _combined(self) -> Combiner:
         server = self._server.here()
@@ -272,8 +276,27 @@ class PostgresBackend:
         self._server.here().keep_session()
 
     def stats(self) -> dict[str, Any]:
-        """Figures, for `status`."""
-        return {"engine": self.engine, "location": self.location}
+        """Figures of this process and of the namespace's head, for `status`."""
+        server = self._server.here()
+        combiner = self._combiner
+        facts = server.pool.run(lambda connection: schema_facts(connection, server.location))
+        row = server.rows(server.statements.figures, [Int4(self.number)])[0]
+        names = ("version", "floor", "incarnation", "timeline", "expiry_time", "next_due", "swept_at")
+        return {
+            "engine": self.engine,
+            "location": self.location,
+            "schema": server.location.schema,
+            "session": server.session,
+            "session_kept": server.kept,
+            "commits": combiner.commits if combiner else 0,
+            "batches": combiner.batches if combiner else 0,
+            "reconnects": server.pool.reconnects,
+            "prepared_statements": server.pool.prepare,
+            "notifications": server.listener.hears,
+            "fsync": server.durability.fsync,
+            "synchronous_standby_names": server.durability.standbys,
+            **dict(zip(names, row, strict=True)),
+        } | facts
 
     def close(self) -> None:
         """End the session and the connections."""

@@ -226,7 +226,7 @@ class Combiner:
             parameters = [
                 int4(self._ns),
                 int8(batch[0].session),
-                server.durability.sync(durable).encode(),
+                server.durability.sync(durable),
                 b"\1" if any(commit.kept for commit in batch) else b"\0",
                 int8(server.clock()),
                 encoded,
@@ -284,7 +284,9 @@ class Combiner:
             else:
                 batch[0].finish(None, server_error(error, self._server.location))
             return []
-        if fate is Fate.UNPREPARED:
+        if fate is Fate.WEAKER:
+            self._ask_durability(batch)
+        elif fate is Fate.UNPREPARED:
             self._server.pool.prepare = False
         elif fate is Fate.LATE:
             self._hear_clock(batch)
@@ -293,6 +295,17 @@ class Combiner:
     def _hear_clock(self, batch: Sequence[Commit]) -> None:
         rows = self._server.rows(self._server.statements.request_type, None, max(c.deadline for c in batch))
         self._server.heard(rows[0][1])
+
+    def _ask_durability(self, batch: Sequence[Commit]) -> None:
+        """The server's settings have changed: those commits end here that it no longer gives what they ask for."""
+        server = self._server
+        for commit in batch:
+            try:
+                server.ask_durability(commit.deadline)
+                if commit.durable:
+                    server.durability.check_durable(server.location)
+            except OccamError as error:
+                commit.finish(None, error)
 
     def _in_time(self, batch: Sequence[Commit], why: str) -> list[Commit]:
         """Those whose deadline has not passed, after a pause."""

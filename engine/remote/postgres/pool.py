@@ -109,7 +109,7 @@ class Pool:
         fate = fate_of(error)
         if fate is Fate.UNPREPARED:
             self.prepare = False
-        elif fate in (Fate.DEFINITE, Fate.ENDED, Fate.LATE):
+        elif fate not in (Fate.LOST, Fate.REPEAT):
             raise server_error(error, self.location) from None
         return str(error)
 

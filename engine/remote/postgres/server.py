@@ -66,6 +66,7 @@ class Server:
         self.numbers: set[int] = set()  # of the namespaces that are used here
         self._begin()
         try:
+            self._asked = durability
             self.request_type, self.durability = self.pool.run(lambda c: self._open(c, durability))
         except BaseException:
             self.close()
@@ -107,6 +108,10 @@ class Server:
             self.pool.after_fork()
             self._begin()
         return self
+
+    def ask_durability(self, deadline: float | None = None) -> None:
+        """Learn anew what the server does for durability; raises ServerSetupError if it is less than was asked."""
+        self.durability = self.pool.run(lambda c: ask_durability(c, self._asked, self.location), deadline)
 
     # ---- the clock -----------------------------------------------------------------------------------------------
 

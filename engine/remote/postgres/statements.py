@@ -114,6 +114,10 @@ class Statements:
         self.tick = fill("select {s}.tick(%s)")
         self.outcome = fill("select version, at, r_kind, r_place, r_value from {s}.outcome_of(%s, %s)")
         self.newest = fill("select version, next_due, {clock} from {s}.head where ns = %s")
+        self.figures = fill(
+            "select version, floor, incarnation, timeline, expiry_time, next_due, swept_at"
+            " from {s}.head where ns = %s"
+        )
         self.find = fill("select ns from {s}.head where base = %s")
         self.add = fill(
             "insert into {s}.head (base, timeline) values (%s, {timeline}) on conflict do nothing"

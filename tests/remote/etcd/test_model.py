@@ -78,7 +78,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         at = f"{self.url}-{next(counts)}"
-        settings_of = {"timeout": 10.0, "compact": False, "snapshot_max_age": 8.0}
+        settings_of: dict[str, Any] = {"timeout": 10.0, "compact": False, "snapshot_max_age": 8.0}
         self.backends = [open_backend(at, BASE, **settings_of) for _ in range(2)]
         self.time = self.backends[0]._family.client.clock.now()
         for backend in self.backends:
@@ -317,7 +317,7 @@ def test_commits_at_once_have_one_order_that_the_model_agrees_with(opened: Openi
     while since < model.version:
         page = backends[1].changes(NAMES[0], None, since, 50, values=True)
         for commit in page.commits:
-            expected = dict((v, c) for v, c in model.log)[commit.version]
+            expected = dict(model.log)[commit.version]
             assert [tuple(change) for change in commit.changes] == expected
             seen.append(commit.version)
         since = page.reached
