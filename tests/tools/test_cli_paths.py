@@ -31,6 +31,9 @@ EMPTY_PATHS = [
     ("report", "", RUN),
     ("report", "DB", RUN, "--output", ""),
     ("watch", "", RUN),
+    ("inspect", "", "--no-browser"),
+    ("copy", "", "DB"),
+    ("copy", "DB", ""),
     ("serve", "", "--set", "ring_size=5"),  # refused as well; if "" were accepted it would not return
     ("stop", ""),
     ("status", ""),

@@ -121,8 +121,9 @@ def test_every_page_of_the_menu(look: Open, anywhere: Inspector, scheme: str) ->
     assert is_dark(seen.page) == (scheme == "dark")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("tab", RUN_TABS)
+@pytest.mark.parametrize(
+    ("tab", "scheme"), [*((tab, "light") for tab in RUN_TABS), ("", "dark"), ("/events", "dark")]
+)
 def test_every_tab_of_large_runs(
     look: Open, large: Inspector, large_path: Path, tab: str, scheme: str
 ) -> None:
