@@ -12,6 +12,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 AGENTS ?= 4
+# Where `make demo` leaves its database, for a look with the inspector; `make clean` removes it.
+DEMO_DB ?= build/demo.db
 DIST ?= dist
 # Tests wait for processes half of their time: two for each core that may be used.
 TEST_WORKERS ?= $(shell echo $$((2 * $$(nproc))))
@@ -31,7 +33,7 @@ STUBBED = $(patsubst %.pyi,%,$(wildcard $(patsubst %.pyx,%.pyi,$(filter %.pyx,$(
 COMPILED = $(addprefix occamdb.,$(subst /,.,$(STUBBED:src/occamdb/%=%)))
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-cluster test-plugins check lint format types stubs bench bench-smoke coverage dist clean distclean
+.PHONY: help install demo test test-cluster test-plugins test-web screenshots check lint format types stubs bench bench-smoke coverage dist clean distclean
 
 help:
 	@echo "make demo         [DIR=path] [AGENTS=n]  several processes index the files below DIR together;"
@@ -39,6 +41,8 @@ help:
 	@echo "make test         [ARGS='-k name']       the test suite, in TEST_WORKERS processes"
 	@echo "make test-cluster [ARGS='-k name']       the semantic tests on PostgreSQL and etcd, which it gets with apt-get"
 	@echo "make test-plugins [ARGS='-k name']       the plug-ins against the real frameworks, in $(PLUGIN_VENV)"
+	@echo "make test-web     [ARGS='-k name']       the pages of occamdb inspect in Chromium, in $(WEB_VENV)"
+	@echo "make screenshots  the pictures of docs/inspector.md"
 	@echo "make check        ruff, mypy strict, stub check of the compiled modules"
 	@echo "make bench        [ARGS='--peers lmdb']  the benchmark table"
 	@echo "make bench-smoke  ratios against the committed baseline, under a minute"
@@ -63,7 +67,7 @@ install: $(BUILT)
 
 # A URL may hold a password, so the command is not shown.
 demo: $(if $(DB),$(VENV)/.occamdb-servers,$(BUILT))
-	@$(BIN)/occamdb demo $(DIR) --agents $(AGENTS) $(if $(DB),--db '$(DB)')
+	@$(BIN)/occamdb demo $(DIR) --agents $(AGENTS) $(if $(DB),--db '$(DB)',--keep $(DEMO_DB))
 
 test: $(BUILT)
 	@status=0; $(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS) || status=$$?; \
@@ -100,6 +104,26 @@ test-plugins: $(PLUGIN_BUILT)
 	OCCAMDB_TEST_PLUGINS=1 $(PLUGIN_VENV)/bin/python -m pytest -n $(TEST_WORKERS) -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function \
 	    tests/plugins $(ARGS)
 	$(PLUGIN_VENV)/bin/python -m mypy src/occamdb/plugins/*.py
+
+# An environment of its own as well: Playwright brings a node. The browser is that of the system's packages.
+WEB_VENV ?= .venv-web
+WEB_BUILT := $(WEB_VENV)/.occamdb-built
+
+$(WEB_BUILT): $(BUILT) pyproject.toml
+	@echo "== Playwright in $(WEB_VENV)"
+	@test -x $(WEB_VENV)/bin/python || $(PYTHON) -m venv $(WEB_VENV)
+	@$(WEB_VENV)/bin/python -m pip --disable-pip-version-check -q install 'setuptools>=77' 'cython>=3.1' wheel
+	@OCCAMDB_ONLY=none $(WEB_VENV)/bin/python -m pip --disable-pip-version-check -q install --no-build-isolation \
+	    -e '.[test-web]'
+	@touch $@
+
+test-web: $(WEB_BUILT)
+	.ci/need-chromium
+	OCCAMDB_TEST_WEB=1 $(WEB_VENV)/bin/python -m pytest tests/web $(ARGS)
+
+screenshots: $(WEB_BUILT)
+	.ci/need-chromium
+	$(WEB_VENV)/bin/python -m tests.support.screenshots
 
 check: lint types stubs
 
@@ -147,4 +171,4 @@ clean:
 	find ipc engine primitives plugins stress tools tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(PLUGIN_VENV)
+	rm -rf $(VENV) $(PLUGIN_VENV) $(WEB_VENV)

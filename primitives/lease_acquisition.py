@@ -94,7 +94,14 @@ class Acquisition:
         return carry_out(self.db, self.run_id, self._work())
 
     def _work(self) -> Work[Lease]:
-        key = (id(self.db.handle), self.db.current_namespace, self.run_id, self.name, holding.whoever_calls())
+        key = (
+            "lease",
+            id(self.db.handle),
+            self.db.current_namespace,
+            self.run_id,
+            self.name,
+            holding.whoever_calls(),
+        )
         self._refuse_nested(key)
         self.nonce = new_nonce()
         deadline = wait_deadline(self.timeout)

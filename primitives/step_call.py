@@ -242,7 +242,14 @@ class StepCall:
     # ---- plain functions ------------------------------------------------------------------------------------
 
     def _plain(self) -> Work[Any]:
-        key = (id(self.db.handle), self.db.current_namespace, self.run_id, self.name, holding.whoever_calls())
+        key = (
+            "step",
+            id(self.db.handle),
+            self.db.current_namespace,
+            self.run_id,
+            self.name,
+            holding.whoever_calls(),
+        )
         if holding.held(key) is not None:
             raise called_by_itself(self.name)
         self.nonce = os.urandom(8)

@@ -51,7 +51,7 @@ def sources(*suffixes: str) -> set[str]:
 
 
 def test_the_sdist_holds_every_source(sdist: set[str]) -> None:
-    assert sources(".py", ".pyi", ".pyx", ".pxd", ".json") - sdist == set()
+    assert sources(".py", ".pyi", ".pyx", ".pxd", ".json", ".html", ".css", ".js", ".svg") - sdist == set()
     assert {"src/occamdb/__init__.py", "src/occamdb/py.typed", "setup.py", "README.md", "LICENSE"} <= sdist
 
 
@@ -76,7 +76,10 @@ def test_the_folders_are_linked_below_one_namespace() -> None:
 def test_what_is_read_at_run_time_goes_into_the_wheel() -> None:
     """Files beside the code are installed by suffix."""
     installed = {pattern.removeprefix("*") for pattern in PROJECT["tool"]["setuptools"]["package-data"]["*"]}
-    present = {Path(name).suffix for name in sources(".json", ".pyi", ".pxd", ".toml", ".txt")}
+    present = {
+        Path(name).suffix
+        for name in sources(".json", ".pyi", ".pxd", ".toml", ".txt", ".html", ".css", ".js", ".svg")
+    }
     assert present - {".txt"} <= installed
     assert "py.typed" in installed
 
@@ -121,7 +124,9 @@ def test_the_command_says_what_to_install_when_its_packages_are_missing(tmp_path
 
 def test_importing_the_package_needs_its_own_requirements_only() -> None:
     """None of the extras' packages, so that a worker needs no more than the core."""
-    extras = "typer rich click psutil sortedcontainers lmdb matplotlib redis diskcache"
+    extras = (
+        "typer rich click psutil sortedcontainers lmdb matplotlib redis diskcache starlette uvicorn jinja2"
+    )
     program = f"import sys, occamdb; print(*({{*sys.modules}} & {{*{extras.split()!r}}}))"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (found.returncode, found.stdout.strip()) == (0, ""), found.stderr

@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -86,9 +87,12 @@ def demo(
         report = run(db, source, files, agents, batch)
         show(report, out)
         if server is not None:
-            out.print(f"\nThe runs are in {db.path}: try `occamdb runs URL --namespace {SERVER_NAMESPACE}`.")
+            out.print(
+                f"\nThe runs are in {db.path}: try `occamdb inspect URL --namespace {SERVER_NAMESPACE}`."
+            )
         if keep is not None:
-            out.print(f"\nThe database is in {keep}: try `occamdb runs {keep}`.")
+            out.print(f"\nThe database is in {keep}. Look at it in a browser:")
+            out.print(f"{_command()} inspect {keep}", soft_wrap=True)
     if report.faults:
         raise typer.Exit(1)
 
@@ -119,6 +123,12 @@ def run(db: Database, source: Path, files: list[str], agents: int, batch: int) -
     report = gather(db, plan, recount, seconds)
     db.runs.complete_run(plan.shared)
     return report
+
+
+def _command() -> str:
+    """The command line as it was called, for the next call."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "occamdb" else "occamdb"
 
 
 @contextmanager

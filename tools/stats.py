@@ -91,7 +91,7 @@ def top(
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 1.0,
     count: Annotated[int | None, typer.Option(min=1, help="End after so many updates.")] = None,
 ) -> None:
-    """Show the figures live, with rates, until Ctrl-C. In a pipe: one line an update."""
+    """Show the figures live, with rates and sparklines, until Ctrl-C. In a pipe: one line an update, without them."""
     if isinstance(path, str):
         from occamdb.tools.server_status import watch_server_figures
 
@@ -105,10 +105,15 @@ def top(
         return
     from rich.live import Live
 
+    from occamdb.tools.top_history import History
+
+    history = History()
+    history.add(before)
     shown = render(before, None)
     with Live(shown, console=console.out(), auto_refresh=False, screen=True) as live:
         for figures in _updates(path, interval, count):
-            shown = render(figures, before)
+            history.add(figures)
+            shown = render(figures, before, history.lines(console.out().options.ascii_only))
             live.update(shown, refresh=True)
             before = figures
     # The screen that showed it is gone; the last figures stay.
@@ -163,16 +168,19 @@ def rate(name: str, figures: dict[str, Any], before: dict[str, Any] | None) -> s
     return f" ({(figures[name] - before[name]) / seconds:,.0f}/s)"
 
 
-def render(figures: dict[str, Any], before: dict[str, Any] | None) -> RenderableType:
+def render(
+    figures: dict[str, Any], before: dict[str, Any] | None, sparklines: dict[str, str] | None = None
+) -> RenderableType:
     """All of it, for people.
 
     Args:
       figures: what the coordinator answered.
       before: the reading before, for rates.
+      sparklines: more lines of the summary, each under its name.
     """
     from rich.console import Group
 
-    return Group(_summary(figures, before), "", _workers(figures), *_hot_keys(figures))
+    return Group(_summary(figures, before, sparklines or {}), "", _workers(figures), *_hot_keys(figures))
 
 
 def rows(figures: dict[str, Any], before: dict[str, Any] | None) -> Iterator[list[str]]:
@@ -194,11 +202,11 @@ def rows(figures: dict[str, Any], before: dict[str, Any] | None) -> Iterator[lis
         yield ["hot key", f"{item['conflicts']:,} conflicts", item["key"]]
 
 
-def _summary(figures: dict[str, Any], before: dict[str, Any] | None) -> Table:
+def _summary(figures: dict[str, Any], before: dict[str, Any] | None, sparklines: dict[str, str]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name, text in _lines(figures, before).items():
+    for name, text in (_lines(figures, before) | sparklines).items():
         table.add_row(f"[bold]{name}[/]", text)
     return table
 

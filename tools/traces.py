@@ -1,8 +1,9 @@
-"""`occamdb traces`: what an agent did, as a list or as trees, and one trace in full."""
+"""`occamdb traces`: what an agent did, as a list, as trees or as a timeline, and one trace in full."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,9 +18,10 @@ from occamdb.tools.console import (
     RunArgument,
 )
 from occamdb.tools.naming import run_of, short_ids, trace_of
+from occamdb.tools.picture_files import ForceOption, write_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from occamdb import Database, RunId
     from occamdb.primitives import Trace, TraceTree
@@ -51,6 +53,15 @@ def traces(
         int | None, typer.Option(min=1, help="With --tree: how many children of each.")
     ] = None,
     limit: LimitOption = None,
+    svg: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw them as a timeline instead, into this SVG file; with TRACE the tree below it.",
+            parser=console.path_given,
+        ),
+    ] = None,
+    force: ForceOption = False,
     full: FullOption = False,
     as_json: JsonOption = False,
     namespace: NamespaceOption = None,
@@ -64,6 +75,10 @@ def traces(
         console.refuse("with --tree", type=trace_type, tag=tag)
     else:
         console.refuse("without --tree", depth=depth, children=children)
+    if svg is not None:
+        console.refuse("with --svg", tree=tree, full=full, json=as_json)
+    else:
+        console.refuse("without --svg", force=force)
     if trace_id is not None:
         console.refuse(
             "when one TRACE is named", type=trace_type, tag=tag, limit=limit, full=full and not tree
@@ -73,7 +88,14 @@ def traces(
     with console.reading(path, namespace) as db:
         run_id = run_of(db, run)
         top = None if trace_id is None else trace_of(db, run_id, trace_id)
-        if tree:
+        if svg is not None:
+            listed: Iterable[Trace] = (
+                db.traces.query(run_id, trace_type, tags=tag or [], limit=limit)
+                if top is None
+                else db.traces.get_tree(run_id, top)
+            )
+            _draw(list(listed), svg, f"run {run}", force)
+        elif tree:
             roots = [top] if top else [each.id for each in db.traces.get_roots(run_id, limit=limit)]
             for root in roots:
                 _show_tree(db.traces.get_tree(run_id, root), depth, children, full, as_json)
@@ -81,6 +103,15 @@ def traces(
             _show_one(db, run_id, top, as_json)
         else:
             _show_list(db.traces.query(run_id, trace_type, tags=tag or [], limit=limit), full, as_json)
+
+
+def _draw(found: Sequence[Trace], target: Path, title: str, force: bool) -> None:
+    """Write a timeline that is a file of its own."""
+    from occamdb.tools.pictures import timeline, timeline_svg
+
+    layout = timeline(found)
+    size = write_file(target, [timeline_svg(layout, title=title, standalone=True)], force=force)
+    console.echo(f"{target}: {console.size(size)}, {len(found):,} traces in {len(list(layout.bars)):,} bars")
 
 
 def _show_tree(tree: TraceTree, depth: int | None, children: int | None, full: bool, as_json: bool) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from ...ipc import layout
 from ..commit._commit_core import CommitCore
 from ..coordinator.figures import core_figures
+from ..coordinator.recent_conflicts import conflict_figures, read_conflicts
 from ..coordinator.tally import Tallies
 from ..disk.directory import DatabaseDirectory
 from ..log.recovery import Progress, recover
@@ -150,7 +151,13 @@ class LocalHandle:
         if message.get("kind") == "stats":
             tallies = Tallies()
             tallies.add(self._channel)
-            return core_figures(self._core, tallies) | {"durability": "none", "pid": self._pid, "workers": []}
+            conflicts = read_conflicts(self._channel, self._pid, self._session)
+            return core_figures(self._core, tallies) | {
+                "durability": "none",
+                "pid": self._pid,
+                "workers": [],
+                "recent_conflicts": conflict_figures(conflicts),
+            }
         if message.get("kind") == "check":
             return {"problem": self._core.check()}
         raise TransactionStateError(

@@ -37,6 +37,7 @@ from ..model.errors import CoordinatorUnavailable, InvalidArgumentError, StoreFu
 from .complaints import complain, complain_of
 from .event_fds import EventFds
 from .figures import core_figures
+from .recent_conflicts import KeptConflicts, conflict_figures, read_conflicts
 from .services import Services
 from .sessions import Sessions
 from .tally import Tallies
@@ -102,6 +103,11 @@ class _Worker:
         self.attached_at = time.time()
         self.closing = False
 
+    @property
+    def pid(self) -> int:
+        """The process, for people."""
+        return self.identity.pid if self.identity else self.connection.pid
+
 
 class ControlServer:
     """Serves the control socket in the coordinator's main thread."""
@@ -116,6 +122,7 @@ class ControlServer:
         # Oldest first: the table forgets from the front.
         recovered = sorted(services.durable.outcomes.items(), key=lambda entry: entry[1][1])
         self._tallies = Tallies()  # of workers that left
+        self._kept_conflicts = KeptConflicts()  # likewise
         self._outcomes: OrderedDict[int, tuple[int, int]] = OrderedDict(recovered)
         self._outcomes_lock = threading.Lock()  # a checkpoint reads the table in its own thread
         self._sessions = Sessions(
@@ -318,6 +325,7 @@ class ControlServer:
         worker.event_fd = -1
         if segment is not None:
             self._tallies.add(segment.map)
+            self._kept_conflicts.keep(read_conflicts(segment.map, worker.pid, worker.session))
             dispose_segment(segment)
 
     # ---- operations: each returns the fields of its reply ------------------------------------------------
@@ -468,17 +476,17 @@ class ControlServer:
         }
 
     def _stats(self, worker: _Worker, message: dict[str, Any]) -> dict[str, Any]:
-        tallies = self._tallies.copy()
+        tallies, conflicts = self._tallies.copy(), [*self._kept_conflicts]
         for other in {*self._workers.values(), *self._draining}:
             if other.segment is not None:
                 tallies.add(other.segment.map)
+                conflicts += read_conflicts(other.segment.map, other.pid, other.session)
         workers = []
         for other in self._workers.values():
             if other.index >= 0:
                 channel = self._core.channel_figures(other.index)
-                pid = other.identity.pid if other.identity else other.connection.pid
                 workers.append(
-                    {"pid": pid, "attached_at": other.attached_at, "owner": other.owner, **channel}
+                    {"pid": other.pid, "attached_at": other.attached_at, "owner": other.owner, **channel}
                 )
         figures = core_figures(self._core, tallies)
         # The size that commits may fill. The segment itself is larger, to leave room for recovery.
@@ -488,6 +496,7 @@ class ControlServer:
             | self._status(worker, message)
             | {
                 "workers": workers,
+                "recent_conflicts": conflict_figures(conflicts),
                 "sessions": self._sessions.figures(),
                 "durable": self._services.durable.figures(),
             }

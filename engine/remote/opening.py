@@ -29,11 +29,13 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 class _Kind:
     package: str  # beside this file
     extra: str  # of occamdb
-    driver: str  # the module whose absence means that the extra is not installed
+    driver: (
+        str  # the module whose absence means that the extra is not installed; none: it is in Python itself
+    )
 
 
 _POSTGRES = _Kind("postgres", "postgres", "psycopg")
-_KINDS = {"postgresql": _POSTGRES, "postgres": _POSTGRES, "etcd": _Kind("etcd", "etcd", "httpx")}
+_KINDS = {"postgresql": _POSTGRES, "postgres": _POSTGRES, "etcd": _Kind("etcd", "etcd", "")}
 
 
 def is_url(path: object) -> bool:
@@ -71,7 +73,7 @@ def module_of(url: str) -> Any:
     try:
         return import_module(f"{__package__}.{kind.package}")
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != kind.driver:
+        if not kind.driver or (error.name or "").partition(".")[0] != kind.driver:
             raise
         raise UnsupportedError(
             f"databases on {kind.package} need the package {kind.driver}, which is not installed",

@@ -28,7 +28,7 @@ from libc.string cimport memcpy
 from ...ipc._atomics cimport clock_monotonic_ns, i64, load_acquire_u64, u8, u16, u32, u64
 from ..commit._turn_table cimport TURN_NS
 from ..commit._wire cimport (
-    CONFLICTS_LISTED_MAX, KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE_RANGE, OP_EPHEMERAL, OP_HEADER_SIZE, OP_RANGE,
+    CONFLICT_CAS, CONFLICT_READ, CONFLICTS_LISTED_MAX, KIND_COMMIT, OP_ADD, OP_CAS, OP_DELETE_RANGE, OP_EPHEMERAL, OP_HEADER_SIZE, OP_RANGE,
     OP_READ, OP_UNCHECKED, OP_WANT_RESULT, REPLY_HEADER_SIZE, REPLY_MAGIC, REPLY_TURN, REQUEST_BLIND, REQUEST_HEADER_SIZE,
     REQUEST_JUDGE_ONLY, REQUEST_MAGIC, REQUEST_PATIENT, REQUEST_SYNC, RESULT_SIZE, STATUS_COMMITTED, STATUS_CONFLICT, ReplyHeader,
     RequestHeader, ResultEntry, put_op,
@@ -40,7 +40,7 @@ from ._core cimport (
     STATE_ABORTED, STATE_ACTIVE, STATE_COMMITTED, STATE_VALIDATING, Effect, ScanRange, TransactionCore, op_cost,
 )
 from ._guard cimport admit, records_moved
-from ._view cimport StoreAttachment, fork_generation
+from ._view cimport SnapshotSource, StoreAttachment, fork_generation
 
 from ..commit.messages import decode_reply, decode_request
 from ..model.conflict_records import cas_conflict, read_conflict, write_conflict
@@ -142,8 +142,17 @@ cdef void refuse_stale(TransactionCore txn) except *:
     if not conflicts:
         return          # the value was deleted between the two looks: the commit core tells what became of it
     txn.attachment.note_conflict(cas, stale)
+    keep_stale(txn, stale, cas, newest)
     txn.finish(STATE_ABORTED)
     raise explained(txn, ConflictError(conflicts=conflicts[:CONFLICTS_LISTED_MAX], conflicts_found=len(conflicts)))
+
+
+cdef void keep_stale(TransactionCore txn, bytes key, bint cas, u64 newest) except *:
+    """Remember that this key, of the reads or of the checks, has another version than the transaction relies on."""
+    cdef u64 expected = PyLong_AsUnsignedLongLong((txn.checks if cas else txn.reads)[key])
+    cdef u64 found = 0
+    has_changed(txn, key, expected, newest, &found)
+    txn.attachment.keep_conflict(CONFLICT_CAS if cas else CONFLICT_READ, key, expected, found, txn.attempts)
 
 
 # ---- conflicts with oneself ------------------------------------------------------------------------------------------
@@ -408,6 +417,9 @@ cdef bytearray prepare_commit(TransactionCore txn, bint durable):
     if txn.doomed is not None:
         if txn.attachment is not None:
             txn.attachment.note_conflict(True, txn.doomed_key)
+            txn.attachment.keep_conflict(
+                CONFLICT_CAS, txn.doomed_key, txn.doomed[0].expected_version, txn.doomed[0].found_version, txn.attempts
+            )
         conflicts = txn.doomed
         txn.finish(STATE_ABORTED)
         raise ConflictError(conflicts=conflicts)
@@ -510,8 +522,9 @@ cdef object accept_reply(TransactionCore txn, bytearray request, Answer answer, 
         raise ProtocolError(f"the reply of {size} bytes does not answer commit {txn.sequence}")
     if header.status != STATUS_COMMITTED:
         txn.turn_granted = header.flags & REPLY_TURN
+        source = txn.attachment
         txn.finish(STATE_ABORTED)
-        raise explained(txn, refusal(txn, request, decode_reply(reply)))
+        raise explained(txn, refused(txn, source, request, decode_reply(reply)))
     if header.result_count and size >= REPLY_HEADER_SIZE + RESULT_SIZE:
         txn.result_kind = result.kind
         txn.result = result.value
@@ -525,8 +538,9 @@ cdef object accept_outcome(TransactionCore txn, bytearray request, Answer answer
     """Finish the transaction by an outcome that the handle recovered, because the reply message was lost."""
     outcome = answer.reply
     if outcome.status != STATUS_COMMITTED:
+        source = txn.attachment
         txn.finish(STATE_ABORTED)
-        raise explained(txn, refusal(txn, request, outcome))
+        raise explained(txn, refused(txn, source, request, outcome))
     if outcome.results:
         txn.result_kind = outcome.results[0].kind
         txn.result = outcome.results[0].value & U64_MAX
@@ -552,6 +566,14 @@ cdef int leave_turn(TransactionCore txn) except -1:
     except OccamError:
         pass
     return 0
+
+
+cdef object refused(TransactionCore txn, SnapshotSource source, bytearray request, object outcome):
+    """`refusal`, of a commit that was not only asked about: its first conflict is remembered."""
+    if source is not None and outcome.status == STATUS_CONFLICT and outcome.conflicts:
+        first = outcome.conflicts[0]
+        source.keep_conflict(first.kind, first.key, first.expected, first.found, txn.attempts)
+    return refusal(txn, request, outcome)
 
 
 cdef object refusal(TransactionCore txn, bytearray request, object outcome):

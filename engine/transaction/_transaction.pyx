@@ -17,6 +17,7 @@ from libc.string cimport memcpy
 
 from ...ipc._atomics cimport clock_coarse_ns, clock_monotonic_ns
 from ..commit._interest cimport tag_prefix_size
+from ..commit._wire cimport CONFLICT_CAS
 from ..model._values cimport Codec
 from ._commit cimport commit_transaction, find_conflicts, leave_turn, require_log
 from ._core cimport STATE_ABORTED, STATE_ACTIVE, TAG_KV, RunGuard, ScanRange
@@ -27,8 +28,8 @@ from ._scan cimport ROWS_KEYS, new_scan
 from ._space cimport bounds_argument, delta_argument, make_space, with_tag
 from ._view cimport SnapshotSource, fork_generation
 
-from ..model.errors import ConflictError, InvalidArgumentError, TransactionStateError
-from ..model.keys import Namespace, RunId
+from ..model.errors import ConflictError, InvalidArgumentError, OccamError, TransactionStateError
+from ..model.keys import Namespace, RunId, encode_user_key
 from ..model.key_types import tag_name, tag_of
 from ..model.public_types import RESERVED_RUN, TransactionStatus
 from ._pending import DeferredCommit
@@ -261,6 +262,19 @@ cdef TransactionBase make_transaction(DatabaseBase db, TransactionCore core, byt
     return txn
 
 
+cdef void keep_blind_conflict(DatabaseBase db, bytes prefix, error) except *:
+    """Remember a CAS that lost, for people. A blind commit has no snapshot, and so no source that would."""
+    if not error.conflicts:
+        return
+    lost = error.conflicts[0]
+    try:
+        db.attach().keep_conflict(
+            CONFLICT_CAS, prefix + encode_user_key(lost.key), lost.expected_version, lost.found_version, 1
+        )
+    except OccamError:
+        pass                            # the coordinator has ended since it answered
+
+
 @cython.auto_pickle(False)
 cdef class ImplicitSpace:
     """One tag of one run outside any transaction: each call is a transaction of its own.
@@ -295,6 +309,7 @@ cdef class ImplicitSpace:
         try:
             commit_transaction(space.core, False)
         except ConflictError as error:
+            keep_blind_conflict(self.db, self.prefix, error)
             shown = shown_error(error, wanted)
             if shown is error:
                 raise

@@ -6,6 +6,7 @@ from cpython.buffer cimport Py_buffer
 from ...ipc._atomics cimport i64, u8, u32, u64
 from ...ipc._layout cimport SLOT_COUNT
 from ..commit._hot_keys cimport HotKey
+from ..commit._recent_conflicts cimport RECENT_CONFLICTS, RecentConflict
 from ..model._values cimport Codec
 from ..store._layout cimport StoreHeader
 from ..store._reader cimport Found, Reader
@@ -28,8 +29,9 @@ cdef struct Tally:
     u64 retries                     # transactions tried again
     u64 conflicts_read              # commits refused in the worker, by the kind of conflict
     u64 conflicts_cas
-    u64 unused
-    HotKey hot[TALLY_KEYS]          # keys they were about
+    u64 conflicts                   # commits refused, by the worker or by the coordinator
+    HotKey hot[TALLY_KEYS]          # keys that those refused in the worker were about
+    RecentConflict recent[RECENT_CONFLICTS]
 
 
 cdef class PinnedView
@@ -54,6 +56,7 @@ cdef class SnapshotSource:
     cdef bint is_usable(self) noexcept
     cdef void note_retry(self) noexcept
     cdef void note_conflict(self, bint cas, bytes key) noexcept
+    cdef void keep_conflict(self, u8 kind, bytes key, u64 expected, u64 found, u64 attempt) noexcept
 
 
 cdef class StoreAttachment(SnapshotSource):

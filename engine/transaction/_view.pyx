@@ -32,6 +32,7 @@ from ...ipc._layout cimport (
     BELL_SEGMENT_SIZE, CLOSED_OFFSET, RINGS_OFFSET, SLOT_SIZE, SLOTS_HIGH_OFFSET, SLOTS_OFFSET, TALLY_OFFSET, TALLY_SIZE,
 )
 from ..commit._hot_keys cimport note_hot_key
+from ..commit._recent_conflicts cimport note_recent_conflict
 from ..disk._failpoints cimport FP_WORKER_AFTER_PIN, failpoint_armed, failpoint_hit
 from ..model._value_reader cimport decode_value
 from ..store._layout cimport STORE_HEADER_SIZE
@@ -108,6 +109,9 @@ cdef class SnapshotSource:
 
     cdef void note_conflict(self, bint cas, bytes key) noexcept:
         """Count a commit that was refused early because of this stored key, for `stats`."""
+
+    cdef void keep_conflict(self, u8 kind, bytes key, u64 expected, u64 found, u64 attempt) noexcept:
+        """Remember the first conflict of a commit that was refused, early or not, for people."""
 
     def retire(self):
         """Let no snapshot begin here from now on. Those that are open stay readable."""
@@ -323,6 +327,13 @@ cdef class StoreAttachment(SnapshotSource):
         else:
             self.tally.conflicts_read += 1
         note_hot_key(self.tally.hot, TALLY_KEYS, <const u8 *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+
+    cdef void keep_conflict(self, u8 kind, bytes key, u64 expected, u64 found, u64 attempt) noexcept:
+        if self.generation != fork_generation:
+            return
+        self.tally.conflicts += 1
+        note_recent_conflict(self.tally.recent, self.tally.conflicts, self.clock(), kind,
+                             <const u8 *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), expected, found, attempt)
 
     def note_unserved(self):
         """The coordinator is gone: judge expiry by our own clock until another one supersedes the store."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from statistics import median
 
-from occamdb.stress.campaigns.cluster_faults import ON_SERVERS, Stage, faults_of
+from occamdb.stress.campaigns.cluster_faults import ON_SERVERS, Fault, Stage, faults_of
 from occamdb.stress.clusters import Cluster, ClusterError, EtcdCluster, PostgresCluster
 from occamdb.stress.coordinators import wait_until
 from occamdb.stress.runner import STUCK_STOP_TIMEOUT, Runner, RunResult
@@ -41,8 +41,8 @@ CHOICES = (
     "phantoms",
     "event-log",
 )
-SESSION_SECONDS = (20.0, 40.0)
-FAULT_PAUSE = 0.5  # seconds between two faults on average
+SESSION_SECONDS = (40.0, 80.0)
+FAULT_PAUSE = 0.3  # seconds between two faults on average
 CARRY_ON_TIMEOUT = 60.0
 STOP_TIMEOUT = 150.0  # a worker that asks for an outcome goes on until it has it
 TIMEOUTS = (2.0, 5.0, 60.0)  # of the clients: with a short one some outcomes are unknown at first
@@ -120,6 +120,8 @@ def cluster_campaign(
     seed: int = 1,
     workloads: Sequence[str] = CHOICES,
     progress: Callable[[str], None] = lambda _: None,
+    make: Callable[[str], Cluster] = make_cluster,
+    faults: Callable[[Cluster], Mapping[Fault, int]] = faults_of,
 ) -> ClusterVerdict:
     """Run sessions until the time is up; the last one is still finished and verified.
 
@@ -131,6 +133,8 @@ def cluster_campaign(
       seed: draws the sessions, and with the session's number everything in it.
       workloads: what to choose from.
       progress: called with a line of text now and then.
+      make: makes the cluster.
+      faults: those that it meets, with their weights.
 
     Raises:
       ClusterError: the servers could not be started.
@@ -138,12 +142,12 @@ def cluster_campaign(
     verdict = ClusterVerdict(engine)
     began = time.monotonic()
     end = began + minutes * 60
-    with make_cluster(engine) as cluster:
+    with make(engine) as cluster:
+        chosen = faults(cluster)
         while verdict.sessions == 0 or time.monotonic() < end:
             dice = Random(f"{seed}/{verdict.sessions}")
-            session = _Session(
-                cluster, directory, dice, workers, dice.choice(workloads), verdict.sessions, seed
-            )
+            name = dice.choice(workloads)
+            session = _Session(cluster, chosen, directory, dice, workers, name, verdict.sessions, seed)
             progress(
                 f"session {verdict.sessions}: {session.name}; {verdict.acknowledged:,} commits, "
                 f"{sum(verdict.faults.values())} faults so far"
@@ -162,9 +166,18 @@ class _Session:
     """One workload under faults."""
 
     def __init__(
-        self, cluster: Cluster, directory: Path, dice: Random, workers: int, name: str, number: int, seed: int
+        self,
+        cluster: Cluster,
+        faults: Mapping[Fault, int],
+        directory: Path,
+        dice: Random,
+        workers: int,
+        name: str,
+        number: int,
+        seed: int,
     ) -> None:
         self.cluster = cluster
+        self.faults = faults
         self.dice = dice
         self.name = name
         self.place = directory / f"session-{number:04d}"
@@ -210,12 +223,11 @@ class _Session:
         self, stage: Stage, runner: Runner, seconds: float, verdict: ClusterVerdict, problems: list[str]
     ) -> RunResult:
         runner.start()
-        faults = faults_of(self.cluster)
         end = time.monotonic() + seconds
         with _Pulse(runner) as pulse:
             while time.monotonic() < end:
                 time.sleep(min(2.0, self.dice.expovariate(1 / FAULT_PAUSE)))
-                stage.carry_out(self.dice.choices(list(faults), list(faults.values()))[0])
+                stage.carry_out(self.dice.choices(list(self.faults), list(self.faults.values()))[0])
             stuck = self._carried_on(runner)
         verdict.stalls += [pulse.gap_after(moment) for moment in stage.killed]
         if stuck:

@@ -17,8 +17,8 @@ from occamdb.stress.clusters.proxy import Direction
 
 __all__ = ["ON_SERVERS", "Fault", "Stage", "faults_of"]
 
-# Longer than a fail-over takes, and than some of the clients' timeouts.
-LONGEST = 2.5
+# In seconds: about as long as the shortest timeout of the clients.
+LONGEST = 2.0
 FAIL_OVER_SHARE = 0.7  # of what befalls a primary of PostgreSQL; else the same server comes back
 
 

@@ -162,8 +162,8 @@ class _Link:
 
     def opened(self, half: _Half) -> None:
         self.halves.append(half)
-        if self.is_aborted:
-            half.abort()
+        if self.is_aborted or self.proxy._server is None:  # it was accepted in the moment of a `refuse`
+            self.abort()
         elif (
             half.direction == "request"
         ):  # the client's; nothing is read from it before the server's is there
@@ -217,6 +217,7 @@ class _Half(asyncio.Protocol):
         self.direction = direction
         self.peer: _Half | None = None
         self.is_closed = False
+        self.has_ended = False  # nothing more is received
         self.is_full = False  # the peer's buffer
         self.due = 0.0  # when the last chunk is to be forwarded; later ones not before it
 
@@ -241,6 +242,7 @@ class _Half(asyncio.Protocol):
         self.link.proxy._links.discard(self.link)
 
     def eof_received(self) -> bool:
+        self.has_ended = True
         self._later(self._forward_end)
         return True  # the other direction stays open
 
@@ -281,6 +283,9 @@ class _Half(asyncio.Protocol):
         if self.peer is not None and not self.peer.is_closed:
             with contextlib.suppress(OSError):
                 self.peer.transport.write_eof()
+            if self.peer.has_ended:  # both directions have ended, and nobody reads any more who could notice
+                self.transport.close()
+                self.peer.transport.close()
 
     def _later(self, action: Callable[[], object]) -> None:
         loop = asyncio.get_running_loop()

@@ -63,6 +63,19 @@ def test_agent_commands_work_on_a_server(shell: Shell, server: str) -> None:
     assert shell("leases", server, "mission") == ""
 
 
+def test_pictures_are_made_of_a_run_on_a_server(shell: Shell, server: str, tmp_path: Path) -> None:
+    with occamdb.open(server, start="never") as db:
+        run = db.runs.create_run("mission").run_id
+        db.events.append(run, "started", {"by": "me"})
+        with db.traces.span(run, occamdb.ToolCall("search", {"q": 1})):
+            pass
+    assert "1 traces and 1 events" in shell("report", server, "mission", "-o", str(tmp_path / "run.html"))
+    text = (tmp_path / "run.html").read_text(encoding="utf-8")
+    assert "Chain verified: 1 events" in text
+    assert "127.0.0.1" not in text and "@" not in text.partition("</h1>")[2].partition("</p>")[0]
+    assert "1 traces" in shell("traces", server, "mission", "--svg", str(tmp_path / "run.svg"))
+
+
 def test_a_watch_shows_what_was_committed_since_a_version(shell: Shell, server: str) -> None:
     with occamdb.open(server) as db:
         run = occamdb.RunId.of(RUN)
@@ -129,6 +142,11 @@ def test_status_tells_what_is_on_a_server(shell: Shell, server: str, server_kind
     assert found["durability"] in ("none", "standard", "always")
     assert found["namespace_names"] == ["acme/chat/default"]
     assert "acme/chat/default" in shell("status", server)
+    if server_kind[0] == "postgres":
+        assert (found["role"], found["takes_writes"], found["fsync"]) == ("app", True, "off")
+        assert int(found["server_version"].split(".")[0]) >= 14
+        assert found["schema_size"] > 0
+        assert found["sessions_with_keys"] == 0
 
 
 def test_figures_of_a_server(shell: Shell, server: str) -> None:

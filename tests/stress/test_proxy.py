@@ -108,7 +108,9 @@ def test_bytes_pass_as_they_are_on_many_connections(connect: Connect) -> None:
     assert bytes(found) == large
 
 
-def test_the_end_of_a_stream_passes_in_its_direction_alone(server: EchoServer, connect: Connect) -> None:
+def test_the_end_of_a_stream_passes_in_its_direction_alone(
+    server: EchoServer, proxy: Proxy, connect: Connect
+) -> None:
     connection = connect()
     connection.sendall(b"last words")
     connection.shutdown(socket.SHUT_WR)
@@ -116,6 +118,7 @@ def test_the_end_of_a_stream_passes_in_its_direction_alone(server: EchoServer, c
     while part := connection.recv(100):
         found += part
     assert found == b"last words"
+    wait_until(lambda: proxy.connections == 0)  # both directions have ended
 
 
 def test_a_cut_holds_what_is_under_way_and_heal_delivers_it(

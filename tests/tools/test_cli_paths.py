@@ -27,6 +27,9 @@ EMPTY_PATHS = [
     ("leases", "", RUN),
     ("steps", "", RUN),
     ("traces", "", RUN),
+    ("traces", "DB", RUN, "--svg", ""),
+    ("report", "", RUN),
+    ("report", "DB", RUN, "--output", ""),
     ("watch", "", RUN),
     ("serve", "", "--set", "ring_size=5"),  # refused as well; if "" were accepted it would not return
     ("stop", ""),

@@ -76,7 +76,7 @@ def test_the_database_can_be_kept(
     source: Path, database_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["demo", str(source), "--agents", "2", "--keep", str(database_path)]) == 0
-    assert "The database is in" in capsys.readouterr().out
+    assert capsys.readouterr().out.rstrip().endswith(f" inspect {database_path}")
     with occamdb.open(database_path) as db:
         names = [run.name for run in db.runs.list_runs()]
         (index,) = [run for run in db.runs.list_runs() if run.name.startswith("index of")]

@@ -31,9 +31,11 @@ def names(figures: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 def test_every_figure_is_explained_and_nothing_else(shell: Shell, db: occamdb.Database) -> None:
     db.kv.put(RUN, "k", 1)
+    with pytest.raises(occamdb.CASConflict):
+        db.kv.cas(RUN, "k", 1 << 40, 2)
     shown = set(names(shell.json("stats", "DB", "--json")))
     assert shown - set(WORDS) == set()
-    assert set(WORDS) - shown - {"workers", "sessions"} == set()
+    assert set(WORDS) - shown - {"workers", "sessions", "recent_conflicts"} == set()
 
 
 def test_explain_needs_no_database(shell: Shell) -> None:

@@ -185,7 +185,7 @@ class EtcdBackend:
 
     def read(self, keys: Sequence[bytes], version: int) -> Sequence[Row | None]:
         space = self._member.space
-        rows = space.read(keys, space.revision_of(version, exact=True)) if keys else []
+        rows = space.at_version(version, lambda revision: space.read(keys, revision)) if keys else []
         space.saw(keys, rows, version)
         return rows
 
@@ -193,7 +193,7 @@ class EtcdBackend:
         self, start: bytes, end: bytes, version: int, limit: int, *, reverse: bool = False
     ) -> tuple[Sequence[Row], bool]:
         space = self._member.space
-        return space.scan(start, end, space.revision_of(version, exact=True), limit, reverse)
+        return space.at_version(version, lambda revision: space.scan(start, end, revision, limit, reverse))
 
     def newest(self) -> int:
         return self._member.tending.look().head.version

@@ -107,6 +107,12 @@ class Client:
                 hint="upgrade the members one by one (etcd.io/docs, Upgrading), or use another cluster",
                 details={"found": self.server_version, "needed": "3.4"},
             )
+        if not self.clock.now():
+            raise ServerSetupError(
+                f"the answers of {self.address.location} carry no Date",
+                hint="connect to the members themselves, or let the proxy in front of them keep the header Date: "
+                "expiry follows it",
+            )
         key = self.prefix + b"f"
         mine = b"occamdb %d" % FORMAT
         try:

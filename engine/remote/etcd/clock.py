@@ -35,6 +35,7 @@ class ServerClock:
         self._since = 0
         self._text = ""
         self._date = 0
+        self._last = 0  # what was told last
 
     def observe(self, date: str | None, sent: int, received: int) -> None:
         """Take in the date of an answer.
@@ -59,10 +60,11 @@ class ServerClock:
                 self._low, self._high = max(self._low, low), min(self._high, high)
 
     def now(self) -> int:
-        """The servers' clock; 0 before the first answer."""
+        """The servers' clock, which never goes back here; 0 before the first answer."""
         with self._lock:
             if self._low is None:
                 return 0
             monotonic = time.monotonic_ns()
             ours = time.time_ns() - monotonic
-            return monotonic + min(max(ours, self._low), self._high)
+            self._last = max(self._last, monotonic + min(max(ours, self._low), self._high))
+            return self._last

@@ -334,11 +334,18 @@ class Committer:
             except Unanswered:
                 pass
             except Refused:
-                time.sleep(0.01)  # the earlier one may still be done: only a head that moved tells
+                # The earlier one may still be done, by a member with other flags. Once the head has moved it cannot.
+                self._move(look, deadline)
             except ServerUnavailable:
                 raise outcome_unknown(self._client.address.location, *sent[2:]) from None
             if time.monotonic() >= deadline:
                 raise outcome_unknown(self._client.address.location, *sent[2:])
+
+    def _move(self, look: Look, deadline: float) -> None:
+        try:
+            self._tending.touch(look, deadline)
+        except (Refused, Unanswered):
+            time.sleep(0.01)  # etcd is full, or cut off: the caller looks again
 
     def _leave_open(self, judged: list[tuple[Item, Reply]], versions: dict[int, int]) -> None:
         """Answer the requests of a batch whose outcome is not known. Those that lost had nothing in it."""

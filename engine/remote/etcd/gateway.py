@@ -29,6 +29,7 @@ _INVALID, _DENIED, _EXHAUSTED, _RANGE, _UNAUTHENTICATED, _UNIMPLEMENTED = 3, 7, 
 _DEFINITE: Final = frozenset({_INVALID, _DENIED, _EXHAUSTED, _RANGE, _UNAUTHENTICATED, 5, 9})
 _AUTHENTICATE: Final = "/v3/auth/authenticate"
 _IDLE_MAX: Final = 16  # connections kept for each member
+_BYTES_A_SECOND: Final = 1_000_000  # a large request gets more time
 _PAUSE: Final = 0.05  # after every member was tried in vain
 
 
@@ -195,7 +196,8 @@ class Gateway:
 
     def _roundtrip(self, method: str, path: str, payload: bytes, deadline: float) -> tuple[int, bytes]:
         member = self._current
-        timeout = min(self._address.settings.call_timeout, deadline - time.monotonic())
+        patience = self._address.settings.call_timeout + len(payload) / _BYTES_A_SECOND
+        timeout = min(patience, deadline - time.monotonic())
         if timeout <= 0:
             raise Unanswered(self._failure or "no time is left")
         self.calls += 1

@@ -78,9 +78,12 @@ class View:
 
     def ghosts(self, since: int) -> dict[bytes, Ghost]:
         """What range deletes after a version left behind; the newest for each key."""
-        return {
-            key: ghost for commit in self.erased if commit.version > since for key, ghost in commit.ghosts
-        }
+        found: dict[bytes, Ghost] = {}
+        for commit in self.erased:
+            if commit.version > since:
+                found.update((c.key, Ghost(0, commit.version)) for c in commit.changes if c.kind == DELETE)
+                found.update(commit.ghosts)
+        return found
 
 
 def may_trust(request: Request, head: Head, was_read: Callable[[bytes, int, int], bool]) -> bool:
@@ -291,11 +294,11 @@ class Batch:
         changes = [Change(PUT if record.kind is Kind.VALUE else DELETE, key) for key, record in mine.items()]
         ghosts: list[tuple[bytes, Ghost]] = []
         for key, record in removed.items():
-            live = record.is_live(self.now)
-            if live and key not in mine:
+            if not record.is_live(self.now):
+                if record.ghost.written > self.view.head.floor:
+                    ghosts.append((key, record.ghost))
+            elif key not in mine:
                 changes.append(Change(DELETE, key))
-            if live or record.ghost.written > self.view.head.floor:
-                ghosts.append((key, Ghost(0, commit.version) if live else record.ghost))
         commit.changes = sorted(changes, key=lambda change: change.key)
         commit.ghosts = sorted(ghosts)
         self.commits.append(commit)

@@ -219,7 +219,8 @@ class Commit:
       session, sequence: its name; 0: the backend's own.
       changes: in key order.
       ranges: [start, end) that it deleted.
-      ghosts: of keys in these ranges that it removed from etcd: what validation must still know of them.
+      ghosts: what validation must still know of keys in these ranges that had no value. Those that had one are among
+        the changes.
     """
 
     version: int

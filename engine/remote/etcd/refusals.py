@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...commit.messages import OpCode, Request
 from ...model.errors import OccamError, StoreFullError, TransactionTooLarge, ValueTooLarge
 from .client import Client
@@ -17,11 +19,11 @@ __all__ = ["commit_refused"]
 def commit_refused(refused: Refused, client: Client, batch: Batch, request: Request) -> OccamError:
     """The error of a commit that etcd refused; nothing was committed."""
     settings = client.settings
-    size = sum(len(op.key) + len(op.value) for op in request.ops)
+    ops = Writes(Space(client, b""), batch).build()[1]
     if is_full(refused):
         return store_full(client)
     if "too many operations" in refused.text:
-        count = len(Writes(Space(client, b""), batch).build()[1])
+        count = len(ops)
         return TransactionTooLarge(
             f"the commit has {count} operations, more than these members of etcd take in one transaction",
             size=count,
@@ -30,6 +32,7 @@ def commit_refused(refused: Refused, client: Client, batch: Batch, request: Requ
             hint="start every member with a larger --max-txn-ops (128 by default), or write less in one transaction",
         )
     if "too large" in refused.text or "larger than max" in refused.text:
+        size = sum(_size_of(op) for op in ops)
         values = [len(op.value) for op in request.ops if op.code is OpCode.PUT]
         largest = max(values, default=0)
         hint = (
@@ -39,7 +42,7 @@ def commit_refused(refused: Refused, client: Client, batch: Batch, request: Requ
         kind, what = (
             (ValueTooLarge, f"a value of {largest:,} bytes is")
             if largest > size // 2
-            else (TransactionTooLarge, f"a transaction of {size:,} bytes is")
+            else (TransactionTooLarge, f"a commit that writes {size:,} bytes, log and indices included, is")
         )
         return kind(
             f"{what} larger than these members of etcd take in one request",
@@ -49,6 +52,12 @@ def commit_refused(refused: Refused, client: Client, batch: Batch, request: Requ
             hint=hint,
         )
     return client.gateway.setup_error(refused)
+
+
+def _size_of(op: dict[str, Any]) -> int:
+    """The bytes of an operation, about: keys and values travel in base64."""
+    (fields,) = op.values()
+    return sum(len(field) for field in fields.values()) * 3 // 4
 
 
 def store_full(client: Client) -> StoreFullError:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
 from ...model.errors import OccamError, SnapshotExpired
 from ..backend import Row
@@ -26,6 +26,7 @@ __all__ = ["RANGES_MAX", "Look", "Space"]
 
 RANGES_MAX: Final = 100  # ranges in one transaction; a default server takes 128
 _REMEMBERED: Final = 4096  # versions
+T = TypeVar("T")
 _SEEN: Final = 10_000  # keys
 _PAGE_BYTES: Final = 4 << 20  # about so much a page of a scan has
 _PAGE_ROWS: Final = 1000
@@ -138,6 +139,23 @@ class Space:
             return None
         key = self.keys.stored(found.key)
         return Row(key, record.value, record.version, record.timestamp, record.expires_at, record.session)
+
+    def at_version(self, version: int, read: Callable[[int], T]) -> T:
+        """What `read` returns for a revision at which the head said `version`.
+
+        The revision that is remembered may be compacted away while a later one is not.
+
+        Raises:
+          SnapshotExpired: there is none any longer.
+        """
+        try:
+            return read(self.revision_of(version, exact=True))
+        except SnapshotExpired:
+            with self._lock:
+                known = self._revisions.pop(version, None)
+            if known is None:
+                raise
+        return read(self.revision_of(version, exact=True))
 
     def saw(self, keys: Sequence[bytes], rows: Sequence[Row | None], version: int) -> None:
         """Remember what was read at a snapshot."""

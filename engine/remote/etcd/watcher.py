@@ -49,6 +49,8 @@ class Watcher:
             self._start()
         try:
             while True:
+                if self._version > since:
+                    return True
                 with contextlib.suppress(OccamError):  # no member answers: go on waiting
                     self.heard(self._tending.look(deadline=time.monotonic() + LOOK).head.version)
                 look_again = time.monotonic() + self._pause()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import struct
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -21,8 +22,9 @@ from ...commit.messages import decode_request
 from ...model.errors import ProtocolError, SnapshotExpired, WatchLagged
 from ...model.limits import Limits
 from ..backend import Begun, ChangedKey, Changes, CommitOfChanges, Outcome, Row
-from .calls import arrays_of_bytes, int4, int8, number
+from .calls import arrays_of_bytes, int4, int8
 from .combiner import Combiner, Commit
+from .facts import schema_facts
 from .server import Server
 
 __all__ = ["PostgresBackend"]
@@ -30,6 +32,9 @@ __all__ = ["PostgresBackend"]
 _log = logging.getLogger("occamdb")
 _KINDS = {1: "put", 2: "delete", 3: "expire"}
 _CHANGES_MAX = 1 << 30
+_BEGUN = struct.Struct(">6q")
+_BOUNDS = struct.Struct(">4q")
+_ROW = struct.Struct(">5q")  # place, version, time, expiry, session
 
 
 class PostgresBackend:
@@ -106,16 +111,13 @@ class PostgresBackend:
                 result = server.call(server.statements.begin_with, [ns, arrays_of_bytes(keys)])
             else:
                 result = server.call(server.statements.begin, [ns])
-            if not result.ntuples:
-                raise ProtocolError("the head row of the namespace is gone")
-            get = result.get_value
-            version, expiry_time, next_due, clock = (number(get(0, column)) for column in range(4))
+            version, expiry_time, next_due, clock, moved, incarnation = _head(result, _BEGUN)
             server.heard(clock)
-            if get(0, 4) != b"\0" or 0 < next_due <= clock:
+            if moved or 0 < next_due <= clock:
                 server.rows(server.statements.tick, [Int4(self.number)])
                 continue
-            self._note_incarnation(number(get(0, 5)))
-            return Begun(version, expiry_time, max(clock, expiry_time), _placed(keys, result, 6))
+            self._note_incarnation(incarnation)
+            return Begun(version, expiry_time, max(clock, expiry_time), _placed(keys, result))
 
     def _note_incarnation(self, incarnation: int) -> None:
         if incarnation > self.incarnation:
@@ -135,11 +137,8 @@ class PostgresBackend:
         result = self._server.call(
             self._server.statements.read, [int4(self.number), arrays_of_bytes(keys), int8(version)]
         )
-        if result.ntuples:
-            _check_version([[number(result.get_value(0, column)) for column in range(4)]], version)
-        else:
-            _check_version([], version)
-        return _placed(keys, result, 4)
+        _check_version(_head(result, _BOUNDS), version)
+        return _placed(keys, result)
 
     def scan(
         self, start: bytes, end: bytes, version: int, limit: int, *, reverse: bool = False
@@ -156,7 +155,7 @@ class PostgresBackend:
                 "ns": Int4(self.number),
             },
         )
-        _check_version(rows, version)
+        _check_version(rows[0][:4], version)
         found = [Row(*row[4:10]) for row in rows if row[4] is not None]
         return found[:limit], len(found) <= limit
 
@@ -188,7 +187,10 @@ class PostgresBackend:
         if durable:
             server.durability.check_durable(server.location)
         until = server.pool.deadline(deadline)
-        return Commit(server, decode_request(request), len(request), until, durable, done)
+        decoded = decode_request(request)
+        if not all(op.key.startswith(self._base) for op in decoded.ops):
+            raise ProtocolError("a request names a key of another namespace")
+        return Commit(server, decoded, len(request), until, durable, done)
 
     def _combined(self) -> Combiner:
         server = self._server.here()
@@ -272,14 +274,27 @@ class PostgresBackend:
         self._server.here().keep_session()
 
     def stats(self) -> dict[str, Any]:
-        """Figures, for `status`."""
-        combiner = self._combined()
+        """Figures of this process and of the namespace's head, for `status`."""
+        server = self._server.here()
+        combiner = self._combiner
+        facts = server.pool.run(lambda connection: schema_facts(connection, server.location))
+        row = server.rows(server.statements.figures, [Int4(self.number)])[0]
+        names = ("version", "floor", "incarnation", "timeline", "expiry_time", "next_due", "swept_at")
         return {
             "engine": self.engine,
             "location": self.location,
-            "commits": combiner.commits,
-            "batches": combiner.batches,
-        }
+            "schema": server.location.schema,
+            "session": server.session,
+            "session_kept": server.kept,
+            "commits": combiner.commits if combiner else 0,
+            "batches": combiner.batches if combiner else 0,
+            "reconnects": server.pool.reconnects,
+            "prepared_statements": server.pool.prepare,
+            "notifications": server.listener.hears,
+            "fsync": server.durability.fsync,
+            "synchronous_standby_names": server.durability.standbys,
+            **dict(zip(names, row, strict=True)),
+        } | facts
 
     def close(self) -> None:
         """End the session and the connections."""
@@ -291,30 +306,36 @@ def _wake(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _check_version(rows: Sequence[Sequence[Any]], version: int) -> None:
+def _head(result: pq.abc.PGresult, form: struct.Struct) -> tuple[int, ...]:
+    """What the first row says of the head."""
+    packed = result.get_value(0, 1) if result.ntuples else None
+    if packed is None or result.get_value(0, 0) is not None or len(packed) != form.size:
+        raise ProtocolError("the server's answer does not begin with the head of the namespace")
+    return form.unpack(packed)
+
+
+def _check_version(bounds: Sequence[int], version: int) -> None:
     """Refuse rows at a version that is not kept, or was lost in a failover."""
-    if not rows:
-        raise ProtocolError("the head row of the namespace is gone")
-    newest, floor, gap_low, gap_high = rows[0][:4]
+    newest, floor, gap_low, gap_high = bounds
     if version < floor or version > newest or gap_low < version < gap_high:
         raise SnapshotExpired(
             details={"version": version, "oldest": floor, "newest": newest, "lost": [gap_low, gap_high]}
         )
 
 
-def _placed(keys: Sequence[bytes], result: pq.abc.PGresult, skip: int) -> list[Row | None]:
-    """Rows of (…, place, value, version, ts, expires_at, session) in the order of the keys."""
+def _placed(keys: Sequence[bytes], result: pq.abc.PGresult) -> list[Row | None]:
+    """The rows behind the first one, in the order of the keys."""
     found: list[Row | None] = [None] * len(keys)
-    if not keys:
-        return found
-    get = result.get_value
-    for row in range(result.ntuples):
-        place, value = number(get(row, skip)), get(row, skip + 1)
-        if not 1 <= place <= len(keys):
-            raise ProtocolError(f"the server answered about key {place} of {len(keys)}")
-        if value is not None:
-            version, ts, expires_at, session = (number(get(row, skip + column)) for column in range(2, 6))
+    get, unpack, count = result.get_value, _ROW.unpack, len(keys)
+    try:
+        for row in range(1, result.ntuples):
+            place, version, ts, expires_at, session = unpack(get(row, 1) or b"")
+            value = get(row, 0)
+            if not 1 <= place <= count or value is None:
+                raise ProtocolError(f"the server answered about key {place} of {count}")
             found[place - 1] = Row(keys[place - 1], value, version, ts, expires_at, session)
+    except struct.error:
+        raise ProtocolError("the server answered with a damaged row") from None
     return found
 
 

@@ -9,7 +9,9 @@
    once, whatever arrives late.
 4. A request that nobody takes before its deadline is taken back; it was not sent. One that was sent and has no answer
    at its deadline raises CommitOutcomeUnknown.
-5. All requests of one statement commit together, or none does. If the statement fails for a reason that one of them may
+5. A request that binds keys is refused unless its session is kept alive, so that no key stays bound to a session that
+   nobody will end.
+6. All requests of one statement commit together, or none does. If the statement fails for a reason that one of them may
    have caused, each is sent alone.
 """
 
@@ -24,12 +26,12 @@ from typing import Any
 import psycopg
 from psycopg.types.numeric import Int8
 
-from ...commit.messages import Reply, Request, Status
+from ...commit.messages import OpFlags, Reply, Request, Status
 from ...model.errors import CommitOutcomeUnknown, OccamError, SnapshotExpired, TransactionTimeout
 from ..backend import Outcome
 from .calls import int4, int8
 from .errors import Fate, fate_of, server_error, unavailable
-from .server import Server, ended_error
+from .server import Server
 from .wire import SNAPSHOT_EXPIRED, VOID, Sent, encode_requests, reply_rows
 
 __all__ = ["Combiner", "Commit"]
@@ -65,6 +67,7 @@ class Commit:
         self.durable = durable
         self.session = server.session
         self.kept = server.kept
+        self.binds = any(op.flags & OpFlags.EPHEMERAL for op in request.ops)
         self.sent = Sent(request, next(server.sequences))
         self.doubtful = False  # a copy may be under way
         self.outcome: Outcome | None = None
@@ -226,8 +229,8 @@ class Combiner:
             parameters = [
                 int4(self._ns),
                 int8(batch[0].session),
-                server.durability.sync(durable).encode(),
-                b"\1" if any(commit.kept for commit in batch) else b"\0",
+                server.durability.sync(durable),
+                b"\1" if any(commit.kept or commit.binds for commit in batch) else b"\0",
                 int8(server.clock()),
                 encoded,
             ]
@@ -273,10 +276,8 @@ class Combiner:
         for commit in batch:
             commit.doubtful = False  # the server said that it did nothing
         if fate is Fate.ENDED:
-            self._server.session_ended(batch[0].session)
-            for commit in batch:
-                commit.finish(None, ended_error(self._server.location))
-            return []
+            self._begin_session(batch)
+            return self._in_time(batch, str(error))
         if fate is Fate.DEFINITE:
             if len(batch) > 1:
                 for commit in batch:
@@ -284,15 +285,45 @@ class Combiner:
             else:
                 batch[0].finish(None, server_error(error, self._server.location))
             return []
-        if fate is Fate.UNPREPARED:
+        if fate is Fate.WEAKER:
+            self._ask_durability(batch)
+        elif fate is Fate.UNPREPARED:
             self._server.pool.prepare = False
         elif fate is Fate.LATE:
             self._hear_clock(batch)
         return self._in_time(batch, str(error))
 
+    def _begin_session(self, batch: Sequence[Commit]) -> None:
+        """Their session has ended, so none of them was committed or will be. They go on in another one.
+
+        What they read is judged anew: a commit that relies on a key of the old session conflicts once that is gone.
+        """
+        server = self._server
+        server.session_ended(batch[0].session)
+        for commit in batch:
+            try:
+                if commit.binds:
+                    server.keep_session(commit.deadline)
+            except OccamError as error:
+                commit.finish(None, error)
+                continue
+            commit.session, commit.kept = server.session, server.kept
+            commit.sent.sequence = next(server.sequences)
+
     def _hear_clock(self, batch: Sequence[Commit]) -> None:
         rows = self._server.rows(self._server.statements.request_type, None, max(c.deadline for c in batch))
         self._server.heard(rows[0][1])
+
+    def _ask_durability(self, batch: Sequence[Commit]) -> None:
+        """The server's settings have changed: those commits end here that it no longer gives what they ask for."""
+        server = self._server
+        for commit in batch:
+            try:
+                server.ask_durability(commit.deadline)
+                if commit.durable:
+                    server.durability.check_durable(server.location)
+            except OccamError as error:
+                commit.finish(None, error)
 
     def _in_time(self, batch: Sequence[Commit], why: str) -> list[Commit]:
         """Those whose deadline has not passed, after a pause."""

@@ -33,9 +33,11 @@ class Durability:
     fsync: bool
     standbys: str
 
-    def sync(self, durable: bool) -> str:
-        """The value of synchronous_commit for a commit."""
-        return "off" if self.usual == "none" and not durable else "on"
+    def sync(self, durable: bool) -> bytes:
+        """What `commit_many` is to wait for. It refuses if the server no longer does what is told of it."""
+        if self.told(durable) == "always":
+            return b"always"
+        return b"durable" if durable else b"off" if self.usual == "none" else b"on"
 
     def told(self, durable: bool) -> str:
         """What a commit waits for."""

@@ -40,7 +40,8 @@ class Fate(Enum):
     UNPREPARED = 3  # prepared statements do not work here
     LATE = 4  # the request was sent too long ago for the server
     ENDED = 5  # the session has ended
-    DEFINITE = 6  # `server_error` says what
+    WEAKER = 6  # the server no longer waits for what it was said to wait for
+    DEFINITE = 7  # `server_error` says what
 
 
 def fate_of(error: psycopg.Error) -> Fate:
@@ -58,7 +59,7 @@ def fate_of(error: psycopg.Error) -> Fate:
         return Fate.UNPREPARED
     if state in _LOST or state in _STANDBY or state.startswith("08"):
         return Fate.LOST
-    return {"OC002": Fate.ENDED, "OC003": Fate.LATE}.get(state, Fate.DEFINITE)
+    return {"OC002": Fate.ENDED, "OC003": Fate.LATE, "OC005": Fate.WEAKER}.get(state, Fate.DEFINITE)
 
 
 def unavailable(location: Location, why: str, hint: str = "") -> ServerUnavailable:

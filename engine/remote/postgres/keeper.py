@@ -14,15 +14,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 from psycopg.types.numeric import Int4, Int8
 
 from ...model.errors import OccamError
-
-if TYPE_CHECKING:
-    from .server import Server
+from .served import Served
 
 __all__ = ["Keeper", "remove_ended"]
 
@@ -38,7 +36,7 @@ _TURN_SECONDS = 30.0  # of one round over the namespaces
 class Keeper:
     """The thread; it starts with the first call of `start`."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Served) -> None:
         self._server = server
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -111,7 +109,7 @@ class Keeper:
                 interval = 0
 
 
-def remove_ended(server: Server, deadline: float | None = None) -> None:
+def remove_ended(server: Served, deadline: float | None = None) -> None:
     """Delete the keys of every session that has ended."""
     statements = server.statements
     ended: dict[int, None] = {}

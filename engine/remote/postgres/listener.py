@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
@@ -22,9 +21,7 @@ from psycopg.types.numeric import Int4, Int8
 
 from ...model.errors import OccamError
 from .pool import Connection, shut
-
-if TYPE_CHECKING:
-    from .server import Server
+from .served import Served
 
 __all__ = ["Listener"]
 
@@ -39,7 +36,7 @@ _AGAIN_SECONDS = 1.0
 class Listener:
     """The waits of one process on one server."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Served) -> None:
         self._server = server
         self._changed = threading.Condition()
         self._versions: dict[int, int] = {}  # newest notified, by namespace

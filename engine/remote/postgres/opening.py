@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import psycopg
+
 from ...model.errors import SettingsError
 from ...model.limits import KIB, Limits, check_number
 from .backend import PostgresBackend
-from .location import parse_url
+from .errors import Fate, fate_of, server_error, unavailable
+from .facts import schema_facts, server_facts
+from .location import Location, parse_url
 from .migrations import FORMAT, check_schema, migrate_on, script_of
-from .pool import Pool
+from .pool import Connection, Pool
 from .server import Server
 
 __all__ = ["describe", "migrate", "migration_script", "open_backend"]
@@ -76,6 +80,10 @@ def migrate(url: str, *, timeout: float = 10.0) -> tuple[int, int]:
     try:
         with pool.connection(time.monotonic() + timeout) as connection:
             return migrate_on(connection, location)
+    except psycopg.Error as error:
+        if fate_of(error) is Fate.DEFINITE:
+            raise server_error(error, location) from None
+        raise unavailable(location, str(error)) from None
     finally:
         pool.close()
 
@@ -100,11 +108,8 @@ def describe(url: str, *, timeout: float = 10.0) -> dict[str, Any]:
         pool.close()
 
 
-def _described(connection: Any, location: Any) -> dict[str, Any]:
-    return {
-        "engine": "postgres",
-        "location": location.shown,
-        "schema": location.schema,
-        "format": check_schema(connection, location),
-        "format_known": FORMAT,
-    }
+def _described(connection: Connection, location: Location) -> dict[str, Any]:
+    format_ = check_schema(connection, location)
+    found = {"engine": "postgres", "location": location.shown} | server_facts(connection)
+    found |= {"schema": location.schema, "format": format_, "format_known": FORMAT}
+    return found | (schema_facts(connection, location) if format_ else {})

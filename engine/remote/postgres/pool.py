@@ -40,7 +40,7 @@ _PAUSE_SECONDS_MAX = 0.5
 _SETTINGS = (
     "set default_transaction_isolation = 'read committed'; set plan_cache_mode = force_generic_plan;"
     " set enable_seqscan = off; set enable_bitmapscan = off; set enable_hashjoin = off; set enable_mergejoin = off;"
-    " set jit = off"
+    " set jit = off; set max_parallel_workers_per_gather = 0"
 )
 
 _abandoned: list[Connection] = []  # of the parent, in a forked child
@@ -109,7 +109,7 @@ class Pool:
         fate = fate_of(error)
         if fate is Fate.UNPREPARED:
             self.prepare = False
-        elif fate in (Fate.DEFINITE, Fate.ENDED, Fate.LATE):
+        elif fate not in (Fate.LOST, Fate.REPEAT):
             raise server_error(error, self.location) from None
         return str(error)
 

@@ -21,7 +21,7 @@ from typing import Any
 from psycopg import pq
 from psycopg.types.numeric import Int8
 
-from ...model.errors import OccamError, ServerUnavailable
+from ...model.errors import OccamError
 from .calls import Call
 from .durability import Durability, ask_durability
 from .keeper import Keeper, remove_ended
@@ -31,7 +31,7 @@ from .migrations import FORMAT, check_schema, migrate_on
 from .pool import Connection, Pool, abandon
 from .statements import Statements
 
-__all__ = ["Server", "ended_error", "execute"]
+__all__ = ["Server", "execute"]
 
 _CLOSE_SECONDS = 5.0  # the session ends anyway, later
 
@@ -66,6 +66,7 @@ class Server:
         self.numbers: set[int] = set()  # of the namespaces that are used here
         self._begin()
         try:
+            self._asked = durability
             self.request_type, self.durability = self.pool.run(lambda c: self._open(c, durability))
         except BaseException:
             self.close()
@@ -108,6 +109,10 @@ class Server:
             self._begin()
         return self
 
+    def ask_durability(self, deadline: float | None = None) -> None:
+        """Learn anew what the server does for durability; raises ServerSetupError if it is less than was asked."""
+        self.durability = self.pool.run(lambda c: ask_durability(c, self._asked, self.location), deadline)
+
     # ---- the clock -----------------------------------------------------------------------------------------------
 
     def heard(self, clock: int) -> None:
@@ -137,24 +142,24 @@ class Server:
         pool = self.here().pool
         return pool.run(lambda c: call.run(c, parameters, pool.prepare))
 
-    def keep_session(self) -> None:
-        """See `Backend.keep_session`."""
-        with self._lock:
-            if self.kept and time.monotonic() < self.kept_until:
-                return
-            session, first = self.session, not self.kept
-        before = time.monotonic()
-        found = self.rows(self.statements.keep_alive, [Int8(session), Int8(self.session_ns), first])
-        with self._lock:
-            if self.session != session:
-                return
-            if found[0][0]:
-                self.kept = True
-                self.kept_until = before + self.session_ns / 3e9
-                self.keeper.start()
-                return
-        self.session_ended(session)
-        raise ended_error(self.location)
+    def keep_session(self, deadline: float | None = None) -> None:
+        """See `Backend.keep_session`. If the session has ended, another one begins, and is kept."""
+        while True:
+            with self._lock:
+                if self.kept and time.monotonic() < self.kept_until:
+                    return
+                session, first = self.session, not self.kept
+            before = time.monotonic()
+            parameters = [Int8(session), Int8(self.session_ns), first]
+            alive = self.rows(self.statements.keep_alive, parameters, deadline)[0][0]
+            with self._lock:
+                if alive and self.session == session:
+                    self.kept = True
+                    self.kept_until = before + self.session_ns / 3e9
+                    break
+            if not alive:
+                self.session_ended(session)
+        self.keeper.start()
 
     def session_ended(self, session: int) -> None:
         """Begin another session, unless that was done."""
@@ -179,17 +184,6 @@ class Server:
         self.pool.close()
         if self._executor is not None:
             self._executor.shutdown(wait=False)
-
-
-def ended_error(location: Location) -> OccamError:
-    """What a commit of a session gets that has ended."""
-    return ServerUnavailable(
-        "the session of this process has ended, because the server heard nothing of it for too long; nothing was "
-        "committed, and keys that were bound to it are gone",
-        hint="begin again: what this process held (leases, tasks) may belong to others now; "
-        "session_grace is how long a session outlives silence",
-        details={"location": location.shown},
-    )
 
 
 def execute(connection: Connection, statement: bytes, parameters: Any) -> list[tuple[Any, ...]]:

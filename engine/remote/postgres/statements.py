@@ -20,35 +20,44 @@ from .migrations import filled
 __all__ = ["Statements"]
 
 
-_HEAD = "h.version, h.expiry_time, h.next_due, {clock}, h.timeline <> {timeline}, h.incarnation"
-_ROW = "n.value, n.version, n.ts, n.expires_at, n.session"
+# Rows of (value, numbers), the head's first. Numbers travel packed, because a column costs more than they do.
+_HEAD = """
+select null::bytea, int8send(h.version) || int8send(h.expiry_time) || int8send(h.next_due) || int8send({clock})
+    || int8send((h.timeline <> {timeline})::integer) || int8send(h.incarnation)
+from {s}.head h where h.ns = $1::integer
+"""
+_ROW = """
+int8send(k.place) || int8send(r.version) || int8send(r.ts) || int8send(r.expires_at) || int8send(r.session)
+"""
 
-_BEGIN = f"select {_HEAD} from {{s}}.head h where h.ns = $1::integer"
+_BEGIN = _HEAD
 
+# Everything in `now` is of the head's version: both are of one state.
 _BEGIN_WITH = f"""
-select {_HEAD}, k.place, {_ROW}
-from {{s}}.head h
-cross join unnest($2::bytea[]) with ordinality k(key, place)
-left join {{s}}.now n on n.ns = h.ns and n.key = k.key and n.value is not null
-where h.ns = $1::integer
+{_HEAD}
+union all
+select r.value, {_ROW}
+from unnest($2::bytea[]) with ordinality k(key, place)
+join {{s}}.now r on r.ns = $1::integer and r.key = k.key and r.value is not null
 """
 
 # What bounds the versions that can be read comes with every answer.
 _BOUNDS = "h.version, h.floor, h.gap_low, h.gap_high"
 
 _READ = f"""
-select {_BOUNDS}, k.place, r.*
-from {{s}}.head h
-cross join unnest($2::bytea[]) with ordinality k(key, place)
-left join lateral (
-    select {_ROW} from {{s}}.now n
-    where n.ns = h.ns and n.key = k.key and n.version <= $3::bigint and n.value is not null
+select null::bytea, int8send(h.version) || int8send(h.floor) || int8send(h.gap_low) || int8send(h.gap_high)
+from {{s}}.head h where h.ns = $1::integer
+union all
+select r.value, {_ROW}
+from unnest($2::bytea[]) with ordinality k(key, place)
+cross join lateral (
+    select n.value, n.version, n.ts, n.expires_at, n.session from {{s}}.now n
+    where n.ns = $1::integer and n.key = k.key and n.version <= $3::bigint and n.value is not null
     union all
     select o.value, o.version, o.ts, o.expires_at, o.session from {{s}}.old o
-    where h.version > $3::bigint and o.ns = h.ns and o.key = k.key
-        and o.version <= $3::bigint and o.superseded > $3::bigint
-) r on true
-where h.ns = $1::integer
+    where (select h.version from {{s}}.head h where h.ns = $1::integer) > $3::bigint
+        and o.ns = $1::integer and o.key = k.key and o.version <= $3::bigint and o.superseded > $3::bigint
+) r
 """
 
 _SCAN = """
@@ -114,6 +123,10 @@ class Statements:
         self.tick = fill("select {s}.tick(%s)")
         self.outcome = fill("select version, at, r_kind, r_place, r_value from {s}.outcome_of(%s, %s)")
         self.newest = fill("select version, next_due, {clock} from {s}.head where ns = %s")
+        self.figures = fill(
+            "select version, floor, incarnation, timeline, expiry_time, next_due, swept_at"
+            " from {s}.head where ns = %s"
+        )
         self.find = fill("select ns from {s}.head where base = %s")
         self.add = fill(
             "insert into {s}.head (base, timeline) values (%s, {timeline}) on conflict do nothing"

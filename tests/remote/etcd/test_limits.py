@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from occamdb.engine.commit.messages import Status
 from occamdb.engine.model.errors import (
     LimitExceeded,
     SnapshotExpired,
@@ -127,6 +128,29 @@ def test_a_compacted_snapshot_is_refused_and_never_wrong(opened: Opening) -> Non
         backend.changes(k(""), None, 0, 100, values=True)
     assert [c.version for c in backend.changes(k(""), None, 0, 100, values=False).commits] == [1, 2, 3, 4]
     assert [c.version for c in backend.changes(k(""), None, 3, 100, values=True).commits] == [4]
+
+
+def test_a_snapshot_of_an_idle_namespace_outlives_compaction(opened: Opening) -> None:
+    backend, busy = opened(), opened(base=b"busy\0\0\0")
+    ask(backend, put("a"))
+    begun = backend.begin()
+    gateway = backend._family.client.gateway
+    for _ in range(2):
+        gateway.ask("/v3/kv/put", {"key": "YQ==", "value": ""}, time.monotonic() + 5)  # somebody else's key
+        revision = busy._member.space.look().revision
+        gateway.ask("/v3/kv/compaction", {"revision": str(revision)}, time.monotonic() + 5)
+        assert names(backend, begun.version) == ["a"]
+
+
+def test_a_range_too_large_to_delete_at_once_names_the_flag(opened: Opening) -> None:
+    backend = opened(max_txn_ops=16)
+    for n in range(0, 240, 12):
+        ask(backend, *(put(f"{m:03}" + "x" * 8000) for m in range(n, n + 12)))
+    with pytest.raises(TransactionTooLarge, match="log and indices included") as caught:
+        ask(backend, delete_range("0", "9"))
+    assert caught.value.size > 1_600_000 and caught.value.setting == "--max-request-bytes"
+    assert ask(backend, delete_range("0", "1")).status is Status.COMMITTED
+    assert len(names(backend, backend.newest())) == 140
 
 
 def test_what_no_snapshot_needs_is_forgotten(opened: Opening) -> None:

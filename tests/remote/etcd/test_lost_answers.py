@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from occamdb.engine.commit.messages import Op, OpCode, Reply, Request, Status, encode_request
-from occamdb.engine.model.errors import CommitOutcomeUnknown, ServerUnavailable
+from occamdb.engine.model.errors import CommitOutcomeUnknown, ServerUnavailable, TransactionTooLarge
 from occamdb.engine.remote.etcd import EtcdBackend, open_backend
 from occamdb.engine.remote.etcd.gateway import Gateway, Unanswered
 from tests.support.etcd_servers import EtcdCluster
@@ -232,3 +232,24 @@ def test_without_a_majority_nothing_is_committed_and_waiting_goes_on(three: Etcd
     assert woken == [True]
     assert backend.newest() == version + 1
     backend.close()
+
+
+def test_a_lost_answer_to_what_is_refused_ends_in_the_refusal(opened: Opening) -> None:
+    backend = opened()
+    version = backend.newest()
+    gateway: Any = backend._family.client.gateway
+    whole = gateway._roundtrip
+    lost: list[bytes] = []
+
+    def lose_first(method: str, path: str, payload: bytes, deadline: float) -> tuple[int, bytes]:
+        answer: tuple[int, bytes] = whole(method, path, payload, deadline)
+        if b"request_put" in payload and not lost:
+            lost.append(payload)
+            raise Unanswered("lost on the way back")
+        return answer
+
+    gateway._roundtrip = lose_first
+    many = tuple(Op(OpCode.PUT, BASE + bytes([n]), b"\x01") for n in range(200))
+    with pytest.raises(TransactionTooLarge):
+        backend.commit(encode_request(Request(0, version, 0, many)), None)
+    assert lost and backend.newest() == version

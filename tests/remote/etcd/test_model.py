@@ -78,7 +78,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         at = f"{self.url}-{next(counts)}"
-        settings_of = {"timeout": 10.0, "compact": False, "snapshot_max_age": 8.0}
+        settings_of: dict[str, Any] = {"timeout": 10.0, "compact": False, "snapshot_max_age": 8.0}
         self.backends = [open_backend(at, BASE, **settings_of) for _ in range(2)]
         self.time = self.backends[0]._family.client.clock.now()
         for backend in self.backends:
@@ -101,6 +101,12 @@ class Machine(RuleBasedStateMachine):
         self.snapshots.append(Snapshot(begun.version, begun.expiry_time, dict(self.model.state)))
         self.same_rows(list(begun.rows), self.snapshots[-1], NAMES)
         del self.snapshots[:-6]
+
+    def floor(self, which: int) -> int:
+        """Of the head that a client saw last."""
+        known = self.backends[which]._member.space.known()
+        assert known is not None
+        return known[0].floor
 
     def same_rows(self, rows: list[Any], snapshot: Snapshot, asked: list[bytes]) -> None:
         for key, row in zip(asked, rows, strict=True):
@@ -125,12 +131,16 @@ class Machine(RuleBasedStateMachine):
         expected = sorted((key for key in snapshot.state if start <= key < end), reverse=reverse)
         found: list[Any] = []
         whole = False
-        while not whole:
-            page, whole = self.backends[which].scan(start, end, snapshot.version, limit, reverse=reverse)
-            assert len(page) <= limit and (page or whole)
-            found.extend(page)
-            if page:
-                start, end = (start, page[-1].key) if reverse else (page[-1].key + b"\0", end)
+        try:
+            while not whole:
+                page, whole = self.backends[which].scan(start, end, snapshot.version, limit, reverse=reverse)
+                assert len(page) <= limit and (page or whole)
+                found.extend(page)
+                if page:
+                    start, end = (start, page[-1].key) if reverse else (page[-1].key + b"\0", end)
+        except SnapshotExpired:  # a snapshot of the other client, of which the log is gone
+            assert snapshot.version < self.floor(which) and not found
+            return
         assert [row.key for row in found] == expected
         self.same_rows(found, snapshot, expected)
         self.same_rows(list(self.backends[which].read(NAMES, snapshot.version)), snapshot, NAMES)
@@ -171,17 +181,20 @@ class Machine(RuleBasedStateMachine):
             ops.append(Op(OpCode.CAS, key, argument=expected))
         for effect in writes:
             ops.append(self.effect(effect, effect[1] in cas))
-        request = Request(0, snapshot.version, snapshot.expiry_time, tuple(ops), flags=RequestFlags(flags))
+        self.send(which, snapshot, ops, RequestFlags(flags))
+
+    def send(self, which: int, snapshot: Snapshot, ops: list[Op], flags: RequestFlags) -> Status | None:
+        request = Request(0, snapshot.version, snapshot.expiry_time, tuple(ops), flags=flags)
         backend = self.backends[which]
         try:
             reply = backend.commit(encode_request(request), None).reply
         except SnapshotExpired:
             self.model.expire(self.time)
-            known = backend._member.space.known()
-            assert known is not None and snapshot.version < known[0].floor
-            return
+            assert snapshot.version < self.floor(which)
+            return None
         self.model.expire(self.time)
         same_reply(reply, self.model.commit(request, max(self.time, snapshot.expiry_time)))
+        return reply.status
 
     def effect(self, effect: tuple[Any, ...], by_cas: bool) -> Op:
         flags = OpFlags.WANT_RESULT | (OpFlags.UNCHECKED if by_cas else OpFlags.NONE)
@@ -204,9 +217,7 @@ class Machine(RuleBasedStateMachine):
         self.model.expire(self.time)
         backend = self.backends[which]
         assert backend.newest() == self.model.version
-        known = backend._member.space.known()
-        assert known is not None
-        since = max(known[0].floor, self.model.version - back)
+        since = max(self.floor(which), self.model.version - back)
         start, end = within
         expected = [
             (version, [c for c in changed if start <= c[1] < end])
@@ -243,6 +254,79 @@ def test_etcd_answers_as_the_model_does(url: str) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+# ---- a long walk ------------------------------------------------------------------------------------------
+
+
+class Walk(Machine):
+    """Random steps, most of them one check and one effect: so that no conflict hides behind another."""
+
+    def check(self, rng: random.Random, snapshot: Snapshot) -> list[Op]:
+        key = rng.choice(NAMES[:5])
+        start, end = sorted(rng.sample([*NAMES[:5], END], 2))
+        record = snapshot.state.get(key)
+        seen = record.version if record is not None and record.live(snapshot.expiry_time) else 0
+        kind = rng.randrange(4)
+        if kind == 0:
+            return [Op(OpCode.READ, key, argument=seen)]
+        if kind == 1:
+            return [Op(OpCode.RANGE, start, end)]
+        if kind == 2:
+            return [Op(OpCode.CAS, key, argument=rng.choice([0, seen]))]
+        return []
+
+    def step(self, rng: random.Random) -> Status | None:
+        which, kind = rng.randrange(2), rng.randrange(100)
+        if kind < 25 or not self.snapshots:
+            self.begin(which)
+        elif kind < 35:
+            self.time += rng.choice([SECOND // 10, SECOND, SECOND, 3 * SECOND, 9 * SECOND])
+        elif kind < 38:
+            sweep(self.backends[which]._member.space)
+        elif kind < 42:
+            within = sorted(rng.sample([*NAMES[:5], END], 2))
+            self.changes(which=which, back=rng.randrange(6), limit=rng.randrange(1, 6), within=within)
+        elif kind < 46:
+            snapshot = rng.choice(self.snapshots)
+            try:
+                rows = self.backends[which].read(NAMES, snapshot.version)
+            except SnapshotExpired:
+                assert snapshot.version < self.floor(which)
+            else:
+                self.same_rows(list(rows), snapshot, NAMES)
+        else:
+            snapshot = rng.choice(self.snapshots)
+            ops = self.check(rng, snapshot)
+            effect = rng.choice(["put", "put", "ttl", "ttl", "delete", "add", "range", "range", "none"])
+            key = rng.choice(NAMES[:5])
+            start, end = sorted(rng.sample([*NAMES[:5], END], 2))
+            if effect == "range":
+                ops.append(self.effect(("range", start, end), False))
+                if rng.randrange(2):
+                    ops.append(self.effect(("put", key, b"\x03", 0), False))
+            elif effect != "none":
+                by_cas = bool(ops) and ops[0].code is OpCode.CAS and ops[0].key == key
+                tail = {"delete": (), "add": (1, b"")}.get(effect, (b"\x02", rng.randrange(4)))
+                ops.append(self.effect((effect, key, *tail), by_cas))
+            return self.send(
+                which, snapshot, ops, RequestFlags.JUDGE_ONLY if kind > 95 else RequestFlags.NONE
+            )
+        return None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_long_walk_agrees_with_the_model(url: str, seed: int) -> None:
+    walk: Any = type("EtcdWalk", (Walk,), {"url": url})()
+    rng = random.Random(seed)
+    outcomes = []
+    try:
+        for _ in range(int(os.environ.get("OCCAMDB_TEST_STEPS", "600"))):
+            outcomes.append(walk.step(rng))
+    finally:
+        walk.teardown()
+    assert outcomes.count(Status.COMMITTED) > 100
+    assert outcomes.count(Status.CONFLICT) > 50
 
 
 # ---- many at once -----------------------------------------------------------------------------------------
@@ -317,7 +401,7 @@ def test_commits_at_once_have_one_order_that_the_model_agrees_with(opened: Openi
     while since < model.version:
         page = backends[1].changes(NAMES[0], None, since, 50, values=True)
         for commit in page.commits:
-            expected = dict((v, c) for v, c in model.log)[commit.version]
+            expected = dict(model.log)[commit.version]
             assert [tuple(change) for change in commit.changes] == expected
             seen.append(commit.version)
         since = page.reached

@@ -58,7 +58,13 @@ def test_what_is_no_url_is_refused(url: str) -> None:
 
 
 def test_settings_are_checked() -> None:
-    for name, value in [("snapshot_age", 1), ("call_timeout", 0), ("max_txn_ops", 1.5), ("user", 7)]:
+    wrong: list[tuple[str, Any]] = [
+        ("snapshot_age", 1),
+        ("call_timeout", 0),
+        ("max_txn_ops", 1.5),
+        ("user", 7),
+    ]
+    for name, value in wrong:
         with pytest.raises(SettingsError) as caught:
             open_backend("etcd://h", BASE, **{name: value})
         assert caught.value.setting == name
@@ -155,7 +161,7 @@ def guarded(tmp_path: Path) -> Iterator[EtcdCluster]:
     cluster.start()
     member = cluster.members[0]
     area = {"key": text(b"app/"), "range_end": text(b"app0"), "permType": "READWRITE"}
-    for path, body in [
+    steps: list[tuple[str, dict[str, Any]]] = [
         ("user/add", {"name": "root", "password": "root"}),
         ("role/add", {"name": "root"}),
         ("user/grant", {"user": "root", "role": "root"}),
@@ -164,8 +170,9 @@ def guarded(tmp_path: Path) -> Iterator[EtcdCluster]:
         ("role/grant", {"name": "app", "perm": area}),
         ("user/grant", {"user": "app", "role": "app"}),
         ("enable", {}),
-    ]:
-        answer = member.ask(f"/v3/auth/{path}", dict(body))
+    ]
+    for path, body in steps:
+        answer = member.ask(f"/v3/auth/{path}", body)
         assert "error" not in answer, (path, answer)
     yield cluster
     cluster.stop()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from occamdb.engine.commit.messages import Op, OpCode, Request, RequestFlags, encode_request
 from occamdb.engine.model.errors import ServerSetupError
-from occamdb.engine.remote.postgres import open_backend
+from occamdb.engine.remote.postgres import migrate, open_backend
 from tests.support.one_postgres import OnePostgres
 
 BASE = b"\0\0\0"
+Change = Callable[..., None]
 
 
 def put() -> bytes:
@@ -19,7 +21,7 @@ def put() -> bytes:
 
 
 @pytest.fixture
-def setting(server: OnePostgres) -> Iterator[object]:
+def setting(server: OnePostgres) -> Iterator[Change]:
     """Changes settings of the server, and takes that back."""
     with server.connect() as admin:
 
@@ -33,16 +35,16 @@ def setting(server: OnePostgres) -> Iterator[object]:
         admin.execute("select pg_reload_conf()")
 
 
-def test_always_without_fsync_or_standbys_is_refused(url: str, setting: object) -> None:
+def test_always_without_fsync_or_standbys_is_refused(url: str, setting: Change) -> None:
     with pytest.raises(ServerSetupError, match="fsync") as caught:
         open_backend(url, BASE, timeout=5, durability="always")
     assert "fsync" in (caught.value.hint or "")
-    setting(fsync="on")  # type: ignore[operator]
+    setting(fsync="on")
     with pytest.raises(ServerSetupError, match="synchronous_standby_names"):
         open_backend(url, BASE, timeout=5, durability="always")
 
 
-def test_a_durable_commit_needs_fsync(url: str, setting: object) -> None:
+def test_a_durable_commit_needs_fsync(url: str, setting: Change) -> None:
     backend = open_backend(url, BASE, timeout=5, durability="none")
     try:
         with pytest.raises(ServerSetupError, match="fsync"):
@@ -50,7 +52,7 @@ def test_a_durable_commit_needs_fsync(url: str, setting: object) -> None:
         assert backend.begin([BASE + b"k"]).rows == [None]
     finally:
         backend.close()
-    setting(fsync="on")  # type: ignore[operator]
+    setting(fsync="on")
     backend = open_backend(url, BASE, timeout=5, durability="none")
     assert backend.commit(put(), None, durable=True).durability == "standard"
     backend.close()
@@ -74,3 +76,29 @@ def test_the_commit_waits_for_what_was_asked(
         assert admin.execute(f"select setting from {schema}_seen").fetchall() == [(waits,)]
         admin.execute(f"drop table {schema}_seen")
     backend.close()
+
+
+def test_a_server_that_waits_for_less_than_before_is_noticed(
+    url: str, setting: Change, server: OnePostgres
+) -> None:
+    """A receipt says what was true when the commit was made, and not when the database was opened."""
+    migrate(url)
+    setting(fsync="on", synchronous_standby_names="*")
+    always = open_backend(url, BASE, timeout=5, durability="always")
+    standard = open_backend(url, BASE, timeout=5, durability="none")
+    assert always.durability == "always"
+    setting(synchronous_standby_names="")
+    with server.connect() as admin:
+        deadline = time.monotonic() + 20
+        while admin.execute("show synchronous_standby_names").fetchone() != ("",):
+            assert time.monotonic() < deadline
+    try:
+        with pytest.raises(ServerSetupError, match="synchronous_standby_names"):
+            always.commit(put(), None)
+        assert standard.commit(put(), None, durable=True).durability == "standard"
+        setting(fsync="off")
+        with pytest.raises(ServerSetupError, match="fsync"):
+            standard.commit(put(), None, durable=True)
+    finally:
+        always.close()
+        standard.close()

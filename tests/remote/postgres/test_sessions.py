@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from occamdb.engine.commit.messages import Op, OpCode, OpFlags, Request, RequestFlags, Status, encode_request
-from occamdb.engine.model.errors import ServerUnavailable
 from occamdb.engine.remote.backend import Row
 from occamdb.engine.remote.postgres import open_backend
 from occamdb.engine.remote.postgres.backend import PostgresBackend
@@ -82,16 +81,34 @@ def test_a_session_nobody_hears_of_ends_and_its_process_learns_it(opened: Open, 
     other = opened()
     frozen.keep_session()
     frozen.commit(put(KEY, bound=True), None)
+    held = row(frozen, KEY)
+    assert held is not None
     frozen._server.keeper.stop()  # as if the process were stopped
     session = frozen.session
     until(lambda: frozen._server.clock() > 0 and time.monotonic() > frozen._server.kept_until + 0.5)
-    with pytest.raises(ServerUnavailable, match="session"):
-        frozen.commit(put(BASE + b"more"), None)
-    assert frozen.session != session, "it has another one, and so knows"
-    assert row(other, BASE + b"more") is None
+    seen = frozen.begin([KEY]).rows[0]
     until(lambda: row(other, KEY) is None)
-    frozen.commit(put(BASE + b"more"), None)
-    assert row(other, BASE + b"more") is not None
+    # What it holds by its key is refused: the key is gone.
+    assert seen is None or seen.session == session
+    begun = frozen.begin()
+    check = Op(OpCode.READ, KEY, argument=held.version)
+    guarded = Request(0, begun.version, begun.expiry_time, (check, Op(OpCode.PUT, BASE + b"more", b"\x01")))
+    outcome = frozen.commit(encode_request(guarded), None)
+    assert outcome.reply.status is Status.CONFLICT
+    assert frozen.session == outcome.session != session, "it has another one, and so knows"
+    bound = frozen.commit(put(KEY, bound=True), None)
+    assert bound.session == getattr(row(other, KEY), "session", 0) == frozen.session
+    frozen.close()
+    assert row(other, KEY) is None
+
+
+def test_a_key_is_never_bound_to_a_session_that_nobody_keeps(opened: Open) -> None:
+    owner, other = opened(), opened()
+    outcome = owner.commit(put(KEY, bound=True), None)  # without `keep_session`
+    assert outcome.reply.status is Status.COMMITTED
+    assert owner._server.kept
+    owner.close()
+    assert row(other, KEY) is None
 
 
 def test_a_session_that_is_heard_of_stays(opened: Open) -> None:

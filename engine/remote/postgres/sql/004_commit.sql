@@ -68,6 +68,9 @@ begin
             a.r_value := array[{s}.integer_bytes(held)];
         end if;
         if a.status <> 0 then
+            if a.status <> 10 then
+                a.r_kind := null;           -- the results of earlier ones are void
+            end if;
             a.place := r.place;
             return a;
         end if;
@@ -238,10 +241,10 @@ begin
     -- The others that have expired, if there are more, are left to `sweep`.
     select coalesce(min(n.expires_at), 0) into h.next_due from {s}.now n
         where n.ns = h.ns and n.expires_at > p_now and n.expires_at <> 0 and n.value is not null;
-    h.expiry_time := p_now;
     if v_key = '{}' then
         return h;
     end if;
+    h.expiry_time := p_now;
     h.version := h.version + 1;
     insert into {s}.old (ns, key, version, superseded, ts, expires_at, session, value)
         select n.ns, n.key, n.version, h.version, n.ts, n.expires_at, n.session, n.value from {s}.now n
@@ -256,7 +259,8 @@ create function {s}.commit_many(
     p_ns integer, p_session bigint, p_sync text, p_kept boolean, p_sent bigint, p_requests {s}.request[]
 ) returns setof {s}.reply language plpgsql as $$
 -- Judge and apply requests of one session, one after the other. All of them commit together.
--- p_sync: for synchronous_commit. p_kept: keys are bound to the session, so it must be alive. p_sent: the server's clock
+-- p_sync: what to wait for: 'off', 'on', 'durable' (on, and refused if the server does not sync its log) or 'always' (and
+-- if it has no synchronous standbys, which may have changed since the client asked). p_kept: keys are bound to the session, so it must be alive. p_sent: the server's clock
 -- when the request was sent, as far as the client knows it: a copy that comes too late to be known by its name is refused.
 declare
     h {s}.head;
@@ -267,7 +271,11 @@ declare
     v_due bigint;
     v_still boolean;
 begin
-    perform set_config('synchronous_commit', p_sync, true);
+    if p_sync in ('durable', 'always') and (current_setting('fsync') <> 'on'
+            or (p_sync = 'always' and current_setting('synchronous_standby_names') = '')) then
+        raise exception using errcode = 'OC005', message = 'the server no longer waits for what was asked';
+    end if;
+    perform set_config('synchronous_commit', case when p_sync = 'off' then 'off' else 'on' end, true);
     h := {s}.lock_head(p_ns);
     -- Never earlier than any T that was given out, nor than the time by which the commit before this one judged.
     v_now := greatest({clock}, h.expiry_time);
