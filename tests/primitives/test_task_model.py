@@ -87,7 +87,7 @@ class TaskMachine(RuleBasedStateMachine):
             return {task.id: (str(task.state), task.attempts) for task in found} == wanted
 
         # The engine applies what time, and the ends of sessions, did within moments.
-        wait_until(agree, 20, f"{wanted}")
+        wait_until(agree, what=f"{wanted}")
         stats = self.handles[0].tasks.stats(self.run, QUEUE)
         states = [entry.state for entry in self.tasks.values()]
         assert {name: getattr(stats, name) for name in ("ready", "delayed", "claimed", "done", "dead")} == {

@@ -7,8 +7,8 @@ A test is semantic when it uses the fixture `engine`, itself or through another 
     pytest --engine postgres        only the semantic tests, each over PostgreSQL; may be given several times
 
 A test that only the engine in this machine's memory can pass has the mark `local_only` with the documented difference
-as its reason; one that a single engine cannot pass has `not_on`. The summary at the end counts tests by engine, and
-what was left out by reason.
+as its reason; one that a single engine cannot pass has `not_on`. The summary at the end counts tests by
+engine, and what was left out by reason.
 """
 
 from __future__ import annotations

@@ -152,7 +152,14 @@ class AtUrl(Served):
         raise AssertionError("a module that steps the clock needs `own_engine`")
 
 
-class SteppedPostgres(AtUrl):
+class Stepped(AtUrl):
+    """A server whose clock a test steps. Its sessions end by `close` alone, however busy this machine is."""
+
+    def connect(self, tenant: str, isolation: IsolationName = "serializable", **settings: Any) -> Database:
+        return super().connect(tenant, isolation, session_grace=600.0, **settings)
+
+
+class SteppedPostgres(Stepped):
     """A schema of its own, whose functions add a number in a table to the server's clock."""
 
     def __init__(self, url: str) -> None:
@@ -185,7 +192,7 @@ class SteppedPostgres(AtUrl):
         self._admin.close()
 
 
-class SteppedEtcd(AtUrl):
+class SteppedEtcd(Stepped):
     """What this process takes for the clock of etcd is ahead of it."""
 
     def __init__(self, url: str) -> None:
