@@ -32,7 +32,11 @@ from tests.support.servers import clustered, etcd, postgres, server_url
 
 __all__ = [
     "clustered",
+    "database_path",
     "etcd",
+    "nothing_left_armed",
+    "nothing_left_at_the_end",
+    "nothing_left_behind",
     "postgres",
     "pytest_addoption",
     "pytest_collection_modifyitems",
@@ -41,7 +45,9 @@ __all__ = [
     "pytest_sessionfinish",
     "pytest_terminal_summary",
     "pytest_testnodedown",
+    "run",
     "server_url",
+    "start",
 ]
 
 # Thousands of processes import the package: each would compile it anew, and every run the rewritten tests.

@@ -36,7 +36,7 @@ def migrate(
         script = getattr(module, "migration_script", None)
         if script is None:
             raise UnsupportedError(f"databases on {kind} have no SQL", hint="leave --print-sql out")
-        typer.echo(script(url), nl=False)
+        console.echo(script(url).rstrip())
         return
     run = getattr(module, "migrate", None)
     if run is None:

@@ -35,9 +35,12 @@ def run_of(db: Database, text: str, *, create: bool = False) -> RunId:
     from occamdb.engine.model.errors import InvalidArgumentError, NotFoundError
 
     try:
-        return _require_whole(db, RunId.of(text))
+        run_id = RunId.of(text)
     except InvalidArgumentError:
-        runs = db.runs.list_runs()
+        pass
+    else:
+        return _require_whole(db, run_id)
+    runs = db.runs.list_runs()
     named = [run for run in runs if run.name == text]
     if not named and create:
         return db.runs.create_run(text).run_id
