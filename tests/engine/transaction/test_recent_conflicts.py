@@ -13,6 +13,9 @@ from occamdb.engine.coordinator.recent_conflicts import KeptConflicts, conflict_
 from occamdb.ipc import layout
 from tests.support.databases import DatabaseFactory
 
+pytestmark = pytest.mark.local_only(
+    "figures of the coordinator: retries, conflicts by kind, hot keys, turns, expiries"
+)
 KEPT = 10
 
 

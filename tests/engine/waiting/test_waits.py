@@ -283,7 +283,9 @@ def test_a_blocked_wait_uses_no_cpu(db: Database, run: RunId) -> None:
     before = time.process_time()
     with pytest.raises(TransactionTimeout):
         db.transaction(run, take, timeout=3.0)
-    assert time.process_time() - before < 0.05
+    # A server is asked now and then whether there is something new, in case that it does not tell.
+    afar = "://" in (db.path or "")
+    assert time.process_time() - before < (0.5 if afar else 0.05)
 
 
 # ---- db.watch ---------------------------------------------------------------------------------------------------
