@@ -291,8 +291,6 @@ class PostgresBackend:
             "reconnects": server.pool.reconnects,
             "prepared_statements": server.pool.prepare,
             "notifications": server.listener.hears,
-            "fsync": server.durability.fsync,
-            "synchronous_standby_names": server.durability.standbys,
             **dict(zip(names, row, strict=True)),
         } | facts
 
