@@ -130,6 +130,21 @@ cdef class SnapshotSource:
         raise NotImplementedError
 
     @property
+    def committed_version(self):
+        """The newest version that snapshots may take."""
+        raise NotImplementedError
+
+    @property
+    def incarnation(self):
+        """Grows with each start of a coordinator, or when a server lost acknowledged commits."""
+        raise NotImplementedError
+
+    @property
+    def pin_count(self):
+        """How many snapshots are open."""
+        raise NotImplementedError
+
+    @property
     def usable(self):
         """Whether new snapshots may begin here: not retired, superseded, thrown out, or inherited through a
         fork."""
