@@ -17,18 +17,12 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from ..model.errors import DatabaseClosedError, InvalidArgumentError, OccamError
-from ..model.limits import Limits
-from ..model.public_types import BackupSummary
-from ..model.settings import Settings
-from ..transaction._answer import Answer
 from ..transaction._pending import PendingCommit
 from ..transaction._view import StoreAttachment
-from ..transaction.engine_handle import PinnedSnapshot
-from ..transaction.waiting import WaitHub
+from ..transaction.forwarding import ForwardingHandle
 from .descriptors import no_descriptors_error
 from .event_links import EventLinks
 from .local_handle import LocalHandle
@@ -60,7 +54,7 @@ def check_async_links(count: object) -> int:
     return count
 
 
-class AwaitedHandle:
+class AwaitedHandle(ForwardingHandle[SharedHandle | LocalHandle]):
     """`EngineHandle` over another handle, with `commit` for event loops; see engine_handle.py for the methods.
 
     Args:
@@ -71,7 +65,7 @@ class AwaitedHandle:
     begins_afar = False
 
     def __init__(self, inner: SharedHandle | LocalHandle, async_links: int = ASYNC_LINKS) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self._async_links = check_async_links(async_links)
         self._turn_waiters = TurnWaiters(inner)
         self._of_loops: dict[asyncio.AbstractEventLoop, EventLinks] = {}
@@ -87,59 +81,15 @@ class AwaitedHandle:
     # ---- as the handle below ----------------------------------------------------------------------------------
 
     @property
-    def limits(self) -> Limits:
-        return self.inner.limits
-
-    @property
-    def settings(self) -> Settings:
-        return self.inner.settings
-
-    @property
-    def durability(self) -> str:
-        return self.inner.durability
-
-    @property
-    def log_mode(self) -> str:
-        return self.inner.log_mode
-
-    @property
     def path(self) -> str | None:
         """The database directory; None in memory."""
         return self.inner.path if isinstance(self.inner, SharedHandle) else None
-
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed."""
-        return self.inner.closed
 
     def of(self, base: bytes) -> AwaitedHandle:
         return self  # all namespaces have one order
 
     def attachment(self) -> StoreAttachment:
         return self.inner.attachment()
-
-    @property
-    def session(self) -> int:
-        return self.inner.session
-
-    def keep_session(self) -> None:
-        """Nothing yet: it may have to wait for a coordinator, so `commit` does it in a thread."""
-
-    def submit(self, request: bytearray, deadline: float | None) -> Answer:
-        return self.inner.submit(request, deadline)
-
-    @property
-    def waits(self) -> WaitHub:
-        """Where tasks and threads of this handle sleep until something changes."""
-        return self.inner.waits
-
-    def copy_to(
-        self, snapshot: PinnedSnapshot, destination: Path, progress: Callable[[int], None] | None
-    ) -> BackupSummary:
-        return self.inner.copy_to(snapshot, destination, progress)
-
-    def admin(self, message: dict[str, Any]) -> dict[str, Any]:
-        return self.inner.admin(message)
 
     def close(self) -> None:
         """Let go of the engine at once. Commits in flight have no outcome here; `aclose` waits for it."""

@@ -21,7 +21,7 @@ cdef struct RecentConflict:
     u64 number                      # from 1; 0: unused, or being written
     i64 at                          # ns since the epoch
     u64 expected                    # the version that was read or expected; of a write or a range, the start version
-    u64 found                       # the version of whoever won; 0: the key is gone, or nothing is known
+    u64 found                       # the version that won; 0: the key is gone, or nothing is known
     u64 attempt                     # from 1
     u32 key_size                    # as kept
     u8 kind                         # CONFLICT_*

@@ -8,32 +8,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..model.errors import CommitOutcomeUnknown, DatabaseClosedError
-from ..model.limits import Limits
-from ..model.public_types import BackupSummary
-from ..model.settings import Settings
-from ..transaction.waiting import WaitHub
+from ..transaction.forwarding import ForwardingHandle
 from ._source import RemoteSource
 from .handle import RemoteHandle, answer_of, wants_sync
 
 if TYPE_CHECKING:
-    from ..transaction._answer import Answer
-    from ..transaction.engine_handle import PinnedSnapshot
+    pass
 
 __all__ = ["AwaitedRemote"]
 
 
-class AwaitedRemote:
+class AwaitedRemote(ForwardingHandle[RemoteHandle]):
     """`EngineHandle` over a RemoteHandle, with `commit` for event loops."""
 
     begins_afar = True
 
     def __init__(self, inner: RemoteHandle) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self._under_way: dict[Any, asyncio.Task[None]] = {}  # by pending commit
 
     def __reduce__(self) -> Any:
@@ -48,22 +42,6 @@ class AwaitedRemote:
         return other
 
     @property
-    def limits(self) -> Limits:
-        return self.inner.limits
-
-    @property
-    def settings(self) -> Settings:
-        return self.inner.settings
-
-    @property
-    def durability(self) -> str:
-        return self.inner.durability
-
-    @property
-    def log_mode(self) -> str:
-        return self.inner.log_mode
-
-    @property
     def location(self) -> str:
         """Where the server is, without secrets."""
         return self.inner.location
@@ -72,36 +50,8 @@ class AwaitedRemote:
     def path(self) -> None:
         """There is no directory."""
 
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed."""
-        return self.inner.closed
-
-    @property
-    def session(self) -> int:
-        return self.inner.session
-
-    @property
-    def waits(self) -> WaitHub:
-        """Where tasks and threads of this handle sleep until something changes."""
-        return self.inner.waits
-
     def attachment(self) -> RemoteSource:
         return self.inner.attachment()
-
-    def submit(self, request: bytearray, deadline: float | None) -> Answer:
-        return self.inner.submit(request, deadline)
-
-    def keep_session(self) -> None:
-        """Nothing yet: it asks the server, so `commit` does it in a thread."""
-
-    def admin(self, message: dict[str, Any]) -> dict[str, Any]:
-        return self.inner.admin(message)
-
-    def copy_to(
-        self, snapshot: PinnedSnapshot, destination: Path, progress: Callable[[int], None] | None
-    ) -> BackupSummary:
-        return self.inner.copy_to(snapshot, destination, progress)
 
     def close(self) -> None:
         """Let go of the server at once. Commits in flight have no outcome here; `aclose` waits for it."""

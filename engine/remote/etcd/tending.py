@@ -1,6 +1,6 @@
 """What a namespace owes before its head may be used: expired keys, ended sessions, another cluster.
 
-etcd runs nothing of ours, so clients do it: whoever looks at a head that owes something pays first.
+etcd runs nothing of ours, so clients do it: the client that looks at a head with work due does it first.
 
 1. A look whose head is due removes what has expired, as a commit, at a head clock of that moment. So no snapshot
    begins, and no request is judged, at a time by which some value has expired and was not removed.

@@ -1,7 +1,7 @@
 -- The tables of occamdb. {s} is the schema, {clock} and {timeline} are expressions of migrations.py.
 --
 -- 1. Every change of a namespace is made by a transaction that holds the lock of its head row. Therefore the
---    order of the locks is the order of the commits, and whoever holds the lock sees all commits before its own.
+--    order of the locks is the order of the commits, and the holder of the lock sees all commits before its own.
 -- 2. Reads take no lock. Each is one statement, and so sees one state of all tables.
 -- 3. Times are nanoseconds since the epoch by the server's clock.
 
