@@ -32,6 +32,7 @@ __all__ = ["PostgresBackend"]
 _log = logging.getLogger("occamdb")
 _KINDS = {1: "put", 2: "delete", 3: "expire"}
 _CHANGES_MAX = 1 << 30
+_VERSION_MAX = (1 << 63) - 1
 _BEGUN = struct.Struct(">6q")
 _BOUNDS = struct.Struct(">4q")
 _ROW = struct.Struct(">5q")  # place, version, time, expiry, session
@@ -232,7 +233,7 @@ class PostgresBackend:
 
     def changes(self, start: bytes, end: bytes | None, since: int, limit: int, *, values: bool) -> Changes:
         """Commits after `since` that changed something in a range."""
-        rows, newest = self._change_rows(start, end, since, _CHANGES_MAX, max(1, limit) + 1, values)
+        rows, newest = self._change_rows(start, end, since, _VERSION_MAX, max(1, limit) + 1, values)
         if len(rows) <= limit:
             return Changes(_commits(rows), newest)
         # The last commit may not be whole. If it is the only one, ask for all of it.
@@ -253,7 +254,7 @@ class PostgresBackend:
                 "start": start,
                 "end": end,
                 "since": Int8(since),
-                "until": Int8(until if until != _CHANGES_MAX else (1 << 63) - 1),
+                "until": Int8(until),
                 "limit": Int8(limit),
                 "ns": Int4(self.number),
             },
