@@ -12,6 +12,7 @@ from occamdb import RetryPolicy, RunId, Transaction, TypeTag
 from occamdb.engine.coordinator.recent_conflicts import KeptConflicts, conflict_figures, read_conflicts
 from occamdb.ipc import layout
 from tests.support.databases import DatabaseFactory
+from tests.support.transactions import lose_by_read
 
 pytestmark = pytest.mark.local_only(
     "figures of the coordinator: retries, conflicts by kind, hot keys, turns, expiries"
@@ -23,17 +24,6 @@ def conflicts(db: occamdb.Database) -> list[dict[str, Any]]:
     """The newest first."""
     found: list[dict[str, Any]] = db.stats()["recent_conflicts"]
     return found
-
-
-def lose_by_read(db: occamdb.Database, run: RunId, key: str) -> int:
-    """One commit that is refused since a key that it had read was changed; the version that won."""
-    txn = db.begin(run)
-    txn.get(key)
-    txn.put("other", 1)
-    won = db.put(run, key, 2)
-    with pytest.raises(occamdb.ConflictError):
-        txn.commit()
-    return won
 
 
 def test_a_read_that_lost_is_listed_with_both_sides(db_factory: DatabaseFactory, run: RunId) -> None:

@@ -10,6 +10,7 @@ import occamdb
 from occamdb import RunId, Thought, ToolCall, Transaction
 from occamdb.tools.inspector.conflicts import ConflictLog
 from tests.support.inspecting import Looked, Page, looking_at, query_of
+from tests.support.transactions import lose_by_read
 
 
 @pytest.fixture
@@ -98,20 +99,9 @@ def test_a_commit_that_is_not_there(db: occamdb.Database, looked: Looked) -> Non
         assert "no commit" in looked.page(f"/commit/{version}", 404).text
 
 
-def lose(db: occamdb.Database, run: RunId, key: str) -> int:
-    """A conflict about a key; the version that won."""
-    txn = db.begin(run)
-    txn.get(key)
-    txn.put("other", 1)
-    won = db.put(run, key, 2)
-    with pytest.raises(occamdb.ConflictError):
-        txn.commit()
-    return won
-
-
 def test_conflicts_are_shown_with_both_sides(db: occamdb.Database, looked: Looked) -> None:
     run = RunId.new()
-    won = [lose(db, run, f"hot {at}") for at in range(3)]
+    won = [lose_by_read(db, run, f"hot {at}") for at in range(3)]
     looked.feed.look()
     page = looked.page("/conflicts")
     text = page.text_of("conflicts")
@@ -127,8 +117,8 @@ def test_the_heat_map_has_keys_by_time(db: occamdb.Database, looked: Looked) -> 
     run = RunId.new()
     looked.feed.look()
     for _ in range(5):
-        lose(db, run, "hottest")
-    lose(db, run, "warm")
+        lose_by_read(db, run, "hottest")
+    lose_by_read(db, run, "warm")
     looked.feed.look()
     page = looked.page("/conflicts")
     keys = [
