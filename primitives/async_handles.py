@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, Unpa
 
 from ..engine.client import opening
 from ..engine.client.awaited_handle import ASYNC_LINKS, AwaitedHandle, check_async_links, in_thread
+from ..engine.client.local_handle import LocalHandle
+from ..engine.client.shared_handle import SharedHandle
 from ..engine.model.public_types import IsolationName
 from ..engine.model.values import Codec
-from ..engine.remote.awaited import AwaitedRemote
-from ..engine.remote.handle import RemoteHandle
 from ..engine.transaction.async_database import AsyncDatabase as EngineAsyncDatabase
 from ..engine.transaction.async_database import AwaitedBase
 from ..engine.transaction.async_transaction import AsyncTransaction as EngineAsyncTransaction
@@ -220,9 +220,15 @@ class _Opener(Generic[D]):
 
 def _wrapped(database: EngineDatabase[Any], async_links: int) -> AsyncDatabase:
     handle: Any = database.handle
-    wrapped: Any = (
-        AwaitedRemote(handle) if isinstance(handle, RemoteHandle) else AwaitedHandle(handle, async_links)
-    )
+    wrapped: Any
+    if isinstance(handle, LocalHandle | SharedHandle):
+        wrapped = AwaitedHandle(handle, async_links)
+    else:
+        from ..engine.remote.awaited import (
+            AwaitedRemote,
+        )  # here: a program without a server does not import it
+
+        wrapped = AwaitedRemote(handle)
     return AsyncDatabase(
         wrapped, database.isolation, database.current_namespace, database.codec, database.run_rule
     )

@@ -37,7 +37,7 @@ def path_given(text: str) -> Path:
     Raises:
       BadParameter: the text is empty, as of a shell variable that is not set, or names a server.
     """
-    from occamdb.engine.remote.opening import is_url
+    from occamdb.engine.remote.urls import is_url
 
     _require_text(text)
     if is_url(text):
@@ -54,7 +54,7 @@ def place_given(text: str) -> Place:
     Raises:
       BadParameter: the text is empty, or a URL without its slashes.
     """
-    from occamdb.engine.remote.opening import is_url
+    from occamdb.engine.remote.urls import is_url
 
     _require_text(text)
     if is_url(text):

@@ -12,7 +12,7 @@ from ..model.limits import TIMEOUT_MAX
 from ..model.public_types import Durability, Isolation, IsolationName
 from ..model.settings import Settings
 from ..model.values import Codec
-from ..remote.opening import is_url, open_server
+from ..remote.urls import is_url
 from ..transaction.database import Database
 from ..transaction.engine_handle import EngineHandle
 from ..transaction.guard import RunRule
@@ -87,6 +87,8 @@ def open_database(
     seconds = float(min(timeout, TIMEOUT_MAX))
     handle: EngineHandle
     if is_url(path):
+        from ..remote.opening import open_server  # here: a program without a server does not import it
+
         handle = open_server(os.fspath(path), namespace.base, str(durability), seconds, given)
     else:
         # Names and ranges are checked here, where the caller can see the error, and not only by the coordinator.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -16,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..model.errors import InvalidArgumentError, UnsupportedError
 from .handle import RemoteHandle
+from .urls import scheme_of
 
 if TYPE_CHECKING:
     from .backend import Backend
 
-__all__ = ["ServerOpener", "is_url", "kind_of", "module_of", "open_server"]
-
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+__all__ = ["ServerOpener", "kind_of", "module_of", "open_server"]
 
 
 @dataclass(frozen=True)
@@ -38,19 +36,13 @@ _POSTGRES = _Kind("postgres", "postgres", "psycopg")
 _KINDS = {"postgresql": _POSTGRES, "postgres": _POSTGRES, "etcd": _Kind("etcd", "etcd", "")}
 
 
-def is_url(path: object) -> bool:
-    """Whether a path names a server: it begins with a scheme and `://`."""
-    return isinstance(path, str) and _SCHEME.match(path) is not None
-
-
 def kind_of(url: str) -> _Kind:
     """The kind of server that a URL names.
 
     Raises:
       InvalidArgumentError: it is none that there is.
     """
-    found = _SCHEME.match(url)
-    scheme = found[1].lower() if found else ""
+    scheme = scheme_of(url)
     kind = _KINDS.get(scheme)
     if kind is None:
         likely = difflib.get_close_matches(scheme, _KINDS, 1)
