@@ -224,9 +224,8 @@ def _wrapped(database: EngineDatabase[Any], async_links: int) -> AsyncDatabase:
     if isinstance(handle, LocalHandle | SharedHandle):
         wrapped = AwaitedHandle(handle, async_links)
     else:
-        from ..engine.remote.awaited import (
-            AwaitedRemote,
-        )  # here: a program without a server does not import it
+        # Here: a program without a server does not import it.
+        from ..engine.remote.awaited import AwaitedRemote
 
         wrapped = AwaitedRemote(handle)
     return AsyncDatabase(
